@@ -1,0 +1,101 @@
+//! Why a packet did not go where it wanted, and what is counted: one list for the error value, the index and the words.
+
+/// Declares an enum whose discriminants index the counters, with a name and a sentence each.
+macro_rules! counted {
+    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])* $variant:ident = $key:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        #[repr(u32)]
+        pub enum $name { $($(#[doc = $doc])* $variant,)* }
+
+        impl $name {
+            /// Every value, in the order of the counters.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// A stable name for metrics and logs.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $key,)* }
+            }
+
+            /// One sentence for people.
+            pub const fn describe(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc,)*).trim_ascii(),)* }
+            }
+        }
+    };
+}
+
+counted! {
+    /// Why a packet is not sent on. Every value means: dropped, and counted under its name.
+    Reason {
+        /// The frame ends within a header that it announces.
+        Truncated = "truncated",
+        /// The Service has no backend that may be used; the client is told at once.
+        NoBackend = "no_backend",
+        /// The traffic policy is Local and no backend is on this node.
+        NoLocalBackend = "no_local_backend",
+        /// A port of a cluster IP that its Service does not have.
+        UnknownPort = "unknown_port",
+        /// The slot of a backend was not found: its Service changed while the packet passed.
+        BackendMissing = "backend_missing",
+        /// A TCP packet to a cluster IP that opens nothing and belongs to no flow (V16).
+        NotSyn = "not_syn",
+        /// The backend is a pod of this node whose device has not been found yet.
+        PodDeviceUnknown = "pod_device_unknown",
+        /// There is no route to the backend, or forwarding is switched off on the device.
+        NoRoute = "no_route",
+        /// The device towards the backend has no address to masquerade with.
+        NoMasqueradeAddress = "no_masquerade_address",
+        /// No free source port was found in the masquerade range (V12).
+        NoMasqueradePort = "no_masquerade_port",
+        /// The flow table takes no more entries.
+        FlowTableFull = "flow_table_full",
+        /// A backend's packet to a masquerade port that no flow owns.
+        StrayReply = "stray_reply",
+        /// Its time to live ended here.
+        TtlExceeded = "ttl_exceeded",
+        /// The kernel refused a change of the packet.
+        RewriteFailed = "rewrite_failed",
+        /// More refusals (ICMP unreachable) than the limit allows.
+        RejectRateLimited = "reject_rate_limited",
+    }
+}
+
+counted! {
+    /// What else is counted.
+    Counter {
+        /// Packets of flows that were sent on.
+        Forwarded = "forwarded",
+        /// Packets of redirectable flows that went through the stack instead.
+        Fallback = "fallback",
+        /// Flows opened.
+        Opened = "opened",
+        /// Flows whose backend answered.
+        Established = "established",
+        /// Refusals sent as ICMP unreachable.
+        Rejected = "rejected",
+        /// Fragments to a frontend, left alone.
+        Fragment = "fragment",
+        /// IPv6 packets with extension headers, left alone.
+        ExtensionHeader = "extension_header",
+        /// Packets that XDP left to tc.
+        LeftToTc = "left_to_tc",
+    }
+}
+
+/// The number of elements of `COUNTERS`: the reasons, then the counters.
+pub const COUNTERS: u32 = Reason::ALL.len() as u32 + Counter::ALL.len() as u32;
+
+impl Reason {
+    /// The index in `COUNTERS`.
+    pub const fn index(self) -> u32 {
+        self as u32
+    }
+}
+
+impl Counter {
+    /// The index in `COUNTERS`.
+    pub const fn index(self) -> u32 {
+        Reason::ALL.len() as u32 + self as u32
+    }
+}

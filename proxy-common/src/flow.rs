@@ -1,0 +1,153 @@
+//! Connections: the key is what a packet of one direction looks like when it meets us, the value what becomes of it.
+
+use crate::net::{Address, IfIndex, Port, Protocol};
+
+/// One direction of a connection, as its packets arrive. Key of `FLOWS*` and `OPENING*`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FlowKey<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// Source port.
+    pub sport: Port,
+    /// Destination port.
+    pub dport: Port,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// Always zero.
+    pub zero: [u8; 3],
+}
+const _: () = assert!(size_of::<FlowKey<crate::net::Addr4>>() == 16);
+const _: () = assert!(size_of::<FlowKey<crate::net::Addr6>>() == 40);
+
+impl<A: Address> FlowKey<A> {
+    /// A key from its five parts.
+    #[inline(always)]
+    pub fn new(protocol: Protocol, src: A, sport: Port, dst: A, dport: Port) -> Self {
+        Self { src, dst, sport, dport, protocol, zero: [0; 3] }
+    }
+    /// The same connection seen from the other end.
+    #[inline(always)]
+    pub fn reversed(&self) -> Self {
+        Self::new(self.protocol, self.dst, self.dport, self.src, self.sport)
+    }
+}
+
+/// What becomes of the packets of one direction: the whole rewrite and the way. Value of `FLOWS*` and `OPENING*`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Flow<A> {
+    /// The source address that packets leave with.
+    pub src: A,
+    /// The destination address that packets leave with.
+    pub dst: A,
+    /// The source port that packets leave with.
+    pub sport: Port,
+    /// The destination port that packets leave with.
+    pub dport: Port,
+    /// Where [`Way::Pod`] and [`Way::Neighbour`] lead.
+    pub device: IfIndex,
+    /// Low 32 bits of jiffies when a packet of this direction was last noted; refreshed at most once a second.
+    pub seen: u32,
+    /// The Service port that opened the flow: the key of `NAMES`.
+    pub service: u32,
+    /// How rewritten packets go on; a [`Way`] as number.
+    pub way: u8,
+    /// Bits of [`Hook`]: where the rewrite happens. A packet that meets us elsewhere is left alone.
+    pub hooks: u8,
+    /// Bits of [`State`], kept alike in both directions.
+    pub state: u8,
+    /// Bits of [`Role`], fixed when the flow opens.
+    pub role: u8,
+}
+const _: () = assert!(size_of::<Flow<crate::net::Addr4>>() == 28);
+const _: () = assert!(size_of::<Flow<crate::net::Addr6>>() == 52);
+
+impl<A: Address> Flow<A> {
+    /// The key of the other direction's entry.
+    #[inline(always)]
+    pub fn mate(&self, protocol: Protocol) -> FlowKey<A> {
+        FlowKey::new(protocol, self.dst, self.dport, self.src, self.sport)
+    }
+    /// Whether the flow is one of `role`.
+    #[inline(always)]
+    pub fn is(&self, role: u8) -> bool {
+        self.role & role != 0
+    }
+}
+
+/// How a rewritten packet goes on. Chosen when the flow opens, and binds both directions (design: "one way for both directions").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Way {
+    /// Up the host's stack, which routes it.
+    Stack = 0,
+    /// Into the pod behind the veth `device`.
+    Pod = 1,
+    /// To the next hop that the route through `device` names.
+    Neighbour = 2,
+}
+
+impl Way {
+    /// The way of a [`Flow::way`]; numbers that are none mean the stack.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Pod,
+            2 => Self::Neighbour,
+            _ => Self::Stack,
+        }
+    }
+}
+
+/// Where a program of ours meets packets, as a bit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Hook {
+    /// Packets that a node device received: XDP, or tc ingress.
+    FromDevice = 1,
+    /// Packets that a pod sent: tc ingress of the host side of its veth.
+    FromPod = 2,
+    /// Packets that the stack or a bridge sends to a pod: tc egress of the host side of its veth.
+    ToPod = 4,
+    /// Packets that this host sends through a node device: tc egress.
+    ToDevice = 8,
+}
+
+/// What a flow's entry is; bits of [`Flow::role`].
+pub struct Role;
+
+impl Role {
+    /// The direction of the client's packets.
+    pub const FORWARD: u8 = 1;
+    /// The direction of the backend's packets.
+    pub const REPLY: u8 = 2;
+    /// The source was rewritten to an address of this node and a port of the masquerade range.
+    pub const MASQUERADE: u8 = 4;
+    /// Time to live is decremented: the packet is forwarded by us, not by the stack.
+    pub const HOP: u8 = 8;
+}
+
+/// What was seen of a connection; bits of [`Flow::state`].
+pub struct State;
+
+impl State {
+    /// The backend has answered: the flow lives in `FLOWS*`.
+    pub const REPLIED: u8 = 1;
+    /// The client sent FIN.
+    pub const FIN_FORWARD: u8 = 2;
+    /// The backend sent FIN.
+    pub const FIN_REPLY: u8 = 4;
+    /// Either sent RST.
+    pub const RESET: u8 = 8;
+    /// Both sent FIN.
+    pub const FIN_BOTH: u8 = Self::FIN_FORWARD | Self::FIN_REPLY;
+
+    /// Whether the connection has ended, so that a SYN opens a new one (V17).
+    #[inline(always)]
+    pub const fn closed(state: u8) -> bool {
+        state & Self::RESET != 0 || state & Self::FIN_BOTH == Self::FIN_BOTH
+    }
+}

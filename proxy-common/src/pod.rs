@@ -1,0 +1,17 @@
+//! aya's marker for what may be copied to and from maps as bytes.
+
+use crate::{flow, net, service};
+
+macro_rules! plain {
+    ($($ty:ty),* $(,)?) => { $(
+        // SAFETY: repr(C) or repr(transparent) over integers, without padding (the size is asserted at the definition); any bytes are a value.
+        unsafe impl aya::Pod for $ty {}
+    )* };
+}
+
+plain! {
+    net::Addr4, net::Addr6, net::AddressFlags, net::IfIndex, net::LocalPod, net::Device,
+    flow::FlowKey<net::Addr4>, flow::FlowKey<net::Addr6>, flow::Flow<net::Addr4>, flow::Flow<net::Addr6>,
+    service::ServiceKey<net::Addr4>, service::ServiceKey<net::Addr6>, service::Service, service::BackendKey,
+    service::Backend<net::Addr4>, service::Backend<net::Addr6>, service::Name, service::Config,
+}

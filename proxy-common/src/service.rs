@@ -1,0 +1,161 @@
+//! Services as the packet path sees them: frontends, intervals of slots, backends.
+
+use crate::net::{Port, Protocol};
+
+/// A frontend: where clients knock. Key of `SERVICES*`. nodePorts have the zero address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ServiceKey<A> {
+    /// Cluster, external or load balancer IP; zero for a nodePort.
+    pub addr: A,
+    /// The port that clients use.
+    pub port: Port,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// Always zero.
+    pub zero: u8,
+}
+const _: () = assert!(size_of::<ServiceKey<crate::net::Addr4>>() == 8);
+const _: () = assert!(size_of::<ServiceKey<crate::net::Addr6>>() == 20);
+
+impl<A> ServiceKey<A> {
+    /// A key from its three parts.
+    #[inline(always)]
+    pub const fn new(addr: A, port: Port, protocol: Protocol) -> Self {
+        Self { addr, port, protocol, zero: 0 }
+    }
+}
+
+/// What a frontend leads to. Value of `SERVICES*`.
+///
+/// The backends of a service port are slots 0.. of one generation, ordered local-only, both, cluster-only (V7), so that the
+/// sets for policy Local and Cluster are two intervals: Local is `0..local_len`, Cluster `cluster_first..cluster_first + cluster_len`.
+/// A change of backends gets a new generation: new slots are written first, then this value is replaced, then the old slots go.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Service {
+    /// Bits of [`ServiceFlags`].
+    pub flags: u32,
+    /// The service port's id, stable while the service port exists: key of `NAMES`.
+    pub id: u32,
+    /// The generation whose slots are meant; unique across all services.
+    pub generation: u32,
+    /// Seconds of ClientIP affinity; 0 is none (V13).
+    pub affinity: u32,
+    /// The number of slots for policy Local.
+    pub local_len: u32,
+    /// The first slot for policy Cluster.
+    pub cluster_first: u32,
+    /// The number of slots for policy Cluster.
+    pub cluster_len: u32,
+}
+const _: () = assert!(size_of::<Service>() == 28);
+
+impl Service {
+    /// Whether all bits of `flag` are set.
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag == flag
+    }
+}
+
+/// Bits of [`Service::flags`].
+pub struct ServiceFlags;
+
+impl ServiceFlags {
+    /// The frontend is a cluster IP: internalTrafficPolicy applies.
+    pub const CLUSTER_IP: u32 = 1;
+    /// The frontend is a nodePort: externalTrafficPolicy applies to clients from outside.
+    pub const NODE_PORT: u32 = 2;
+    /// The frontend is an external IP.
+    pub const EXTERNAL_IP: u32 = 4;
+    /// The frontend is a load balancer IP.
+    pub const LOAD_BALANCER: u32 = 8;
+    /// The traffic policy that applies to this frontend is Local (from outside, unless it is a cluster IP).
+    pub const LOCAL: u32 = 16;
+    /// Where Local has no backend but Cluster has: drop instead of reject.
+    pub const LOCAL_DROP: u32 = 32;
+}
+
+/// One slot of a service port. Key of `BACKENDS*`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct BackendKey {
+    /// [`Service::generation`].
+    pub generation: u32,
+    /// 0-based.
+    pub slot: u32,
+}
+
+/// A backend. Value of `BACKENDS*`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Backend<A> {
+    /// The endpoint's address.
+    pub addr: A,
+    /// The endpoint's port (targetPort, resolved; V4).
+    pub port: Port,
+    /// Bits of [`BackendFlags`].
+    pub flags: u16,
+    /// The key's generation again: preallocated hashes reuse elements at once, and a reader notices by this.
+    pub generation: u32,
+}
+const _: () = assert!(size_of::<Backend<crate::net::Addr4>>() == 12);
+const _: () = assert!(size_of::<Backend<crate::net::Addr6>>() == 24);
+
+/// Bits of [`Backend::flags`].
+pub struct BackendFlags;
+
+impl BackendFlags {
+    /// A pod on the pod network: its node carries replies to any pod back unmasqueraded, so flows of pods to it may be redirected.
+    /// Without it (hostNetwork, addresses outside the cluster) a pod's packets go through the stack, where the CNI masquerades.
+    pub const POD: u16 = 1;
+}
+
+/// A name for people, beside an id: value of `NAMES`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Name {
+    /// The number of bytes that count.
+    pub len: u32,
+    /// `namespace/name:port`, UTF-8, cut after 188 bytes.
+    pub bytes: [u8; 188],
+}
+const _: () = assert!(size_of::<Name>() == 192);
+
+impl Name {
+    /// A name, cut at a character's border to what fits.
+    pub fn new(text: &str) -> Self {
+        let mut end = text.len().min(188);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        let mut bytes = [0; 188];
+        bytes[..end].copy_from_slice(&text.as_bytes()[..end]);
+        Self { len: end as u32, bytes }
+    }
+    /// The text; empty if it is no UTF-8.
+    pub fn as_str(&self) -> &str {
+        let len = (self.len as usize).min(self.bytes.len());
+        core::str::from_utf8(&self.bytes[..len]).unwrap_or_default()
+    }
+}
+
+/// What the agent tells the packet path; the one value of `CONFIG`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Config {
+    /// Key of the hash that chooses backends (V15).
+    pub secret: u64,
+    /// First port of the masquerade range (V12), host order.
+    pub masquerade_first: u16,
+    /// Number of ports of the masquerade range.
+    pub masquerade_len: u16,
+    /// Jiffies in a second.
+    pub hz: u32,
+    /// Seconds that a half-open flow counts as the same connection.
+    pub opening_timeout: u32,
+    /// Seconds that an answered UDP flow lives after its last packet (V18).
+    pub udp_timeout: u32,
+}
+const _: () = assert!(size_of::<Config>() == 24);

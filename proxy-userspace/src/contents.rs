@@ -1,0 +1,69 @@
+//! What the maps ought to hold, in symbols: no ids, no generations, no slots.
+//!
+//! `compile` makes it, `place` turns it into writes, `dataplane` reads the kernel back into it; equality is judged here.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol};
+use proxy_common::service::Config;
+
+/// Everything that the maps ought to hold on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Where clients knock, and what it leads to.
+    pub frontends: BTreeMap<Frontend, Target>,
+    /// What addresses are to this node.
+    pub addresses: BTreeMap<IpAddr, AddressFlags>,
+    /// Pods of this node by address.
+    pub pods: BTreeMap<IpAddr, LocalPod>,
+    /// Devices that packets come in and go out by.
+    pub devices: BTreeMap<IfIndex, Device>,
+    /// The packet path's settings.
+    pub config: Config,
+}
+
+/// A frontend: one address (unspecified for nodePorts, of either family), port and protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// Cluster, external or load balancer IP; `0.0.0.0` or `::` for a nodePort.
+    pub addr: IpAddr,
+    /// The port that clients use.
+    pub port: u16,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+}
+
+/// What a frontend leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// `namespace/name:port` of the service port; the same text means the same id in the kernel.
+    pub service: Arc<str>,
+    /// Bits of `ServiceFlags`.
+    pub flags: u32,
+    /// Seconds of ClientIP affinity, 0 for none (V13).
+    pub affinity: u32,
+    /// The service port's backends of the frontend's family; equal lists of one service port share a generation.
+    pub backends: Arc<Backends>,
+}
+
+/// The backends of one service port and family, each list sorted and free of duplicates (V5, V7).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backends {
+    /// Only for policy Local.
+    pub local_only: Vec<Endpoint>,
+    /// For both policies.
+    pub both: Vec<Endpoint>,
+    /// Only for policy Cluster.
+    pub cluster_only: Vec<Endpoint>,
+}
+
+/// One backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Bits of `BackendFlags`.
+    pub flags: u16,
+}

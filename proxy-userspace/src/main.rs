@@ -1,0 +1,5 @@
+//! The binary `portway`: parses the command line and hands over.
+
+mod contents;
+
+fn main() {}
