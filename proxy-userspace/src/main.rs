@@ -1,5 +1,6 @@
 //! The binary `portway`: parses the command line and hands over.
 
 mod contents;
+mod place;
 
 fn main() {}
