@@ -3,5 +3,9 @@
 //! source -> model -> compile -> contents -> place -> dataplane; `sync` owns the loop.
 
 pub mod contents;
+pub mod links;
 pub mod model;
 pub mod place;
+
+#[cfg(test)]
+mod testing;
