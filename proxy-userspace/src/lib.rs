@@ -2,5 +2,6 @@
 //!
 //! source -> model -> compile -> contents -> place -> dataplane; `sync` owns the loop.
 
+pub mod compile;
 pub mod contents;
 pub mod model;
