@@ -2,6 +2,7 @@
 //!
 //! source -> model -> compile -> contents -> place -> dataplane; `sync` owns the loop.
 
+pub mod compile;
 pub mod contents;
 pub mod links;
 pub mod model;

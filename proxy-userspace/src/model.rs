@@ -2,6 +2,7 @@
 //!
 //! Kubernetes' own types stop at [`k8s`].
 
+pub mod k8s;
 mod objects;
 
 use std::collections::BTreeMap;
@@ -92,13 +93,8 @@ pub struct PortRange {
 
 impl PortRange {
     /// How many ports it has.
-    pub fn len(self) -> u32 {
+    pub fn count(self) -> u32 {
         u32::from(self.last) - u32::from(self.first) + 1
-    }
-
-    /// Whether it has no port; it always has one.
-    pub fn is_empty(self) -> bool {
-        false
     }
 
     /// Whether `port` is one of them.
