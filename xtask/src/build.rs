@@ -54,7 +54,7 @@ pub fn executable(command: &[&str], profile: Profile) -> Result<PathBuf> {
 
 fn last_executable(messages: &str) -> Option<PathBuf> {
     let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    parsed.filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from)).last()
+    parsed.filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from)).next_back()
 }
 
 #[cfg(test)]

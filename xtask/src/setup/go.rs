@@ -9,7 +9,7 @@ use std::process::Command;
 /// Kubernetes 1.36 asks for it in its go.mod.
 const WANTED: (u32, u32) = (1, 26);
 /// What the module proxy gives where the host's Go is too old.
-const TOOLCHAIN: &str = "golang.org/toolchain@v0.0.1-go1.26.0.linux-amd64";
+const TOOLCHAIN: &str = "golang.org/toolchain@v0.0.1-go1.26.8.linux-amd64";
 
 /// A `go` that can build the control plane; [`super::ensure`] of [`super::Component::Go`] first.
 pub fn go() -> Result<PathBuf> {
@@ -32,7 +32,7 @@ pub(super) fn bring() -> Result<()> {
         return Ok(());
     }
     let go = any().context("find the Go that apt installed")?;
-    println!("fetching {TOOLCHAIN} with {} (65 MB)", go.display());
+    println!("fetching {TOOLCHAIN} with {} (70 MB)", go.display());
     sh::output(Command::new(&go).args(["mod", "download", TOOLCHAIN]).env("GOTOOLCHAIN", "local").current_dir("/"))?;
     // Modules are stored without execute permission.
     let root = fetched(&go).context("find the fetched Go in the module cache")?;

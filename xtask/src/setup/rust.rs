@@ -7,7 +7,7 @@ use super::apt;
 use super::component::Found;
 use crate::sh;
 use anyhow::{Context, Result, bail};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use toolchain::{Core, LINKER_LLVM};
 
@@ -94,5 +94,5 @@ fn has_rustup() -> bool {
 
 fn is_debians() -> bool {
     let sysroot = sh::output(Command::new("rustc").args(["--print", "sysroot"])).unwrap_or_default();
-    PathBuf::from(sysroot.trim()) == Path::new("/usr") && apt::offers("libstd-rust-web-dev-bpf")
+    sysroot.trim() == "/usr" && apt::offers("libstd-rust-web-dev-bpf")
 }
