@@ -49,7 +49,8 @@ fn everybody_reaches_everybody(wiring: Wiring, join: Join) -> Result<()> {
     let near = (lab.near_client(), Some(NEAR_CLIENT));
     let far = (lab.far_client(), Some(FAR_CLIENT));
     let nodes = lab.nodes().iter().map(|node| (node.ns(), None));
-    let pods = lab.pods().map(|(_, pod)| (pod.ns(), Some(pod.addresses())));
+    // A node has several addresses, of which the kernel chooses one by the way that it takes.
+    let pods = lab.pods().map(|(_, pod)| (pod.ns(), pod.device().map(|_| pod.addresses())));
     for (from, address) in [near, far].into_iter().chain(nodes).chain(pods) {
         from.run(|| {
             servers.iter().try_for_each(|(name, addr)| {

@@ -104,13 +104,17 @@ pub fn run(load: &Load) -> Result<LoadReport> {
     generator.open_held();
     let start = Instant::now();
     let mut next_check = start;
-    while start.elapsed() < load.duration || generator.waiting() {
+    loop {
         let now = Instant::now();
-        generator.send_due(now.duration_since(start).min(load.duration), now);
+        let elapsed = now.duration_since(start);
+        generator.send_due(elapsed.min(load.duration), now);
         generator.receive()?;
         if now >= next_check {
             generator.drop_overdue(now);
             next_check = now + Duration::from_millis(50);
+        }
+        if elapsed >= load.duration && !generator.waiting() {
+            break;
         }
     }
     generator.report.elapsed = start.elapsed();
