@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use xtask::lab::{hold, probe, server};
 use xtask::{build, setup, tidy};
 
 /// Setup, build, lab, demo and tests of Portway
@@ -17,6 +18,11 @@ enum Command {
     Setup(setup::Args),
     Build(build::Args),
     Tidy(tidy::Args),
+    Lab(hold::LabArgs),
+    #[command(hide = true)]
+    PodServer(server::PodServerArgs),
+    #[command(hide = true)]
+    Probe(probe::ProbeArgs),
 }
 
 fn main() -> ExitCode {
@@ -24,6 +30,12 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
         Command::Tidy(args) => tidy::run(&args),
+        Command::Lab(args) => hold::hold(&args),
+        Command::PodServer(args) => server::serve(&args),
+        Command::Probe(args) => {
+            probe::print_answers(&args);
+            Ok(())
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
