@@ -1,0 +1,3 @@
+//! The lab: clusters in network namespaces of one host, for the demo, the tests and the benchmarks.
+
+pub mod controlplane;
