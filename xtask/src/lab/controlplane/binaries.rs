@@ -57,7 +57,10 @@ pub fn version() -> Result<&'static str> {
 
 fn etcd() -> Result<Program> {
     let path = candidates("etcd").find(|path| path.is_file());
-    Ok(Program { path: path.context("find etcd (Debian's package is etcd-server; `cargo xtask setup` installs it)")?, chosen_by: None })
+    Ok(Program {
+        path: path.context("find etcd (Debian's package is etcd-server; `cargo xtask setup` installs it)")?,
+        chosen_by: None,
+    })
 }
 
 fn component(name: &'static str) -> Result<Program> {
@@ -98,7 +101,9 @@ fn built() -> Result<PathBuf> {
 
 fn build(dir: &Path, binary: &Path) -> Result<()> {
     let version = version()?;
-    eprintln!("building kube-apiserver, kube-controller-manager and kube-proxy {version} from Go modules, once: some minutes, 3 GB of Go's caches");
+    eprintln!(
+        "building kube-apiserver, kube-controller-manager and kube-proxy {version} from Go modules, once: some minutes, 3 GB of Go's caches"
+    );
     for (name, text) in [("go.mod", GO_MOD), ("go.sum", GO_SUM), ("main.go", MAIN_GO)] {
         fs::write(dir.join(name), text).with_context(|| format!("write {name} to {}", dir.display()))?;
     }
@@ -129,7 +134,9 @@ fn go() -> Result<PathBuf> {
     let usual = PathBuf::from("/usr/local/go/bin/go");
     match candidates("go").chain([usual]).find(|path| path.is_file()) {
         Some(go) => Ok(go),
-        None => bail!("go is missing, and neither $KUBEBUILDER_ASSETS nor PATH has Kubernetes' programs; `cargo xtask setup` installs it"),
+        None => bail!(
+            "go is missing, and neither $KUBEBUILDER_ASSETS nor PATH has Kubernetes' programs; `cargo xtask setup` installs it"
+        ),
     }
 }
 

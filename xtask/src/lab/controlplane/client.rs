@@ -86,7 +86,8 @@ impl Client {
 
     /// Applies every document of a YAML text, in order.
     pub fn apply_yaml(&self, yaml: &str) -> Result<Vec<Value>> {
-        let documents = serde_norway::Deserializer::from_str(yaml).map(|document| Value::deserialize(document).context("parse YAML"));
+        let documents =
+            serde_norway::Deserializer::from_str(yaml).map(|document| Value::deserialize(document).context("parse YAML"));
         documents.filter(|document| !matches!(document, Ok(Value::Null))).map(|document| self.apply(&document?)).collect()
     }
 
@@ -162,8 +163,13 @@ impl Client {
     fn resource(&self, api_version: &str, kind: &str) -> Result<Resource> {
         let mut known = self.resources.lock().expect("no holder of this lock panics");
         if !known.contains_key(api_version) {
-            let served = self.send(Method::GET, &root(api_version), Body::None).with_context(|| format!("ask for the kinds of {api_version}"))?;
-            known.insert(api_version.to_owned(), Vec::deserialize(&served["resources"]).context("read the kinds that are served")?);
+            let served = self
+                .send(Method::GET, &root(api_version), Body::None)
+                .with_context(|| format!("ask for the kinds of {api_version}"))?;
+            known.insert(
+                api_version.to_owned(),
+                Vec::deserialize(&served["resources"]).context("read the kinds that are served")?,
+            );
         }
         // A subresource such as pods/status has the kind of its object.
         let mut of_kind = known[api_version].iter().filter(|resource| resource.kind == kind && !resource.name.contains('/'));
@@ -185,13 +191,15 @@ impl Client {
         let talk = || {
             enter(&self.netns)?;
             let request = Request::builder().method(method).uri(format!("{}{path}", self.url));
-            let request = request.header("Authorization", format!("Bearer {}", self.token)).header("Accept", "application/json, */*");
+            let request =
+                request.header("Authorization", format!("Bearer {}", self.token)).header("Accept", "application/json, */*");
             let answer = match body.encoded() {
                 None => self.agent.run(request.body(()).context("write a request")?),
                 Some((kind, text)) => self.agent.run(request.header("Content-Type", kind).body(text).context("write a request")?),
             };
             let mut answer = answer.with_context(|| format!("talk to {}", self.url))?;
-            let text = answer.body_mut().with_config().limit(1 << 30).read_to_string().context("read an answer of the API server")?;
+            let text =
+                answer.body_mut().with_config().limit(1 << 30).read_to_string().context("read an answer of the API server")?;
             Ok((answer.status().as_u16(), text))
         };
         thread::scope(|scope| scope.spawn(talk).join()).map_err(|_| anyhow!("a request to the API server panicked"))?

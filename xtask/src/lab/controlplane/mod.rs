@@ -59,7 +59,7 @@ pub struct ControlPlane {
     // Fields are dropped in this order: the clients of a program end before it does.
     manager: Daemon,
     apiserver: Option<Daemon>,
-    _etcd: Daemon,
+    etcd: Daemon,
     client: Client,
     pki: Pki,
     binaries: Binaries,
@@ -84,10 +84,11 @@ pub enum User {
 }
 
 impl ControlPlane {
-    /// Starts one, and returns when the API server says that it is ready and the namespace `default` is there.
+    /// Starts one, and returns when the API server says that it is ready and the Service `kubernetes` is there.
     pub fn start(spec: &ControlPlaneSpec) -> Result<Self> {
         let binaries = Binaries::find()?;
-        let dir = tempfile::Builder::new().prefix("portway-controlplane-").tempdir().context("create the control plane's directory")?;
+        let dir =
+            tempfile::Builder::new().prefix("portway-controlplane-").tempdir().context("create the control plane's directory")?;
         let pki = Pki::create(dir.path(), &server_names(spec))?;
         fs::write(dir.path().join("tokens.csv"), tokens()).context("write the control plane's users")?;
         let url = url(spec);
@@ -95,11 +96,12 @@ impl ControlPlane {
         let log = |name: &str| dir.path().join(name).with_extension("log");
 
         let etcd = Daemon::spawn(&binaries.etcd, &etcd_args(dir.path()), &spec.netns, &log("etcd"))?;
-        let apiserver = Daemon::spawn(&binaries.apiserver, &apiserver_args(spec, &pki, dir.path()), &spec.netns, &log("apiserver"))?;
+        let apiserver =
+            Daemon::spawn(&binaries.apiserver, &apiserver_args(spec, &pki, dir.path()), &spec.netns, &log("apiserver"))?;
         let admin = write_kubeconfig(dir.path(), "admin", &url, &pki.ca, ADMIN_TOKEN)?;
         let manager = Daemon::spawn(&binaries.controller_manager, &manager_args(&admin), &spec.netns, &log("manager"))?;
         let spec = spec.clone();
-        let mut plane = Self { manager, apiserver: Some(apiserver), _etcd: etcd, client, pki, binaries, spec, dir };
+        let mut plane = Self { manager, apiserver: Some(apiserver), etcd, client, pki, binaries, spec, dir };
         plane.wait_until_ready()?;
         Ok(plane)
     }
@@ -134,7 +136,9 @@ impl ControlPlane {
         let (file, token) = match user {
             User::Admin => ("admin".to_owned(), ADMIN_TOKEN.to_owned()),
             User::KubeProxy => ("kube-proxy".to_owned(), PROXY_TOKEN.to_owned()),
-            User::ServiceAccount { namespace, name } => (format!("{namespace}-{name}"), self.service_account_token(namespace, name)?),
+            User::ServiceAccount { namespace, name } => {
+                (format!("{namespace}-{name}"), self.service_account_token(namespace, name)?)
+            }
         };
         write_kubeconfig(self.dir.path(), &file, &self.url(), &self.pki.ca, &token)
     }
@@ -142,7 +146,8 @@ impl ControlPlane {
     /// A token of a service account, valid for an hour.
     pub fn service_account_token(&self, namespace: &str, name: &str) -> Result<String> {
         let account = ObjectRef::namespaced("v1", "ServiceAccount", namespace, name);
-        let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": { "expirationSeconds": 3600 } });
+        let request =
+            json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": { "expirationSeconds": 3600 } });
         let answer = self.client.post(&account, "token", &request)?;
         answer["status"]["token"].as_str().map(str::to_owned).context("read the token of a service account")
     }
@@ -155,19 +160,20 @@ impl ControlPlane {
     /// Starts the API server again, and returns when it is ready.
     pub fn start_apiserver(&mut self) -> Result<()> {
         let args = apiserver_args(&self.spec, &self.pki, self.dir.path());
-        self.apiserver = Some(Daemon::spawn(&self.binaries.apiserver, &args, &self.spec.netns, &self.dir.path().join("apiserver.log"))?);
+        self.apiserver =
+            Some(Daemon::spawn(&self.binaries.apiserver, &args, &self.spec.netns, &self.dir.path().join("apiserver.log"))?);
         self.wait_until_ready()
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
-        let default = ObjectRef::cluster("v1", "Namespace", "default");
+        let own = ObjectRef::namespaced("v1", "Service", "default", "kubernetes");
         wait_for("the API server", PATIENCE, || {
-            for daemon in self.apiserver.iter_mut().chain([&mut self._etcd, &mut self.manager]) {
+            for daemon in self.apiserver.iter_mut().chain([&mut self.etcd, &mut self.manager]) {
                 if let Some(status) = daemon.ended()? {
                     bail!("{status}; {}", daemon.last_words());
                 }
             }
-            let ready = self.client.raw("/readyz").is_ok() && self.client.get(&default).is_ok_and(|found| found.is_some());
+            let ready = self.client.raw("/readyz").is_ok() && self.client.get(&own).is_ok_and(|found| found.is_some());
             Ok(ready.then_some(()))
         })
     }
@@ -179,7 +185,12 @@ fn url(spec: &ControlPlaneSpec) -> String {
 
 /// By which names and addresses clients may know the API server: also as the Service `kubernetes`, the first of each range.
 fn server_names(spec: &ControlPlaneSpec) -> Vec<String> {
-    let addresses = spec.service_ranges.iter().filter_map(|range| range.hosts().next()).chain([spec.address]).map(|address| address.to_string());
+    let addresses = spec
+        .service_ranges
+        .iter()
+        .filter_map(|range| range.hosts().next())
+        .chain([spec.address])
+        .map(|address| address.to_string());
     let names = ["localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
     names.into_iter().map(str::to_owned).chain(addresses).collect()
 }

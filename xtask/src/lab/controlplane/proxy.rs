@@ -45,7 +45,8 @@ impl KubeProxy {
 
     /// What it has put into the kernel, as `nft` prints it.
     pub fn rules(&self) -> Result<String> {
-        let tables: Result<Vec<String>> = FAMILIES.iter().map(|family| nft(&self.netns, &["list", "table", family, "kube-proxy"])).collect();
+        let tables: Result<Vec<String>> =
+            FAMILIES.iter().map(|family| nft(&self.netns, &["list", "table", family, "kube-proxy"])).collect();
         Ok(tables?.concat())
     }
 
@@ -87,7 +88,8 @@ fn args(spec: &ProxySpec, kubeconfig: &Path) -> Vec<String> {
 }
 
 fn nft(netns: &Path, args: &[&str]) -> Result<String> {
-    let output = Command::new("nsenter").arg(format!("--net={}", netns.display())).arg("nft").args(args).output().context("run nft")?;
+    let output =
+        Command::new("nsenter").arg(format!("--net={}", netns.display())).arg("nft").args(args).output().context("run nft")?;
     if !output.status.success() {
         bail!("nft {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
