@@ -266,6 +266,45 @@ subjects: [{ kind: ServiceAccount, name: reader, namespace: kube-system }]
 }
 
 #[test]
+fn the_manifests_of_deploy_are_accepted_and_grant_no_more_than_needed() -> Result<()> {
+    let lan = Lan::new()?;
+    let plane = lan.control_plane()?;
+    let client = plane.client();
+    Kubelet::register(
+        client,
+        &NodeSpec { labels: BTreeMap::from([("kubernetes.io/os".into(), "linux".into())]), ..node("node-a")? },
+    )?;
+    client.apply_yaml(include_str!("../../deploy/portway.yaml"))?;
+    let pods = wait_for("the agent's pod", SOON, || {
+        Ok(Some(client.list("v1", "Pod", Some("portway"), "")?).filter(|pods| !pods.is_empty()))
+    })?;
+    assert_eq!(pods[0]["spec"]["priority"], json!(2_000_001_000), "system-node-critical");
+
+    let token = plane.service_account_token("portway", "portway")?;
+    let agent = Client::new(&plane.url(), plane.ca(), &token, &lan.netns())?;
+    let core = ["Service", "Pod", "Namespace", "Node"].map(|kind| ("v1", kind));
+    let networking = ["NetworkPolicy", "ServiceCIDR"].map(|kind| ("networking.k8s.io/v1", kind));
+    let readable = core.into_iter().chain(networking).chain([("discovery.k8s.io/v1", "EndpointSlice")]);
+    for (api_version, kind) in readable {
+        // A role is known a moment after it was made.
+        wait_for(&format!("leave to read {kind}"), SOON, || Ok(agent.list(api_version, kind, None, "").ok()))?;
+    }
+    let event = |namespace: &str| {
+        let regarding = json!({ "kind": "Service", "namespace": namespace, "name": "kubernetes" });
+        let metadata = json!({ "namespace": namespace, "name": "trial" });
+        json!({ "apiVersion": "v1", "kind": "Event", "metadata": metadata, "involvedObject": regarding, "reason": "Trial", "type": "Normal" })
+    };
+    agent.apply(&event("default")).context("the agent needs to tell what is wrong with an object")?;
+
+    assert_eq!(status(agent.list("v1", "Secret", None, "")), Some(403));
+    assert_eq!(status(agent.list("v1", "ConfigMap", None, "")), Some(403));
+    let service = ObjectRef::namespaced("v1", "Service", "default", "kubernetes");
+    assert_eq!(status(agent.patch(&service, &json!({ "metadata": { "labels": { "a": "b" } } }))), Some(403));
+    assert_eq!(status(agent.delete(&service)), Some(403));
+    Ok(())
+}
+
+#[test]
 fn a_dropped_control_plane_leaves_nothing_behind() -> Result<()> {
     let lan = Lan::new()?;
     let plane = lan.control_plane()?;

@@ -32,9 +32,10 @@ const ADMIN_TOKEN: &str = "lab-admin";
 const PROXY_TOKEN: &str = "lab-kube-proxy";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the lab wants of kube-controller-manager: slices for Services, pods for Deployments, and ends that are ends.
-const CONTROLLERS: [&str; 6] = [
+/// What the lab wants of kube-controller-manager: slices for Services, pods for Deployments and DaemonSets, and ends that are ends.
+const CONTROLLERS: [&str; 7] = [
     "endpointslice-controller",
+    "daemonset-controller",
     "deployment-controller",
     "replicaset-controller",
     "namespace-controller",
