@@ -1,5 +1,6 @@
 //! Owns the lab: clients, nodes and pods in network namespaces of one host, which are all gone when the value is.
 
+pub mod controlplane;
 pub mod facts;
 pub mod hold;
 pub mod host;
