@@ -35,12 +35,13 @@ fn provide_object() -> Result<(), String> {
         None => build(&out_dir.join("ebpf"))?,
     };
     println!("cargo::rerun-if-changed={}", object.display());
-    fs::copy(&object, out_dir.join(BIN)).map(drop).map_err(|why| format!("cannot take the eBPF object {}: {why}", object.display()))
+    fs::copy(&object, out_dir.join(BIN))
+        .map(drop)
+        .map_err(|why| format!("cannot take the eBPF object {}: {why}", object.display()))
 }
 
 fn watch_sources() {
     println!("cargo::rerun-if-env-changed=PORTWAY_EBPF_OBJECT");
-    println!("cargo::rerun-if-env-changed=PATH");
     for file in ["build.rs", "build", "../proxy-ebpf", "../proxy-common/src", "../proxy-common/Cargo.toml", "../Cargo.toml"] {
         println!("cargo::rerun-if-changed={file}");
     }
@@ -48,15 +49,20 @@ fn watch_sources() {
 
 fn build(target_dir: &Path) -> Result<PathBuf, String> {
     let toolchain = find_toolchain(Path::new(&variable("RUSTC")?)).map_err(|refusals| {
-        let mut why = String::from("no Rust toolchain here can build the eBPF object; `cargo xtask setup` brings what is missing");
+        let mut why =
+            String::from("no Rust toolchain here can build the eBPF object; `cargo xtask setup` brings what is missing");
         refusals.iter().for_each(|refusal| why.push_str(&format!("\n{refusal}")));
         why
     })?;
-    let linker = find_linker().ok_or("bpf-linker, which links the eBPF object, is not installed; `cargo xtask setup` brings it")?;
+    let linker =
+        find_linker().ok_or("bpf-linker, which links the eBPF object, is not installed; `cargo xtask setup` brings it")?;
     let mut cargo = cargo(&toolchain, &linker, target_dir)?;
     let status = cargo.status().map_err(|why| format!("cannot start {}: {why}", cargo.get_program().display()))?;
     if !status.success() {
-        return Err(format!("the eBPF object did not compile with {} ({status}); the compiler's words are below", toolchain.name));
+        return Err(format!(
+            "the eBPF object did not compile with {} ({status}); the compiler's words are below",
+            toolchain.name
+        ));
     }
     Ok(target_dir.join(TARGET).join("ebpf").join(BIN))
 }
@@ -75,7 +81,19 @@ fn cargo(toolchain: &Toolchain, linker: &Path, target_dir: &Path) -> Result<Comm
     // Inline assembly for BPF and build-std are unstable, and stable is what people have.
     cargo.env("RUSTC_BOOTSTRAP", "1");
     cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
-    cargo.args(["build", "--package", "proxy-ebpf", "--bin", BIN, "--features", "kernel", "--profile", "ebpf", "--target", TARGET]);
+    cargo.args([
+        "build",
+        "--package",
+        "proxy-ebpf",
+        "--bin",
+        BIN,
+        "--features",
+        "kernel",
+        "--profile",
+        "ebpf",
+        "--target",
+        TARGET,
+    ]);
     cargo.arg("--target-dir").arg(target_dir);
     if toolchain.core == Core::Source {
         cargo.arg("-Zbuild-std=core");
@@ -86,7 +104,8 @@ fn cargo(toolchain: &Toolchain, linker: &Path, target_dir: &Path) -> Result<Comm
 fn is_outer(name: &OsString) -> bool {
     let Some(name) = name.to_str() else { return false };
     const KEPT: [&str; 3] = ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_TERM_COLOR"];
-    let ours = name.starts_with("CARGO") || name.starts_with("RUSTC") || name.starts_with("RUSTFLAGS") || name == "RUSTUP_TOOLCHAIN";
+    let ours =
+        name.starts_with("CARGO") || name.starts_with("RUSTC") || name.starts_with("RUSTFLAGS") || name == "RUSTUP_TOOLCHAIN";
     ours && !KEPT.contains(&name)
 }
 

@@ -81,13 +81,14 @@ fn judge(sysroot: &Path) -> Result<Core, String> {
     if !sysroot.join("bin/cargo").exists() {
         return Err("has no cargo".into());
     }
-    let core = if rustlib.join("src/rust/library/core/src/lib.rs").exists() && rustlib.join("src/rust/library/Cargo.lock").exists() {
-        Core::Source
-    } else if has_core(&rustlib.join(TARGET).join("lib")) {
-        Core::Compiled
-    } else {
-        return Err(format!("has neither rust-src nor a compiled core for {TARGET}"));
-    };
+    let core =
+        if rustlib.join("src/rust/library/core/src/lib.rs").exists() && rustlib.join("src/rust/library/Cargo.lock").exists() {
+            Core::Source
+        } else if has_core(&rustlib.join(TARGET).join("lib")) {
+            Core::Compiled
+        } else {
+            return Err(format!("has neither rust-src nor a compiled core for {TARGET}"));
+        };
     match llvm_of(&sysroot.join("bin/rustc")) {
         Some(llvm) if llvm <= LINKER_LLVM => Ok(core),
         Some(llvm) => Err(format!("its LLVM is {llvm}, newer than the linker's {LINKER_LLVM}")),
