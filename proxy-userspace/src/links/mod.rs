@@ -53,6 +53,8 @@ pub struct Found {
     pub links: model::Links,
     /// Names of node devices and of the pods' devices.
     pub names: BTreeMap<IfIndex, String>,
+    /// Every device of this host.
+    pub present: BTreeSet<IfIndex>,
     /// Node devices by what XDP can do there.
     pub drivers: BTreeMap<IfIndex, Driver>,
 }

@@ -76,6 +76,7 @@ impl Wiring {
         let devices = ours.iter().filter_map(|index| Some((*index, device(facts, wanted, *index)?))).collect();
         let name = |index: &IfIndex| Some((*index, facts.links.get(index)?.name.clone()));
         Found {
+            present: facts.links.keys().copied().collect(),
             names: ours.iter().chain(self.pods.values()).filter_map(name).collect(),
             drivers: ours.iter().filter_map(|index| Some((*index, facts.links.get(index)?.driver))).collect(),
             links: model::Links { pods: self.pods.clone(), devices, host_addresses: host_addresses(facts) },
