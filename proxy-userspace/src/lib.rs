@@ -4,6 +4,7 @@
 
 pub mod compile;
 pub mod contents;
+pub mod dataplane;
 pub mod links;
 pub mod model;
 pub mod place;

@@ -24,10 +24,6 @@ pub(super) fn addresses(snapshot: &Snapshot, frontends: &BTreeMap<Frontend, Targ
         if target.flags & ServiceFlags::CLUSTER_IP != 0 {
             mark(&mut found, frontend.addr, AddressFlags::CLUSTER_IP);
         }
-        let backends = &target.backends;
-        for endpoint in [&backends.local_only, &backends.both, &backends.cluster_only].into_iter().flatten() {
-            mark(&mut found, endpoint.addr.ip(), AddressFlags::BACKEND);
-        }
     }
     found
 }
