@@ -4,3 +4,4 @@ pub mod build;
 pub mod setup;
 pub mod sh;
 pub mod tidy;
+pub mod vm;

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use xtask::{build, setup, tidy};
+use xtask::{build, setup, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -17,6 +17,7 @@ enum Command {
     Setup(setup::Args),
     Build(build::Args),
     Tidy(tidy::Args),
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
         Command::Tidy(args) => tidy::run(&args),
+        Command::Vm(args) => vm::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
