@@ -5,3 +5,4 @@ pub mod lab;
 pub mod setup;
 pub mod sh;
 pub mod tidy;
+pub mod vm;
