@@ -1,3 +1,4 @@
-//! The parts of xtask that its tests use as well.
+//! Portway's own commands as a library: each module is one command of `cargo xtask`, or what several of them share.
 
+pub mod demo;
 pub mod lab;

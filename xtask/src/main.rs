@@ -4,11 +4,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use xtask::demo;
 use xtask::lab::{hold, probe, server};
 
 /// Portway's own commands.
 #[derive(Parser)]
 enum Cli {
+    Demo(demo::Args),
     Lab(hold::LabArgs),
     #[command(hide = true)]
     PodServer(server::PodServerArgs),
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<()> {
     match cli {
+        Cli::Demo(args) => demo::run(&args),
         Cli::Lab(args) => hold::hold(&args),
         Cli::PodServer(args) => server::serve(&args),
         Cli::Probe(args) => {
