@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use xtask::lab::{hold, probe, server};
-use xtask::{build, setup, tidy, vm};
+use xtask::{build, demo, setup, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -18,6 +18,7 @@ enum Command {
     Setup(setup::Args),
     Build(build::Args),
     Tidy(tidy::Args),
+    Demo(demo::Args),
     Lab(hold::LabArgs),
     #[command(hide = true)]
     PodServer(server::PodServerArgs),
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
         Command::Tidy(args) => tidy::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Lab(args) => hold::hold(&args),
         Command::PodServer(args) => server::serve(&args),
         Command::Probe(args) => {
