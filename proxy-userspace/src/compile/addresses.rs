@@ -1,4 +1,4 @@
-//! What addresses are to this node: its own, those with nodePorts (V8), cluster IPs, backends.
+//! What addresses are to this node: its own, those with nodePorts (V8), cluster IPs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
