@@ -2,6 +2,8 @@
 //!
 //! source -> model -> compile -> contents -> place -> dataplane; `sync` owns the loop.
 
+pub mod args;
 pub mod compile;
 pub mod contents;
 pub mod model;
+pub mod source;
