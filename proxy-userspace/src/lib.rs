@@ -2,6 +2,7 @@
 //!
 //! source -> model -> compile -> contents -> place -> dataplane; `sync` owns the loop.
 
+pub mod args;
 pub mod compile;
 pub mod contents;
 pub mod links;
@@ -10,3 +11,4 @@ pub mod place;
 
 #[cfg(test)]
 mod testing;
+pub mod source;
