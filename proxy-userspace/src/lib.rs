@@ -5,6 +5,7 @@
 pub mod args;
 pub mod compile;
 pub mod contents;
+pub mod dataplane;
 pub mod links;
 pub mod model;
 pub mod place;
