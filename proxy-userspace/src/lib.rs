@@ -9,7 +9,7 @@ pub mod dataplane;
 pub mod links;
 pub mod model;
 pub mod place;
+pub mod source;
 
 #[cfg(test)]
 mod testing;
-pub mod source;
