@@ -2,7 +2,8 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use xtask::{build, setup, tidy, vm};
+use xtask::lab::{hold, probe, server};
+use xtask::{build, setup, test, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -18,6 +19,12 @@ enum Command {
     Build(build::Args),
     Tidy(tidy::Args),
     Vm(vm::Args),
+    Test(test::Args),
+    Lab(hold::LabArgs),
+    #[command(hide = true)]
+    PodServer(server::PodServerArgs),
+    #[command(hide = true)]
+    Probe(probe::ProbeArgs),
 }
 
 fn main() -> ExitCode {
@@ -26,6 +33,13 @@ fn main() -> ExitCode {
         Command::Build(args) => build::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Vm(args) => vm::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Lab(args) => hold::hold(&args),
+        Command::PodServer(args) => server::serve(&args),
+        Command::Probe(args) => {
+            probe::print_answers(&args);
+            Ok(())
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
