@@ -2,12 +2,14 @@
 //!
 //! source -> model -> compile -> contents -> place -> dataplane; `sync` owns the loop.
 
+pub mod args;
 pub mod compile;
 pub mod contents;
 pub mod dataplane;
 pub mod links;
 pub mod model;
 pub mod place;
+pub mod source;
 
 #[cfg(test)]
 mod testing;

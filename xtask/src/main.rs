@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use xtask::lab::{hold, probe, server};
-use xtask::{build, demo, setup, tidy, vm};
+use xtask::{build, demo, setup, test, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -17,29 +17,31 @@ struct Cli {
 enum Command {
     Setup(setup::Args),
     Build(build::Args),
-    Tidy(tidy::Args),
     Demo(demo::Args),
+    Test(test::Args),
+    Tidy(tidy::Args),
+    Vm(vm::Args),
     Lab(hold::LabArgs),
     #[command(hide = true)]
     PodServer(server::PodServerArgs),
     #[command(hide = true)]
     Probe(probe::ProbeArgs),
-    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
-        Command::Tidy(args) => tidy::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Tidy(args) => tidy::run(&args),
+        Command::Vm(args) => vm::run(&args),
         Command::Lab(args) => hold::hold(&args),
         Command::PodServer(args) => server::serve(&args),
         Command::Probe(args) => {
             probe::print_answers(&args);
             Ok(())
         }
-        Command::Vm(args) => vm::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

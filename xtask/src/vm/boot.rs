@@ -1,5 +1,6 @@
 //! qemu: boots a kernel with an initramfs, shows its console, and reads from it how the program ended.
 
+use crate::counts::Counts;
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -38,10 +39,8 @@ impl Outcome {
             self.kernel = Some(kernel.to_owned());
         } else if let Some(status) = line.strip_prefix("vm: exit status ") {
             self.status = status.parse().ok();
-        } else if let Some(result) = line.strip_prefix("test result: ") {
-            let words: Vec<&str> = result.split_whitespace().collect();
-            let passed = words.windows(2).find(|pair| pair[1] == "passed;").and_then(|pair| pair[0].parse::<u32>().ok());
-            self.passed += passed.unwrap_or(0);
+        } else if let Some(counts) = Counts::read(line) {
+            self.passed += counts.passed;
         }
     }
 }
