@@ -52,7 +52,8 @@ fn existing(root: &Path) -> Result<StateDir> {
 /// A table in the manner of kubectl: no lines, columns apart.
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
+    table.column_iter_mut().for_each(|column| drop(column.set_padding((0, 2))));
     table
 }
 

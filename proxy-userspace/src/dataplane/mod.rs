@@ -109,8 +109,10 @@ impl Dataplane {
 
     /// The same maps once more, for a task of their own.
     pub fn open_maps(&self) -> Result<Maps> {
-        let incoming = |name| Some(self.dir.incoming(name)).filter(|path| path.exists());
-        Maps::from_paths(|name| incoming(name).unwrap_or_else(|| self.dir.map(name)))
+        Maps::from_paths(|name| {
+            let incoming = self.dir.incoming(name);
+            if incoming.exists() { incoming } else { self.dir.map(name) }
+        })
     }
 
     /// What the kernel holds.
