@@ -140,7 +140,13 @@ pub async fn sweep(maps: &mut Maps, clock: &Clock, law: &Law, metrics: &Metrics)
     sweep_family(&mut maps.v6, clock, law, metrics, "ipv6").await.context("IPv6")
 }
 
-async fn sweep_family<A>(maps: &mut FamilyMaps<A>, clock: &Clock, law: &Law, metrics: &Metrics, family: &'static str) -> Result<()>
+async fn sweep_family<A>(
+    maps: &mut FamilyMaps<A>,
+    clock: &Clock,
+    law: &Law,
+    metrics: &Metrics,
+    family: &'static str,
+) -> Result<()>
 where
     A: Address + Pod,
     FlowKey<A>: Pod,
@@ -167,7 +173,7 @@ where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    let (mut walk, mut met) = (Walk::new(), 0);
+    let (mut walk, mut met) = (Walk::default(), 0);
     while let Some(flows) = walk.next(table)? {
         met += flows.len() as u64;
         let now = clock.now()?;

@@ -66,7 +66,8 @@ fn answer(vitals: &watch::Receiver<Vitals>, well: fn(&Vitals, Instant) -> bool) 
     let status = if well(&vitals, now) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let waiting = vitals.waiting_since.map_or(0, |since| now.duration_since(since).as_secs());
     let body = json!({ "healthy": status == StatusCode::OK, "waitingSeconds": waiting, "node": format!("{:?}", vitals.node) });
-    (status, [(header::CONTENT_TYPE, "application/json"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")], body.to_string()).into_response()
+    (status, [(header::CONTENT_TYPE, "application/json"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")], body.to_string())
+        .into_response()
 }
 
 /// Serves `/metrics` until the agent ends.

@@ -84,7 +84,11 @@ impl Metrics {
         registry.register("portway_write_failures", "Writes to maps that the kernel refused", failures.clone());
         registry.register("portway_writes", "Writes to maps", writes.clone());
         registry.register("portway_source_connected", "Whether the source of objects answers", connected.clone());
-        registry.register("portway_flows", "Entries of the flow tables at the last sweep, two for each connection", flows.clone());
+        registry.register(
+            "portway_flows",
+            "Entries of the flow tables at the last sweep, two for each connection",
+            flows.clone(),
+        );
         registry.register("portway_flows_ended", "Flows that a sweep ended", ended.clone());
         registry.register_collector(Box::new(PacketPath(Mutex::new(maps))));
         Exporter { registry: Arc::new(registry) }

@@ -312,7 +312,8 @@ fn concerns_links(update: &Update, snapshot: &Snapshot) -> bool {
 pub fn wanted(snapshot: &Snapshot, devices: Vec<String>) -> Wanted {
     let Snapshot { settings, state, .. } = snapshot;
     let own = ObjectName::cluster(&settings.node_name);
-    let addresses = |node: &Node| if node.internal_ips.is_empty() { node.external_ips.clone() } else { node.internal_ips.clone() };
+    let addresses =
+        |node: &Node| if node.internal_ips.is_empty() { node.external_ips.clone() } else { node.internal_ips.clone() };
     let others = state.nodes.iter().filter(|(name, _)| **name != own).flat_map(|(_, node)| &node.pod_cidrs);
     Wanted {
         devices,

@@ -24,7 +24,8 @@ impl Namespace {
         let (tell, told) = channel();
         let thread = std::thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("make a network namespace (as root)");
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).expect("keep mounts here");
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+                .expect("keep mounts here");
             tell.send(gettid()).expect("the creator waits");
             inbox.into_iter().for_each(|job| job());
         });

@@ -32,7 +32,12 @@ pub fn text(services: &Services) -> String {
     for (name, frontends) in by_service(services) {
         let mut shown = name.to_string();
         for (frontend, target) in frontends {
-            table.add_row([std::mem::take(&mut shown), front(frontend), target.flag_names().join(","), backends(&target.backends)]);
+            table.add_row([
+                std::mem::take(&mut shown),
+                front(frontend),
+                target.flag_names().join(","),
+                backends(&target.backends),
+            ]);
         }
     }
     lines(&table)
@@ -40,7 +45,9 @@ pub fn text(services: &Services) -> String {
 
 fn front(frontend: &Frontend) -> String {
     match frontend.addr.is_unspecified() {
-        true => format!("*:{}/{}{}", frontend.port, frontend.protocol.name(), if frontend.addr.is_ipv6() { " (IPv6)" } else { "" }),
+        true => {
+            format!("*:{}/{}{}", frontend.port, frontend.protocol.name(), if frontend.addr.is_ipv6() { " (IPv6)" } else { "" })
+        }
         false => frontend.to_string(),
     }
 }
@@ -65,9 +72,7 @@ impl From<&Services> for Value {
                 "backends": { "localOnly": list(local_only), "both": list(both), "clusterOnly": list(cluster_only) },
             })
         };
-        let service = |(name, frontends): (&Arc<str>, Vec<_>)| {
-            json!({ "service": **name, "frontends": frontends.iter().map(frontend).collect::<Vec<_>>() })
-        };
+        let service = |(name, frontends): (&Arc<str>, Vec<_>)| json!({ "service": **name, "frontends": frontends.iter().map(frontend).collect::<Vec<_>>() });
         by_service(services).into_iter().map(service).collect::<Vec<_>>().into()
     }
 }

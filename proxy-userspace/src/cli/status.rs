@@ -107,7 +107,8 @@ pub fn text(status: &Status) -> String {
 impl From<&Status> for Value {
     fn from(status: &Status) -> Self {
         let hook = |a: &Attached| json!({ "device": a.device, "index": a.hook.device.0, "hook": a.hook.point.name(), "by": a.by, "program": a.program });
-        let counters: serde_json::Map<_, _> = status.counters.iter().map(|(name, _, value)| ((*name).into(), (*value).into())).collect();
+        let counters: serde_json::Map<_, _> =
+            status.counters.iter().map(|(name, _, value)| ((*name).into(), (*value).into())).collect();
         json!({
             "stateDir": status.dir,
             "running": status.agent == Agent::Running,

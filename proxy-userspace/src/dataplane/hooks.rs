@@ -138,7 +138,12 @@ impl Hooks {
     /// `present` says which devices exist: a pod's device keeps its hooks until it goes.
     ///
     /// Gives what was refused for the first time; it is not tried again before it was given up and is wanted anew.
-    pub fn update(&mut self, ebpf: &mut Ebpf, wanted: &BTreeMap<Hook, String>, present: &BTreeSet<IfIndex>) -> Result<Vec<anyhow::Error>> {
+    pub fn update(
+        &mut self,
+        ebpf: &mut Ebpf,
+        wanted: &BTreeMap<Hook, String>,
+        present: &BTreeSet<IfIndex>,
+    ) -> Result<Vec<anyhow::Error>> {
         self.refused.retain(|hook| wanted.contains_key(hook));
         self.attached.retain(|hook| present.contains(&hook.device));
         let mut errors = Vec::new();
@@ -180,7 +185,14 @@ impl Hooks {
         Ok(())
     }
 
-    fn attach_tc(&mut self, program: &mut SchedClassifier, kind: TcAttachType, index: IfIndex, device: &str, pin: &Path) -> Result<()> {
+    fn attach_tc(
+        &mut self,
+        program: &mut SchedClassifier,
+        kind: TcAttachType,
+        index: IfIndex,
+        device: &str,
+        pin: &Path,
+    ) -> Result<()> {
         if pin.is_dir() {
             self.flavour = Flavour::Clsact;
         } else if pin.exists() {
@@ -204,7 +216,14 @@ impl Hooks {
         self.attach_clsact(program, kind, index, device, pin)
     }
 
-    fn attach_clsact(&self, program: &mut SchedClassifier, kind: TcAttachType, index: IfIndex, device: &str, pin: &Path) -> Result<()> {
+    fn attach_clsact(
+        &self,
+        program: &mut SchedClassifier,
+        kind: TcAttachType,
+        index: IfIndex,
+        device: &str,
+        pin: &Path,
+    ) -> Result<()> {
         match qdisc_add_clsact(device) {
             Ok(()) => make_dir(&self.dir.qdiscs().join(index.0.to_string()))?,
             Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}

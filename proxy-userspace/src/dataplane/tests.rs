@@ -47,7 +47,8 @@ fn contents() -> Contents {
 
 fn flow(port: u16) -> (FlowKey<Addr4>, Flow<Addr4>) {
     let (src, dst, port) = (Addr4::from_bytes([198, 51, 100, 1]), Addr4::from_bytes([192, 0, 2, 1]), Port::new(port));
-    let flow = Flow { src, dst, sport: port, dport: port, device: IfIndex(1), seen: 1, service: 9, way: 0, hooks: 1, state: 1, role: 1 };
+    let flow =
+        Flow { src, dst, sport: port, dport: port, device: IfIndex(1), seen: 1, service: 9, way: 0, hooks: 1, state: 1, role: 1 };
     (FlowKey::new(Protocol::TCP, src, port, dst, port), flow)
 }
 
@@ -123,7 +124,7 @@ fn a_walk_sees_each_element_of_a_large_map_once() {
             plane.maps.v4.flows.insert(key, flow, 0).expect("insert a flow");
         }
         let other = Maps::from_pins(&StateDir::at(&dir)).expect("open the pins");
-        let (mut walk, mut ports, mut batches) = (Walk::new(), BTreeSet::new(), 0);
+        let (mut walk, mut ports, mut batches) = (Walk::default(), BTreeSet::new(), 0);
         while let Some(flows) = walk.next(&other.v4.flows).expect("read a batch") {
             batches += 1;
             flows.iter().for_each(|(key, value)| {

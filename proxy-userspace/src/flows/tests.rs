@@ -21,7 +21,19 @@ const BACKEND: Addr4 = Addr4::from_bytes([10, 244, 1, 2]);
 /// Both directions of a connection from the client's `port`.
 fn connection(protocol: Protocol, port: u16, seen: [u32; 2], state: u8) -> [(FlowKey<Addr4>, Flow<Addr4>); 2] {
     let (port, front, back) = (Port::new(port), Port::new(30080), Port::new(80));
-    let common = Flow { src: CLIENT, dst: BACKEND, sport: port, dport: back, device: IfIndex(1), seen: seen[0], service: 1, way: 0, hooks: 1, state, role: Role::FORWARD };
+    let common = Flow {
+        src: CLIENT,
+        dst: BACKEND,
+        sport: port,
+        dport: back,
+        device: IfIndex(1),
+        seen: seen[0],
+        service: 1,
+        way: 0,
+        hooks: 1,
+        state,
+        role: Role::FORWARD,
+    };
     let reply = Flow { src: VIP, dst: CLIENT, sport: front, dport: port, seen: seen[1], role: Role::REPLY, ..common };
     [(FlowKey::new(protocol, CLIENT, port, VIP, front), common), (FlowKey::new(protocol, BACKEND, back, CLIENT, port), reply)]
 }
@@ -87,7 +99,8 @@ fn survivors(law: Law, make: impl Fn(u32) -> Vec<[(FlowKey<Addr4>, Flow<Addr4>);
         }
         sweep(&mut maps, &clock, &law, &Metrics::default()).await.expect("sweep");
         let left = all(&maps.v4.flows).expect("read");
-        let mut ports: Vec<_> = left.iter().map(|(key, _)| if key.src == CLIENT { key.sport.number() } else { key.dport.number() }).collect();
+        let mut ports: Vec<_> =
+            left.iter().map(|(key, _)| if key.src == CLIENT { key.sport.number() } else { key.dport.number() }).collect();
         ports.sort();
         ports
     })

@@ -74,9 +74,10 @@ fn classify(layer: LinkLayerType, kind: Option<&InfoKind>) -> (Kind, Driver) {
         (LinkLayerType::Ether, None) => (Kind::Other, Driver::Card),
         (LinkLayerType::Ether, Some(InfoKind::Veth)) => (Kind::Veth, Driver::Software),
         (LinkLayerType::Ether, Some(InfoKind::Bridge)) => (Kind::Bridge, Driver::Software),
-        (LinkLayerType::Ether, Some(InfoKind::Vxlan | InfoKind::Geneve | InfoKind::GreTap | InfoKind::GreTap6 | InfoKind::Tun)) => {
-            (Kind::Other, Driver::Tunnel)
-        }
+        (
+            LinkLayerType::Ether,
+            Some(InfoKind::Vxlan | InfoKind::Geneve | InfoKind::GreTap | InfoKind::GreTap6 | InfoKind::Tun),
+        ) => (Kind::Other, Driver::Tunnel),
         (LinkLayerType::Ether, Some(_)) => (Kind::Other, Driver::Software),
         (_, _) => (Kind::Other, Driver::Tunnel),
     }

@@ -23,7 +23,8 @@ fn addr(text: &str) -> IpAddr {
 
 impl Node {
     fn new() -> Self {
-        let all = Self { node: Arc::new(Namespace::new()), lan: Namespace::new(), single: Namespace::new(), bridged: Namespace::new() };
+        let all =
+            Self { node: Arc::new(Namespace::new()), lan: Namespace::new(), single: Namespace::new(), bridged: Namespace::new() };
         all.wire_uplink();
         all.wire_single();
         all.wire_bridged();
@@ -55,7 +56,11 @@ impl Node {
     }
 
     fn wanted(&self, pods: &[&str]) -> Wanted {
-        Wanted { node_addresses: vec![addr("192.0.2.1"), addr("2001:db8::1")], pods: pods.iter().map(|p| addr(p)).collect(), ..Wanted::default() }
+        Wanted {
+            node_addresses: vec![addr("192.0.2.1"), addr("2001:db8::1")],
+            pods: pods.iter().map(|p| addr(p)).collect(),
+            ..Wanted::default()
+        }
     }
 
     /// Runs `links` and calls `then` with what it publishes, in the node's namespace.
@@ -107,7 +112,8 @@ fn pods_are_found_in_both_wirings_and_both_families_without_having_spoken() {
     node.watch(node.wanted(&pods), move |mut watch| async move {
         let found = watch.until("all pods", |found| pods.iter().all(|pod| found.links.pods.contains_key(&addr(pod)))).await;
         assert_eq!(pods.map(|pod| device_of(&found, pod)), [Some("single"), Some("bridged"), Some("bridged")]);
-        let devices: Vec<_> = found.links.devices.iter().map(|(index, device)| (found.names[index].as_str(), device.masquerade4)).collect();
+        let devices: Vec<_> =
+            found.links.devices.iter().map(|(index, device)| (found.names[index].as_str(), device.masquerade4)).collect();
         assert_eq!(devices, [("eth0", Addr4::from_bytes([192, 0, 2, 1]))], "pods' devices and the bridge are no node devices");
         assert_eq!(found.drivers.values().collect::<Vec<_>>(), [&Driver::Software]);
         assert!(["192.0.2.1", "2001:db8::1", "10.244.1.1"].iter().all(|a| found.links.host_addresses.contains_key(&addr(a))));
