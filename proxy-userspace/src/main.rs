@@ -1,5 +1,3 @@
 //! The binary `portway`: parses the command line and hands over.
 
-mod contents;
-
 fn main() {}

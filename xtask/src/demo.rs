@@ -4,13 +4,11 @@ mod acts;
 mod say;
 mod stage;
 
-use std::path::Path;
-use std::process::Command;
-
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 
 use self::say::Say;
 use self::stage::Stage;
+use crate::build;
 use crate::lab::host::Tools;
 use crate::lab::topology::{Join, Wiring};
 
@@ -35,8 +33,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let mut say = Say::new();
     say.title("Portway's lesson: a nodePort reaches pods on any node");
-    build_agent(&mut say)?;
-    let mut stage = Stage::set(args.wiring, args.join, &mut say)?;
+    let tools = build_agent(&mut say)?;
+    let mut stage = Stage::set(args.wiring, args.join, tools, &mut say)?;
     acts::node_port(&mut stage, &mut say)?;
     acts::client_address(&mut stage, &mut say)?;
     acts::cluster_ip_by_name(&mut stage, &mut say)?;
@@ -55,17 +53,9 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn build_agent(say: &mut Say) -> Result<()> {
+fn build_agent(say: &mut Say) -> Result<Tools> {
     say.step("Building the agent");
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let build = Command::new(cargo).args(["build", "--quiet", "--package", "proxy-userspace"]).current_dir(root).status();
-    let status = build.context("run cargo build")?;
-    if !status.success() {
-        bail!("cargo build --package proxy-userspace: {status}");
-    }
-    let portway = Tools::of_this_program()?.portway;
-    ensure!(portway.exists(), "cargo built no {}", portway.display());
+    let portway = build::agent(build::Profile::Dev)?;
     say.done(&portway.display().to_string());
-    Ok(())
+    Ok(Tools { portway, ..Tools::of_this_program()? })
 }

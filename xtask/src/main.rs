@@ -1,15 +1,23 @@
-//! The project's own commands: `cargo xtask …`.
+//! The project's own commands: `cargo xtask …` parses the command line and hands over to the command's module.
 
+use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-
-use anyhow::Result;
-use clap::Parser;
-use xtask::demo;
 use xtask::lab::{hold, probe, server};
+use xtask::{build, demo, setup, tidy};
 
-/// Portway's own commands.
+/// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
-enum Cli {
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Setup(setup::Args),
+    Build(build::Args),
+    Tidy(tidy::Args),
     Demo(demo::Args),
     Lab(hold::LabArgs),
     #[command(hide = true)]
@@ -19,23 +27,24 @@ enum Cli {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(cli: Cli) -> Result<()> {
-    match cli {
-        Cli::Demo(args) => demo::run(&args),
-        Cli::Lab(args) => hold::hold(&args),
-        Cli::PodServer(args) => server::serve(&args),
-        Cli::Probe(args) => {
+    let outcome = match Cli::parse().command {
+        Command::Setup(args) => setup::run(&args),
+        Command::Build(args) => build::run(&args),
+        Command::Tidy(args) => tidy::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Lab(args) => hold::hold(&args),
+        Command::PodServer(args) => server::serve(&args),
+        Command::Probe(args) => {
             probe::print_answers(&args);
             Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            // `{:#}` is one line with all contexts; a backtrace would hide what to do.
+            eprintln!("error: {why:#}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -42,9 +42,9 @@ impl Stage {
     ///
     /// # Errors
     /// If any of it does not start.
-    pub fn set(wiring: Wiring, join: Join, say: &mut Say) -> Result<Self> {
+    pub fn set(wiring: Wiring, join: Join, tools: Tools, say: &mut Say) -> Result<Self> {
         say.step("Bringing up a client, a router, three nodes and pods on two of them, in network namespaces");
-        let lab = Lab::start(topology(wiring, join), Tools::of_this_program()?)?;
+        let lab = Lab::start(topology(wiring, join), tools)?;
         say.show(picture(&lab));
         say.done("up");
         say.step("Starting an agent on each node: portway agent --manifests DIR …");

@@ -1,0 +1,7 @@
+//! The agent `portway`: what ought to be in the kernel's maps, and everything that keeps it so.
+//!
+//! source -> model -> compile -> contents -> place -> dataplane; `sync` owns the loop.
+
+pub mod compile;
+pub mod contents;
+pub mod model;
