@@ -4,4 +4,9 @@
 
 pub mod compile;
 pub mod contents;
+pub mod links;
 pub mod model;
+pub mod place;
+
+#[cfg(test)]
+mod testing;

@@ -6,3 +6,4 @@ pub mod lab;
 pub mod setup;
 pub mod sh;
 pub mod tidy;
+pub mod vm;

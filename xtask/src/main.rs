@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use xtask::lab::{hold, probe, server};
-use xtask::{build, demo, setup, tidy};
+use xtask::{build, demo, setup, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -24,6 +24,7 @@ enum Command {
     PodServer(server::PodServerArgs),
     #[command(hide = true)]
     Probe(probe::ProbeArgs),
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
             probe::print_answers(&args);
             Ok(())
         }
+        Command::Vm(args) => vm::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

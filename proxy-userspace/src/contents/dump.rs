@@ -18,11 +18,10 @@ const SERVICE_FLAGS: [(u32, &str); 6] = [
     (ServiceFlags::LOCAL_DROP, "local-drop"),
 ];
 
-const ADDRESS_FLAGS: [(u32, &str); 4] = [
+const ADDRESS_FLAGS: [(u32, &str); 3] = [
     (AddressFlags::HOST, "host"),
     (AddressFlags::NODE_PORTS, "node-ports"),
     (AddressFlags::CLUSTER_IP, "cluster-ip"),
-    (AddressFlags::BACKEND, "backend"),
 ];
 
 impl fmt::Display for Frontend {
