@@ -42,9 +42,9 @@ impl Stage {
     ///
     /// # Errors
     /// If any of it does not start.
-    pub fn set(wiring: Wiring, join: Join, say: &mut Say) -> Result<Self> {
+    pub fn set(wiring: Wiring, join: Join, tools: Tools, say: &mut Say) -> Result<Self> {
         say.step("Bringing up a client, a router, three nodes and pods on two of them, in network namespaces");
-        let lab = Lab::start(topology(wiring, join), Tools::of_this_program()?)?;
+        let lab = Lab::start(topology(wiring, join), tools)?;
         say.show(picture(&lab));
         say.done("up");
         say.step("Starting an agent on each node: portway agent --manifests DIR …");
@@ -145,15 +145,12 @@ fn topology(wiring: Wiring, join: Join) -> Topology {
 
 fn picture(lab: &Lab) -> String {
     let mut lines = vec![format!("client {} ── router ── the nodes' network 192.0.2.0/24", FAR_CLIENT.v4)];
-    for node in lab.nodes() {
+    for (n, node) in (1..).zip(lab.nodes()) {
+        let branch = if n == lab.nodes().len() { '└' } else { '├' };
         let pods = node.pods().iter().map(|pod| format!("{} {}", pod.name(), pod.addresses().v4));
         let pods = pods.collect::<Vec<_>>().join("   ");
-        lines.push(format!(
-            "   ├─ {} {}   {}",
-            node.name(),
-            node.addresses().v4,
-            if pods.is_empty() { "no pods" } else { &pods }
-        ));
+        let pods = if pods.is_empty() { "no pods" } else { &pods };
+        lines.push(format!("   {branch}─ {} {}   {pods}", node.name(), node.addresses().v4));
     }
     lines.join("\n")
 }
