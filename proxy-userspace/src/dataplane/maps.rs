@@ -168,7 +168,7 @@ impl Maps {
     fn put(&mut self, entry: &Entry) -> Result<()> {
         match entry {
             Entry::Service(frontend, service) => {
-                family!(self, frontend.addr, |addr, maps| { put(&mut maps.services, service_key(frontend, addr), *service) })
+                family!(self, frontend.addr, |addr, maps| put(&mut maps.services, service_key(frontend, addr), *service))
             }
             Entry::Backend(key, slot) => self.put_backend(key, slot),
             Entry::Address(addr, flags) => family!(self, *addr, |key, maps| put(&mut maps.addresses, key, *flags)),
@@ -194,7 +194,7 @@ impl Maps {
     fn delete(&mut self, key: &Key) -> Result<()> {
         match key {
             Key::Service(frontend) => {
-                family!(self, frontend.addr, |addr, maps| { delete(&mut maps.services, service_key(frontend, addr)) })
+                family!(self, frontend.addr, |addr, maps| delete(&mut maps.services, service_key(frontend, addr)))
             }
             Key::Backend(SlotKey { side, generation, slot }) => {
                 let key = BackendKey { generation: *generation, slot: *slot };
