@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use portway::args::{Cli, Command};
+use portway::dataplane::unload;
 use portway::{agent, cli};
 use tracing_subscriber::EnvFilter;
 
@@ -37,6 +38,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Status(args) => print!("{}", cli::status(&args)?),
         Command::Services(args) => print!("{}", cli::services(&args)?),
         Command::Flows(args) => print!("{}", cli::flows(&args)?),
+        Command::Unload(pins) => {
+            let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+            runtime.block_on(unload(&pins.state_dir))?;
+        }
         Command::Doctor(_) => anyhow::bail!("this version has no doctor"),
     }
     Ok(ExitCode::SUCCESS)

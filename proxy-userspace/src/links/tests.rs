@@ -201,3 +201,15 @@ fn what_an_earlier_agent_found_behind_a_bridge_is_there_at_once_and_what_is_no_p
         assert_eq!(found.links.pods, BTreeMap::from([(addr("10.244.1.12"), port)]), "though the pod cannot answer");
     });
 }
+
+#[test]
+fn the_tables_are_read_one_after_the_other_and_never_meet_a_busy_socket() {
+    let node = Node::new();
+    node.node.block_on(async {
+        let netlink = super::netlink::Netlink::open().expect("open netlink");
+        for _ in 0..200 {
+            let facts = netlink.read().await.expect("read");
+            assert_eq!(facts.links.len(), 5, "lo, eth0, single, bridged, cni0");
+        }
+    });
+}
