@@ -53,7 +53,9 @@ fn existing(root: &Path) -> Result<StateDir> {
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
-    table.column_iter_mut().for_each(|column| drop(column.set_padding((0, 2))));
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     table
 }
 
