@@ -7,11 +7,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::say::Say;
 use crate::lab::agent::{Agent, AgentSpec, Source};
 use crate::lab::host::Tools;
 use crate::lab::node::Node;
+use crate::lab::probe;
 use crate::lab::topology::{FAR_CLIENT, Join, PodSpec, Serves, Topology, Wiring};
 use crate::lab::{Lab, objects};
 
@@ -58,6 +60,7 @@ impl Stage {
         });
         let stage = Self { _agents: agents?, lab, manifests };
         stage.wait_for_frontend("default/web-nodeport:http")?;
+        stage.wait_until_served()?;
         say.show(format!("DIR holds deploy/examples/lesson/{{{}}}", lesson_files()?.join(",")));
         say.show("and the Nodes and Pods that are played here, as cluster.yaml");
         say.done("all three are healthy");
@@ -107,14 +110,25 @@ impl Stage {
         eventually(Duration::from_secs(5), &format!("{service} in `portway services`"), || {
             let mut everywhere = Vec::new();
             for node in self.lab.nodes() {
-                let text = self.portway(node, &["services", "--state-dir", &node.state_dir().to_string_lossy()])?;
-                let found = frontends(&text).into_iter().filter(|f| f.service == service && f.addr.is_ipv4());
+                let text =
+                    self.portway(node, &["services", "--output", "json", "--state-dir", &node.state_dir().to_string_lossy()])?;
+                let found = frontends(&text).unwrap_or_default().into_iter().filter(|f| f.service == service && f.addr.is_ipv4());
                 let mut found: Vec<SocketAddr> = found.map(|frontend| frontend.addr).collect();
                 found.sort_by_key(|addr| addr.ip().is_unspecified());
                 everywhere.push(found);
             }
             let first = everywhere.first().cloned().unwrap_or_default();
             Ok((!first.is_empty() && everywhere.iter().all(|found| *found == first)).then_some(first))
+        })
+    }
+
+    /// Waits until every node answers from outside: the tables are full a moment before the programs are attached.
+    fn wait_until_served(&self) -> Result<()> {
+        eventually(Duration::from_secs(5), "an answer by way of every node", || {
+            let targets: Vec<SocketAddr> =
+                self.lab.nodes().iter().flat_map(|node| node.addresses().both()).map(|ip| SocketAddr::new(ip, 30080)).collect();
+            let answers = self.lab.far_client().run(|| Ok(targets.iter().all(|addr| probe::http(*addr).served().is_some())))?;
+            Ok(answers.then_some(()))
         })
     }
 
@@ -199,21 +213,18 @@ pub fn eventually<T>(patience: Duration, what: &str, mut ask: impl FnMut() -> Re
 }
 
 /// Reads `portway services`: a line per service port, and below it a line `at ADDRESS:PORT/PROTOCOL …` per frontend.
-fn frontends(text: &str) -> Vec<Frontend> {
-    let mut service = "";
+fn frontends(json: &str) -> Result<Vec<Frontend>> {
+    let services: Vec<Value> = serde_json::from_str(json).with_context(|| format!("read `portway services`: {json}"))?;
     let mut found = Vec::new();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        match (words.next(), words.next()) {
-            (Some("at"), Some(at)) => {
-                let addr = at.split('/').next().and_then(|addr| addr.parse().ok());
-                found.extend(addr.map(|addr| Frontend { service: service.to_owned(), addr }));
-            }
-            (Some(name), _) if name.contains('/') => service = name,
-            _ => {}
+    for service in &services {
+        let name = service["service"].as_str().unwrap_or_default();
+        for frontend in service["frontends"].as_array().into_iter().flatten() {
+            let (addr, port) = (frontend["address"].as_str().unwrap_or_default(), frontend["port"].as_u64().unwrap_or_default());
+            let addr: IpAddr = addr.parse().with_context(|| format!("read the frontend {frontend}"))?;
+            found.push(Frontend { service: name.to_owned(), addr: SocketAddr::new(addr, u16::try_from(port)?) });
         }
     }
-    found
+    Ok(found)
 }
 
 /// The name that cluster DNS has for a Service in namespace `default`.
@@ -237,11 +248,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frontends_are_read_from_what_people_read() {
-        let text = "services\n  default/web:http IPv4\n    at 0.0.0.0:30080/TCP node-port\n    both 10.244.1.10:80 pod\n\
-                    \x20 default/web:http IPv6\n    at [fd00:96::7]:80/TCP cluster-ip\n";
+    fn frontends_are_read_from_what_programs_read() {
+        let json = r#"[{ "service": "default/web:http", "frontends": [
+            { "address": "0.0.0.0", "port": 30080 }, { "address": "fd00:96::7", "port": 80 }] }]"#;
         let web = |addr: &str| Frontend { service: "default/web:http".to_owned(), addr: addr.parse().expect("address") };
-        assert_eq!(frontends(text), [web("0.0.0.0:30080"), web("[fd00:96::7]:80")]);
+        assert_eq!(frontends(json).expect("frontends"), [web("0.0.0.0:30080"), web("[fd00:96::7]:80")]);
+        assert!(frontends("[{").is_err());
     }
 
     #[test]
