@@ -52,6 +52,9 @@ impl<const EARLY: bool> Packet for Bytes<EARLY> {
     }
 }
 
+/// A table of flows.
+pub type Flows<F> = BTreeMap<FlowKey<<F as Family>::Addr>, Flow<<F as Family>::Addr>>;
+
 /// The tables of one family in memory; every field is the test's to fill and to read.
 #[derive(Clone, Debug)]
 pub struct Memory<F: Family> {
@@ -76,9 +79,9 @@ pub struct Memory<F: Family> {
     /// How many refusals are left.
     pub refusals: Cell<u32>,
     /// Established flows.
-    pub established: RefCell<BTreeMap<FlowKey<F::Addr>, Flow<F::Addr>>>,
+    pub established: RefCell<Flows<F>>,
     /// Half-open flows.
-    pub opening: RefCell<BTreeMap<FlowKey<F::Addr>, Flow<F::Addr>>>,
+    pub opening: RefCell<Flows<F>>,
     /// How many flows `established` takes.
     pub capacity: usize,
     /// Lookups of flows so far.
@@ -117,7 +120,7 @@ impl<F: Family> Default for Memory<F> {
 }
 
 impl<F: Family> Memory<F> {
-    fn table(&self, table: Table) -> &RefCell<BTreeMap<FlowKey<F::Addr>, Flow<F::Addr>>> {
+    fn table(&self, table: Table) -> &RefCell<Flows<F>> {
         match table {
             Table::Established => &self.established,
             Table::Opening => &self.opening,
@@ -131,7 +134,8 @@ impl<F: Family> Memory<F> {
     pub fn serve(&mut self, id: u32, frontends: &[(ServiceKey<F::Addr>, u32)], backends: &[Backend<F::Addr>]) {
         let len = backends.len() as u32;
         for (key, flags) in frontends {
-            let service = Service { flags: *flags, id, generation: id, affinity: 0, local_len: len, cluster_first: 0, cluster_len: len };
+            let service =
+                Service { flags: *flags, id, generation: id, affinity: 0, local_len: len, cluster_first: 0, cluster_len: len };
             self.services.insert(*key, service);
         }
         for (slot, backend) in backends.iter().enumerate() {
@@ -155,9 +159,9 @@ impl<F: Family> Tables<F> for Memory<F> {
         self.table(table).borrow().contains_key(key)
     }
     fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
-        let mut flow = *self.opening.borrow().get(key).ok_or(NotPromoted::Gone)?;
-        flow.seen = now;
-        flow.state |= state;
+        // Like the kernel's: the half-open entry is changed in place, then copied.
+        self.note_flow(Table::Opening, key, now, state);
+        let flow = *self.opening.borrow().get(key).ok_or(NotPromoted::Gone)?;
         self.insert_flow(Table::Established, key, &flow, Insert::Any).map_err(|_| NotPromoted::Full)
     }
     fn insert_flow(&self, table: Table, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, how: Insert) -> Result<(), Refused> {

@@ -63,7 +63,7 @@ fn over<F: Ip, T: Tables<F>>(
     }
 }
 
-/// Keeps an established flow alive, at most once a second, and records FIN and RST in both its entries.
+/// Keeps both entries of an established flow alive (V18), at most once a second, and records FIN and RST in them.
 #[inline(always)]
 fn note<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, flow: &Flow<F::Addr>, mate: &FlowKey<F::Addr>, now: u32) {
     let mut state = 0;
@@ -74,11 +74,9 @@ fn note<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, flow: &Flow<F::Ad
         state |= if flow.is(Role::FORWARD) { State::FIN_FORWARD } else { State::FIN_REPLY };
     }
     let news = state & !flow.state != 0;
-    if news {
-        tables.note_flow(Table::Established, mate, now, state);
-    }
     if news || now.wrapping_sub(flow.seen) >= tables.config().unwrap_or_default().hz {
         tables.note_flow(Table::Established, &headers.key, now, state);
+        tables.note_flow(Table::Established, mate, now, state);
     }
 }
 
@@ -124,17 +122,14 @@ impl Leg {
 
 /// Chooses the way by where the backend is: a pod of this node, this host, or beyond a route (V9, V10, V12).
 #[inline(always)]
-pub fn plan<F: Family, T: Tables<F>>(
+pub fn plan<F: Ip, T: Tables<F>>(
     tables: &T,
     device: IfIndex,
     key: &FlowKey<F::Addr>,
     backend: &Backend<F::Addr>,
     origin: Origin,
     hook: Hook,
-) -> Result<Plan<F::Addr>, Reason>
-where
-    F: Ip,
-{
+) -> Result<Plan<F::Addr>, Reason> {
     if let Some(pod) = tables.pod(&backend.addr) {
         if pod.device == IfIndex::NONE {
             return Err(Reason::PodDeviceUnknown);

@@ -139,6 +139,7 @@ pub trait Tables<F: Family> {
     /// Notes the time (jiffies) and further bits of `State` in a flow's entry, if it is there.
     fn note_flow(&self, table: Table, key: &FlowKey<F::Addr>, now: u32, state: u8);
     /// Room to build a flow in: IPv6's do not fit on the kernel's stack beside all else. The caller is its only user until it returns.
+    #[expect(clippy::mut_from_ref, reason = "a scratch element of the kernel's, borrowed through a map that is shared")]
     fn draft(&self) -> Option<&mut Draft<F::Addr>>;
     /// A frontend.
     fn service(&self, key: &ServiceKey<F::Addr>) -> Option<Service>;

@@ -94,7 +94,8 @@ pub fn ethertype<P: Packet>(packet: &P) -> Option<u16> {
     packet.load::<[u8; 2]>(12).map(u16::from_be_bytes)
 }
 
-/// Reads the headers of a TCP or UDP packet of family `F`; `None` for anything else, fragments too (they are counted).
+/// Reads the headers of a TCP or UDP packet of family `F`; `None` for anything else; fragments and extension
+/// headers are counted.
 #[inline(always)]
 pub fn headers<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Result<Option<Headers<F>>, Reason> {
     let Some(network) = F::read(packet)? else { return Ok(None) };
@@ -112,10 +113,21 @@ pub fn headers<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Result
             let udp: [u8; 4] = packet.load(transport).ok_or(Reason::Truncated)?;
             (Port::from_bytes([udp[0], udp[1]]), Port::from_bytes([udp[2], udp[3]]), 0)
         }
-        _ => return Ok(None),
+        _ => {
+            if F::V6 && extension(network.protocol) {
+                tables.count(Counter::ExtensionHeader);
+            }
+            return Ok(None);
+        }
     };
     let key = FlowKey::new(network.protocol, network.src, sport, network.dst, dport);
     Ok(Some(Headers { key, ttl: network.ttl, flags, check: network.check, transport, len: network.total }))
+}
+
+/// Whether an IPv6 header's next header is one before the transport's: hop-by-hop, routing, authentication, destination options, mobility.
+#[inline(always)]
+const fn extension(next: Protocol) -> bool {
+    matches!(next.0, 0 | 43 | 51 | 60 | 135)
 }
 
 /// Reads an IPv4 header; options are skipped.

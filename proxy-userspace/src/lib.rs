@@ -2,6 +2,13 @@
 //!
 //! source -> model -> compile -> contents -> place -> dataplane; `sync` owns the loop.
 
+pub mod args;
 pub mod compile;
 pub mod contents;
+pub mod links;
 pub mod model;
+pub mod place;
+
+#[cfg(test)]
+mod testing;
+pub mod source;

@@ -252,6 +252,12 @@ impl State {
         })
     }
 
+    /// The pods that a Service's selector picks: of its namespace, and with every label that it asks for.
+    pub fn pods_of<'a>(&'a self, name: &'a ObjectName, service: &'a Service) -> impl Iterator<Item = (&'a ObjectName, &'a Pod)> {
+        let here = self.pods.iter().filter(|(pod, _)| pod.namespace == name.namespace && !service.selector.is_empty());
+        here.filter(|(_, pod)| service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value)))
+    }
+
     /// The slices of each Service.
     pub fn slices_by_service(&self) -> BTreeMap<&ObjectName, Vec<&EndpointSlice>> {
         let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod counts;
+pub mod demo;
 pub mod lab;
 pub mod setup;
 pub mod sh;

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use xtask::lab::{hold, probe, server};
-use xtask::{build, setup, test, tidy, vm};
+use xtask::{build, demo, setup, test, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -20,6 +20,7 @@ enum Command {
     Tidy(tidy::Args),
     Vm(vm::Args),
     Test(test::Args),
+    Demo(demo::Args),
     Lab(hold::LabArgs),
     #[command(hide = true)]
     PodServer(server::PodServerArgs),
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Tidy(args) => tidy::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Test(args) => test::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Lab(args) => hold::hold(&args),
         Command::PodServer(args) => server::serve(&args),
         Command::Probe(args) => {

@@ -58,7 +58,8 @@ fn uses_local(service: &Service, port: &ServicePort) -> bool {
 
 /// V5, V6.
 fn cluster_set(all: &Endpoints, place: &Place) -> BTreeSet<SocketAddr> {
-    let hinted = |e: &SliceEndpoint| match hints(all, place) {
+    let hints = hints(all, place);
+    let hinted = |e: &SliceEndpoint| match hints {
         Hints::Node => e.node_hints.contains(place.node),
         Hints::Zone => place.zone.is_some_and(|zone| e.zone_hints.contains(zone)),
         Hints::None => true,

@@ -18,11 +18,10 @@ const SERVICE_FLAGS: [(u32, &str); 6] = [
     (ServiceFlags::LOCAL_DROP, "local-drop"),
 ];
 
-const ADDRESS_FLAGS: [(u32, &str); 4] = [
+const ADDRESS_FLAGS: [(u32, &str); 3] = [
     (AddressFlags::HOST, "host"),
     (AddressFlags::NODE_PORTS, "node-ports"),
     (AddressFlags::CLUSTER_IP, "cluster-ip"),
-    (AddressFlags::BACKEND, "backend"),
 ];
 
 impl fmt::Display for Frontend {
@@ -82,10 +81,13 @@ fn device_words(device: &Device) -> String {
     format!("mtu {} masquerade {}{xdp}", device.mtu, if known.is_empty() { "nothing".to_owned() } else { known.join(" ") })
 }
 
+/// Service port, IPv6 or not, backends.
+type Group<'a> = (&'a str, bool, &'a Backends);
+
 impl Contents {
     /// Frontends that lead to the same backends stand together.
     fn services(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut groups: BTreeMap<(&str, bool, &Backends), Vec<(&Frontend, &Target)>> = BTreeMap::new();
+        let mut groups = BTreeMap::<Group, Vec<(&Frontend, &Target)>>::new();
         for (frontend, target) in &self.frontends {
             groups.entry((&target.service, frontend.addr.is_ipv6(), &target.backends)).or_default().push((frontend, target));
         }

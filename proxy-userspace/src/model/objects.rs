@@ -55,6 +55,8 @@ pub enum Kind {
     ReplicaSet,
     StatefulSet,
     DaemonSet,
+    /// No object: a file that should hold some.
+    Manifest,
 }
 
 impl fmt::Display for Kind {
@@ -166,6 +168,16 @@ pub struct ServicePort {
     pub target: TargetPort,
 }
 
+impl ServicePort {
+    /// The number that it means on a pod; `None` if the pod has no port of that name and protocol.
+    pub fn on(&self, pod: &Pod) -> Option<u16> {
+        match &self.target {
+            TargetPort::Number(number) => Some(*number),
+            TargetPort::Name(name) => pod.port_named(name, self.protocol),
+        }
+    }
+}
+
 /// Which port of a pod is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetPort {
@@ -261,6 +273,12 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// The first container port of this name and protocol.
+    pub fn port_named(&self, name: &str, protocol: Protocol) -> Option<u16> {
+        let named = |p: &&ContainerPort| p.name.as_deref() == Some(name) && p.protocol == protocol;
+        self.ports.iter().find(named).map(|p| p.port)
+    }
+
     /// It holds its addresses no more (P20).
     pub fn finished(&self) -> bool {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)
