@@ -5,10 +5,11 @@
 pub mod args;
 pub mod compile;
 pub mod contents;
+pub mod dataplane;
 pub mod links;
 pub mod model;
 pub mod place;
+pub mod source;
 
 #[cfg(test)]
 mod testing;
-pub mod source;

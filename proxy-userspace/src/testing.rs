@@ -1,9 +1,11 @@
-//! Network namespaces for tests: each is a thread, and goes when the value goes.
+//! Network namespaces for tests: each is a thread with mounts of its own, and goes when the value goes.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Pid, gettid};
 
@@ -21,7 +23,8 @@ impl Namespace {
         let (jobs, inbox) = channel::<Job>();
         let (tell, told) = channel();
         let thread = std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("make a network namespace (as root)");
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("make a network namespace (as root)");
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).expect("keep mounts here");
             tell.send(gettid()).expect("the creator waits");
             inbox.into_iter().for_each(|job| job());
         });
@@ -37,6 +40,13 @@ impl Namespace {
         let job = move || drop(tell.send(std::panic::catch_unwind(std::panic::AssertUnwindSafe(job))));
         self.jobs.as_ref().expect("not dropped yet").send(Box::new(job)).expect("the namespace's thread lives");
         told.recv().expect("the job answers").unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// A directory for an agent's state; what is mounted there is gone with the namespace.
+    pub fn state_dir(&self) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("portway-test-{}", self.tid));
+        std::fs::create_dir_all(&dir).expect("make a directory");
+        dir
     }
 
     /// Runs `ip` with these arguments in the namespace; fails where it fails.
@@ -78,5 +88,7 @@ impl Drop for Namespace {
             // A panic in there has been handed to the caller already.
             let _ended = thread.join();
         }
+        // Not every namespace has had one.
+        let _removed = std::fs::remove_dir(std::env::temp_dir().join(format!("portway-test-{}", self.tid)));
     }
 }

@@ -4,9 +4,9 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
+use anyhow::{Context as _, Result};
 use aya::Pod;
 use aya::maps::{HashMap, IterableMap as _, MapData, MapError};
-use anyhow::{Context as _, Result};
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 /// Elements asked for at a time; a bucket with more makes the kernel say ENOSPC.
@@ -77,7 +77,7 @@ pub fn all<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>> 
 }
 
 fn unsupported(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOTSUP))
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 fn one_by_one<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>> {

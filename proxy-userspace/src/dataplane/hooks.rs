@@ -159,6 +159,12 @@ impl Hooks {
         Ok(errors)
     }
 
+    /// Does as on a kernel without tcx.
+    #[cfg(test)]
+    pub fn use_clsact(&mut self) {
+        self.flavour = Flavour::Clsact;
+    }
+
     fn attach(&mut self, ebpf: &mut Ebpf, hook: Hook, device: &str) -> Result<()> {
         let pin = self.dir.hooks().join(hook.to_string());
         match hook.point.how() {

@@ -31,7 +31,6 @@ pub use maps::{FamilyMaps, Hash, Maps, delete};
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 
-use crate::args;
 use crate::links::{Driver, Found};
 use crate::place::{Actual, Entry, Side, Write};
 use hooks::Hooks;
@@ -43,19 +42,32 @@ const CLASSIFIERS: [Point; 4] = [Point::ToPod, Point::ToDevice, Point::FromPod, 
 /// The XDP program for kernels and devices with frames of several buffers, and the one for others.
 const XDP_PROGRAMS: [&str; 2] = ["portway_xdp_frags", "portway_xdp"];
 
+/// How XDP is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpChoice {
+    /// In the driver of cards, nowhere else.
+    Auto,
+    /// In the driver of every device but tunnels.
+    Native,
+    /// In the stack.
+    Generic,
+    /// Not at all.
+    Off,
+}
+
 /// What the kernel is to load, and where it is pinned.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The directory on bpffs.
     pub state_dir: PathBuf,
     /// How XDP is attached.
-    pub xdp: args::Xdp,
+    pub xdp: XdpChoice,
 }
 
 /// The loaded programs and their maps.
 pub struct Dataplane {
     dir: StateDir,
-    xdp: args::Xdp,
+    xdp: XdpChoice,
     ebpf: Ebpf,
     maps: Maps,
     hooks: Hooks,
@@ -162,7 +174,7 @@ fn depends_on(write: &Write) -> Option<(Side, u32)> {
 }
 
 /// Which programs belong where.
-fn wanted_hooks(found: &Found, xdp: args::Xdp) -> BTreeMap<Hook, String> {
+fn wanted_hooks(found: &Found, xdp: XdpChoice) -> BTreeMap<Hook, String> {
     let mut points: Vec<(Point, IfIndex)> = Vec::new();
     for device in found.links.pods.values() {
         points.extend([(Point::FromPod, *device), (Point::ToPod, *device)]);
@@ -176,11 +188,11 @@ fn wanted_hooks(found: &Found, xdp: args::Xdp) -> BTreeMap<Hook, String> {
 }
 
 /// Native XDP belongs on cards: over a veth it breaks partial checksums and segmentation offload.
-fn xdp_point(xdp: args::Xdp, driver: Driver) -> Option<Point> {
+fn xdp_point(xdp: XdpChoice, driver: Driver) -> Option<Point> {
     match (xdp, driver) {
-        (args::Xdp::Off, _) | (_, Driver::Tunnel) | (args::Xdp::Auto, Driver::Software) => None,
-        (args::Xdp::Auto, Driver::Card) | (args::Xdp::Native, _) => Some(Point::XdpNative),
-        (args::Xdp::Generic, _) => Some(Point::XdpGeneric),
+        (XdpChoice::Off, _) | (_, Driver::Tunnel) | (XdpChoice::Auto, Driver::Software) => None,
+        (XdpChoice::Auto, Driver::Card) | (XdpChoice::Native, _) => Some(Point::XdpNative),
+        (XdpChoice::Generic, _) => Some(Point::XdpGeneric),
     }
 }
 
@@ -199,9 +211,9 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
 }
 
 /// Loads the XDP program that this kernel takes; `xdp.frags` is EINVAL before 5.18.
-fn load_xdp(ebpf: &mut Ebpf, xdp: args::Xdp) -> Result<&'static str> {
+fn load_xdp(ebpf: &mut Ebpf, xdp: XdpChoice) -> Result<&'static str> {
     let [frags, plain] = XDP_PROGRAMS;
-    if xdp == args::Xdp::Off {
+    if xdp == XdpChoice::Off {
         return Ok(plain);
     }
     match load(ebpf, frags) {

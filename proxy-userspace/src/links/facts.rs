@@ -30,6 +30,7 @@ pub struct Link {
     pub kind: Kind,
     pub driver: Driver,
     pub mtu: u32,
+    pub bridge: Option<IfIndex>,
 }
 
 /// The kinds of devices that are treated differently.
@@ -43,12 +44,13 @@ pub enum Kind {
 
 impl Link {
     pub fn from_message(message: &LinkMessage) -> (IfIndex, Self) {
-        let mut link = Self { name: String::new(), kind: Kind::Other, driver: Driver::Software, mtu: 0 };
+        let mut link = Self { name: String::new(), kind: Kind::Other, driver: Driver::Software, mtu: 0, bridge: None };
         let mut info = None;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name.clone(),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Controller(index) => link.bridge = Some(IfIndex(*index)),
                 LinkAttribute::LinkInfo(infos) => info = infos.iter().find_map(kind_of),
                 _ => {}
             }

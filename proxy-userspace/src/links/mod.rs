@@ -49,6 +49,8 @@ pub struct Wanted {
 /// What was found on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
+    /// What was looked for.
+    pub wanted: Wanted,
     /// What reaches the maps.
     pub links: model::Links,
     /// Names of node devices and of the pods' devices.
@@ -70,13 +72,17 @@ pub enum Driver {
     Tunnel,
 }
 
-/// Keeps `found` true for as long as somebody wants it.
+/// Keeps `found` true for as long as somebody wants it. `earlier` is where an agent before us found the pods.
 ///
 /// # Errors
 /// Only where netlink cannot be reached at all; what cannot be read once is read again later.
-pub async fn run(mut wanted: watch::Receiver<Wanted>, found: watch::Sender<Option<Found>>) -> Result<()> {
+pub async fn run(
+    mut wanted: watch::Receiver<Wanted>,
+    found: watch::Sender<Option<Found>>,
+    earlier: BTreeMap<IpAddr, IfIndex>,
+) -> Result<()> {
     let mut netlink = Netlink::open().context("open netlink")?;
-    let mut wiring = Wiring::default();
+    let mut wiring = Wiring::after(earlier);
     let mut retry = RETRY;
     loop {
         let want = wanted.borrow_and_update().clone();

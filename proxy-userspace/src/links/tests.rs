@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,10 +60,20 @@ impl Node {
 
     /// Runs `links` and calls `then` with what it publishes, in the node's namespace.
     fn watch<F: Future<Output = ()> + Send>(&self, wanted: Wanted, then: impl FnOnce(Watch) -> F + Send + 'static) {
+        self.watch_after(BTreeMap::new(), wanted, then);
+    }
+
+    /// The same with what an earlier agent found.
+    fn watch_after<F: Future<Output = ()> + Send>(
+        &self,
+        earlier: BTreeMap<IpAddr, IfIndex>,
+        wanted: Wanted,
+        then: impl FnOnce(Watch) -> F + Send + 'static,
+    ) {
         self.node.block_on(async move {
             let (want, wants) = watch::channel(wanted);
             let (tell, found) = watch::channel(None);
-            let task = tokio::spawn(run(wants, tell));
+            let task = tokio::spawn(run(wants, tell, earlier));
             then(Watch { want, found }).await;
             task.abort();
         });
@@ -170,5 +181,17 @@ fn a_new_address_and_a_new_route_are_seen() {
         let tunnel = found.names.iter().find(|(_, name)| *name == "tunnel").map(|(index, _)| *index).expect("it has a name");
         assert_eq!(found.drivers[&tunnel], Driver::Tunnel);
         assert_eq!(found.links.devices[&tunnel].masquerade4, Addr4::from_bytes([10, 244, 1, 0]));
+    });
+}
+
+#[test]
+fn what_an_earlier_agent_found_behind_a_bridge_is_there_at_once_and_what_is_no_port_any_more_is_not_believed() {
+    let node = Node::new();
+    let port = IfIndex(node.node.run(|| nix::net::if_::if_nametoindex("bridged")).expect("the device exists"));
+    node.bridged.ip("link set eth0 down");
+    let earlier = BTreeMap::from([(addr("10.244.1.12"), port), (addr("10.244.1.13"), IfIndex(1))]);
+    node.watch_after(earlier, node.wanted(&["10.244.1.12", "10.244.1.13"]), |mut watch| async move {
+        let found = watch.until("the first look", |_| true).await;
+        assert_eq!(found.links.pods, BTreeMap::from([(addr("10.244.1.12"), port)]), "though the pod cannot answer");
     });
 }

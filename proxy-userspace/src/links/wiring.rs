@@ -20,9 +20,16 @@ const NOT_OURS: [&str; 2] = ["kube-ipvs0", "kube-dummy-if"];
 #[derive(Debug, Default)]
 pub struct Wiring {
     pods: BTreeMap<IpAddr, IfIndex>,
+    /// Where an earlier agent found pods behind bridges; believed while the device is still a port of that bridge.
+    earlier: BTreeMap<IpAddr, IfIndex>,
 }
 
 impl Wiring {
+    /// Begins with what an earlier agent found.
+    pub fn after(earlier: BTreeMap<IpAddr, IfIndex>) -> Self {
+        Self { earlier, pods: BTreeMap::new() }
+    }
+
     /// Whether a pod's device has not been found yet.
     pub fn missing(&self, wanted: &Wanted) -> bool {
         wanted.pods.iter().any(|addr| !self.pods.contains_key(addr))
@@ -40,7 +47,10 @@ impl Wiring {
             let Some(device) = netlink.link_to(*addr).await else { continue };
             match facts.links.get(&device).map(|link| link.kind) {
                 Some(Kind::Veth) => self.found_pod(*addr, device),
-                Some(Kind::Bridge) => drop(bridged.insert(*addr, device)),
+                Some(Kind::Bridge) => match self.earlier.remove(addr).filter(|port| is_port_of(facts, *port, device)) {
+                    Some(port) => self.found_pod(*addr, port),
+                    None => drop(bridged.insert(*addr, device)),
+                },
                 _ => debug!(%addr, device = device.0, "the route to the pod leads to neither a veth nor a bridge"),
             }
         }
@@ -57,7 +67,7 @@ impl Wiring {
         for (addr, bridge) in pods {
             let mac = mac_of(&neighbours, bridge, addr);
             let port = mac.and_then(|mac| port_of(&ports, bridge, mac));
-            match port.filter(|port| facts.links.get(port).is_some_and(|link| link.kind == Kind::Veth)) {
+            match port.filter(|port| is_port_of(facts, *port, bridge)) {
                 Some(port) => self.found_pod(addr, port),
                 None => netlink.resolve(bridge, addr, mac).await?,
             }
@@ -76,12 +86,17 @@ impl Wiring {
         let devices = ours.iter().filter_map(|index| Some((*index, device(facts, wanted, *index)?))).collect();
         let name = |index: &IfIndex| Some((*index, facts.links.get(index)?.name.clone()));
         Found {
+            wanted: wanted.clone(),
             present: facts.links.keys().copied().collect(),
             names: ours.iter().chain(self.pods.values()).filter_map(name).collect(),
             drivers: ours.iter().filter_map(|index| Some((*index, facts.links.get(index)?.driver))).collect(),
             links: model::Links { pods: self.pods.clone(), devices, host_addresses: host_addresses(facts) },
         }
     }
+}
+
+fn is_port_of(facts: &Facts, port: IfIndex, bridge: IfIndex) -> bool {
+    facts.links.get(&port).is_some_and(|link| link.kind == Kind::Veth && link.bridge == Some(bridge))
 }
 
 fn mac_of(neighbours: &[Neighbour], bridge: IfIndex, addr: IpAddr) -> Option<&Mac> {
@@ -152,7 +167,7 @@ mod tests {
     use crate::links::facts::{HostAddress, Link};
 
     fn link(name: &str, kind: Kind) -> Link {
-        Link { name: name.into(), kind, driver: Driver::Software, mtu: 1500 }
+        Link { name: name.into(), kind, driver: Driver::Software, mtu: 1500, bridge: None }
     }
 
     fn address(device: u32, addr: &str) -> HostAddress {
@@ -219,7 +234,8 @@ mod tests {
     fn a_pods_own_device_is_never_a_node_device() {
         let (mut facts, wanted) = node();
         facts.routes.push(route("10.244.1.7/32", 5, Via::Gateway));
-        let wiring = Wiring { pods: BTreeMap::from([("10.244.1.7".parse().expect("an address"), IfIndex(5))]) };
+        let pods = BTreeMap::from([("10.244.1.7".parse().expect("an address"), IfIndex(5))]);
+        let wiring = Wiring { pods, ..Wiring::default() };
         let found = wiring.found(&facts, &wanted);
         assert_eq!(found.drivers.keys().copied().collect::<Vec<_>>(), [IfIndex(2), IfIndex(3)]);
         assert_eq!(names(&found), ["eth0", "flannel.1", "veth5"], "but it is hooked");
