@@ -17,17 +17,10 @@ struct Cli {
 enum Command {
     Setup(setup::Args),
     Build(build::Args),
-<<<<<<< HEAD
-    Tidy(tidy::Args),
-    Vm(vm::Args),
-    Test(test::Args),
-    Demo(demo::Args),
-=======
     Demo(demo::Args),
     Test(test::Args),
     Tidy(tidy::Args),
     Vm(vm::Args),
->>>>>>> main
     Lab(hold::LabArgs),
     #[command(hide = true)]
     PodServer(server::PodServerArgs),
@@ -39,17 +32,10 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
-<<<<<<< HEAD
-        Command::Tidy(args) => tidy::run(&args),
-        Command::Vm(args) => vm::run(&args),
-        Command::Test(args) => test::run(&args),
-        Command::Demo(args) => demo::run(&args),
-=======
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Vm(args) => vm::run(&args),
->>>>>>> main
         Command::Lab(args) => hold::hold(&args),
         Command::PodServer(args) => server::serve(&args),
         Command::Probe(args) => {
