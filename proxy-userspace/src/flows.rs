@@ -115,7 +115,13 @@ pub fn age(now: u32, seen: u32) -> u32 {
 }
 
 /// Sweeps until the agent ends: every few seconds, and at once when UDP backends have gone.
-pub async fn run(mut maps: Maps, clock: Clock, mut law: Law, mut serving: watch::Receiver<Option<Arc<Serving>>>, metrics: Arc<Metrics>) {
+pub async fn run(
+    mut maps: Maps,
+    clock: Clock,
+    mut law: Law,
+    mut serving: watch::Receiver<Option<Arc<Serving>>>,
+    metrics: Arc<Metrics>,
+) {
     loop {
         law.serving = serving.borrow_and_update().clone();
         if let Err(error) = sweep(&mut maps, &clock, &law, &metrics).await {

@@ -4,13 +4,11 @@ mod acts;
 mod say;
 mod stage;
 
-use std::path::Path;
-use std::process::Command;
-
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 
 use self::say::Say;
 use self::stage::Stage;
+use crate::build;
 use crate::lab::host::Tools;
 use crate::lab::topology::{Join, Wiring};
 
@@ -33,10 +31,10 @@ pub struct Args {
 /// # Errors
 /// If something cannot be started, or anything came out otherwise than it should.
 pub fn run(args: &Args) -> Result<()> {
+    let tools = build_agent()?;
     let mut say = Say::new();
     say.title("Portway's lesson: a nodePort reaches pods on any node");
-    build_agent(&mut say)?;
-    let mut stage = Stage::set(args.wiring, args.join, &mut say)?;
+    let mut stage = Stage::set(args.wiring, args.join, tools, &mut say)?;
     acts::node_port(&mut stage, &mut say)?;
     acts::client_address(&mut stage, &mut say)?;
     acts::cluster_ip_by_name(&mut stage, &mut say)?;
@@ -55,17 +53,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn build_agent(say: &mut Say) -> Result<()> {
-    say.step("Building the agent");
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("find the workspace")?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let build = Command::new(cargo).args(["build", "--quiet", "--package", "proxy-userspace"]).current_dir(root).status();
-    let status = build.context("run cargo build")?;
-    if !status.success() {
-        bail!("cargo build --package proxy-userspace: {status}");
-    }
-    let portway = Tools::of_this_program()?.portway;
-    ensure!(portway.exists(), "cargo built no {}", portway.display());
-    say.done(&portway.display().to_string());
-    Ok(())
+/// Builds before the clock starts: how long that takes is not the demo's.
+fn build_agent() -> Result<Tools> {
+    println!("Building the agent …");
+    Ok(Tools { portway: build::agent(build::Profile::Dev)?, ..Tools::of_this_program()? })
 }

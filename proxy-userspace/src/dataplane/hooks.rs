@@ -61,6 +61,11 @@ impl Point {
         matches!(self, Self::ToPod | Self::FromPod)
     }
 
+    /// Whether it is met before the kernel has a socket buffer.
+    pub const fn is_xdp(self) -> bool {
+        matches!(self, Self::XdpGeneric | Self::XdpNative)
+    }
+
     const fn how(self) -> How {
         match self {
             Self::FromPod | Self::FromDevice => How::Tc(TcAttachType::Ingress),

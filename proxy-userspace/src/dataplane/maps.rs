@@ -1,6 +1,7 @@
 //! The pinned maps, typed: elements in and out, in the words of `place`.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use aya::Pod;
@@ -125,8 +126,13 @@ impl Maps {
 
     /// The maps that an agent has pinned, whether or not it lives.
     pub fn from_pins(dir: &StateDir) -> Result<Self> {
+        Self::from_paths(|name| dir.map(name))
+    }
+
+    /// The maps that are pinned where `path` says by name.
+    pub fn from_paths(path: impl Fn(&str) -> PathBuf) -> Result<Self> {
         Self::open(|name| {
-            let path = dir.map(name);
+            let path = path(name);
             let data = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
             Map::from_map_data(data).with_context(|| format!("open {}", path.display()))
         })

@@ -107,6 +107,14 @@ impl Dataplane {
         Ok(Self { dir, xdp: options.xdp, ebpf, maps, hooks, migration: Some(migration), _lock: lock })
     }
 
+    /// The same maps once more, for a task of their own.
+    pub fn open_maps(&self) -> Result<Maps> {
+        Maps::from_paths(|name| {
+            let incoming = self.dir.incoming(name);
+            if incoming.exists() { incoming } else { self.dir.map(name) }
+        })
+    }
+
     /// What the kernel holds.
     pub fn read(&self) -> Result<Actual> {
         self.maps.read().context("read the maps back")

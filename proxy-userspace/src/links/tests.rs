@@ -190,7 +190,7 @@ fn what_an_earlier_agent_found_behind_a_bridge_is_there_at_once_and_what_is_no_p
     let port = IfIndex(node.node.run(|| nix::net::if_::if_nametoindex("bridged")).expect("the device exists"));
     node.bridged.ip("link set eth0 down");
     let earlier = BTreeMap::from([(addr("10.244.1.12"), port), (addr("10.244.1.13"), IfIndex(1))]);
-    node.watch_after(earlier, node.wanted(&["10.244.1.12", "10.244.1.13"]), |mut watch| async move {
+    node.watch_after(earlier, node.wanted(&["10.244.1.12", "10.244.1.13"]), move |mut watch| async move {
         let found = watch.until("the first look", |_| true).await;
         assert_eq!(found.links.pods, BTreeMap::from([(addr("10.244.1.12"), port)]), "though the pod cannot answer");
     });

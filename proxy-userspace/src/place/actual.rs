@@ -7,6 +7,7 @@ use std::sync::Arc;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod};
 use proxy_common::service::{Config, Service};
 
+use super::plan::label;
 use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
 
 /// An address family: each has maps of its own.
@@ -157,9 +158,24 @@ impl Actual {
         &self.services
     }
 
+    /// The elements of `PODS*`.
+    pub fn pods(&self) -> &BTreeMap<IpAddr, LocalPod> {
+        &self.pods
+    }
+
+    /// The element of `CONFIG`.
+    pub fn config(&self) -> Config {
+        self.config
+    }
+
     /// The name of a service port's id.
     pub fn name(&self, id: u32) -> Option<&Arc<str>> {
         self.names.get(&id)
+    }
+
+    /// The id of a service port by its name.
+    pub fn id_of(&self, name: &str) -> Option<u32> {
+        self.id(&label(name))
     }
 
     /// The slots of a generation in order.
@@ -202,7 +218,8 @@ impl Actual {
         self.names.keys().copied().filter(|id| !self.frontends.contains_key(id))
     }
 
-    pub(super) fn next_id(&self) -> u32 {
+    /// Ids from here on have not been given out.
+    pub fn next_id(&self) -> u32 {
         self.next_id
     }
 

@@ -233,8 +233,8 @@ fn row_of_pods(label: &str, tally: &Tally) -> Vec<String> {
 fn seen_by_pods(stage: &Stage, node: &Node) -> Result<BTreeMap<String, IpAddr>> {
     let addr = (node.addresses().v4, NODE_PORT).into();
     stage.lab.far_client().run(|| {
-        let answers = (0..REQUESTS).map(|_| probe::http(addr));
-        Ok(answers.filter_map(|answer| answer.served().map(|facts| (facts.pod.clone(), facts.client_ip()))).collect())
+        let answers = probe::answers(Kind::Http, addr, REQUESTS);
+        Ok(answers.iter().filter_map(Answer::served).map(|facts| (facts.pod.clone(), facts.client_ip())).collect())
     })
 }
 
@@ -268,7 +268,7 @@ spec:
 ";
 
 fn ask_many(kind: Kind, addr: SocketAddr) -> Vec<Answer> {
-    (0..20).map(|_| probe::ask(kind, addr)).collect()
+    probe::answers(kind, addr, 20)
 }
 
 /// How many answers came from this port of a container.

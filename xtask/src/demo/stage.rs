@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::say::Say;
 use crate::lab::agent::{Agent, AgentSpec, Source};
@@ -42,9 +43,9 @@ impl Stage {
     ///
     /// # Errors
     /// If any of it does not start.
-    pub fn set(wiring: Wiring, join: Join, say: &mut Say) -> Result<Self> {
+    pub fn set(wiring: Wiring, join: Join, tools: Tools, say: &mut Say) -> Result<Self> {
         say.step("Bringing up a client, a router, three nodes and pods on two of them, in network namespaces");
-        let lab = Lab::start(topology(wiring, join), Tools::of_this_program()?)?;
+        let lab = Lab::start(topology(wiring, join), tools)?;
         say.show(picture(&lab));
         say.done("up");
         say.step("Starting an agent on each node: portway agent --manifests DIR …");
@@ -107,8 +108,9 @@ impl Stage {
         eventually(Duration::from_secs(5), &format!("{service} in `portway services`"), || {
             let mut everywhere = Vec::new();
             for node in self.lab.nodes() {
-                let text = self.portway(node, &["services", "--state-dir", &node.state_dir().to_string_lossy()])?;
-                let found = frontends(&text).into_iter().filter(|f| f.service == service && f.addr.is_ipv4());
+                let text =
+                    self.portway(node, &["services", "--output", "json", "--state-dir", &node.state_dir().to_string_lossy()])?;
+                let found = frontends(&text).unwrap_or_default().into_iter().filter(|f| f.service == service && f.addr.is_ipv4());
                 let mut found: Vec<SocketAddr> = found.map(|frontend| frontend.addr).collect();
                 found.sort_by_key(|addr| addr.ip().is_unspecified());
                 everywhere.push(found);
@@ -145,15 +147,12 @@ fn topology(wiring: Wiring, join: Join) -> Topology {
 
 fn picture(lab: &Lab) -> String {
     let mut lines = vec![format!("client {} ── router ── the nodes' network 192.0.2.0/24", FAR_CLIENT.v4)];
-    for node in lab.nodes() {
+    for (n, node) in (1..).zip(lab.nodes()) {
+        let branch = if n == lab.nodes().len() { '└' } else { '├' };
         let pods = node.pods().iter().map(|pod| format!("{} {}", pod.name(), pod.addresses().v4));
         let pods = pods.collect::<Vec<_>>().join("   ");
-        lines.push(format!(
-            "   ├─ {} {}   {}",
-            node.name(),
-            node.addresses().v4,
-            if pods.is_empty() { "no pods" } else { &pods }
-        ));
+        let pods = if pods.is_empty() { "no pods" } else { &pods };
+        lines.push(format!("   {branch}─ {} {}   {pods}", node.name(), node.addresses().v4));
     }
     lines.join("\n")
 }
@@ -202,21 +201,18 @@ pub fn eventually<T>(patience: Duration, what: &str, mut ask: impl FnMut() -> Re
 }
 
 /// Reads `portway services`: a line per service port, and below it a line `at ADDRESS:PORT/PROTOCOL …` per frontend.
-fn frontends(text: &str) -> Vec<Frontend> {
-    let mut service = "";
+fn frontends(json: &str) -> Result<Vec<Frontend>> {
+    let services: Vec<Value> = serde_json::from_str(json).with_context(|| format!("read `portway services`: {json}"))?;
     let mut found = Vec::new();
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        match (words.next(), words.next()) {
-            (Some("at"), Some(at)) => {
-                let addr = at.split('/').next().and_then(|addr| addr.parse().ok());
-                found.extend(addr.map(|addr| Frontend { service: service.to_owned(), addr }));
-            }
-            (Some(name), _) if name.contains('/') => service = name,
-            _ => {}
+    for service in &services {
+        let name = service["service"].as_str().unwrap_or_default();
+        for frontend in service["frontends"].as_array().into_iter().flatten() {
+            let (addr, port) = (frontend["address"].as_str().unwrap_or_default(), frontend["port"].as_u64().unwrap_or_default());
+            let addr: IpAddr = addr.parse().with_context(|| format!("read the frontend {frontend}"))?;
+            found.push(Frontend { service: name.to_owned(), addr: SocketAddr::new(addr, u16::try_from(port)?) });
         }
     }
-    found
+    Ok(found)
 }
 
 /// The name that cluster DNS has for a Service in namespace `default`.
@@ -240,11 +236,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frontends_are_read_from_what_people_read() {
-        let text = "services\n  default/web:http IPv4\n    at 0.0.0.0:30080/TCP node-port\n    both 10.244.1.10:80 pod\n\
-                    \x20 default/web:http IPv6\n    at [fd00:96::7]:80/TCP cluster-ip\n";
+    fn frontends_are_read_from_what_programs_read() {
+        let json = r#"[{ "service": "default/web:http", "frontends": [
+            { "address": "0.0.0.0", "port": 30080 }, { "address": "fd00:96::7", "port": 80 }] }]"#;
         let web = |addr: &str| Frontend { service: "default/web:http".to_owned(), addr: addr.parse().expect("address") };
-        assert_eq!(frontends(text), [web("0.0.0.0:30080"), web("[fd00:96::7]:80")]);
+        assert_eq!(frontends(json).expect("frontends"), [web("0.0.0.0:30080"), web("[fd00:96::7]:80")]);
+        assert!(frontends("[{").is_err());
     }
 
     #[test]
