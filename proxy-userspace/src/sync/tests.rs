@@ -166,7 +166,7 @@ fn nothing_is_written_before_the_lists_are_complete_and_then_everything_is() {
         assert_eq!(contents.addresses[&addr("192.0.2.1")], AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS));
         let flags: Vec<_> =
             contents.frontends.values().flat_map(|target| &target.backends.cluster_only).map(|e| e.flags).collect();
-        assert!(flags.iter().any(|flags| *flags == BackendFlags::POD), "{flags:?}");
+        assert!(flags.contains(&BackendFlags::POD), "{flags:?}");
         assert!(agent.vitals.borrow().waiting_since.is_none());
         agent.kill().await;
     });
