@@ -21,15 +21,17 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, warn};
 
 use crate::model;
-use netlink::Netlink;
+use netlink::{Neighbours, Netlink};
 use wiring::Wiring;
 
 /// How long news are gathered before they are looked at together.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(10);
 /// First pause before a pod without device is looked for again; doubled each time.
 const RETRY: Duration = Duration::from_millis(50);
 /// The longest pause between two looks at pods without device.
-const RETRY_MAX: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// Pause after netlink has failed.
+const FAILED: Duration = Duration::from_secs(5);
 /// Everything is read anew after this time, should a message have been lost.
 const REFRESH: Duration = Duration::from_secs(60);
 
@@ -88,24 +90,27 @@ pub async fn run(
         let want = wanted.borrow_and_update().clone();
         let pause = match look(&netlink, &mut wiring, &want).await {
             Ok(now) => {
-                retry = if wiring.missing(&want) { (retry * 2).min(RETRY_MAX) } else { RETRY };
                 publish(&found, now);
                 if wiring.missing(&want) { retry } else { REFRESH }
             }
             Err(error) => {
                 warn!(error = format!("{error:#}"), "cannot read the host's network configuration; trying again");
-                RETRY_MAX
+                FAILED
             }
         };
+        let neighbours = if wiring.missing(&want) { Neighbours::Heeded } else { Neighbours::Ignored };
         tokio::select! {
             changed = wanted.changed() => match changed {
                 Ok(()) => retry = RETRY,
                 Err(_) => return Ok(()),
             },
-            news = netlink.news() => news.context("receive netlink messages")?,
-            () = sleep_until(Instant::now() + pause) => continue,
+            news = netlink.news(neighbours) => news.context("receive netlink messages")?,
+            () = sleep_until(Instant::now() + pause) => {
+                retry = (retry * 2).min(RETRY_MAX);
+                continue;
+            }
         }
-        gather(&mut netlink).await?;
+        gather(&mut netlink, neighbours).await?;
     }
 }
 
@@ -127,9 +132,9 @@ fn publish(found: &watch::Sender<Option<Found>>, now: Found) {
 }
 
 /// Waits until the burst of news is over, or for a little while.
-async fn gather(netlink: &mut Netlink) -> Result<()> {
+async fn gather(netlink: &mut Netlink, neighbours: Neighbours) -> Result<()> {
     let end = Instant::now() + GATHER;
-    while let Ok(news) = timeout_at(end, netlink.news()).await {
+    while let Ok(news) = timeout_at(end, netlink.news(neighbours)).await {
         news.context("receive netlink messages")?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt as _, TryStreamExt as _};
 use proxy_common::net::IfIndex;
-use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -16,14 +16,22 @@ use tokio::task::AbortHandle;
 
 use super::facts::{Facts, HostAddress, Link, Mac, Neighbour, Route};
 
-/// What the kernel is asked to tell of its own accord. Neighbours are not: they change all the time, and matter only while a pod is missing.
-const GROUPS: [MulticastGroup; 5] = [
+/// What the kernel is asked to tell of its own accord.
+const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Route,
     MulticastGroup::Ipv6Route,
+    MulticastGroup::Neigh,
 ];
+
+/// Whether news of neighbours count: they come all the time, and matter only while a pod is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Neighbours {
+    Heeded,
+    Ignored,
+}
 
 /// Two sockets: one to ask, one that listens.
 pub struct Netlink {
@@ -48,10 +56,16 @@ impl Netlink {
     }
 
     /// Waits until something has changed.
-    pub async fn news(&mut self) -> Result<()> {
-        match self.news.next().await {
-            Some(_) => Ok(()),
-            None => bail!("the kernel closed the netlink socket"),
+    pub async fn news(&mut self, neighbours: Neighbours) -> Result<()> {
+        loop {
+            let Some((message, _)) = self.news.next().await else { bail!("the kernel closed the netlink socket") };
+            let of_neighbours = matches!(
+                message.payload,
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_))
+            );
+            if !of_neighbours || neighbours == Neighbours::Heeded {
+                return Ok(());
+            }
         }
     }
 

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 use proxy_common::net::{Addr4, Addr6, Device, IfIndex};
 use rtnetlink::packet_route::AddressFamily;
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::facts::{Facts, Kind, Mac, Neighbour, Preferred, Route, Via};
@@ -16,18 +18,23 @@ use crate::model;
 /// Devices whose addresses are not the host's in the sense of V20.
 const NOT_OURS: [&str; 2] = ["kube-ipvs0", "kube-dummy-if"];
 
+/// Pause between two questions for one address.
+const ASK_AGAIN: Duration = Duration::from_millis(300);
+
 /// The pods found so far: they stay where they are until their link or they themselves go.
 #[derive(Debug, Default)]
 pub struct Wiring {
     pods: BTreeMap<IpAddr, IfIndex>,
     /// Where an earlier agent found pods behind bridges; believed while the device is still a port of that bridge.
     earlier: BTreeMap<IpAddr, IfIndex>,
+    /// When the kernel was last made to ask who has an address.
+    asked: BTreeMap<IpAddr, Instant>,
 }
 
 impl Wiring {
     /// Begins with what an earlier agent found.
     pub fn after(earlier: BTreeMap<IpAddr, IfIndex>) -> Self {
-        Self { earlier, pods: BTreeMap::new() }
+        Self { earlier, ..Self::default() }
     }
 
     /// Whether a pod's device has not been found yet.
@@ -38,6 +45,7 @@ impl Wiring {
     /// Looks for the devices of pods that have none yet, and forgets those that are gone.
     pub async fn find_pods(&mut self, netlink: &Netlink, facts: &Facts, wanted: &Wanted) -> Result<()> {
         let is_veth = |device: &IfIndex| facts.links.get(device).is_some_and(|link| link.kind == Kind::Veth);
+        self.asked.retain(|addr, _| wanted.pods.contains(addr));
         self.pods.retain(|addr, device| wanted.pods.contains(addr) && is_veth(device));
         let mut bridged = BTreeMap::new();
         for addr in &wanted.pods {
@@ -69,14 +77,25 @@ impl Wiring {
             let port = mac.and_then(|mac| port_of(&ports, bridge, mac));
             match port.filter(|port| is_port_of(facts, *port, bridge)) {
                 Some(port) => self.found_pod(addr, port),
-                None => netlink.resolve(bridge, addr, mac).await?,
+                None => self.ask(netlink, bridge, addr, mac).await?,
             }
         }
         Ok(())
     }
 
+    /// What is asked is news to ourselves too: without a pause that would go round and round.
+    async fn ask(&mut self, netlink: &Netlink, bridge: IfIndex, addr: IpAddr, mac: Option<&Mac>) -> Result<()> {
+        let now = Instant::now();
+        if self.asked.get(&addr).is_some_and(|last| now.duration_since(*last) < ASK_AGAIN) {
+            return Ok(());
+        }
+        self.asked.insert(addr, now);
+        netlink.resolve(bridge, addr, mac).await
+    }
+
     fn found_pod(&mut self, addr: IpAddr, device: IfIndex) {
         info!(%addr, device = device.0, "found the pod's device");
+        self.asked.remove(&addr);
         self.pods.insert(addr, device);
     }
 
