@@ -5,5 +5,6 @@
 pub mod args;
 pub mod compile;
 pub mod contents;
+pub mod doctor;
 pub mod model;
 pub mod source;
