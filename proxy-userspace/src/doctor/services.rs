@@ -173,7 +173,8 @@ fn unknown_name(name: &str, protocol: Protocol, ports: &[&ContainerPort]) -> (St
 /// Pods match, but none can be sent to: why.
 fn nothing_ready(object: &ObjectRef, pods: &[(&ObjectName, &Pod)]) -> Finding {
     let reasons = pods.iter().map(|(name, pod)| format!("pod {}: {}", name.name, unready_because(pod)));
-    let problem = format!("{} match its selector, and none is ready; {}", count(pods.len(), "pod"), first_of(reasons.collect()));
+    let problem =
+        format!("of {} that its selector matches none is ready; {}", count(pods.len(), "pod"), first_of(reasons.collect()));
     let advice = "clients are refused until a pod is ready: see `kubectl describe pod` and the pod's log";
     Finding::new("no-ready-endpoint", object, "spec.selector", problem, advice)
 }
