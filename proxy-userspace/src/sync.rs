@@ -89,7 +89,18 @@ impl Sync {
     /// A task over the loaded data plane; `actual` is what it holds, `snapshot` has the settings.
     pub fn new(snapshot: Snapshot, plane: Dataplane, actual: Actual, outputs: Outputs) -> Self {
         let (placed, dirty) = (Placed::Never, Dirty::default());
-        Self { snapshot, plane, actual, placed, outputs, dirty, retire_at: None, retry_at: None, first_until: None, conflicts: BTreeSet::new() }
+        Self {
+            snapshot,
+            plane,
+            actual,
+            placed,
+            outputs,
+            dirty,
+            retire_at: None,
+            retry_at: None,
+            first_until: None,
+            conflicts: BTreeSet::new(),
+        }
     }
 
     /// Runs until a source ends, which is an error, for whoever supervises us.

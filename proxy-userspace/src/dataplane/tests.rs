@@ -1,3 +1,5 @@
+//! The data plane against the running kernel, with the real object, in namespaces.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -1,3 +1,5 @@
+//! A node wired in namespaces, and what is found there.
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;

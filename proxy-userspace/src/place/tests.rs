@@ -1,3 +1,5 @@
+//! Random histories against a model of the kernel that knows nothing of ids.
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! The task over real maps and a real network, with the test as its source.
+
 use std::collections::BTreeMap;
 
 use proxy_common::net::{AddressFlags, IfIndex};
