@@ -32,8 +32,10 @@ counted! {
         Truncated = "truncated",
         /// The Service has no backend that may be used; the client is told at once.
         NoBackend = "no_backend",
-        /// The traffic policy is Local and no backend is on this node.
+        /// The traffic policy is Local and no backend is on this node; the client is told at once.
         NoLocalBackend = "no_local_backend",
+        /// The traffic policy is Local and no backend is on this node; dropped, so that a retry may find one.
+        AwaitLocalBackend = "await_local_backend",
         /// A port of a cluster IP that its Service does not have.
         UnknownPort = "unknown_port",
         /// The slot of a backend was not found: its Service changed while the packet passed.
@@ -50,8 +52,6 @@ counted! {
         NoMasqueradePort = "no_masquerade_port",
         /// The flow table takes no more entries.
         FlowTableFull = "flow_table_full",
-        /// A backend's packet to a masquerade port that no flow owns.
-        StrayReply = "stray_reply",
         /// Its time to live ended here.
         TtlExceeded = "ttl_exceeded",
         /// The kernel refused a change of the packet.
@@ -78,6 +78,8 @@ counted! {
         Fragment = "fragment",
         /// IPv6 packets with extension headers, left alone.
         ExtensionHeader = "extension_header",
+        /// Flows that stay half-open because the flow table is full.
+        TableFull = "flow_table_full_half_open",
         /// Packets that XDP left to tc.
         LeftToTc = "left_to_tc",
     }
@@ -87,6 +89,11 @@ counted! {
 pub const COUNTERS: u32 = Reason::ALL.len() as u32 + Counter::ALL.len() as u32;
 
 impl Reason {
+    /// Whether the client is told by an ICMP port unreachable, so that it sees "connection refused" at once.
+    #[inline(always)]
+    pub const fn refuses(self) -> bool {
+        matches!(self, Self::NoBackend | Self::NoLocalBackend | Self::UnknownPort)
+    }
     /// The index in `COUNTERS`.
     pub const fn index(self) -> u32 {
         self as u32

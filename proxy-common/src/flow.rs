@@ -126,8 +126,6 @@ impl Role {
     pub const REPLY: u8 = 2;
     /// The source was rewritten to an address of this node and a port of the masquerade range.
     pub const MASQUERADE: u8 = 4;
-    /// Time to live is decremented: the packet is forwarded by us, not by the stack.
-    pub const HOP: u8 = 8;
 }
 
 /// What was seen of a connection; bits of [`Flow::state`].

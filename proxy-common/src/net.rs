@@ -269,8 +269,6 @@ impl AddressFlags {
     pub const NODE_PORTS: u32 = 2;
     /// The cluster IP of a Service: unknown ports are rejected.
     pub const CLUSTER_IP: u32 = 4;
-    /// The address of a backend: its stray replies to masquerade ports are dropped instead of reaching the host.
-    pub const BACKEND: u32 = 8;
 
     /// Whether all bits of `flag` are set.
     #[inline(always)]

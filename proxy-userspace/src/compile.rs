@@ -17,6 +17,8 @@ use crate::contents::{Contents, Frontend};
 use crate::model::{ObjectName, Settings, Snapshot};
 
 pub use addresses::node_port_addresses;
+pub use endpoints::serving_endpoints;
+pub use services::service_port_name;
 
 /// What the maps ought to hold; see [`compile_reporting`].
 pub fn compile(snapshot: &Snapshot) -> Contents {

@@ -2,9 +2,21 @@
 //!
 //! source -> model -> compile -> contents -> place -> dataplane; `sync` owns the loop.
 
+pub mod agent;
 pub mod args;
+pub mod cli;
 pub mod compile;
 pub mod contents;
+pub mod dataplane;
 pub mod doctor;
+pub mod flows;
+pub mod health;
+pub mod links;
+pub mod metrics;
 pub mod model;
+pub mod place;
 pub mod source;
+pub mod sync;
+
+#[cfg(test)]
+mod testing;

@@ -1,26 +1,50 @@
-//! The binary `portway`: parses the command line, sets up the log, and hands over.
+//! The binary `portway`: parses the command line and hands over.
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use clap::Parser;
-use portway::args::{Cli, Command};
-use portway::doctor;
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use portway::args::{Cli, Command, DoctorArgs};
+use portway::{agent, cli, doctor};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    run(Cli::parse()).unwrap_or_else(|error| {
-        eprintln!("portway: {error:#}");
-        ExitCode::from(2)
-    })
+    let Cli { log, command } = Cli::parse();
+    match start_log(&log).and_then(|()| run(command)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
-#[tokio::main]
-async fn run(cli: Cli) -> Result<ExitCode> {
-    let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {}", cli.log))?;
+fn start_log(filter: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter}"))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match cli.command {
-        Command::Doctor(args) => doctor::run(args).await,
-        other => anyhow::bail!("{other:?} is not part of this build"),
+    Ok(())
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Agent(args) => {
+            let settings = args.settings()?;
+            let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+            runtime.block_on(agent::run(settings))?;
+        }
+        Command::Status(args) => print!("{}", cli::status(&args)?),
+        Command::Services(args) => print!("{}", cli::services(&args)?),
+        Command::Flows(args) => print!("{}", cli::flows(&args)?),
+        Command::Doctor(args) => return doctor(args),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// 0 if nothing is wrong, 1 if something is, 2 if that could not be found out.
+fn doctor(args: DoctorArgs) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+    runtime.block_on(doctor::run(args)).or_else(|error| {
+        eprintln!("Error: {error:#}");
+        Ok(ExitCode::from(2))
+    })
 }

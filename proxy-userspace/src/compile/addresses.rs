@@ -1,4 +1,4 @@
-//! What addresses are to this node: its own, those with nodePorts (V8), cluster IPs, backends.
+//! What addresses are to this node: its own, those with nodePorts (V8), cluster IPs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,10 +23,6 @@ pub(super) fn addresses(snapshot: &Snapshot, frontends: &BTreeMap<Frontend, Targ
     for (frontend, target) in frontends {
         if target.flags & ServiceFlags::CLUSTER_IP != 0 {
             mark(&mut found, frontend.addr, AddressFlags::CLUSTER_IP);
-        }
-        let backends = &target.backends;
-        for endpoint in [&backends.local_only, &backends.both, &backends.cluster_only].into_iter().flatten() {
-            mark(&mut found, endpoint.addr.ip(), AddressFlags::BACKEND);
         }
     }
     found

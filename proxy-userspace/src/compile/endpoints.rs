@@ -32,6 +32,12 @@ pub(super) fn endpoints<'a>(port: &ServicePort, v4: bool, slices: &[&'a Endpoint
     found
 }
 
+/// V14: the endpoints of a service port, of either family, that answer.
+pub fn serving_endpoints(port: &ServicePort, slices: &[&EndpointSlice]) -> BTreeSet<SocketAddr> {
+    let all = endpoints(port, true, slices).into_iter().chain(endpoints(port, false, slices));
+    all.filter(|(_, endpoint)| endpoint.ready || endpoint.serving).map(|(addr, _)| addr).collect()
+}
+
 /// V7: both sets, laid out as intervals; the Local set is empty where no policy of the Service asks for it.
 pub(super) fn backends(
     service: &Service,

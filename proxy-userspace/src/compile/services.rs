@@ -99,7 +99,7 @@ fn claim_port<'a>(claimant: &Claimant<'a>, cluster_ip: IpAddr, port: &ServicePor
 }
 
 /// `namespace/name:port`, by the port's number where it has no name.
-fn service_port_name(name: &ObjectName, port: &ServicePort) -> Arc<str> {
+pub fn service_port_name(name: &ObjectName, port: &ServicePort) -> Arc<str> {
     if port.name.is_empty() { format!("{name}:{}", port.port).into() } else { format!("{name}:{}", port.name).into() }
 }
 

@@ -18,12 +18,8 @@ const SERVICE_FLAGS: [(u32, &str); 6] = [
     (ServiceFlags::LOCAL_DROP, "local-drop"),
 ];
 
-const ADDRESS_FLAGS: [(u32, &str); 4] = [
-    (AddressFlags::HOST, "host"),
-    (AddressFlags::NODE_PORTS, "node-ports"),
-    (AddressFlags::CLUSTER_IP, "cluster-ip"),
-    (AddressFlags::BACKEND, "backend"),
-];
+const ADDRESS_FLAGS: [(u32, &str); 3] =
+    [(AddressFlags::HOST, "host"), (AddressFlags::NODE_PORTS, "node-ports"), (AddressFlags::CLUSTER_IP, "cluster-ip")];
 
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

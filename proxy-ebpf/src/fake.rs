@@ -1,0 +1,241 @@
+//! The host's side of the two traits: a packet in a vector, tables in ordered maps. For tests, fuzzers and `portway explain`.
+
+use std::boxed::Box;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use proxy_common::event::Counter;
+use proxy_common::flow::{Flow, FlowKey};
+use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, Protocol, checksum_update};
+use proxy_common::service::{Backend, BackendKey, Config, Service, ServiceKey};
+
+use crate::{Change, Draft, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
+
+/// A packet in memory, with all checksums finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bytes<const EARLY: bool>(pub Vec<u8>);
+
+impl<const EARLY: bool> Packet for Bytes<EARLY> {
+    const EARLY: bool = EARLY;
+
+    fn load<T: Wire>(&self, offset: u32) -> Option<T> {
+        let bytes = self.0.get(offset as usize..)?.get(..size_of::<T>())?;
+        // SAFETY: as many bytes as a T has, and any bytes are a T.
+        Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+    fn store<T: Wire>(&mut self, offset: u32, value: &T) -> Option<()> {
+        let bytes = self.0.get_mut(offset as usize..)?.get_mut(..size_of::<T>())?;
+        // SAFETY: as many bytes as a T has.
+        unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(*value) };
+        Some(())
+    }
+    fn fix_checksum(&mut self, offset: u32, change: Change) -> Option<()> {
+        let old = u16::from_ne_bytes(self.load(offset)?);
+        if change.udp && old == 0 {
+            return Some(());
+        }
+        let fix = |checksum, diff| match checksum_update(checksum, diff) {
+            0 if change.udp => 0xffff,
+            new => new,
+        };
+        self.store(offset, &fix(fix(old, change.addresses), change.ports).to_ne_bytes())
+    }
+    fn truncate(&mut self, len: u32) -> Option<()> {
+        self.0.resize(len as usize, 0);
+        Some(())
+    }
+    fn insert(&mut self, room: u32) -> Option<()> {
+        let at = crate::parse::LINK as usize;
+        self.0.splice(at..at, core::iter::repeat_n(0, room as usize));
+        Some(())
+    }
+}
+
+/// A table of flows.
+pub type Flows<F> = BTreeMap<FlowKey<<F as Family>::Addr>, Flow<<F as Family>::Addr>>;
+
+/// The tables of one family in memory; every field is the test's to fill and to read.
+#[derive(Clone, Debug)]
+pub struct Memory<F: Family> {
+    /// Frontends.
+    pub services: BTreeMap<ServiceKey<F::Addr>, Service>,
+    /// Slots.
+    pub backends: BTreeMap<BackendKey, Backend<F::Addr>>,
+    /// What addresses are.
+    pub addresses: BTreeMap<F::Addr, AddressFlags>,
+    /// Local pods.
+    pub pods: BTreeMap<F::Addr, LocalPod>,
+    /// Devices.
+    pub devices: BTreeMap<IfIndex, Device>,
+    /// Routes by destination.
+    pub routes: BTreeMap<F::Addr, Route>,
+    /// Settings.
+    pub config: Config,
+    /// Jiffies.
+    pub now: u32,
+    /// What the next call for randomness returns; counts up.
+    pub random: Cell<u32>,
+    /// How many refusals are left.
+    pub refusals: Cell<u32>,
+    /// Established flows.
+    pub established: RefCell<Flows<F>>,
+    /// Half-open flows.
+    pub opening: RefCell<Flows<F>>,
+    /// How many flows `established` takes.
+    pub capacity: usize,
+    /// Lookups of flows so far.
+    pub lookups: Cell<u32>,
+    /// What was counted.
+    pub counted: RefCell<BTreeMap<Counter, u32>>,
+}
+
+impl<F: Family> Default for Memory<F> {
+    fn default() -> Self {
+        Self {
+            services: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            config: Config {
+                secret: 0x0123_4567_89ab_cdef,
+                masquerade_first: 1024,
+                masquerade_len: 28976,
+                hz: 250,
+                opening_timeout: 30,
+                udp_timeout: 120,
+            },
+            now: 1_000_000,
+            random: Cell::new(0),
+            refusals: Cell::new(u32::MAX),
+            established: RefCell::default(),
+            opening: RefCell::default(),
+            capacity: usize::MAX,
+            lookups: Cell::new(0),
+            counted: RefCell::default(),
+        }
+    }
+}
+
+impl<F: Family> Memory<F> {
+    fn table(&self, table: Table) -> &RefCell<Flows<F>> {
+        match table {
+            Table::Established => &self.established,
+            Table::Opening => &self.opening,
+        }
+    }
+    /// How often `counter` was counted.
+    pub fn counted(&self, counter: Counter) -> u32 {
+        self.counted.borrow().get(&counter).copied().unwrap_or(0)
+    }
+    /// A service port with `backends` (all of them for both policies), and its frontends with their flags.
+    pub fn serve(&mut self, id: u32, frontends: &[(ServiceKey<F::Addr>, u32)], backends: &[Backend<F::Addr>]) {
+        let len = backends.len() as u32;
+        for (key, flags) in frontends {
+            let service =
+                Service { flags: *flags, id, generation: id, affinity: 0, local_len: len, cluster_first: 0, cluster_len: len };
+            self.services.insert(*key, service);
+        }
+        for (slot, backend) in backends.iter().enumerate() {
+            let key = BackendKey { generation: id, slot: slot as u32 };
+            self.backends.insert(key, Backend { generation: id, ..*backend });
+        }
+    }
+}
+
+impl<F: Family> Tables<F> for Memory<F> {
+    fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Table, Flow<F::Addr>)> {
+        self.lookups.set(self.lookups.get() + 1);
+        if let Some(flow) = self.established.borrow().get(key) {
+            return Some((Table::Established, *flow));
+        }
+        self.lookups.set(self.lookups.get() + 1);
+        self.opening.borrow().get(key).map(|flow| (Table::Opening, *flow))
+    }
+    fn has_flow(&self, table: Table, key: &FlowKey<F::Addr>) -> bool {
+        self.lookups.set(self.lookups.get() + 1);
+        self.table(table).borrow().contains_key(key)
+    }
+    fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
+        // Like the kernel's: the half-open entry is changed in place, then copied.
+        self.note_flow(Table::Opening, key, now, state);
+        let flow = *self.opening.borrow().get(key).ok_or(NotPromoted::Gone)?;
+        self.insert_flow(Table::Established, key, &flow, Insert::Any).map_err(|_| NotPromoted::Full)
+    }
+    fn insert_flow(&self, table: Table, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, how: Insert) -> Result<(), Refused> {
+        let mut flows = self.table(table).borrow_mut();
+        if how == Insert::New && flows.contains_key(key) {
+            return Err(Refused::Exists);
+        }
+        if table == Table::Established && flows.len() >= self.capacity && !flows.contains_key(key) {
+            return Err(Refused::Full);
+        }
+        flows.insert(*key, *flow);
+        Ok(())
+    }
+    fn remove_flow(&self, table: Table, key: &FlowKey<F::Addr>) {
+        self.table(table).borrow_mut().remove(key);
+    }
+    fn note_flow(&self, table: Table, key: &FlowKey<F::Addr>, now: u32, state: u8) {
+        if let Some(flow) = self.table(table).borrow_mut().get_mut(key) {
+            flow.seen = now;
+            flow.state |= state;
+        }
+    }
+    fn draft(&self) -> Option<&mut Draft<F::Addr>> {
+        let zero = F::Addr::ZERO;
+        let key = FlowKey::new(Protocol::TCP, zero, Default::default(), zero, Default::default());
+        let flow = Flow {
+            src: zero,
+            dst: zero,
+            sport: Default::default(),
+            dport: Default::default(),
+            device: IfIndex::NONE,
+            seen: 0,
+            service: 0,
+            way: 0,
+            hooks: 0,
+            state: 0,
+            role: 0,
+        };
+        // The kernel's is one element per CPU that outlives the program; a leaked one is the same to its user.
+        Some(Box::leak(Box::new(Draft { key, flow })))
+    }
+    fn service(&self, key: &ServiceKey<F::Addr>) -> Option<Service> {
+        self.services.get(key).copied()
+    }
+    fn backend(&self, key: &BackendKey) -> Option<Backend<F::Addr>> {
+        self.backends.get(key).copied()
+    }
+    fn address(&self, addr: &F::Addr) -> AddressFlags {
+        self.addresses.get(addr).copied().unwrap_or_default()
+    }
+    fn pod(&self, addr: &F::Addr) -> Option<LocalPod> {
+        self.pods.get(addr).copied()
+    }
+    fn device(&self, device: IfIndex) -> Option<Device> {
+        self.devices.get(&device).copied()
+    }
+    fn config(&self) -> Option<Config> {
+        Some(self.config)
+    }
+    fn route(&self, _device: IfIndex, _src: &F::Addr, dst: &F::Addr) -> Option<Route> {
+        self.routes.get(dst).copied()
+    }
+    fn now(&self) -> u32 {
+        self.now
+    }
+    fn random(&self) -> u32 {
+        self.random.replace(self.random.get().wrapping_add(0x1234_5677))
+    }
+    fn may_refuse(&self) -> bool {
+        let left = self.refusals.get();
+        self.refusals.set(left.saturating_sub(1));
+        left > 0
+    }
+    fn count(&self, counter: Counter) {
+        *self.counted.borrow_mut().entry(counter).or_default() += 1;
+    }
+}

@@ -1,0 +1,255 @@
+//! The life of a connection: found, planned, opened, promoted when the backend answers, ended.
+
+use proxy_common::event::{Counter, Reason};
+use proxy_common::flow::{Flow, FlowKey, Hook, Role, State, Way};
+use proxy_common::net::{Address, AddressFlags, Family, IfIndex, Port, Protocol};
+use proxy_common::service::{Backend, BackendFlags, Config, Service};
+
+use crate::parse::{Headers, Ip};
+use crate::{Draft, Insert, NotPromoted, Origin, Refused, Table, Tables};
+
+/// How many source ports are tried before a new flow is given up.
+const PORT_ATTEMPTS: u32 = 32;
+
+/// What the flow tables say of a packet.
+pub enum Found<A> {
+    /// A flow that is rewritten at this hook.
+    Ours(Flow<A>),
+    /// A flow that is rewritten at another hook: hands off.
+    Elsewhere,
+    /// None.
+    None,
+}
+
+/// Looks a packet up: one lookup for an established flow, a second one while it is half-open.
+#[inline(always)]
+pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook) -> Found<F::Addr> {
+    let Some((table, flow)) = tables.flow(&headers.key) else { return Found::None };
+    if flow.hooks & hook as u8 == 0 {
+        return Found::Elsewhere;
+    }
+    let mate = flow.mate(headers.key.protocol);
+    let now = tables.now();
+    let age = now.wrapping_sub(flow.seen);
+    if flow.is(Role::FORWARD) && headers.opens() && over(tables, table, headers, &flow, &mate, age) {
+        tables.remove_flow(table, &headers.key);
+        tables.remove_flow(table, &mate);
+        return Found::None;
+    }
+    match table {
+        Table::Established => note(tables, headers, &flow, &mate, now),
+        Table::Opening if flow.is(Role::REPLY) && !headers.reset() => promote(tables, &headers.key, &mate, now),
+        Table::Opening => {}
+    }
+    Found::Ours(flow)
+}
+
+/// V17: whether a packet that may open a flow begins a new connection on the tuple of one that is over. A half-open one is over too
+/// where the LRU has evicted its other half.
+#[inline(always)]
+fn over<F: Ip, T: Tables<F>>(
+    tables: &T,
+    table: Table,
+    headers: &Headers<F>,
+    flow: &Flow<F::Addr>,
+    mate: &FlowKey<F::Addr>,
+    age: u32,
+) -> bool {
+    let config = tables.config().unwrap_or_default();
+    match table {
+        Table::Opening => age > config.opening_timeout.wrapping_mul(config.hz) || !tables.has_flow(Table::Opening, mate),
+        Table::Established if headers.key.protocol == Protocol::UDP => age > config.udp_timeout.wrapping_mul(config.hz),
+        Table::Established => State::closed(flow.state),
+    }
+}
+
+/// Keeps both entries of an established flow alive (V18), at most once a second, and records FIN and RST in them.
+#[inline(always)]
+fn note<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, flow: &Flow<F::Addr>, mate: &FlowKey<F::Addr>, now: u32) {
+    let mut state = 0;
+    if headers.reset() {
+        state |= State::RESET;
+    }
+    if headers.fin() {
+        state |= if flow.is(Role::FORWARD) { State::FIN_FORWARD } else { State::FIN_REPLY };
+    }
+    let news = state & !flow.state != 0;
+    if news || now.wrapping_sub(flow.seen) >= tables.config().unwrap_or_default().hz {
+        tables.note_flow(Table::Established, &headers.key, now, state);
+        tables.note_flow(Table::Established, mate, now, state);
+    }
+}
+
+/// The backend has answered: both entries move to the table that no flood can evict. The reply's goes first, so that no forward
+/// packet finds an established flow whose replies nobody knows.
+#[inline(always)]
+fn promote<F: Family, T: Tables<F>>(tables: &T, reply: &FlowKey<F::Addr>, forward: &FlowKey<F::Addr>, now: u32) {
+    let both = tables.promote_flow(reply, now, State::REPLIED).and_then(|()| tables.promote_flow(forward, now, State::REPLIED));
+    if let Err(why) = both {
+        tables.remove_flow(Table::Established, reply);
+        if why == NotPromoted::Full {
+            tables.count(Counter::TableFull);
+        }
+        return;
+    }
+    tables.remove_flow(Table::Opening, reply);
+    tables.remove_flow(Table::Opening, forward);
+    tables.count(Counter::Established);
+}
+
+/// How a new flow will go, both directions at once ("one way for both directions").
+#[derive(Clone, Copy)]
+pub struct Plan<A> {
+    forward: Leg,
+    reply: Leg,
+    /// The address that replaces the client's, if it is replaced.
+    masquerade: Option<A>,
+}
+
+#[derive(Clone, Copy)]
+struct Leg {
+    hooks: u8,
+    way: Way,
+    device: IfIndex,
+}
+
+impl Leg {
+    #[inline(always)]
+    const fn new(hooks: u8, way: Way, device: IfIndex) -> Self {
+        Self { hooks, way, device }
+    }
+}
+
+/// Chooses the way by where the backend is: a pod of this node, this host, or beyond a route (V9, V10, V12).
+#[inline(always)]
+pub fn plan<F: Ip, T: Tables<F>>(
+    tables: &T,
+    device: IfIndex,
+    key: &FlowKey<F::Addr>,
+    backend: &Backend<F::Addr>,
+    origin: Origin,
+    hook: Hook,
+) -> Result<Plan<F::Addr>, Reason> {
+    if let Some(pod) = tables.pod(&backend.addr) {
+        if pod.device == IfIndex::NONE {
+            return Err(Reason::PodDeviceUnknown);
+        }
+        let back = match origin {
+            Origin::Outside => Way::Neighbour,
+            Origin::Pod => Way::Pod,
+        };
+        // V10: a pod that reaches itself sees the address that it asked for as the client.
+        let masquerade = if backend.addr == key.src { Some(key.dst) } else { None };
+        let reply = Leg::new(Hook::FromPod as u8, back, device);
+        return Ok(Plan { forward: Leg::new(hook as u8, Way::Pod, pod.device), reply, masquerade });
+    }
+    if tables.address(&backend.addr).has(AddressFlags::HOST) {
+        let out = match origin {
+            Origin::Outside => Hook::ToDevice,
+            Origin::Pod => Hook::ToPod,
+        };
+        return Ok(through_stack(hook, out));
+    }
+    let pod_network = backend.flags & BackendFlags::POD != 0;
+    if origin == Origin::Pod && !pod_network {
+        return Ok(through_stack(hook, Hook::ToPod));
+    }
+    let route = tables.route(device, &key.src, &backend.addr).ok_or(Reason::NoRoute)?;
+    let forward = Leg::new(hook as u8, Way::Neighbour, route.device);
+    if origin == Origin::Pod {
+        let reply = Leg::new(Hook::FromDevice as u8 | Hook::ToPod as u8, Way::Pod, device);
+        return Ok(Plan { forward, reply, masquerade: None });
+    }
+    let masquerade = tables.device(route.device).map(|out| F::masquerade(&out)).filter(|addr| *addr != F::Addr::ZERO);
+    let masquerade = Some(masquerade.ok_or(Reason::NoMasqueradeAddress)?);
+    Ok(Plan { forward, reply: Leg::new(Hook::FromDevice as u8, Way::Neighbour, device), masquerade })
+}
+
+#[inline(always)]
+fn through_stack<A>(hook: Hook, back: Hook) -> Plan<A> {
+    let leg = |hook: Hook| Leg::new(hook as u8, Way::Stack, IfIndex::NONE);
+    Plan { forward: leg(hook), reply: leg(back), masquerade: None }
+}
+
+/// Opens a flow: claims the reply's key, which makes the source port unique per backend (V12), then records the forward direction.
+///
+/// The client's own port is kept where the source is not masqueraded and no other connection has the same reply.
+#[inline(always)]
+pub fn open<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F::Addr>,
+    service: &Service,
+    backend: &Backend<F::Addr>,
+    plan: &Plan<F::Addr>,
+    config: &Config,
+) -> Result<Flow<F::Addr>, Reason> {
+    let Some(draft) = tables.draft() else { return Err(Reason::FlowTableFull) };
+    let role = if plan.masquerade.is_some() { Role::MASQUERADE } else { 0 };
+    let src = plan.masquerade.unwrap_or(key.src);
+    draft.key = FlowKey::new(key.protocol, backend.addr, backend.port, src, key.sport);
+    draft.flow = Flow {
+        src: key.dst,
+        dst: key.src,
+        sport: key.dport,
+        dport: key.sport,
+        device: plan.reply.device,
+        seen: tables.now(),
+        service: service.id,
+        way: plan.reply.way as u8,
+        hooks: plan.reply.hooks,
+        state: 0,
+        role: role | Role::REPLY,
+    };
+    claim(tables, draft, config)?;
+    draft.flow.src = src;
+    draft.flow.dst = backend.addr;
+    draft.flow.sport = draft.key.dport;
+    draft.flow.dport = backend.port;
+    draft.flow.device = plan.forward.device;
+    draft.flow.way = plan.forward.way as u8;
+    draft.flow.hooks = plan.forward.hooks;
+    draft.flow.role = role | Role::FORWARD;
+    tables.insert_flow(Table::Opening, key, &draft.flow, Insert::Any).map_err(|_| Reason::FlowTableFull)?;
+    tables.count(Counter::Opened);
+    Ok(draft.flow)
+}
+
+/// Takes a key for the reply that no connection has: with the client's own port where the source is kept, else with one of the
+/// masquerade range.
+#[inline(always)]
+fn claim<F: Family, T: Tables<F>>(tables: &T, draft: &mut Draft<F::Addr>, config: &Config) -> Result<(), Reason> {
+    let random = tables.random();
+    let mut attempt = 0;
+    while attempt < PORT_ATTEMPTS {
+        if attempt > 0 || draft.flow.is(Role::MASQUERADE) {
+            draft.key.dport = masquerade_port(config, random.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)));
+        }
+        if claim_key(tables, &draft.key, &draft.flow) {
+            return Ok(());
+        }
+        attempt += 1;
+    }
+    Err(Reason::NoMasqueradePort)
+}
+
+/// A port of the masquerade range, chosen by `random`.
+#[inline(always)]
+fn masquerade_port(config: &Config, random: u32) -> Port {
+    let step = (u64::from(random) * u64::from(config.masquerade_len)) >> 32;
+    Port::new(config.masquerade_first.wrapping_add(step as u16))
+}
+
+/// Takes a reply's key if neither table has it. `Opening` comes first: promotion inserts into `Established` before it removes from
+/// `Opening`, so a key that moves meanwhile is seen in one of them.
+#[inline(always)]
+fn claim_key<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, reply: &Flow<F::Addr>) -> bool {
+    match tables.insert_flow(Table::Opening, key, reply, Insert::New) {
+        Ok(()) => {}
+        Err(Refused::Exists | Refused::Full) => return false,
+    }
+    if tables.has_flow(Table::Established, key) {
+        tables.remove_flow(Table::Opening, key);
+        return false;
+    }
+    true
+}

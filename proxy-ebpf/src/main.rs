@@ -1,0 +1,554 @@
+//! The thin program around the library: maps, hooks, and the one place where an action becomes a verdict number.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![allow(missing_docs, reason = "a program; the attribute macros also make items of their own")]
+
+use core::mem::{MaybeUninit, zeroed};
+use core::ptr;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_NO_PREALLOC, BPF_F_PSEUDO_HDR, BPF_NOEXIST, TC_ACT_OK, TC_ACT_SHOT,
+    TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup, xdp_action, xdp_md,
+};
+use aya_ebpf::helpers::{
+    bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+    bpf_skb_change_tail, bpf_skb_change_type,
+};
+use aya_ebpf::macros::{classifier, map, xdp};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Reason};
+use proxy_common::flow::{Flow, FlowKey};
+use proxy_common::net::{Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, V4, V6, checksum_update};
+use proxy_common::service::{Backend, BackendKey, Config, Name, Service, ServiceKey};
+use proxy_ebpf::parse::{self, Ip};
+use proxy_ebpf::{Action, Change, Draft, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
+
+/// Refusals a second and CPU.
+const REFUSALS: u32 = 1000;
+/// `EEXIST` and `E2BIG` as helpers return them.
+const EEXIST: i32 = -17;
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace`, younger than the bindings.
+const BPF_F_IPV6: u64 = 1 << 7;
+
+/// Declares the maps of one family and the tables over them.
+macro_rules! family {
+    ($family:ty, $addr:ty, $services:ident $sn:literal, $backends:ident $bn:literal, $addresses:ident $an:literal, $pods:ident $pn:literal,
+     $flows:ident $fln:literal, $opening:ident $on:literal, $draft:ident $dn:literal, $fib:ident) => {
+        #[map(name = $sn)]
+        static $services: HashMap<ServiceKey<$addr>, Service> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+        #[map(name = $bn)]
+        static $backends: HashMap<BackendKey, Backend<$addr>> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+        #[map(name = $an)]
+        static $addresses: HashMap<$addr, AddressFlags> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+        #[map(name = $pn)]
+        static $pods: HashMap<$addr, LocalPod> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+        #[map(name = $fln)]
+        static $flows: HashMap<FlowKey<$addr>, Flow<$addr>> = HashMap::with_max_entries(262_144, 0);
+        #[map(name = $on)]
+        static $opening: LruHashMap<FlowKey<$addr>, Flow<$addr>> = LruHashMap::with_max_entries(65536, 0);
+        #[map(name = $dn)]
+        static $draft: PerCpuArray<Draft<$addr>> = PerCpuArray::with_max_entries(1, 0);
+
+        impl Tables<$family> for Kernel {
+            #[inline(always)]
+            fn flow(&self, key: &FlowKey<$addr>) -> Option<(Table, Flow<$addr>)> {
+                let (table, found) = match $flows.get_ptr(key) {
+                    Some(found) => (Table::Established, found),
+                    None => (Table::Opening, $opening.get_ptr(key)?),
+                };
+                // SAFETY: the element lives for the run of the program; a copy is taken at once. It is torn only if the element is
+                // reused meanwhile, and then the next packet reads anew.
+                Some((table, unsafe { *found }))
+            }
+            #[inline(always)]
+            fn has_flow(&self, table: Table, key: &FlowKey<$addr>) -> bool {
+                match table {
+                    Table::Established => $flows.get_ptr(key).is_some(),
+                    Table::Opening => $opening.get_ptr(key).is_some(),
+                }
+            }
+            #[inline(always)]
+            fn promote_flow(&self, key: &FlowKey<$addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
+                let flow = $opening.get_ptr_mut(key).ok_or(NotPromoted::Gone)?;
+                // SAFETY: as above; the kernel copies the value out of the element before this program ends.
+                unsafe {
+                    (*flow).seen = now;
+                    (*flow).state |= state;
+                    $flows.insert(key, &*flow, BPF_ANY.into()).map_err(|_| NotPromoted::Full)
+                }
+            }
+            #[inline(always)]
+            fn insert_flow(&self, table: Table, key: &FlowKey<$addr>, flow: &Flow<$addr>, how: Insert) -> Result<(), Refused> {
+                let flags = match how {
+                    Insert::New => BPF_NOEXIST,
+                    Insert::Any => BPF_ANY,
+                };
+                let done = match table {
+                    Table::Established => $flows.insert(key, flow, flags.into()),
+                    Table::Opening => $opening.insert(key, flow, flags.into()),
+                };
+                done.map_err(|errno| if errno == EEXIST { Refused::Exists } else { Refused::Full })
+            }
+            #[inline(always)]
+            fn remove_flow(&self, table: Table, key: &FlowKey<$addr>) {
+                // Whether it was still there does not matter: the LRU or the sweep may have been faster.
+                let _gone = match table {
+                    Table::Established => $flows.remove(key),
+                    Table::Opening => $opening.remove(key),
+                };
+            }
+            #[inline(always)]
+            fn note_flow(&self, table: Table, key: &FlowKey<$addr>, now: u32, state: u8) {
+                let found = match table {
+                    Table::Established => $flows.get_ptr_mut(key),
+                    Table::Opening => $opening.get_ptr_mut(key),
+                };
+                if let Some(flow) = found {
+                    // SAFETY: the map's element lives for the run of the program; both fields are aligned, and a lost update only delays a note.
+                    unsafe {
+                        (*flow).seen = now;
+                        (*flow).state |= state;
+                    }
+                }
+            }
+            #[inline(always)]
+            fn draft(&self) -> Option<&mut Draft<$addr>> {
+                // SAFETY: this CPU's own element: tc programs of one CPU do not interrupt each other, and only they open flows.
+                $draft.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+            }
+            #[inline(always)]
+            fn service(&self, key: &ServiceKey<$addr>) -> Option<Service> {
+                // SAFETY: not preallocated, so elements are freed after a grace period only.
+                unsafe { $services.get(key) }.copied()
+            }
+            #[inline(always)]
+            fn backend(&self, key: &BackendKey) -> Option<Backend<$addr>> {
+                // SAFETY: as above.
+                unsafe { $backends.get(key) }.copied()
+            }
+            #[inline(always)]
+            fn address(&self, addr: &$addr) -> AddressFlags {
+                // SAFETY: as above.
+                unsafe { $addresses.get(addr) }.copied().unwrap_or_default()
+            }
+            #[inline(always)]
+            fn pod(&self, addr: &$addr) -> Option<LocalPod> {
+                // SAFETY: as above.
+                unsafe { $pods.get(addr) }.copied()
+            }
+            #[inline(always)]
+            fn device(&self, device: IfIndex) -> Option<Device> {
+                // SAFETY: as above.
+                unsafe { DEVICES.get(device) }.copied()
+            }
+            #[inline(always)]
+            fn config(&self) -> Option<Config> {
+                CONFIG.get(0).copied()
+            }
+            #[inline(always)]
+            fn route(&self, device: IfIndex, src: &$addr, dst: &$addr) -> Option<Route> {
+                let fib = FIB.get_ptr_mut(0)?;
+                // SAFETY: this CPU's own element: tc and XDP programs of one CPU do not interrupt each other.
+                let fib = unsafe { &mut *fib };
+                // SAFETY: plain integers.
+                *fib = unsafe { zeroed() };
+                $fib(fib, src, dst);
+                fib.ifindex = device.0;
+                self.look_up(fib)
+            }
+            #[inline(always)]
+            fn now(&self) -> u32 {
+                jiffies()
+            }
+            #[inline(always)]
+            fn random(&self) -> u32 {
+                // SAFETY: no arguments.
+                unsafe { bpf_get_prandom_u32() }
+            }
+            #[inline(always)]
+            fn may_refuse(&self) -> bool {
+                refusal_left()
+            }
+            #[inline(always)]
+            fn count(&self, counter: Counter) {
+                count(counter.index());
+            }
+        }
+    };
+}
+
+family!(V4, Addr4, SERVICES4 "SERVICES4", BACKENDS4 "BACKENDS4", ADDRESSES4 "ADDRESSES4", PODS4 "PODS4", FLOWS4 "FLOWS4", OPENING4 "OPENING4", DRAFT4 "DRAFT4", fib4);
+family!(V6, Addr6, SERVICES6 "SERVICES6", BACKENDS6 "BACKENDS6", ADDRESSES6 "ADDRESSES6", PODS6 "PODS6", FLOWS6 "FLOWS6", OPENING6 "OPENING6", DRAFT6 "DRAFT6", fib6);
+
+#[map(name = "DEVICES")]
+static DEVICES: HashMap<IfIndex, Device> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+#[map(name = "CONFIG")]
+static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+#[map(name = "NAMES")]
+static NAMES: HashMap<u32, Name> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+#[map(name = "COUNTERS")]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
+#[map(name = "REFUSALS")]
+static REFUSALS_LEFT: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where `bpf_fib_lookup` takes its question and leaves its answer: too large for the stack beside all else.
+#[map(name = "FIB")]
+static FIB: PerCpuArray<bpf_fib_lookup> = PerCpuArray::with_max_entries(1, 0);
+
+/// A token bucket: refusals sent in the second that began at `since` (jiffies).
+#[repr(C)]
+struct Bucket {
+    since: u32,
+    sent: u32,
+}
+
+/// The kernel as the library's tables; `context` is what `bpf_fib_lookup` wants.
+struct Kernel {
+    context: *mut core::ffi::c_void,
+}
+
+impl Kernel {
+    #[inline(always)]
+    fn look_up(&self, fib: &mut bpf_fib_lookup) -> Option<Route> {
+        /// The route is good, the neighbour not resolved yet.
+        const NO_NEIGHBOUR: i64 = 7;
+        // SAFETY: the context of this program, and a structure of the size that is passed.
+        let code = unsafe { fib_lookup(self.context, ptr::from_mut(fib), size_of::<bpf_fib_lookup>() as i32, 0) } as i64;
+        if code != 0 && code != NO_NEIGHBOUR {
+            return None;
+        }
+        let (d, s) = (fib.dmac, fib.smac);
+        let link = [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]];
+        Some(Route { device: IfIndex(fib.ifindex), neighbour: if code == 0 { Some(link) } else { None } })
+    }
+}
+
+#[inline(always)]
+fn fib4(fib: &mut bpf_fib_lookup, src: &Addr4, dst: &Addr4) {
+    fib.family = 2;
+    fib.__bindgen_anon_3.ipv4_src = src.word();
+    fib.__bindgen_anon_4.ipv4_dst = dst.word();
+}
+
+#[inline(always)]
+fn fib6(fib: &mut bpf_fib_lookup, src: &Addr6, dst: &Addr6) {
+    fib.family = 10;
+    fib.__bindgen_anon_3.ipv6_src = src.words();
+    fib.__bindgen_anon_4.ipv6_dst = dst.words();
+}
+
+#[inline(always)]
+fn jiffies() -> u32 {
+    // SAFETY: no arguments.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+#[inline(always)]
+fn count(index: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: this CPU's own element.
+        unsafe { *counter += 1 };
+    }
+}
+
+#[inline(always)]
+fn refusal_left() -> bool {
+    let Some(bucket) = REFUSALS_LEFT.get_ptr_mut(0) else { return false };
+    let hz = CONFIG.get(0).map_or(100, |config| config.hz);
+    let now = jiffies();
+    // SAFETY: this CPU's own element.
+    let bucket = unsafe { &mut *bucket };
+    if now.wrapping_sub(bucket.since) >= hz {
+        bucket.since = now;
+        bucket.sent = 0;
+    }
+    bucket.sent += 1;
+    bucket.sent <= REFUSALS
+}
+
+/// A socket buffer, by the kernel's helpers: they know paged data and unfinished checksums.
+struct Skb<'a> {
+    context: &'a TcContext,
+}
+
+impl Packet for Skb<'_> {
+    const EARLY: bool = false;
+
+    #[inline(always)]
+    fn load<T: Wire>(&self, offset: u32) -> Option<T> {
+        self.context.load(offset as usize).ok()
+    }
+    #[inline(always)]
+    fn store<T: Wire>(&mut self, offset: u32, value: &T) -> Option<()> {
+        self.context.store(offset as usize, value, 0).ok()
+    }
+    #[inline(always)]
+    fn fix_checksum(&mut self, offset: u32, change: Change) -> Option<()> {
+        let offset = offset as usize;
+        let mangled = if change.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let pseudo = mangled | u64::from(BPF_F_PSEUDO_HDR);
+        let addresses = u64::from(change.addresses);
+        // Kernels that know BPF_F_IPV6 need it for packets whose checksum the device has verified; others refuse it.
+        let done = change.v6 && self.context.l4_csum_replace(offset, 0, addresses, pseudo | BPF_F_IPV6).is_ok();
+        if !done {
+            self.context.l4_csum_replace(offset, 0, addresses, pseudo).ok()?;
+        }
+        self.context.l4_csum_replace(offset, 0, u64::from(change.ports), mangled).ok()
+    }
+    #[inline(always)]
+    fn truncate(&mut self, len: u32) -> Option<()> {
+        // SAFETY: the context of this program.
+        let code = unsafe { bpf_skb_change_tail(self.context.skb.skb, len, 0) };
+        if code == 0 { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn insert(&mut self, room: u32) -> Option<()> {
+        self.context.skb.adjust_room(room as i32, BPF_ADJ_ROOM_MAC, 0).ok()
+    }
+}
+
+/// A frame in XDP, by direct access: the helpers that copy are younger than the oldest kernel that we run on.
+struct Frame<'a> {
+    context: &'a XdpContext,
+}
+
+impl Frame<'_> {
+    /// A pointer to `len` bytes at `offset`, checked against the frame's end.
+    #[inline(always)]
+    fn at(&self, offset: u32, len: usize) -> Option<*mut u8> {
+        let (start, end) = (self.context.data(), self.context.data_end());
+        let mut position = u64::from(offset);
+        let mut address = start as u64;
+        // SAFETY: arithmetic on registers. The verifier has to see a bounded offset added to the packet pointer in just this form;
+        // plain Rust lets LLVM move the bound to a copy of the register.
+        unsafe {
+            core::arch::asm!("{0} &= 2047", "{1} += {0}", inout(reg) position, inout(reg) address, options(pure, nomem, nostack));
+        }
+        let _bounded = position;
+        if address as usize + len > end { None } else { Some(address as *mut u8) }
+    }
+}
+
+impl Packet for Frame<'_> {
+    const EARLY: bool = true;
+
+    #[inline(always)]
+    fn load<T: Wire>(&self, offset: u32) -> Option<T> {
+        let from = self.at(offset, size_of::<T>())?;
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the bytes lie in the frame, and any bytes are a T.
+        unsafe {
+            ptr::copy_nonoverlapping(from, value.as_mut_ptr().cast::<u8>(), size_of::<T>());
+            Some(value.assume_init())
+        }
+    }
+    #[inline(always)]
+    fn store<T: Wire>(&mut self, offset: u32, value: &T) -> Option<()> {
+        let to = self.at(offset, size_of::<T>())?;
+        // SAFETY: the bytes lie in the frame.
+        unsafe { ptr::copy_nonoverlapping(ptr::from_ref(value).cast::<u8>(), to, size_of::<T>()) };
+        Some(())
+    }
+    #[inline(always)]
+    fn fix_checksum(&mut self, offset: u32, change: Change) -> Option<()> {
+        let old = u16::from_ne_bytes(self.load(offset)?);
+        if change.udp && old == 0 {
+            return Some(());
+        }
+        let mut new = checksum_update(old, change.addresses);
+        if change.udp && new == 0 {
+            new = 0xffff;
+        }
+        new = checksum_update(new, change.ports);
+        if change.udp && new == 0 {
+            new = 0xffff;
+        }
+        self.store(offset, &new.to_ne_bytes())
+    }
+    #[inline(always)]
+    fn truncate(&mut self, _len: u32) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn insert(&mut self, _room: u32) -> Option<()> {
+        None
+    }
+}
+
+/// One tc hook: its program, and a subprogram for each family, so that their stacks do not add up.
+macro_rules! hook {
+    ($(#[$doc:meta])* $name:ident, $v4:ident, $v6:ident $(, unless $guard:ident)?) => {
+        $(#[$doc])*
+        #[classifier]
+        pub fn $name(context: TcContext) -> i32 {
+            $(if $guard(&context) {
+                return TC_ACT_UNSPEC;
+            })?
+            match parse::ethertype(&Skb { context: &context }) {
+                Some(V4::ETHERTYPE) => $v4(context.skb.skb),
+                Some(V6::ETHERTYPE) => $v6(context.skb.skb),
+                _ => TC_ACT_UNSPEC,
+            }
+        }
+        hook!(family $name, $v4, V4);
+        hook!(family $name, $v6, V6);
+    };
+    (family $name:ident, $function:ident, $family:ty) => {
+        #[inline(never)]
+        fn $function(skb: *mut __sk_buff) -> i32 {
+            let context = TcContext::new(skb);
+            let device = IfIndex(ifindex(&context));
+            let tables = Kernel { context: context.as_ptr() };
+            let result = proxy_ebpf::$name::<$family, _, _>(&mut Skb { context: &context }, &tables, device);
+            verdict(&context, result)
+        }
+    };
+}
+
+hook!(
+    /// tc ingress of node devices and tunnels.
+    from_device, from_device4, from_device6
+);
+hook!(
+    /// tc ingress of the host side of a pod's veth.
+    from_pod, from_pod4, from_pod6
+);
+hook!(
+    /// tc egress of the host side of a pod's veth.
+    to_pod, to_pod4, to_pod6
+);
+hook!(
+    /// tc egress of node devices and tunnels.
+    to_device, to_device4, to_device6, unless forwarded
+);
+
+/// Whether a packet leaving by a node device was forwarded: only packets of a socket of this host can be replies of a backend here.
+#[inline(always)]
+fn forwarded(context: &TcContext) -> bool {
+    // SAFETY: the context of this program.
+    unsafe { (*context.skb.skb).__bindgen_anon_2.sk.is_null() }
+}
+
+#[inline(always)]
+fn ifindex(context: &TcContext) -> u32 {
+    // SAFETY: the context of this program.
+    unsafe { (*context.skb.skb).ifindex }
+}
+
+/// The one place where tc verdicts are chosen. What was decided is left in `cb` for whoever runs the program by test run.
+#[inline(always)]
+fn verdict(context: &TcContext, result: Result<Action, Reason>) -> i32 {
+    let skb = context.skb.skb;
+    match result {
+        Ok(Action::Untouched) => {
+            trace(skb, 1, 0);
+            TC_ACT_UNSPEC
+        }
+        Ok(Action::Stack) => {
+            trace(skb, 2, 0);
+            TC_ACT_OK
+        }
+        Ok(Action::Pod(device)) => {
+            trace(skb, 3, device.0);
+            // From a bridge port the packet is OTHERHOST, and old kernels drop that in the pod without a word.
+            // SAFETY: the context of this program.
+            unsafe { bpf_skb_change_type(skb, 0) };
+            // SAFETY: no pointer.
+            unsafe { bpf_redirect_peer(device.0, 0) as i32 }
+        }
+        Ok(Action::Neighbour(device)) => {
+            trace(skb, 4, device.0);
+            // SAFETY: no pointer is passed.
+            unsafe { bpf_redirect_neigh(device.0, ptr::null_mut(), 0, 0) as i32 }
+        }
+        Ok(Action::Transmit(device)) => {
+            trace(skb, 5, device.0);
+            // SAFETY: no pointer.
+            unsafe { bpf_redirect(device.0, 0) as i32 }
+        }
+        Err(reason) => {
+            trace(skb, 6, reason as u32);
+            count(reason.index());
+            TC_ACT_SHOT
+        }
+    }
+}
+
+#[inline(always)]
+fn trace(skb: *mut __sk_buff, action: u32, detail: u32) {
+    // SAFETY: scratch space that belongs to tc programs.
+    unsafe {
+        (*skb).cb[0] = action;
+        (*skb).cb[1] = detail;
+    }
+}
+
+/// XDP on a node device.
+#[xdp]
+pub fn portway_xdp(context: XdpContext) -> u32 {
+    early(&context)
+}
+
+/// The same for devices whose frames may lie in several buffers.
+#[xdp(frags)]
+pub fn portway_xdp_frags(context: XdpContext) -> u32 {
+    early(&context)
+}
+
+#[inline(always)]
+fn early(context: &XdpContext) -> u32 {
+    match parse::ethertype(&Frame { context }) {
+        Some(V4::ETHERTYPE) => early4(context.ctx),
+        Some(V6::ETHERTYPE) => early6(context.ctx),
+        _ => xdp_action::XDP_PASS,
+    }
+}
+
+#[inline(never)]
+fn early4(md: *mut xdp_md) -> u32 {
+    early_family::<V4>(&XdpContext::new(md))
+}
+
+#[inline(never)]
+fn early6(md: *mut xdp_md) -> u32 {
+    early_family::<V6>(&XdpContext::new(md))
+}
+
+/// The one place where XDP verdicts are chosen.
+#[inline(always)]
+fn early_family<F: Ip>(context: &XdpContext) -> u32
+where
+    Kernel: Tables<F>,
+{
+    let device = IfIndex(context.ingress_ifindex() as u32);
+    let tables = Kernel { context: context.as_ptr() };
+    match proxy_ebpf::early::<F, _, _>(&mut Frame { context }, &tables, device) {
+        Ok(Action::Transmit(out)) if out == device => xdp_action::XDP_TX,
+        // SAFETY: no pointer.
+        Ok(Action::Transmit(out)) => unsafe { bpf_redirect(out.0, 0) as u32 },
+        Ok(Action::Untouched | Action::Stack | Action::Pod(_) | Action::Neighbour(_)) => xdp_action::XDP_PASS,
+        Err(reason) => {
+            count(reason.index());
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// Tells user space the time of the flow tables: low 32 bits of jiffies in `cb[0]`. Never attached, only test-run.
+#[classifier]
+pub fn now(context: TcContext) -> i32 {
+    trace(context.skb.skb, jiffies(), 0);
+    TC_ACT_UNSPEC
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

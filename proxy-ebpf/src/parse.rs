@@ -1,0 +1,173 @@
+//! From bytes to headers: the only file beside `rewrite` that knows IPv4 from IPv6.
+
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use proxy_common::event::{Counter, Reason};
+use proxy_common::flow::FlowKey;
+use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
+
+use crate::{Packet, Tables};
+
+/// Bytes of the link-layer header: Ethernet without tags.
+pub const LINK: u32 = EthHdr::LEN as u32;
+
+/// FIN in the thirteenth byte of a TCP header.
+const FIN: u8 = 1;
+/// SYN.
+const SYN: u8 = 2;
+/// RST.
+const RST: u8 = 4;
+/// ACK.
+const ACK: u8 = 16;
+
+/// A family's header, read: what both have in common.
+#[derive(Clone, Copy)]
+pub struct Network<F: Family> {
+    /// Source address.
+    pub src: F::Addr,
+    /// Destination address.
+    pub dst: F::Addr,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// The bytes around time to live that a rewrite needs: for IPv4 the header checksum in memory order.
+    pub check: u16,
+    /// Bytes from the link-layer header's end to the transport header.
+    pub len: u32,
+    /// Bytes of the whole packet without the link-layer header, as the header says.
+    pub total: u32,
+    /// Part of a fragmented datagram.
+    pub fragment: bool,
+}
+
+/// What only parsing and rewriting know of a family.
+pub trait Ip: Family {
+    /// Reads the header behind the link-layer header; `Err` if the frame ends in it, `None` if it is none of this family.
+    fn read<P: Packet>(packet: &P) -> Result<Option<Network<Self>>, Reason>;
+    /// Writes addresses and time to live; the header checksum follows.
+    fn write<P: Packet>(packet: &mut P, headers: &Headers<Self>, src: Self::Addr, dst: Self::Addr, ttl: u8) -> Option<()>;
+    /// Turns the packet into an ICMP port unreachable to its sender, from the address that it was sent to.
+    fn refuse<P: Packet>(packet: &mut P, headers: &Headers<Self>) -> Option<()>;
+    /// The address of a device that masquerade gives what leaves by it; zero if none.
+    fn masquerade(device: &proxy_common::net::Device) -> Self::Addr;
+}
+
+/// An unfragmented TCP or UDP packet.
+#[derive(Clone, Copy)]
+pub struct Headers<F: Family> {
+    /// The connection that it belongs to.
+    pub key: FlowKey<F::Addr>,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// TCP flags, the header's thirteenth byte; 0 for UDP.
+    pub flags: u8,
+    /// IPv4: the header checksum in memory order.
+    pub check: u16,
+    /// Offset of the transport header from the start of the frame.
+    pub transport: u32,
+    /// Bytes without the link-layer header.
+    pub len: u32,
+}
+
+impl<F: Ip> Headers<F> {
+    /// Whether the packet may open a flow: any UDP packet, and a TCP SYN without ACK (V16).
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        self.key.protocol == Protocol::UDP || self.flags & (SYN | ACK | RST | FIN) == SYN
+    }
+    /// A TCP FIN.
+    #[inline(always)]
+    pub fn fin(&self) -> bool {
+        self.flags & FIN != 0
+    }
+    /// A TCP RST.
+    #[inline(always)]
+    pub fn reset(&self) -> bool {
+        self.flags & RST != 0
+    }
+}
+
+/// The EtherType of a frame in host order; `None` if it is too short to have one.
+#[inline(always)]
+pub fn ethertype<P: Packet>(packet: &P) -> Option<u16> {
+    packet.load::<[u8; 2]>(12).map(u16::from_be_bytes)
+}
+
+/// Reads the headers of a TCP or UDP packet of family `F`; `None` for anything else; fragments and extension
+/// headers are counted.
+#[inline(always)]
+pub fn headers<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Result<Option<Headers<F>>, Reason> {
+    let Some(network) = F::read(packet)? else { return Ok(None) };
+    if network.fragment {
+        tables.count(Counter::Fragment);
+        return Ok(None);
+    }
+    let transport = LINK + network.len;
+    let (sport, dport, flags) = match network.protocol {
+        Protocol::TCP => {
+            let tcp: [u8; 14] = packet.load(transport).ok_or(Reason::Truncated)?;
+            (Port::from_bytes([tcp[0], tcp[1]]), Port::from_bytes([tcp[2], tcp[3]]), tcp[13])
+        }
+        Protocol::UDP => {
+            let udp: [u8; 4] = packet.load(transport).ok_or(Reason::Truncated)?;
+            (Port::from_bytes([udp[0], udp[1]]), Port::from_bytes([udp[2], udp[3]]), 0)
+        }
+        _ => {
+            if F::V6 && extension(network.protocol) {
+                tables.count(Counter::ExtensionHeader);
+            }
+            return Ok(None);
+        }
+    };
+    let key = FlowKey::new(network.protocol, network.src, sport, network.dst, dport);
+    Ok(Some(Headers { key, ttl: network.ttl, flags, check: network.check, transport, len: network.total }))
+}
+
+/// Whether an IPv6 header's next header is one before the transport's: hop-by-hop, routing, authentication, destination options, mobility.
+#[inline(always)]
+const fn extension(next: Protocol) -> bool {
+    matches!(next.0, 0 | 43 | 51 | 60 | 135)
+}
+
+/// Reads an IPv4 header; options are skipped.
+#[inline(always)]
+pub(crate) fn read4<P: Packet>(packet: &P) -> Result<Option<Network<V4>>, Reason> {
+    let ip: Ipv4Hdr = packet.load(LINK).ok_or(Reason::Truncated)?;
+    let len = u32::from(ip.vihl & 15) * 4;
+    if ip.vihl >> 4 != 4 || len < 20 {
+        return Ok(None);
+    }
+    Ok(Some(Network {
+        src: Addr4::from_bytes(ip.src_addr),
+        dst: Addr4::from_bytes(ip.dst_addr),
+        protocol: Protocol(ip.proto),
+        ttl: ip.ttl,
+        check: u16::from_ne_bytes(ip.check),
+        len,
+        total: u32::from(u16::from_be_bytes(ip.tot_len)),
+        // More fragments, or an offset.
+        fragment: u16::from_be_bytes(ip.frags) & 0x3fff != 0,
+    }))
+}
+
+/// Reads an IPv6 header; a packet with extension headers shows their number as protocol, and so is none of ours.
+#[inline(always)]
+pub(crate) fn read6<P: Packet>(packet: &P) -> Result<Option<Network<V6>>, Reason> {
+    /// The fragment header's number.
+    const FRAGMENT: u8 = 44;
+    let ip: Ipv6Hdr = packet.load(LINK).ok_or(Reason::Truncated)?;
+    if ip.vcf[0] >> 4 != 6 {
+        return Ok(None);
+    }
+    Ok(Some(Network {
+        src: Addr6::from_bytes(ip.src_addr),
+        dst: Addr6::from_bytes(ip.dst_addr),
+        protocol: Protocol(ip.next_hdr),
+        ttl: ip.hop_limit,
+        check: 0,
+        len: Ipv6Hdr::LEN as u32,
+        total: u32::from(u16::from_be_bytes(ip.payload_len)) + Ipv6Hdr::LEN as u32,
+        fragment: ip.next_hdr == FRAGMENT,
+    }))
+}

@@ -1,0 +1,196 @@
+//! The only file that writes packet bytes: the rewrite of a flow's packets, and the refusals that tell a client at once.
+
+use proxy_common::event::{Counter, Reason};
+use proxy_common::flow::{Flow, Way};
+use proxy_common::net::{Addr4, Addr6, Address, Device, IfIndex, Protocol, V4, V6, checksum_update, sum_add, sum_diff, sum_fold};
+
+use crate::parse::{Headers, Ip, LINK, Network, read4, read6};
+use crate::{Action, Change, Packet, Tables};
+
+/// Bytes of an ICMP or ICMPv6 header.
+const ICMP: u32 = 8;
+/// Time to live of the packets that we make.
+const TTL: u8 = 64;
+/// What a refusal quotes of TCP: through the checksum, which a device may still have to fill in.
+const QUOTED_TCP: u32 = 20;
+/// What a refusal quotes of UDP: its header.
+const QUOTED_UDP: u32 = 8;
+
+/// Gives a packet the addresses and ports of its flow. Where we, not the stack, send it on, its time to live goes down by one.
+#[inline(always)]
+pub fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow<F::Addr>, way: Way) -> Result<(), Reason> {
+    let ttl = match way {
+        Way::Stack => headers.ttl,
+        Way::Pod | Way::Neighbour if headers.ttl > 1 => headers.ttl - 1,
+        Way::Pod | Way::Neighbour => return Err(Reason::TtlExceeded),
+    };
+    let key = &headers.key;
+    let addresses = sum_add(sum_diff(key.src.sum(), flow.src.sum()), sum_diff(key.dst.sum(), flow.dst.sum()));
+    let ports = sum_add(sum_diff(key.sport.word(), flow.sport.word()), sum_diff(key.dport.word(), flow.dport.word()));
+    let udp = key.protocol == Protocol::UDP;
+    let checksum = headers.transport + if udp { 6 } else { 16 };
+    let [a, b] = flow.sport.bytes();
+    let [c, d] = flow.dport.bytes();
+    F::write(packet, headers, flow.src, flow.dst, ttl)
+        .and_then(|()| packet.store(headers.transport, &[a, b, c, d]))
+        .and_then(|()| packet.fix_checksum(checksum, Change { addresses, ports, udp, v6: F::V6 }))
+        .ok_or(Reason::RewriteFailed)
+}
+
+/// Gives a frame its next hop: destination and source MAC.
+#[inline(always)]
+pub fn link<P: Packet>(packet: &mut P, addresses: &[u8; 12]) -> Result<(), Reason> {
+    packet.store(0, addresses).ok_or(Reason::RewriteFailed)
+}
+
+/// Answers a packet that is refused with an ICMP port unreachable, where the limit allows it.
+#[inline(always)]
+pub fn refuse<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    device: IfIndex,
+    headers: &Headers<F>,
+) -> Result<Action, Reason> {
+    if !tables.may_refuse() {
+        return Err(Reason::RejectRateLimited);
+    }
+    F::refuse(packet, headers).and_then(|()| turn_back(packet)).ok_or(Reason::RewriteFailed)?;
+    tables.count(Counter::Rejected);
+    Ok(Action::Transmit(device))
+}
+
+/// Swaps the link-layer addresses.
+#[inline(always)]
+fn turn_back<P: Packet>(packet: &mut P) -> Option<()> {
+    let [a, b, c]: [u32; 3] = packet.load(0)?;
+    let (a, b, c) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes());
+    packet.store(0, &[b[2], b[3], c[0], c[1], c[2], c[3], a[0], a[1], a[2], a[3], b[0], b[1]])
+}
+
+/// What an ICMP error quotes, cut out of the packet.
+struct Quote {
+    /// Bytes of the quoted transport header.
+    len: u32,
+    /// Its partial sum, as it will be when it is sent.
+    sum: u32,
+}
+
+/// Cuts the packet behind the transport header that will be quoted.
+///
+/// A device, or the kernel on its way there, may still have to fill in the quoted checksum (CHECKSUM_PARTIAL): the kernel then
+/// refuses to cut before that field. What it will write makes the quoted header sum up to the complement of what stands there now.
+#[inline(always)]
+fn quote<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>) -> Option<Quote> {
+    if headers.key.protocol == Protocol::UDP {
+        let words: [u32; 2] = packet.load(headers.transport)?;
+        let unfinished = cut(packet, headers, 6, QUOTED_UDP)?;
+        if !unfinished {
+            packet.store(headers.transport, &words)?;
+        }
+        let field = u32::from(u16::from_ne_bytes([words[1].to_ne_bytes()[2], words[1].to_ne_bytes()[3]]));
+        let sum = if unfinished { !field } else { sum_add(words[0], words[1]) };
+        return Some(Quote { len: QUOTED_UDP, sum });
+    }
+    let words: [u32; 5] = packet.load(headers.transport)?;
+    let unfinished = cut(packet, headers, 16, QUOTED_TCP)?;
+    if !unfinished {
+        packet.store(headers.transport, &words)?;
+    }
+    let field = u32::from(u16::from_ne_bytes([words[4].to_ne_bytes()[0], words[4].to_ne_bytes()[1]]));
+    let sum = if unfinished { !field } else { words.iter().fold(0, |sum, word| sum_add(sum, *word)) };
+    Some(Quote { len: QUOTED_TCP, sum })
+}
+
+/// Cuts to `len` bytes of the transport header, whose checksum lies at `checksum`; tells whether that is still to be filled in.
+#[inline(always)]
+fn cut<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, checksum: u32, len: u32) -> Option<bool> {
+    let unfinished = packet.truncate(headers.transport + checksum).is_none();
+    packet.truncate(headers.transport + len)?;
+    Some(unfinished)
+}
+
+impl Ip for V4 {
+    #[inline(always)]
+    fn read<P: Packet>(packet: &P) -> Result<Option<Network<Self>>, Reason> {
+        read4(packet)
+    }
+
+    /// Time to live, protocol, checksum and both addresses lie side by side: one store.
+    #[inline(always)]
+    fn write<P: Packet>(packet: &mut P, headers: &Headers<Self>, src: Addr4, dst: Addr4, ttl: u8) -> Option<()> {
+        let key = &headers.key;
+        let addresses = sum_add(sum_diff(key.src.sum(), src.sum()), sum_diff(key.dst.sum(), dst.sum()));
+        let word = |ttl: u8| u32::from(u16::from_ne_bytes([ttl, key.protocol.0]));
+        let diff = sum_add(addresses, sum_diff(word(headers.ttl), word(ttl)));
+        let check = u32::from(checksum_update(headers.check, diff)).to_ne_bytes();
+        let first = u32::from_ne_bytes([ttl, key.protocol.0, check[0], check[1]]);
+        packet.store(LINK + 8, &[first, src.word(), dst.word()])
+    }
+
+    #[inline(always)]
+    fn refuse<P: Packet>(packet: &mut P, headers: &Headers<Self>) -> Option<()> {
+        let quote = quote(packet, headers)?;
+        let quoted = headers.transport - LINK + quote.len;
+        // The quoted IPv4 header, its checksum included, sums up to nothing.
+        let icmp = u32::from_ne_bytes([3, 3, 0, 0]);
+        let check = (!sum_fold(sum_add(icmp, quote.sum))).to_ne_bytes();
+        packet.insert(20 + ICMP)?;
+        let [l1, l2] = (20 + ICMP as u16 + quoted as u16).to_be_bytes();
+        let mut ip = [
+            u32::from_ne_bytes([0x45, 0, l1, l2]),
+            0,
+            u32::from_ne_bytes([TTL, 1, 0, 0]),
+            headers.key.dst.word(),
+            headers.key.src.word(),
+            u32::from_ne_bytes([3, 3, check[0], check[1]]),
+            0,
+        ];
+        let sum = sum_add(sum_add(ip[0], ip[2]), sum_add(ip[3], ip[4]));
+        let [c1, c2] = (!sum_fold(sum)).to_ne_bytes();
+        ip[2] = u32::from_ne_bytes([TTL, 1, c1, c2]);
+        packet.store(LINK, &ip)
+    }
+
+    #[inline(always)]
+    fn masquerade(device: &Device) -> Addr4 {
+        device.masquerade4
+    }
+}
+
+impl Ip for V6 {
+    #[inline(always)]
+    fn read<P: Packet>(packet: &P) -> Result<Option<Network<Self>>, Reason> {
+        read6(packet)
+    }
+
+    /// Next header, hop limit and both addresses lie side by side.
+    #[inline(always)]
+    fn write<P: Packet>(packet: &mut P, _headers: &Headers<Self>, src: Addr6, dst: Addr6, ttl: u8) -> Option<()> {
+        packet.store(LINK + 7, &[ttl])?;
+        let ([a, b, c, d], [e, f, g, h]) = (src.words(), dst.words());
+        packet.store(LINK + 8, &[a, b, c, d, e, f, g, h])
+    }
+
+    #[inline(always)]
+    fn refuse<P: Packet>(packet: &mut P, headers: &Headers<Self>) -> Option<()> {
+        let quote = quote(packet, headers)?;
+        let head: [u32; 10] = packet.load(LINK)?;
+        let head = head.iter().fold(0, |sum, word| sum_add(sum, *word));
+        let payload = ICMP + 40 + quote.len;
+        let [l1, l2] = (payload as u16).to_be_bytes();
+        let pseudo = sum_add(u32::from_ne_bytes([0, 0, l1, l2]), u32::from_ne_bytes([0, 0, 0, 58]));
+        let pseudo = sum_add(pseudo, sum_add(headers.key.src.sum(), headers.key.dst.sum()));
+        let icmp = sum_add(u32::from_ne_bytes([1, 4, 0, 0]), sum_add(head, quote.sum));
+        let [c1, c2] = (!sum_fold(sum_add(pseudo, icmp))).to_ne_bytes();
+        packet.insert(40 + ICMP)?;
+        packet.store(LINK, &[u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([l1, l2, 58, TTL])])?;
+        let ([a, b, c, d], [e, f, g, h]) = (headers.key.dst.words(), headers.key.src.words());
+        packet.store(LINK + 8, &[a, b, c, d, e, f, g, h])?;
+        packet.store(LINK + 40, &[u32::from_ne_bytes([1, 4, c1, c2]), 0])
+    }
+
+    #[inline(always)]
+    fn masquerade(device: &Device) -> Addr6 {
+        device.masquerade6
+    }
+}

@@ -1,0 +1,252 @@
+//! The life of a flow: half-open, established, ended, opened anew (V14 to V18).
+
+use proxy_common::event::{Counter, Reason};
+use proxy_common::flow::{FlowKey, State};
+use proxy_common::net::Protocol;
+use proxy_ebpf::{Action, Table, Tables};
+
+use crate::both_families;
+use crate::segment::{ACK, FIN, RST, SYN, Segment};
+use crate::world::*;
+
+both_families!(
+    retransmitted_syn_finds_its_flow,
+    half_open_flow_grows_old,
+    evicted_reply_entry_opens_the_flow_anew,
+    evicted_forward_entry_opens_the_flow_anew,
+    reset_by_the_backend_does_not_establish,
+    full_table_is_counted_and_the_flow_lives_on,
+    established_flow_outlives_its_service,
+    packets_in_the_middle_of_nothing,
+    syn_on_a_closed_connection_opens_a_new_one,
+    syn_on_a_living_connection_does_not,
+    expired_udp_flow_is_opened_anew,
+    udp_flow_with_replies_only_is_alive,
+    flow_is_left_alone_at_other_hooks,
+    fin_and_reset_are_noted_in_both_entries,
+    notes_are_taken_once_a_second,
+);
+
+const FROM: End = (CLIENT, 40000);
+const TO: End = (NODE, NODE_PORT);
+
+fn syn<F: Net>() -> Segment {
+    opening::<F>(Protocol::TCP, FROM, TO)
+}
+
+fn data<F: Net>() -> Segment {
+    packet::<F>(Protocol::TCP, FROM, TO).flags(ACK)
+}
+
+/// A node with one remote backend and an established connection; what the backend saw.
+fn connected<F: Net>(protocol: Protocol) -> (Node<F>, Segment) {
+    let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+    let there = node.from_device(&opening::<F>(protocol, FROM, TO)).goes(Action::Neighbour(ETH));
+    node.from_device(&there.answer()).goes(Action::Neighbour(ETH));
+    assert_eq!(node.flows(), (0, 2));
+    (node, there)
+}
+
+/// The two keys of the connection that the backend saw as `there`.
+fn keys<F: Net>(there: &Segment) -> [FlowKey<F::Addr>; 2] {
+    [key::<F>(there.protocol, FROM, TO), key::<F>(there.protocol, (REMOTE, TARGET), (NODE, there.src.port()))]
+}
+
+/// V18: a client that repeats its SYN is still the same connection, whatever became of the Service.
+fn retransmitted_syn_finds_its_flow<F: Net>() {
+    let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+    let first = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
+    node.later(3);
+    node = node.with_node_port(0, &[pod::<F>(POD_A)]);
+    assert_eq!(node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH)), first);
+    assert_eq!((node.flows(), node.tables.counted(Counter::Opened)), ((2, 0), 1));
+}
+
+/// V18: after the timeout an unanswered SYN is a new connection, to a backend of now.
+fn half_open_flow_grows_old<F: Net>() {
+    let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+    node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
+    node.later(31);
+    node = node.with_node_port(0, &[pod::<F>(POD_A)]);
+    node.from_device(&syn::<F>()).goes(Action::Pod(VETH_A));
+    assert_eq!(node.flows(), (2, 0));
+}
+
+/// V18: the LRU evicted the reply's entry: its answer would find nobody, so the next SYN opens the flow anew.
+fn evicted_reply_entry_opens_the_flow_anew<F: Net>() {
+    let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+    let there = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
+    let [_, reply] = keys::<F>(&there);
+    node.tables.remove_flow(Table::Opening, &reply);
+
+    let again = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
+    assert_eq!(node.flows(), (2, 0));
+    let answered = node.from_device(&again.answer()).goes(Action::Neighbour(ETH));
+    assert_eq!((answered.src, answered.dst), (end::<F>(TO), end::<F>(FROM)));
+    assert_eq!(node.flows(), (0, 2));
+}
+
+/// V18: the LRU evicted the forward entry: the answer is still translated but establishes nothing, and the next SYN opens anew.
+fn evicted_forward_entry_opens_the_flow_anew<F: Net>() {
+    for backend in [POD_A, REMOTE] {
+        let node = Node::<F>::new().with_node_port(0, &[pod::<F>(backend)]);
+        let hop = node.from_device(&syn::<F>());
+        let there = Segment::read(hop.bytes()).expect("a valid packet");
+        node.tables.remove_flow(Table::Opening, &key::<F>(Protocol::TCP, FROM, TO));
+        let answer = |there: &Segment| match backend {
+            POD_A => node.from_pod(VETH_A, &there.answer()).goes(Action::Neighbour(ETH)),
+            _ => node.from_device(&there.answer()).goes(Action::Neighbour(ETH)),
+        };
+        assert_eq!(answer(&there).dst, end::<F>(FROM));
+        assert_eq!((node.flows(), node.tables.counted(Counter::Established)), ((1, 0), 0));
+
+        let hop = node.from_device(&syn::<F>());
+        assert!(matches!(hop.said, Ok(Action::Pod(_) | Action::Neighbour(_))), "{:?}", hop.said);
+        let again = Segment::read(hop.bytes()).expect("a valid packet");
+        assert_eq!(answer(&again).dst, end::<F>(FROM));
+        assert_eq!(node.tables.established.borrow().len(), 2);
+    }
+}
+
+/// V18: a port that refuses answers with RST: the client gets it, and no entry of the established table is spent.
+fn reset_by_the_backend_does_not_establish<F: Net>() {
+    let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+    let there = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
+    let reset = there.answer().flags(RST | ACK);
+    let answered = node.from_device(&reset).goes(Action::Neighbour(ETH));
+    assert_eq!(answered, reset.from(end::<F>(TO)).to(end::<F>(FROM)).hop());
+    assert_eq!((node.flows(), node.tables.counted(Counter::Established)), ((2, 0), 0));
+}
+
+/// V18: where the table of established flows is full, connections work from the half-open one, and that is counted.
+fn full_table_is_counted_and_the_flow_lives_on<F: Net>() {
+    for capacity in [0, 1] {
+        let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+        node.tables.capacity = capacity;
+        let there = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
+        for round in 1..=2 {
+            node.from_device(&there.answer()).goes(Action::Neighbour(ETH));
+            assert_eq!(node.from_device(&data::<F>()).goes(Action::Neighbour(ETH)).src, there.src);
+            assert_eq!(node.flows(), (2, 0));
+            assert_eq!(node.tables.counted(Counter::TableFull), round);
+        }
+        node.tables.capacity = 2;
+        node.from_device(&there.answer()).goes(Action::Neighbour(ETH));
+        assert_eq!((node.flows(), node.tables.counted(Counter::Established)), ((0, 2), 1));
+    }
+}
+
+/// V14, V15: an established connection stays with its backend when the Service changes, and when it goes.
+fn established_flow_outlives_its_service<F: Net>() {
+    let (mut node, there) = connected::<F>(Protocol::TCP);
+    node = node.with_node_port(0, &[pod::<F>(POD_A)]);
+    assert_eq!(node.from_device(&data::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
+    node.tables.services.clear();
+    node.tables.backends.clear();
+    assert_eq!(node.from_device(&data::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
+    assert_eq!(node.from_device(&there.answer()).goes(Action::Neighbour(ETH)).dst, end::<F>(FROM));
+}
+
+/// V16: TCP that is no SYN and has no flow: untouched on a nodePort, dropped on a cluster IP.
+fn packets_in_the_middle_of_nothing<F: Net>() {
+    let backends = [pod::<F>(POD_A)];
+    let node = Node::<F>::new().with_node_port(0, &backends).with_cluster_ip(0, &backends);
+    for flags in [ACK, SYN | ACK, RST, RST | ACK, FIN | ACK, SYN | FIN, SYN | RST, 0] {
+        node.from_device(&data::<F>().flags(flags)).untouched();
+        let to_vip = data::<F>().to(end::<F>((VIP, 80))).flags(flags);
+        node.from_device(&to_vip).dropped(Reason::NotSyn);
+        node.from_pod(VETH_B, &to_vip.from(end::<F>((POD_B, 1)))).dropped(Reason::NotSyn);
+    }
+    assert_eq!(node.flows(), (0, 0));
+}
+
+/// V17: a SYN on a flow that has ended, by FIN of both or RST of either, is a new connection to a backend of now.
+fn syn_on_a_closed_connection_opens_a_new_one<F: Net>() {
+    for (forward, reply) in [(Some(FIN | ACK), Some(FIN | ACK)), (Some(RST), None), (None, Some(RST | ACK))] {
+        let (mut node, there) = connected::<F>(Protocol::TCP);
+        node = node.with_node_port(0, &[pod::<F>(POD_A)]);
+        if let Some(flags) = forward {
+            node.from_device(&data::<F>().flags(flags)).goes(Action::Neighbour(ETH));
+        }
+        if let Some(flags) = reply {
+            node.from_device(&there.answer().flags(flags)).goes(Action::Neighbour(ETH));
+        }
+        assert_eq!(node.from_device(&data::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst, "the last ACK");
+        node.from_device(&syn::<F>()).goes(Action::Pod(VETH_A));
+        assert_eq!(node.flows(), (2, 0));
+        node.from_device(&there.answer()).untouched();
+    }
+}
+
+/// V17's other side: a late SYN, or a half-closed connection, is not cut short.
+fn syn_on_a_living_connection_does_not<F: Net>() {
+    let (mut node, there) = connected::<F>(Protocol::TCP);
+    node = node.with_node_port(0, &[pod::<F>(POD_A)]);
+    assert_eq!(node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
+    node.from_device(&data::<F>().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
+    assert_eq!(node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
+    assert_eq!(node.flows(), (0, 2));
+}
+
+/// V18: an answered UDP flow ends after its timeout; a datagram on it opens a new one.
+fn expired_udp_flow_is_opened_anew<F: Net>() {
+    let (mut node, there) = connected::<F>(Protocol::UDP);
+    node = node.with_node_port(0, &[pod::<F>(POD_A)]);
+    let datagram = packet::<F>(Protocol::UDP, FROM, TO);
+    for _ in 0..3 {
+        node.later(119);
+        assert_eq!(node.from_device(&datagram).goes(Action::Neighbour(ETH)).dst, there.dst, "each datagram keeps it alive");
+    }
+    node.later(121);
+    node.from_device(&datagram).goes(Action::Pod(VETH_A));
+    assert_eq!(node.flows(), (2, 0));
+}
+
+/// V18: a packet in one direction refreshes both entries, so a stream that only the backend sends is no expired flow.
+fn udp_flow_with_replies_only_is_alive<F: Net>() {
+    let (mut node, there) = connected::<F>(Protocol::UDP);
+    node = node.with_node_port(0, &[pod::<F>(POD_A)]);
+    for _ in 0..5 {
+        node.later(60);
+        node.from_device(&there.answer()).goes(Action::Neighbour(ETH));
+    }
+    assert_eq!(node.from_device(&packet::<F>(Protocol::UDP, FROM, TO)).goes(Action::Neighbour(ETH)).dst, there.dst);
+}
+
+/// Design: the way is chosen when the flow opens and binds both directions; hooks that it does not name leave its packets alone.
+fn flow_is_left_alone_at_other_hooks<F: Net>() {
+    let (node, there) = connected::<F>(Protocol::TCP);
+    node.from_pod(VETH_A, &data::<F>()).untouched();
+    node.to_pod(VETH_A, &data::<F>()).untouched();
+    node.to_device(&data::<F>()).untouched();
+    node.from_pod(VETH_A, &there.answer()).untouched();
+    node.to_pod(VETH_A, &there.answer()).untouched();
+    node.to_device(&there.answer()).untouched();
+}
+
+/// Flows: the state is kept alike in both directions, so that the sweep and V17 may look at either.
+fn fin_and_reset_are_noted_in_both_entries<F: Net>() {
+    let (node, there) = connected::<F>(Protocol::TCP);
+    let states = || keys::<F>(&there).map(|key| node.flow(&node.tables.established, &key).state);
+    assert_eq!(states(), [State::REPLIED; 2]);
+    node.from_device(&data::<F>().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
+    assert_eq!(states(), [State::REPLIED | State::FIN_FORWARD; 2]);
+    node.from_device(&there.answer().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
+    assert_eq!(states(), [State::REPLIED | State::FIN_BOTH; 2]);
+    node.from_device(&there.answer().flags(RST)).goes(Action::Neighbour(ETH));
+    assert_eq!(states(), [State::REPLIED | State::FIN_BOTH | State::RESET; 2]);
+}
+
+/// Flows: the time of the last packet is written at most once a second.
+fn notes_are_taken_once_a_second<F: Net>() {
+    let (mut node, there) = connected::<F>(Protocol::TCP);
+    let [forward, _] = keys::<F>(&there);
+    let opened = node.tables.now;
+    let seen = |node: &Node<F>| node.flow(&node.tables.established, &forward).seen;
+    node.tables.now += node.tables.config.hz - 1;
+    node.from_device(&data::<F>()).goes(Action::Neighbour(ETH));
+    assert_eq!(seen(&node), opened);
+    node.tables.now += 1;
+    node.from_device(&data::<F>()).goes(Action::Neighbour(ETH));
+    assert_eq!(seen(&node), node.tables.now);
+}

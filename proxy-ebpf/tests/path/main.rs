@@ -1,0 +1,27 @@
+//! The packet path on the host's fakes: each test is a packet's life told in hops, written once and run for both families.
+
+#[path = "../support/segment.rs"]
+mod segment;
+mod world;
+
+mod cluster_ip;
+mod early;
+mod life;
+mod node_port;
+mod ports;
+mod random;
+mod refusals;
+mod untouched;
+
+/// Runs each scenario for IPv4 and for IPv6.
+macro_rules! both_families {
+    ($($scenario:ident),* $(,)?) => {
+        mod v4 {
+            $(#[test] fn $scenario() { super::$scenario::<proxy_common::net::V4>(); })*
+        }
+        mod v6 {
+            $(#[test] fn $scenario() { super::$scenario::<proxy_common::net::V6>(); })*
+        }
+    };
+}
+pub(crate) use both_families;

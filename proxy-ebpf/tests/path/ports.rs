@@ -1,0 +1,96 @@
+//! Source ports: kept, changed where two connections would have one reply, taken from the masquerade range (V12).
+
+use std::collections::BTreeSet;
+
+use proxy_common::event::Reason;
+use proxy_common::net::Protocol;
+use proxy_ebpf::Action;
+
+use crate::both_families;
+use crate::segment::ACK;
+use crate::world::*;
+
+both_families!(
+    two_frontends_of_one_backend_get_two_replies,
+    masquerade_ports_are_unique_per_backend,
+    exhausted_range_refuses_the_flow,
+    port_is_free_again_when_its_flow_is_gone,
+    established_flow_keeps_its_port_from_others,
+);
+
+/// One client port through two frontends to one backend: the second connection gets another source port, and each reply its own way.
+fn two_frontends_of_one_backend_get_two_replies<F: Net>() {
+    for protocol in PROTOCOLS {
+        let backends = [pod::<F>(POD_A)];
+        let node = Node::<F>::new().with_cluster_ip(0, &backends).with_node_port(0, &backends);
+        let from = (POD_B, 40000);
+        let one = node.from_pod(VETH_B, &opening::<F>(protocol, from, (VIP, 80))).goes(Action::Pod(VETH_A));
+        let two = node.from_pod(VETH_B, &opening::<F>(protocol, from, (NODE, NODE_PORT))).goes(Action::Pod(VETH_A));
+        assert_eq!(one.src, end::<F>(from));
+        assert_eq!(two.src.ip(), one.src.ip());
+        assert!((1024..30000).contains(&two.src.port()));
+
+        let one = node.from_pod(VETH_A, &one.answer()).goes(Action::Pod(VETH_B));
+        let two = node.from_pod(VETH_A, &two.answer()).goes(Action::Pod(VETH_B));
+        assert_eq!((one.src, one.dst), (end::<F>((VIP, 80)), end::<F>(from)));
+        assert_eq!((two.src, two.dst), (end::<F>((NODE, NODE_PORT)), end::<F>(from)));
+        assert_eq!(node.flows(), (0, 4));
+    }
+}
+
+/// V12: ports are unique per backend address and port, not in all: two backends may see the same.
+fn masquerade_ports_are_unique_per_backend<F: Net>() {
+    let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+    (node.tables.config.masquerade_first, node.tables.config.masquerade_len) = (2000, 64);
+    let mut ports = BTreeSet::new();
+    for client in 1..=32 {
+        let syn = opening::<F>(Protocol::TCP, (CLIENT, client), (NODE, NODE_PORT));
+        let left = node.from_device(&syn).goes(Action::Neighbour(ETH));
+        assert!((2000..2064).contains(&left.src.port()));
+        assert!(ports.insert(left.src.port()), "twice {}", left.src);
+    }
+
+    let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE), pod::<F>(NODE2)]);
+    let mut left = BTreeSet::new();
+    for client in 1..=32 {
+        if let Ok(action) = node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, client), (NODE, NODE_PORT))).said {
+            assert_eq!(action, Action::Neighbour(ETH));
+            left.insert(client);
+        }
+    }
+    assert_eq!(left.len(), 2, "one connection to each of the two");
+}
+
+/// V12: no port left: the new connection is dropped and leaves nothing behind, the old one goes on.
+fn exhausted_range_refuses_the_flow<F: Net>() {
+    for protocol in PROTOCOLS {
+        let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE)]);
+        let first = opening::<F>(protocol, (CLIENT, 1), (NODE, NODE_PORT));
+        node.from_device(&first).goes(Action::Neighbour(ETH));
+        node.from_device(&opening::<F>(protocol, (CLIENT, 2), (NODE, NODE_PORT))).dropped(Reason::NoMasqueradePort);
+        assert_eq!(node.flows(), (2, 0));
+        assert_eq!(node.from_device(&first).goes(Action::Neighbour(ETH)).src, end::<F>((NODE, 2000)));
+    }
+}
+
+/// V12: a port returns when its flow ends, here by the agent's sweep.
+fn port_is_free_again_when_its_flow_is_gone<F: Net>() {
+    let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE)]);
+    let left = node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, 1), (NODE, NODE_PORT))).goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer()).goes(Action::Neighbour(ETH));
+    let two = opening::<F>(Protocol::TCP, (CLIENT, 2), (NODE, NODE_PORT));
+    node.from_device(&two).dropped(Reason::NoMasqueradePort);
+    node.tables.established.borrow_mut().clear();
+    assert_eq!(node.from_device(&two).goes(Action::Neighbour(ETH)).src, end::<F>((NODE, 2000)));
+}
+
+/// A reply's key that moved to the established ones is taken as well, and the attempt leaves no half-open entry over it.
+fn established_flow_keeps_its_port_from_others<F: Net>() {
+    let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE)]);
+    let left = node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, 1), (NODE, NODE_PORT))).goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer()).goes(Action::Neighbour(ETH));
+    node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, 2), (NODE, NODE_PORT))).dropped(Reason::NoMasqueradePort);
+    assert_eq!(node.flows(), (0, 2));
+    let answered = node.from_device(&left.answer().flags(ACK)).goes(Action::Neighbour(ETH));
+    assert_eq!(answered.dst, end::<F>((CLIENT, 1)));
+}

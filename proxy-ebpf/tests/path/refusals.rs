@@ -1,0 +1,158 @@
+//! New connections that are turned away: who is told, who waits, and what the message looks like.
+
+use proxy_common::event::{Counter, Reason};
+use proxy_common::net::{IfIndex, Protocol};
+use proxy_common::service::ServiceFlags;
+use proxy_ebpf::Action;
+
+use crate::both_families;
+use crate::segment::{ACK, Icmp, Segment, TTL};
+use crate::world::*;
+
+both_families!(
+    service_without_backends_refuses,
+    unknown_port_of_a_cluster_ip_is_refused,
+    external_traffic_policy_local_refuses,
+    load_balancers_may_wait_for_a_local_backend,
+    external_traffic_policy_local_uses_local_backends_only,
+    pods_short_circuit_external_traffic_policy_local,
+    internal_traffic_policy_local_drops,
+    refusals_are_rate_limited,
+    options_and_long_packets_are_quoted_right,
+    truncated_transport_is_not_answered,
+);
+
+const FROM: End = (CLIENT, 40000);
+const TO: End = (NODE, NODE_PORT);
+
+/// The message that refuses `packet`, judged byte by byte: to its sender, from the address that it dialled, quoting its headers.
+#[track_caller]
+fn refuses(hop: &Hop, packet: &Segment, device: IfIndex) {
+    let icmp = hop.refused(device);
+    let bytes = packet.bytes();
+    let network = if packet.src.is_ipv4() { 20 + packet.options.len() } else { 40 };
+    let transport = if packet.protocol == Protocol::TCP { 20 } else { 8 };
+    let (kind, code) = if packet.src.is_ipv4() { (3, 3) } else { (1, 4) };
+    let mut link = [0; 12];
+    link[..6].copy_from_slice(&packet.link[6..]);
+    link[6..].copy_from_slice(&packet.link[..6]);
+    let quote = bytes[14..14 + network + transport].to_vec();
+    assert_eq!(icmp, Icmp { link, src: packet.dst.ip(), dst: packet.src.ip(), ttl: TTL, kind, code, quote });
+}
+
+/// Table of verdicts: no usable endpoint anywhere: the client sees "connection refused", outside and in pods.
+fn service_without_backends_refuses<F: Net>() {
+    for protocol in PROTOCOLS {
+        let node = Node::<F>::new().with_node_port(0, &[]).with_cluster_ip(0, &[]);
+        let syn = opening::<F>(protocol, FROM, TO);
+        refuses(&node.from_device(&syn), &syn, ETH);
+        let syn = opening::<F>(protocol, (POD_A, 40000), (VIP, 80));
+        refuses(&node.from_pod(VETH_A, &syn), &syn, VETH_A);
+        assert_eq!((node.flows(), node.tables.counted(Counter::Rejected)), ((0, 0), 2));
+    }
+}
+
+/// Table of verdicts: a known cluster IP, but no such port or protocol.
+fn unknown_port_of_a_cluster_ip_is_refused<F: Net>() {
+    for protocol in PROTOCOLS {
+        let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
+        let syn = opening::<F>(protocol, (POD_B, 40000), (VIP, 81));
+        refuses(&node.from_pod(VETH_B, &syn), &syn, VETH_B);
+    }
+}
+
+/// Table of verdicts: externalTrafficPolicy Local on a nodePort, backends elsewhere only: refused at once.
+fn external_traffic_policy_local_refuses<F: Net>() {
+    for protocol in PROTOCOLS {
+        let node = Node::<F>::new().with_node_port(ServiceFlags::LOCAL, &[pod::<F>(REMOTE)]).without_local_backends();
+        let syn = opening::<F>(protocol, FROM, TO);
+        refuses(&node.from_device(&syn), &syn, ETH);
+        node.from_device(&packet::<F>(Protocol::TCP, FROM, TO).flags(ACK)).untouched();
+    }
+}
+
+/// The same where a retry may find a backend after a roll-out: dropped, and nobody is told.
+fn load_balancers_may_wait_for_a_local_backend<F: Net>() {
+    for protocol in PROTOCOLS {
+        let flags = ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP;
+        let node = Node::<F>::new().with_node_port(flags, &[pod::<F>(REMOTE)]).without_local_backends();
+        node.from_device(&opening::<F>(protocol, FROM, TO)).dropped(Reason::AwaitLocalBackend);
+        let node = Node::<F>::new().with_node_port(flags, &[]);
+        let syn = opening::<F>(protocol, FROM, TO);
+        refuses(&node.from_device(&syn), &syn, ETH);
+    }
+}
+
+/// V5, V7: policy Local chooses from the first slots only.
+fn external_traffic_policy_local_uses_local_backends_only<F: Net>() {
+    let mut node = Node::<F>::new().with_node_port(ServiceFlags::LOCAL, &[pod::<F>(POD_A), pod::<F>(REMOTE), pod::<F>(NODE2)]);
+    node.tables.services.values_mut().for_each(|service| service.local_len = 1);
+    for port in 40000..40030 {
+        node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, port), TO)).goes(Action::Pod(VETH_A));
+    }
+    // The Cluster set without the local backend (V6, hints): an interval that does not begin at the first slot.
+    node.tables.services.values_mut().for_each(|service| {
+        (service.flags, service.cluster_first, service.cluster_len) = (ServiceFlags::NODE_PORT, 1, 2);
+    });
+    for port in 41000..41030 {
+        node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, port), TO)).goes(Action::Neighbour(ETH));
+    }
+}
+
+/// V11: pods of this node reach all endpoints through its nodePorts, whatever externalTrafficPolicy says.
+fn pods_short_circuit_external_traffic_policy_local<F: Net>() {
+    for protocol in PROTOCOLS {
+        let flags = ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP;
+        let node = Node::<F>::new().with_node_port(flags, &[pod::<F>(REMOTE)]).without_local_backends();
+        let syn = opening::<F>(protocol, (POD_A, 40000), TO);
+        assert_eq!(node.from_pod(VETH_A, &syn).goes(Action::Neighbour(ETH)), syn.to(end::<F>((REMOTE, TARGET))).hop());
+    }
+}
+
+/// Table of verdicts: internalTrafficPolicy Local, none local, others elsewhere: dropped, for pods too.
+fn internal_traffic_policy_local_drops<F: Net>() {
+    for protocol in PROTOCOLS {
+        let node = Node::<F>::new().with_cluster_ip(ServiceFlags::LOCAL, &[pod::<F>(REMOTE)]).without_local_backends();
+        node.from_pod(VETH_A, &opening::<F>(protocol, (POD_A, 40000), (VIP, 80))).dropped(Reason::AwaitLocalBackend);
+        node.from_device(&opening::<F>(protocol, FROM, (VIP, 80))).dropped(Reason::AwaitLocalBackend);
+    }
+}
+
+/// The ICMP errors that we make are rate-limited; beyond the limit packets are dropped and counted.
+fn refusals_are_rate_limited<F: Net>() {
+    let node = Node::<F>::new().with_node_port(0, &[]);
+    node.tables.refusals.set(2);
+    let syn = opening::<F>(Protocol::TCP, FROM, TO);
+    refuses(&node.from_device(&syn), &syn, ETH);
+    refuses(&node.from_device(&syn), &syn, ETH);
+    node.from_device(&syn).dropped(Reason::RejectRateLimited);
+    assert_eq!(node.tables.counted(Counter::Rejected), 2);
+}
+
+/// The quote ends behind the transport header, wherever that begins and whatever follows.
+fn options_and_long_packets_are_quoted_right<F: Net>() {
+    for (protocol, len) in PROTOCOLS.into_iter().flat_map(|p| [0, 1, 7, 11, 12, 13, 600, 1400].map(|len| (p, len))) {
+        let node = Node::<F>::new().with_node_port(0, &[]);
+        let mut syn = opening::<F>(protocol, FROM, TO).payload(&vec![0xa5; len]);
+        refuses(&node.from_device(&syn), &syn, ETH);
+        if !F::V6 {
+            syn.options = [[148, 4, 0, 0]; 3].concat();
+            refuses(&node.from_device(&syn), &syn, ETH);
+        }
+    }
+}
+
+/// A frame that ends within the header to be quoted cannot be answered; it is dropped.
+fn truncated_transport_is_not_answered<F: Net>() {
+    let node = Node::<F>::new().with_node_port(0, &[]);
+    let network = if F::V6 { 40 } else { 20 };
+    for (protocol, parsed, whole) in [(Protocol::TCP, 14, 20), (Protocol::UDP, 4, 8)] {
+        let bytes = opening::<F>(protocol, FROM, TO).bytes();
+        let [_, hop, ..] = node.everywhere(&bytes[..14 + network + parsed - 1]);
+        hop.dropped(Reason::Truncated);
+        let [_, hop, ..] = node.everywhere(&bytes[..14 + network + whole - 1]);
+        hop.dropped(Reason::RewriteFailed);
+        let [_, hop, ..] = node.everywhere(&bytes[..14 + network + whole]);
+        assert_eq!(hop.said, Ok(Action::Transmit(ETH)));
+    }
+}

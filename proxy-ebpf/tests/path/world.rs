@@ -1,0 +1,257 @@
+//! The node of the scenarios: its addresses, pods, devices and routes, and the hooks that packets meet.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use proxy_common::event::Reason;
+use proxy_common::flow::{Flow, FlowKey};
+use proxy_common::net::{Addr4, Addr6, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, V4, V6};
+use proxy_common::service::{Backend, BackendFlags, ServiceFlags, ServiceKey};
+use proxy_ebpf::fake::{Bytes, Flows, Memory};
+use proxy_ebpf::parse::{Ip, ethertype};
+use proxy_ebpf::{Action, Route, early, from_device, from_pod, to_device, to_pod};
+
+use crate::segment::{Icmp, Segment};
+
+/// An address, the same for both families: IPv6 has it behind 2001:db8::/96.
+pub type Dotted = [u8; 4];
+/// Address and port.
+pub type End = (Dotted, u16);
+
+/// A client outside.
+pub const CLIENT: Dotted = [198, 51, 100, 7];
+/// This node.
+pub const NODE: Dotted = [192, 0, 2, 1];
+/// Another node.
+pub const NODE2: Dotted = [192, 0, 2, 2];
+/// A pod of this node, behind [`VETH_A`].
+pub const POD_A: Dotted = [10, 244, 1, 10];
+/// A pod of this node, behind [`VETH_B`].
+pub const POD_B: Dotted = [10, 244, 1, 11];
+/// A pod of another node.
+pub const REMOTE: Dotted = [10, 244, 2, 10];
+/// A cluster IP.
+pub const VIP: Dotted = [10, 96, 0, 10];
+
+/// The device towards clients and other nodes.
+pub const ETH: IfIndex = IfIndex(2);
+/// The host side of [`POD_A`]'s veth pair.
+pub const VETH_A: IfIndex = IfIndex(11);
+/// The host side of [`POD_B`]'s veth pair.
+pub const VETH_B: IfIndex = IfIndex(12);
+/// Next hop and own MAC address on [`ETH`].
+pub const LINK: [u8; 12] = [2, 0, 0, 0, 9, 9, 2, 0, 0, 0, 9, 1];
+
+/// The nodePort of the scenarios.
+pub const NODE_PORT: u16 = 30080;
+/// The port that backends listen on.
+pub const TARGET: u16 = 8080;
+/// Both protocols.
+pub const PROTOCOLS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
+
+/// A family and how the scenarios' addresses look in it.
+pub trait Net: Ip {
+    /// The address as maps have it.
+    fn at(dotted: Dotted) -> Self::Addr;
+    /// The address in the words of the standard library.
+    fn ip(dotted: Dotted) -> IpAddr;
+}
+
+impl Net for V4 {
+    fn at(dotted: Dotted) -> Addr4 {
+        Addr4::from_bytes(dotted)
+    }
+    fn ip(dotted: Dotted) -> IpAddr {
+        IpAddr::from(dotted)
+    }
+}
+
+impl Net for V6 {
+    fn at(dotted: Dotted) -> Addr6 {
+        Addr6::from(six(dotted))
+    }
+    fn ip(dotted: Dotted) -> IpAddr {
+        IpAddr::V6(six(dotted))
+    }
+}
+
+fn six([a, b, c, d]: Dotted) -> Ipv6Addr {
+    let [ab, cd] = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, ab, cd)
+}
+
+/// Where a packet comes from or goes to.
+pub fn end<F: Net>((dotted, port): End) -> SocketAddr {
+    SocketAddr::new(F::ip(dotted), port)
+}
+
+/// A packet from here to there.
+pub fn packet<F: Net>(protocol: Protocol, src: End, dst: End) -> Segment {
+    Segment::new(protocol, end::<F>(src), end::<F>(dst))
+}
+
+/// The first packet of a connection.
+pub fn opening<F: Net>(protocol: Protocol, src: End, dst: End) -> Segment {
+    packet::<F>(protocol, src, dst).flags(crate::segment::SYN)
+}
+
+/// The key of the flow that a packet belongs to.
+pub fn key<F: Net>(protocol: Protocol, (src, sport): End, (dst, dport): End) -> FlowKey<F::Addr> {
+    FlowKey::new(protocol, F::at(src), Port::new(sport), F::at(dst), Port::new(dport))
+}
+
+/// A backend that is a pod.
+pub fn pod<F: Net>(dotted: Dotted) -> Backend<F::Addr> {
+    Backend { addr: F::at(dotted), port: Port::new(TARGET), flags: BackendFlags::POD, generation: 0 }
+}
+
+/// A backend that is a process of a node.
+pub fn process<F: Net>(dotted: Dotted) -> Backend<F::Addr> {
+    Backend { flags: 0, ..pod::<F>(dotted) }
+}
+
+/// This node: its tables, for a test to fill and to read.
+pub struct Node<F: Net> {
+    /// The tables.
+    pub tables: Memory<F>,
+}
+
+#[expect(clippy::wrong_self_convention, reason = "hooks are named after where packets come from")]
+impl<F: Net> Node<F> {
+    /// Two pods, one device, routes to everybody, no Service.
+    pub fn new() -> Self {
+        let mut tables = Memory::<F>::default();
+        let host = AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS);
+        tables.addresses.insert(F::at(NODE), host);
+        tables.pods.insert(F::at(POD_A), LocalPod { device: VETH_A });
+        tables.pods.insert(F::at(POD_B), LocalPod { device: VETH_B });
+        let eth = Device { masquerade6: V6::at(NODE), masquerade4: V4::at(NODE), mtu: 1500, flags: 0 };
+        tables.devices.insert(ETH, eth);
+        for dotted in [CLIENT, NODE2, REMOTE] {
+            tables.routes.insert(F::at(dotted), Route { device: ETH, neighbour: Some(LINK) });
+        }
+        Self { tables }
+    }
+
+    /// With a nodePort, TCP and UDP.
+    pub fn with_node_port(mut self, flags: u32, backends: &[Backend<F::Addr>]) -> Self {
+        let zero = <F::Addr as proxy_common::net::Address>::ZERO;
+        let flags = flags | ServiceFlags::NODE_PORT;
+        let keys = PROTOCOLS.map(|protocol| (ServiceKey::new(zero, Port::new(NODE_PORT), protocol), flags));
+        self.tables.serve(1, &keys, backends);
+        self
+    }
+
+    /// With port 80 of [`VIP`], TCP and UDP.
+    pub fn with_cluster_ip(mut self, flags: u32, backends: &[Backend<F::Addr>]) -> Self {
+        let flags = flags | ServiceFlags::CLUSTER_IP;
+        let keys = PROTOCOLS.map(|protocol| (ServiceKey::new(F::at(VIP), Port::new(80), protocol), flags));
+        self.tables.serve(2, &keys, backends);
+        self.tables.addresses.insert(F::at(VIP), AddressFlags(AddressFlags::CLUSTER_IP));
+        self
+    }
+
+    /// With no backend of any Service on this node.
+    pub fn without_local_backends(mut self) -> Self {
+        self.tables.services.values_mut().for_each(|service| service.local_len = 0);
+        self
+    }
+
+    /// With one port only to masquerade with.
+    pub fn with_masquerade_port(mut self, port: u16) -> Self {
+        (self.tables.config.masquerade_first, self.tables.config.masquerade_len) = (port, 1);
+        self
+    }
+
+    /// After `seconds`.
+    pub fn later(&mut self, seconds: u32) {
+        self.tables.now += seconds * self.tables.config.hz;
+    }
+
+    /// A packet that [`ETH`] received, at tc.
+    pub fn from_device(&self, packet: &Segment) -> Hop {
+        hop::<F, false>(packet.bytes(), |bytes| from_device::<F, _, _>(bytes, &self.tables, ETH))
+    }
+    /// The same in XDP.
+    pub fn early(&self, packet: &Segment) -> Hop {
+        hop::<F, true>(packet.bytes(), |bytes| early::<F, _, _>(bytes, &self.tables, ETH))
+    }
+    /// A packet that the pod behind `device` sent.
+    pub fn from_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
+        hop::<F, false>(packet.bytes(), |bytes| from_pod::<F, _, _>(bytes, &self.tables, device))
+    }
+    /// A packet that the stack sends to the pod behind `device`.
+    pub fn to_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
+        hop::<F, false>(packet.bytes(), |bytes| to_pod::<F, _, _>(bytes, &self.tables, device))
+    }
+    /// A packet that a process of this node sends by [`ETH`].
+    pub fn to_device(&self, packet: &Segment) -> Hop {
+        hop::<F, false>(packet.bytes(), |bytes| to_device::<F, _, _>(bytes, &self.tables, ETH))
+    }
+    /// Bytes at every hook; what each did.
+    pub fn everywhere(&self, bytes: &[u8]) -> [Hop; 5] {
+        let tables = &self.tables;
+        [
+            hop::<F, true>(bytes.to_vec(), |bytes| early::<F, _, _>(bytes, tables, ETH)),
+            hop::<F, false>(bytes.to_vec(), |bytes| from_device::<F, _, _>(bytes, tables, ETH)),
+            hop::<F, false>(bytes.to_vec(), |bytes| from_pod::<F, _, _>(bytes, tables, VETH_A)),
+            hop::<F, false>(bytes.to_vec(), |bytes| to_pod::<F, _, _>(bytes, tables, VETH_A)),
+            hop::<F, false>(bytes.to_vec(), |bytes| to_device::<F, _, _>(bytes, tables, ETH)),
+        ]
+    }
+
+    /// How many entries the tables have: half-open and established.
+    pub fn flows(&self) -> (usize, usize) {
+        (self.tables.opening.borrow().len(), self.tables.established.borrow().len())
+    }
+    /// The entry of a flow in a table.
+    pub fn flow(&self, table: &RefCell<Flows<F>>, key: &FlowKey<F::Addr>) -> Flow<F::Addr> {
+        table.borrow().get(key).copied().unwrap_or_else(|| panic!("no flow {key:?}"))
+    }
+}
+
+/// What a hook made of a packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hop {
+    /// What it said.
+    pub said: Result<Action, Reason>,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+/// Runs a hook's program: it hands to the library what its EtherType says is of the family.
+fn hop<F: Net, const EARLY: bool>(before: Vec<u8>, hook: impl Fn(&mut Bytes<EARLY>) -> Result<Action, Reason>) -> Hop {
+    let mut bytes = Bytes(before.clone());
+    let said = if ethertype(&bytes) == Some(F::ETHERTYPE) { hook(&mut bytes) } else { Ok(Action::Untouched) };
+    Hop { said, before, after: bytes.0 }
+}
+
+impl Hop {
+    /// The packet went on by `action`, with all checksums right.
+    #[track_caller]
+    pub fn goes(&self, action: Action) -> Segment {
+        assert_eq!(self.said, Ok(action));
+        Segment::read(&self.after).expect("a valid packet")
+    }
+    /// The packet was left alone, to the last bit.
+    #[track_caller]
+    pub fn untouched(&self) {
+        assert_eq!(self.said, Ok(Action::Untouched));
+        assert_eq!(self.before, self.after);
+    }
+    /// The packet was dropped.
+    #[track_caller]
+    pub fn dropped(&self, reason: Reason) {
+        assert_eq!(self.said, Err(reason));
+    }
+    /// The packet became an ICMP message that leaves by `device`.
+    #[track_caller]
+    pub fn refused(&self, device: IfIndex) -> Icmp {
+        assert_eq!(self.said, Ok(Action::Transmit(device)));
+        Icmp::read(&self.after).expect("a valid ICMP message")
+    }
+    /// The bytes as they left.
+    pub fn bytes(&self) -> &[u8] {
+        &self.after
+    }
+}

@@ -1,0 +1,271 @@
+//! A real Kubernetes control plane inside one network namespace: etcd, kube-apiserver and the controllers that the lab needs. The
+//! kubelet is played, and kube-proxy is there to compare with.
+
+mod binaries;
+mod client;
+mod kubelet;
+mod pki;
+mod process;
+mod proxy;
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub use binaries::{Binaries, Program, version};
+pub use client::{Client, ObjectRef, Refused, wait_for};
+pub use kubelet::{Kubelet, NodeSpec, PodSpec, Readiness, pending_pods};
+pub use proxy::{KubeProxy, ProxySpec};
+
+use pki::Pki;
+use process::Daemon;
+
+const PORT: u16 = 6443;
+const ETCD: &str = "http://127.0.0.1:2379";
+const ADMIN_TOKEN: &str = "lab-admin";
+const PROXY_TOKEN: &str = "lab-kube-proxy";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the lab wants of kube-controller-manager: slices for Services, pods for Deployments and DaemonSets, and ends that are ends.
+const CONTROLLERS: [&str; 7] = [
+    "endpointslice-controller",
+    "daemonset-controller",
+    "deployment-controller",
+    "replicaset-controller",
+    "namespace-controller",
+    "garbage-collector-controller",
+    "serviceaccount-controller",
+];
+
+/// Where a control plane is and which addresses it hands out.
+#[derive(Debug, Clone)]
+pub struct ControlPlaneSpec {
+    /// The file of its network namespace, such as `/run/netns/lab-api`; its loopback device is up.
+    pub netns: PathBuf,
+    /// The namespace's address at which agents reach the API server.
+    pub address: IpAddr,
+    /// The ranges of ClusterIPs, the primary family first.
+    pub service_ranges: Vec<IpNet>,
+}
+
+/// A running control plane. Dropping it ends its processes and removes its data.
+#[derive(Debug)]
+pub struct ControlPlane {
+    // Fields are dropped in this order: the clients of a program end before it does.
+    manager: Daemon,
+    apiserver: Option<Daemon>,
+    etcd: Daemon,
+    client: Client,
+    pki: Pki,
+    binaries: Binaries,
+    spec: ControlPlaneSpec,
+    dir: TempDir,
+}
+
+/// Somebody for whom a kubeconfig can be written.
+#[derive(Debug, Clone)]
+pub enum User {
+    /// May do everything.
+    Admin,
+    /// What kube-proxy is in a cluster: `system:kube-proxy`.
+    KubeProxy,
+    /// A service account, by a token that the API server issues for an hour.
+    ServiceAccount {
+        /// The account's namespace.
+        namespace: String,
+        /// The account's name.
+        name: String,
+    },
+}
+
+impl ControlPlane {
+    /// Starts one, and returns when the API server says that it is ready and the Service `kubernetes` is there.
+    pub fn start(spec: &ControlPlaneSpec) -> Result<Self> {
+        let binaries = Binaries::find()?;
+        let dir =
+            tempfile::Builder::new().prefix("portway-controlplane-").tempdir().context("create the control plane's directory")?;
+        let pki = Pki::create(dir.path(), &server_names(spec))?;
+        fs::write(dir.path().join("tokens.csv"), tokens()).context("write the control plane's users")?;
+        let url = url(spec);
+        let client = Client::new(&url, &pki.ca, ADMIN_TOKEN, &spec.netns)?;
+        let log = |name: &str| dir.path().join(name).with_extension("log");
+
+        let etcd = Daemon::spawn(&binaries.etcd, &etcd_args(dir.path()), &spec.netns, &log("etcd"))?;
+        let apiserver =
+            Daemon::spawn(&binaries.apiserver, &apiserver_args(spec, &pki, dir.path()), &spec.netns, &log("apiserver"))?;
+        let admin = write_kubeconfig(dir.path(), "admin", &url, &pki.ca, ADMIN_TOKEN)?;
+        let manager = Daemon::spawn(&binaries.controller_manager, &manager_args(&admin), &spec.netns, &log("manager"))?;
+        let spec = spec.clone();
+        let mut plane = Self { manager, apiserver: Some(apiserver), etcd, client, pki, binaries, spec, dir };
+        plane.wait_until_ready()?;
+        Ok(plane)
+    }
+
+    /// The administrator's way to the API server.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The API server's address, such as `https://192.0.2.250:6443`.
+    pub fn url(&self) -> String {
+        url(&self.spec)
+    }
+
+    /// The file with the certificate of the authority that signed the API server's.
+    pub fn ca(&self) -> &Path {
+        &self.pki.ca
+    }
+
+    /// The programs that it runs.
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
+    /// The directory of its data, logs and kubeconfigs.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Writes a kubeconfig for `user`, which is valid as long as this control plane is, and returns its path.
+    pub fn kubeconfig(&self, user: &User) -> Result<PathBuf> {
+        let (file, token) = match user {
+            User::Admin => ("admin".to_owned(), ADMIN_TOKEN.to_owned()),
+            User::KubeProxy => ("kube-proxy".to_owned(), PROXY_TOKEN.to_owned()),
+            User::ServiceAccount { namespace, name } => {
+                (format!("{namespace}-{name}"), self.service_account_token(namespace, name)?)
+            }
+        };
+        write_kubeconfig(self.dir.path(), &file, &self.url(), &self.pki.ca, &token)
+    }
+
+    /// A token of a service account, valid for an hour.
+    pub fn service_account_token(&self, namespace: &str, name: &str) -> Result<String> {
+        let account = ObjectRef::namespaced("v1", "ServiceAccount", namespace, name);
+        let request =
+            json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": { "expirationSeconds": 3600 } });
+        let answer = self.client.post(&account, "token", &request)?;
+        answer["status"]["token"].as_str().map(str::to_owned).context("read the token of a service account")
+    }
+
+    /// Kills the API server; etcd and the controllers stay.
+    pub fn stop_apiserver(&mut self) {
+        self.apiserver = None;
+    }
+
+    /// Starts the API server again, and returns when it is ready.
+    pub fn start_apiserver(&mut self) -> Result<()> {
+        let args = apiserver_args(&self.spec, &self.pki, self.dir.path());
+        self.apiserver =
+            Some(Daemon::spawn(&self.binaries.apiserver, &args, &self.spec.netns, &self.dir.path().join("apiserver.log"))?);
+        self.wait_until_ready()
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let own = ObjectRef::namespaced("v1", "Service", "default", "kubernetes");
+        wait_for("the API server", PATIENCE, || {
+            for daemon in self.apiserver.iter_mut().chain([&mut self.etcd, &mut self.manager]) {
+                if let Some(status) = daemon.ended()? {
+                    bail!("{status}; {}", daemon.last_words());
+                }
+            }
+            let ready = self.client.raw("/readyz").is_ok() && self.client.get(&own).is_ok_and(|found| found.is_some());
+            Ok(ready.then_some(()))
+        })
+    }
+}
+
+fn url(spec: &ControlPlaneSpec) -> String {
+    format!("https://{}", std::net::SocketAddr::new(spec.address, PORT))
+}
+
+/// By which names and addresses clients may know the API server: also as the Service `kubernetes`, the first of each range.
+fn server_names(spec: &ControlPlaneSpec) -> Vec<String> {
+    let addresses = spec
+        .service_ranges
+        .iter()
+        .filter_map(|range| range.hosts().next())
+        .chain([spec.address])
+        .map(|address| address.to_string());
+    let names = ["localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+    names.into_iter().map(str::to_owned).chain(addresses).collect()
+}
+
+/// The static users: token, name, id, groups.
+fn tokens() -> String {
+    format!("{ADMIN_TOKEN},lab-admin,1,system:masters\n{PROXY_TOKEN},system:kube-proxy,2,\n")
+}
+
+fn etcd_args(dir: &Path) -> Vec<String> {
+    let peers = "http://127.0.0.1:2380";
+    vec![
+        format!("--data-dir={}", dir.join("etcd").display()),
+        format!("--listen-client-urls={ETCD}"),
+        format!("--advertise-client-urls={ETCD}"),
+        format!("--listen-peer-urls={peers}"),
+        format!("--initial-advertise-peer-urls={peers}"),
+        format!("--initial-cluster=default={peers}"),
+        // What is lost in a crash is a lab.
+        "--unsafe-no-fsync".to_owned(),
+        "--heartbeat-interval=100".to_owned(),
+    ]
+}
+
+fn apiserver_args(spec: &ControlPlaneSpec, pki: &Pki, dir: &Path) -> Vec<String> {
+    let ranges: Vec<String> = spec.service_ranges.iter().map(IpNet::to_string).collect();
+    vec![
+        format!("--etcd-servers={ETCD}"),
+        format!("--advertise-address={}", spec.address),
+        format!("--secure-port={PORT}"),
+        format!("--service-cluster-ip-range={}", ranges.join(",")),
+        format!("--tls-cert-file={}", pki.serving_cert.display()),
+        format!("--tls-private-key-file={}", pki.serving_key.display()),
+        format!("--service-account-key-file={}", pki.accounts_public.display()),
+        format!("--service-account-signing-key-file={}", pki.accounts_key.display()),
+        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        format!("--token-auth-file={}", dir.join("tokens.csv").display()),
+        format!("--cert-dir={}", dir.display()),
+        "--authorization-mode=RBAC".to_owned(),
+        "--allow-privileged".to_owned(),
+        // Pods need no account's token here, and nodes no taints: nothing is scheduled.
+        "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition".to_owned(),
+        "--enable-priority-and-fairness=false".to_owned(),
+        "--profiling=false".to_owned(),
+    ]
+}
+
+fn manager_args(kubeconfig: &Path) -> Vec<String> {
+    vec![
+        format!("--kubeconfig={}", kubeconfig.display()),
+        format!("--controllers={}", CONTROLLERS.join(",")),
+        "--leader-elect=false".to_owned(),
+        "--secure-port=0".to_owned(),
+        "--kube-api-qps=1000".to_owned(),
+        "--kube-api-burst=1000".to_owned(),
+        "--endpointslice-updates-batch-period=0s".to_owned(),
+        "--concurrent-service-endpoint-syncs=5".to_owned(),
+    ]
+}
+
+fn write_kubeconfig(dir: &Path, name: &str, url: &str, ca: &Path, token: &str) -> Result<PathBuf> {
+    let path = dir.join(format!("{name}.kubeconfig"));
+    // JSON is YAML.
+    fs::write(&path, format!("{:#}\n", kubeconfig(url, ca, token))).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}
+
+fn kubeconfig(url: &str, ca: &Path, token: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{ "name": "lab", "cluster": { "server": url, "certificate-authority": ca } }],
+        "users": [{ "name": "lab", "user": { "token": token } }],
+        "contexts": [{ "name": "lab", "context": { "cluster": "lab", "user": "lab" } }],
+        "current-context": "lab",
+    })
+}

@@ -1,0 +1,309 @@
+//! Asks a server once or many times from the calling thread's namespace, and tells being refused from not being answered.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::facts::Facts;
+
+/// How long a probe waits for a connection, and again for its answer.
+pub const PATIENCE: Duration = Duration::from_millis(700);
+
+/// What came of a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A pod answered.
+    Served(Facts),
+    /// "Connection refused": a reset, or ICMP port unreachable.
+    Refused,
+    /// Nothing came back.
+    TimedOut,
+    /// Anything else, in words.
+    Failed(String),
+}
+
+/// The protocol of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// An HTTP request on a connection of its own.
+    Http,
+    /// The first line of a TCP echo server.
+    TcpEcho,
+    /// A datagram.
+    Udp,
+}
+
+/// Asks once.
+pub fn ask(kind: Kind, addr: SocketAddr) -> Answer {
+    match kind {
+        Kind::Http => Session::open(addr).and_then(|mut session| session.ask()),
+        Kind::TcpEcho => tcp_echo(addr),
+        Kind::Udp => udp(addr),
+    }
+    .map_or_else(Answer::from_error, Answer::Served)
+}
+
+/// Asks over HTTP on a connection of its own.
+pub fn http(addr: SocketAddr) -> Answer {
+    ask(Kind::Http, addr)
+}
+
+/// So many probes in a row without an answer end a survey: the rest would only cost time.
+pub const SILENCE: usize = 5;
+
+/// Asks `count` times, each time as a new client, or until [`SILENCE`] probes in a row have timed out.
+pub fn answers(kind: Kind, addr: SocketAddr, count: usize) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    while answers.len() < count && !answers.ends_with(&[const { Answer::TimedOut }; SILENCE]) {
+        answers.push(ask(kind, addr));
+    }
+    answers
+}
+
+/// What came of [`answers`].
+pub fn survey(kind: Kind, addr: SocketAddr, count: usize) -> Tally {
+    answers(kind, addr, count).into_iter().collect()
+}
+
+/// An HTTP connection that is kept open, as a flow that has to survive.
+#[derive(Debug)]
+pub struct Session(TcpStream);
+
+impl Session {
+    /// Connects.
+    ///
+    /// # Errors
+    /// If that is refused or times out.
+    pub fn open(addr: SocketAddr) -> io::Result<Self> {
+        connect(addr).map(Self)
+    }
+
+    /// Asks on this connection.
+    ///
+    /// # Errors
+    /// If the connection has ended, or nothing is answered in time.
+    pub fn ask(&mut self) -> io::Result<Facts> {
+        parse_facts(&self.get("/")?)
+    }
+
+    /// Fetches `path` and gives the body.
+    ///
+    /// # Errors
+    /// If the connection has ended, or nothing is answered in time.
+    pub fn get(&mut self, path: &str) -> io::Result<Vec<u8>> {
+        self.0.write_all(format!("GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n").as_bytes())?;
+        let mut reply = Vec::new();
+        let mut buffer = [0; 65536];
+        loop {
+            if let Some(whole) = body(&reply)? {
+                return Ok(whole.to_vec());
+            }
+            match self.0.read(&mut buffer)? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                length => reply.extend_from_slice(&buffer[..length]),
+            }
+        }
+    }
+}
+
+/// The body of an HTTP response, once all of it is there.
+///
+/// # Errors
+/// If the response does not say how long it is.
+pub fn body(reply: &[u8]) -> io::Result<Option<&[u8]>> {
+    let Some(end) = reply.windows(4).position(|w| w == b"\r\n\r\n") else { return Ok(None) };
+    let head = String::from_utf8_lossy(&reply[..end]).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse::<usize>().ok());
+    let length = length.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "response without Content-Length"))?;
+    Ok(reply.get(end + 4..end + 4 + length))
+}
+
+fn parse_facts(text: &[u8]) -> io::Result<Facts> {
+    String::from_utf8_lossy(text).parse().map_err(|e: anyhow::Error| io::Error::new(ErrorKind::InvalidData, format!("{e:#}")))
+}
+
+fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn tcp_echo(addr: SocketAddr) -> io::Result<Facts> {
+    let mut stream = connect(addr)?;
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 && byte != *b"\n" {
+        line.push(byte[0]);
+    }
+    let facts = parse_facts(&line)?;
+    stream.write_all(b"echo")?;
+    let mut echo = [0; 4];
+    stream.read_exact(&mut echo)?;
+    match &echo {
+        b"echo" => Ok(facts),
+        _ => Err(io::Error::new(ErrorKind::InvalidData, "the echo differs")),
+    }
+}
+
+fn udp(addr: SocketAddr) -> io::Result<Facts> {
+    let any: IpAddr = if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(addr)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.send(b"probe\n")?;
+    let mut buffer = [0; 2048];
+    let length = socket.recv(&mut buffer)?;
+    parse_facts(&buffer[..length])
+}
+
+impl Answer {
+    fn from_error(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Self::Refused,
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::TimedOut,
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+
+    /// The facts, if a pod answered.
+    pub fn served(&self) -> Option<&Facts> {
+        match self {
+            Self::Served(facts) => Some(facts),
+            Self::Refused | Self::TimedOut | Self::Failed(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Served(facts) => facts.fmt(f),
+            Self::Refused => f.write_str("refused"),
+            Self::TimedOut => f.write_str("timed out"),
+            Self::Failed(why) => write!(f, "failed: {why}"),
+        }
+    }
+}
+
+impl FromStr for Answer {
+    type Err = anyhow::Error;
+
+    fn from_str(line: &str) -> Result<Self, Self::Err> {
+        Ok(match line {
+            "refused" => Self::Refused,
+            "timed out" => Self::TimedOut,
+            _ => match line.strip_prefix("failed: ") {
+                Some(why) => Self::Failed(why.to_owned()),
+                None => Self::Served(line.parse()?),
+            },
+        })
+    }
+}
+
+/// What came of many probes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// How often each pod answered.
+    pub by_pod: BTreeMap<String, usize>,
+    /// How often each client address was seen by a pod.
+    pub by_client: BTreeMap<IpAddr, usize>,
+    /// How often the client was refused.
+    pub refused: usize,
+    /// How often nothing came back.
+    pub timed_out: usize,
+    /// Anything else, in words.
+    pub failed: Vec<String>,
+}
+
+impl Tally {
+    /// How often a pod answered.
+    pub fn served(&self) -> usize {
+        self.by_pod.values().sum()
+    }
+
+    /// How often none did.
+    pub fn unserved(&self) -> usize {
+        self.refused + self.timed_out + self.failed.len()
+    }
+
+    /// The pods that answered.
+    pub fn pods(&self) -> Vec<&str> {
+        self.by_pod.keys().map(String::as_str).collect()
+    }
+
+    /// The client addresses that pods saw.
+    pub fn clients(&self) -> Vec<IpAddr> {
+        self.by_client.keys().copied().collect()
+    }
+}
+
+impl FromIterator<Answer> for Tally {
+    fn from_iter<T: IntoIterator<Item = Answer>>(answers: T) -> Self {
+        let mut tally = Self::default();
+        for answer in answers {
+            match answer {
+                Answer::Served(facts) => {
+                    *tally.by_client.entry(facts.client_ip()).or_default() += 1;
+                    *tally.by_pod.entry(facts.pod).or_default() += 1;
+                }
+                Answer::Refused => tally.refused += 1,
+                Answer::TimedOut => tally.timed_out += 1,
+                Answer::Failed(why) => tally.failed.push(why),
+            }
+        }
+        tally
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pods = self.by_pod.iter().map(|(pod, n)| format!("{pod} {n}"));
+        let others = [("refused", self.refused), ("timed out", self.timed_out)];
+        let others = others.into_iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{what} {n}"));
+        let failed = self.failed.first().map(|why| format!("failed {} ({why})", self.failed.len()));
+        let parts: Vec<String> = pods.chain(others).chain(failed).collect();
+        f.write_str(&if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") })
+    }
+}
+
+/// Asks from a process of its own, as a process of a node would (the lab starts this).
+#[derive(clap::Args, Clone, Debug)]
+pub struct ProbeArgs {
+    /// The protocol.
+    #[arg(long, value_enum, default_value = "http")]
+    pub kind: Kind,
+    /// How often to ask.
+    #[arg(long, default_value_t = 1)]
+    pub count: usize,
+    /// Whom to ask.
+    pub addr: SocketAddr,
+}
+
+/// Prints an answer a line.
+pub fn print_answers(args: &ProbeArgs) {
+    answers(args.kind, args.addr, args.count).iter().for_each(|answer| println!("{answer}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_read_back() {
+        for answer in [Answer::Refused, Answer::TimedOut, Answer::Failed("no route to host".to_owned())] {
+            assert_eq!(answer.to_string().parse::<Answer>().expect("answer"), answer);
+        }
+        assert!("whatever".parse::<Answer>().is_err());
+    }
+
+    #[test]
+    fn a_body_is_given_when_it_is_whole() {
+        assert_eq!(body(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no").expect("valid"), None);
+        assert_eq!(body(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").expect("valid"), Some(&b"ok"[..]));
+        assert!(body(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+    }
+}

@@ -1,0 +1,49 @@
+//! `cargo xtask tidy`: what the design says is absent from the sources stays absent; then rustfmt and clippy.
+
+mod rules;
+mod source;
+
+use crate::setup::{self, Component};
+use crate::sh;
+use anyhow::{Context, Result, bail};
+use rules::Violation;
+use source::Source;
+use std::fs;
+use std::process::Command;
+
+/// Check the design's invariants, the format and the lints
+#[derive(clap::Args)]
+pub struct Args {}
+
+/// Checks all sources that git does not ignore; every violation is printed with its place, the invariant and why it is one.
+pub fn run(_: &Args) -> Result<()> {
+    let sources = sources()?;
+    let violations: Vec<Violation> = sources.iter().flat_map(rules::check).collect();
+    for violation in &violations {
+        println!("{violation}");
+    }
+    println!("tidy: {} files, {} violations of the design's invariants", sources.len(), violations.len());
+    setup::ensure(&[Component::Lints, Component::KernelCore, Component::BpfLinker])?;
+    let format = sh::run(sh::cargo().args(["fmt", "--all", "--check"]));
+    let lints = sh::run(sh::cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]));
+    if !violations.is_empty() {
+        bail!("the sources break {} of the design's invariants", violations.len());
+    }
+    format.context("check the format (`cargo fmt --all` mends it)")?;
+    lints.context("check the lints")
+}
+
+fn sources() -> Result<Vec<Source>> {
+    let root = sh::workspace();
+    // Also what is not yet added, so that a person sees it before the commit does.
+    let mut git = Command::new("git");
+    git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.rs", "*/Cargo.toml"]).current_dir(&root);
+    let listed = sh::output(&mut git).context("list the sources")?;
+    let existing = listed.split('\0').filter(|path| !path.is_empty() && root.join(path).is_file());
+    existing.map(|path| read(&root, path)).collect()
+}
+
+fn read(root: &std::path::Path, path: &str) -> Result<Source> {
+    let text = fs::read_to_string(root.join(path)).with_context(|| format!("read {path}"))?;
+    Ok(Source::new(path, &text))
+}
