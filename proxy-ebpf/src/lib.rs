@@ -2,10 +2,7 @@
 //!
 //! Pure and `no_std`. The kernel reaches it through two traits, [`Packet`] and [`Tables`]; unit tests, fuzzers and `portway explain`
 //! run the same functions over the host's [`fake`] of both.
-#![no_std]
-
-#[cfg(any(test, feature = "fake"))]
-extern crate std;
+#![cfg_attr(not(any(test, feature = "fake")), no_std)]
 
 pub mod flow;
 pub mod parse;
@@ -317,7 +314,7 @@ fn forward_early<F: Ip, P: Packet, T: Tables<F>>(
         return Ok(Action::Untouched);
     };
     rewrite::apply(packet, headers, flow, Way::Neighbour)?;
-    packet.store(0, &link).ok_or(Reason::RewriteFailed)?;
+    rewrite::link(packet, &link)?;
     tables.count(Counter::Forwarded);
     Ok(Action::Transmit(out))
 }

@@ -37,6 +37,12 @@ pub fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow
         .ok_or(Reason::RewriteFailed)
 }
 
+/// Gives a frame its next hop: destination and source MAC.
+#[inline(always)]
+pub fn link<P: Packet>(packet: &mut P, addresses: &[u8; 12]) -> Result<(), Reason> {
+    packet.store(0, addresses).ok_or(Reason::RewriteFailed)
+}
+
 /// Answers a packet that is refused with an ICMP port unreachable, where the limit allows it.
 #[inline(always)]
 pub fn refuse<F: Ip, P: Packet, T: Tables<F>>(

@@ -2,6 +2,8 @@
 //!
 //! `compile` makes it, `place` turns it into writes, `dataplane` reads the kernel back into it; equality is judged here.
 
+mod dump;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

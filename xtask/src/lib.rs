@@ -1,7 +1,11 @@
 //! Portway's own commands as a library: each module is one command of `cargo xtask`, or what several of them share.
 
 pub mod build;
+pub mod counts;
+pub mod demo;
 pub mod lab;
 pub mod setup;
 pub mod sh;
+pub mod test;
 pub mod tidy;
+pub mod vm;

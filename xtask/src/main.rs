@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use xtask::lab::{hold, probe, server};
-use xtask::{build, setup, tidy};
+use xtask::{build, demo, setup, test, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -17,7 +17,10 @@ struct Cli {
 enum Command {
     Setup(setup::Args),
     Build(build::Args),
+    Demo(demo::Args),
+    Test(test::Args),
     Tidy(tidy::Args),
+    Vm(vm::Args),
     Lab(hold::LabArgs),
     #[command(hide = true)]
     PodServer(server::PodServerArgs),
@@ -29,7 +32,10 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),
+        Command::Vm(args) => vm::run(&args),
         Command::Lab(args) => hold::hold(&args),
         Command::PodServer(args) => server::serve(&args),
         Command::Probe(args) => {

@@ -1,12 +1,15 @@
 //! Owns the lab: clients, nodes and pods in network namespaces of one host, which are all gone when the value is.
 
+pub mod agent;
 pub mod controlplane;
+pub mod dns;
 pub mod facts;
 pub mod hold;
 pub mod host;
 pub mod load;
 pub mod netns;
 pub mod node;
+pub mod objects;
 pub mod owned;
 pub mod probe;
 pub mod process;

@@ -78,6 +78,14 @@ impl Node {
         self.state.path()
     }
 
+    /// The devices by which the node's traffic comes and goes, pods' aside.
+    pub fn devices(&self) -> &'static [&'static str] {
+        match self.topology.join {
+            topology::Join::Routes => &["eth0"],
+            topology::Join::Vxlan => &["eth0", "flannel.1"],
+        }
+    }
+
     /// The pods that run here.
     pub fn pods(&self) -> &[Pod] {
         &self.pods
@@ -188,14 +196,16 @@ impl Node {
                 Serves::Http => "--http",
                 Serves::TcpEcho => "--tcp-echo",
                 Serves::UdpEcho => "--udp-echo",
+                Serves::Dns => "--dns",
             };
             for ip in seat.addresses.both() {
                 command.args([flag, &SocketAddr::new(ip, port.port).to_string()]);
             }
         }
+        command.args(spec.records.iter().flat_map(|record| ["--record".to_owned(), record.to_string()]));
         let Seat { ns, addresses, device } = seat;
         let server = ns.spawn(piped(command), Some(self.cgroup())).with_context(|| format!("start pod {}", spec.name))?;
-        Ok(Pod { spec, addresses, device, server: server, ns })
+        Ok(Pod { spec, addresses, device, server, ns })
     }
 }
 

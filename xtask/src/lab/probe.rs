@@ -51,9 +51,21 @@ pub fn http(addr: SocketAddr) -> Answer {
     ask(Kind::Http, addr)
 }
 
-/// Asks `count` times, each time as a new client.
+/// So many probes in a row without an answer end a survey: the rest would only cost time.
+pub const SILENCE: usize = 5;
+
+/// Asks `count` times, each time as a new client, or until [`SILENCE`] probes in a row have timed out.
+pub fn answers(kind: Kind, addr: SocketAddr, count: usize) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    while answers.len() < count && !answers.ends_with(&[const { Answer::TimedOut }; SILENCE]) {
+        answers.push(ask(kind, addr));
+    }
+    answers
+}
+
+/// What came of [`answers`].
 pub fn survey(kind: Kind, addr: SocketAddr, count: usize) -> Tally {
-    (0..count).map(|_| ask(kind, addr)).collect()
+    answers(kind, addr, count).into_iter().collect()
 }
 
 /// An HTTP connection that is kept open, as a flow that has to survive.
@@ -273,7 +285,7 @@ pub struct ProbeArgs {
 
 /// Prints an answer a line.
 pub fn print_answers(args: &ProbeArgs) {
-    (0..args.count).for_each(|_| println!("{}", ask(args.kind, args.addr)));
+    answers(args.kind, args.addr, args.count).iter().for_each(|answer| println!("{answer}"));
 }
 
 #[cfg(test)]

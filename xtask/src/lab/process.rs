@@ -105,8 +105,8 @@ impl Process {
     /// Asks it to end (SIGTERM) and waits up to `patience`.
     ///
     /// # Errors
-    /// If it is still there after that; it is killed then.
-    pub fn stop(mut self, patience: Duration) -> Result<WaitStatus> {
+    /// If it is still there after that.
+    pub fn stop(&mut self, patience: Duration) -> Result<WaitStatus> {
         kill(self.pid, Signal::SIGTERM).context("send SIGTERM")?;
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {

@@ -1,5 +1,6 @@
 //! Plays a pod: one thread that answers HTTP, TCP and UDP on given addresses with who it is and whom it sees.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 
@@ -8,6 +9,7 @@ use mio::net::{TcpListener, TcpStream, UdpSocket};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
+use super::dns::{self, Record};
 use super::facts::Facts;
 
 /// Plays a pod (the lab starts this, people do not).
@@ -25,6 +27,12 @@ pub struct PodServerArgs {
     /// Addresses to echo UDP on.
     #[arg(long)]
     pub udp_echo: Vec<SocketAddr>,
+    /// Addresses to serve DNS on.
+    #[arg(long)]
+    pub dns: Vec<SocketAddr>,
+    /// Names that DNS knows, as `NAME=ADDRESS`.
+    #[arg(long)]
+    pub record: Vec<Record>,
 }
 
 /// Serves until killed; prints a line when all addresses are served.
@@ -49,7 +57,7 @@ pub fn serve(args: &PodServerArgs) -> Result<()> {
 /// What a token of the event queue stands for.
 enum Source {
     Listener(TcpListener, Speaks),
-    Udp(UdpSocket, SocketAddr),
+    Udp(UdpSocket, SocketAddr, Talks),
     Connection(Box<Connection>),
 }
 
@@ -59,23 +67,33 @@ enum Speaks {
     Echo,
 }
 
+#[derive(Clone, Copy)]
+enum Talks {
+    Echo,
+    Dns,
+}
+
 struct Server {
     name: String,
+    records: BTreeSet<Record>,
     poll: Poll,
     sources: Slab<Source>,
 }
 
 impl Server {
     fn bind(args: &PodServerArgs) -> Result<Self> {
-        let mut server = Self { name: args.name.clone(), poll: Poll::new().context("make event queue")?, sources: Slab::new() };
+        let records = args.record.iter().cloned().collect();
+        let poll = Poll::new().context("make event queue")?;
+        let mut server = Self { name: args.name.clone(), records, poll, sources: Slab::new() };
         let http = args.http.iter().map(|addr| (addr, Speaks::Http));
         for (addr, speaks) in http.chain(args.tcp_echo.iter().map(|addr| (addr, Speaks::Echo))) {
             let listener = TcpListener::bind(*addr).with_context(|| format!("listen on {addr}"))?;
             server.add(Source::Listener(listener, speaks))?;
         }
-        for addr in &args.udp_echo {
+        let echo = args.udp_echo.iter().map(|addr| (addr, Talks::Echo));
+        for (addr, talks) in echo.chain(args.dns.iter().map(|addr| (addr, Talks::Dns))) {
             let socket = UdpSocket::bind(*addr).with_context(|| format!("bind UDP {addr}"))?;
-            server.add(Source::Udp(socket, *addr))?;
+            server.add(Source::Udp(socket, *addr, talks))?;
         }
         Ok(server)
     }
@@ -86,7 +104,7 @@ impl Server {
         let registry = self.poll.registry();
         match &mut source {
             Source::Listener(listener, _) => registry.register(listener, token, Interest::READABLE),
-            Source::Udp(socket, _) => registry.register(socket, token, Interest::READABLE),
+            Source::Udp(socket, ..) => registry.register(socket, token, Interest::READABLE),
             Source::Connection(connection) => registry.register(&mut connection.stream, token, both),
         }
         .context("watch a socket")?;
@@ -98,8 +116,12 @@ impl Server {
     fn turn(&mut self, token: Token) -> Result<()> {
         let accepted = match self.sources.get_mut(token.0) {
             None => Vec::new(),
-            Some(Source::Udp(socket, local)) => {
-                echo_datagrams(&self.name, socket, *local);
+            Some(Source::Udp(socket, local, talks)) => {
+                let reply = |datagram: &[u8], client: SocketAddr| match talks {
+                    Talks::Echo => Some(echo(&self.name, datagram, client, *local)),
+                    Talks::Dns => dns::answer(datagram, &self.records),
+                };
+                answer_datagrams(socket, reply);
                 Vec::new()
             }
             Some(Source::Listener(listener, speaks)) => accept(&self.name, listener, *speaks),
@@ -119,14 +141,18 @@ fn accept(name: &str, listener: &TcpListener, speaks: Speaks) -> Vec<Connection>
     streams.filter_map(|(stream, client)| Connection::new(name, stream, client, speaks).ok()).collect()
 }
 
-fn echo_datagrams(name: &str, socket: &UdpSocket, local: SocketAddr) {
+fn answer_datagrams(socket: &UdpSocket, reply: impl Fn(&[u8], SocketAddr) -> Option<Vec<u8>>) {
     let mut buffer = [0; 65536];
     while let Ok((length, client)) = socket.recv_from(&mut buffer) {
-        let mut answer = format!("{}\n", Facts::new(name, client, local)).into_bytes();
-        answer.extend_from_slice(&buffer[..length]);
         // A full queue loses datagrams, as UDP does.
-        let _ = socket.send_to(&answer, client);
+        let _ = reply(&buffer[..length], client).map(|reply| socket.send_to(&reply, client));
     }
+}
+
+fn echo(name: &str, datagram: &[u8], client: SocketAddr, local: SocketAddr) -> Vec<u8> {
+    let mut answer = format!("{}\n", Facts::new(name, client, local)).into_bytes();
+    answer.extend_from_slice(datagram);
+    answer
 }
 
 /// A TCP connection with what was read and not yet understood, and what is to be written.

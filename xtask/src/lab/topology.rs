@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::dns::Record;
+
 /// How pods are wired to their node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Wiring {
@@ -48,6 +50,8 @@ pub enum Serves {
     TcpEcho,
     /// UDP that tells who answers whom, and echoes.
     UdpEcho,
+    /// DNS over UDP with the pod's records.
+    Dns,
 }
 
 /// A port of a container.
@@ -74,6 +78,8 @@ pub struct PodSpec {
     pub ports: Vec<PortSpec>,
     /// Whose network it uses.
     pub network: Network,
+    /// What it knows if it serves DNS.
+    pub records: Vec<Record>,
 }
 
 /// A node to be made.
@@ -136,6 +142,7 @@ impl PodSpec {
             labels: BTreeMap::new(),
             ports: Vec::new(),
             network: Network::Pod,
+            records: Vec::new(),
         }
     }
 
@@ -172,6 +179,13 @@ impl PodSpec {
     #[must_use]
     pub fn serving_as(mut self, name: &str, port: u16, serves: Serves) -> Self {
         self.ports.push(PortSpec { name: Some(name.to_owned()), port, serves });
+        self
+    }
+
+    /// Adds names that it knows if it serves DNS.
+    #[must_use]
+    pub fn knowing(mut self, records: Vec<Record>) -> Self {
+        self.records.extend(records);
         self
     }
 

@@ -7,6 +7,7 @@ mod component;
 mod go;
 mod rust;
 
+pub use apt::DEBIAN_KEYS;
 pub use component::Component;
 pub use go::go;
 

@@ -1,0 +1,124 @@
+//! `portway agent`: starts the tasks, joins them by channels, and ends without taking anything out of the kernel.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use proxy_common::net::IfIndex;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::args::Xdp;
+use crate::args::settings::AgentSettings;
+use crate::dataplane::{Clock, Dataplane, Options, StateDir, XdpChoice, hz};
+use crate::flows::{self, Law};
+use crate::health::{Vitals, serve_health, serve_metrics};
+use crate::links::{self, Wanted};
+use crate::metrics::{Exporter, Metrics};
+use crate::model::{Settings, Snapshot};
+use crate::place::Actual;
+use crate::source;
+use crate::sync::{Inputs, Outputs, Sync};
+
+/// Pause before an address that could not be listened on is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+
+/// Serves the Services on this node until SIGTERM or SIGINT.
+///
+/// # Errors
+/// On what waiting does not mend: a program that the verifier refuses, a state directory that another agent has, no kubeconfig.
+pub async fn run(settings: AgentSettings) -> Result<()> {
+    let AgentSettings { source, service, devices, state_dir, cgroup, xdp, health_bind, metrics_bind } = settings;
+    if let Some(cgroup) = cgroup {
+        warn!(cgroup = %cgroup.display(), "this version has no socket hooks: processes of this host reach Services through its devices");
+    }
+    let plane = Dataplane::open(&Options { state_dir: state_dir.clone(), xdp: choice(xdp) })?;
+    let actual = plane.read()?;
+    let service = complete(service, &actual)?;
+    let metrics = Arc::new(Metrics::default());
+    let (tell_serving, serving) = watch::channel(None);
+    let (tell_vitals, vitals) = watch::channel(Vitals::default());
+    let (tell_wanted, wanted) = watch::channel(Wanted { devices, ..Wanted::default() });
+    let (tell_found, found) = watch::channel(None);
+    let mut tasks = JoinSet::new();
+    let law = Law { timeouts: service.timeouts, hz: service.hz, serving: None };
+    let clock = Clock::from_pins(&StateDir::at(&state_dir))?;
+    let sweep = flows::run(plane.open_maps()?, clock, law, serving, metrics.clone());
+    tasks.spawn(async {
+        sweep.await;
+        Ok(())
+    });
+    tasks.spawn(links::run(wanted, tell_found, known_pods(&actual)));
+    if let Some(bind) = health_bind {
+        tasks.spawn(keep_health(bind, vitals));
+    }
+    if let Some(bind) = metrics_bind {
+        tasks.spawn(keep_metrics(bind, metrics.exporter(plane.open_maps()?)));
+    }
+    let updates = source::spawn(source).await?;
+    let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, metrics };
+    let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);
+    tasks.spawn(sync.run(Inputs { updates, found }));
+    until_told(&mut tasks).await
+}
+
+/// Waits for a signal, or for a task that ends although it should not.
+async fn until_told(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => info!("told to end; what is attached goes on forwarding"),
+        _ = interrupt.recv() => info!("interrupted; what is attached goes on forwarding"),
+        Some(ended) = tasks.join_next() => {
+            ended.context("a task has died")??;
+            anyhow::bail!("a task has ended before its time");
+        }
+    }
+    Ok(())
+}
+
+/// What only the running kernel knows, and the hash's key, which stays the same over restarts.
+fn complete(settings: Settings, actual: &Actual) -> Result<Settings> {
+    let kept = actual.config().secret;
+    let secret = if kept == 0 { RandomState::new().hash_one(std::process::id()) } else { kept };
+    Ok(Settings { secret, hz: hz()?, ..settings })
+}
+
+fn known_pods(actual: &Actual) -> std::collections::BTreeMap<IpAddr, IfIndex> {
+    let known = actual.pods().iter().filter(|(_, pod)| pod.device != IfIndex::NONE);
+    known.map(|(addr, pod)| (*addr, pod.device)).collect()
+}
+
+fn choice(xdp: Xdp) -> XdpChoice {
+    match xdp {
+        Xdp::Auto => XdpChoice::Auto,
+        Xdp::Native => XdpChoice::Native,
+        Xdp::Generic => XdpChoice::Generic,
+        Xdp::Off => XdpChoice::Off,
+    }
+}
+
+/// An address that is taken costs what is served there, not the forwarding.
+async fn keep_health(bind: SocketAddr, vitals: watch::Receiver<Vitals>) -> Result<()> {
+    loop {
+        refused("health", serve_health(bind, vitals.clone()).await);
+        tokio::time::sleep(LISTEN_AGAIN).await;
+    }
+}
+
+async fn keep_metrics(bind: SocketAddr, exporter: Exporter) -> Result<()> {
+    loop {
+        refused("metrics", serve_metrics(bind, exporter.clone()).await);
+        tokio::time::sleep(LISTEN_AGAIN).await;
+    }
+}
+
+fn refused(what: &str, result: Result<()>) {
+    if let Err(error) = result {
+        warn!(error = format!("{error:#}"), "cannot serve {what}; trying again");
+    }
+}

@@ -1,0 +1,194 @@
+//! The command line as it is typed; what it means is in [`settings`].
+
+pub mod settings;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+use crate::model::{NodePortAddresses, PortRange, Refusal, Timeouts};
+
+/// Kubernetes Services in eBPF: one agent per node in place of kube-proxy.
+#[derive(Debug, Parser)]
+#[command(name = "portway", version)]
+pub struct Cli {
+    /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or per module: `info,portway::source=debug`.
+    #[arg(long, env = "PORTWAY_LOG", global = true, default_value = "info")]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `portway` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the Services on this node: attach the programs and keep the kernel's tables right, until stopped.
+    Agent(Box<AgentArgs>),
+    /// Say what is attached and whether all is well, from the kernel alone.
+    Status(PinArgs),
+    /// List the Services that the kernel holds, with their backends.
+    Services(PinArgs),
+    /// List the connections that the kernel holds.
+    Flows(PinArgs),
+    /// Take everything out of the kernel that an agent with this state directory has put there. The agent must have ended.
+    Unload(StateDir),
+    /// Look for the usual mistakes in Services and on this host, and say what to do about them.
+    Doctor(DoctorArgs),
+}
+
+/// Where the objects come from.
+#[derive(Args, Clone, Debug)]
+pub struct SourceArgs {
+    /// The name of this node's Node object.
+    #[arg(long, env = "PORTWAY_NODE_NAME", value_name = "NAME")]
+    #[arg(help = "The name of this node's Node object [default: the host's name, in small letters]")]
+    pub node_name: Option<String>,
+    /// A kubeconfig file; without it and in a pod, the pod's service account.
+    #[arg(long, env = "PORTWAY_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Read objects from the YAML files of this directory instead of an API server, and watch them.
+    #[arg(long, env = "PORTWAY_MANIFESTS", value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub manifests: Option<PathBuf>,
+    /// With --manifests: the nodePorts that may be given and are allocated.
+    #[arg(long, env = "PORTWAY_SERVICE_NODE_PORT_RANGE", value_name = "FIRST-LAST", default_value = "30000-32767")]
+    pub service_node_port_range: PortRange,
+    /// With --manifests: cluster IPs are allocated from these; the first one's family is the default family.
+    #[arg(long, env = "PORTWAY_SERVICE_CLUSTER_IP_RANGE", value_name = "CIDR", value_delimiter = ',')]
+    #[arg(default_value = "10.96.0.0/12,fd00:10:96::/112")]
+    pub service_cluster_ip_range: Vec<IpNet>,
+}
+
+/// `portway agent`.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub source: SourceArgs,
+    /// A device that packets come in and go out by; may be given several times.
+    #[arg(long, env = "PORTWAY_DEVICE", value_name = "DEV", value_delimiter = ',')]
+    #[arg(help = "A device that packets come in and go out by, several by commas [default: found by addresses and routes]")]
+    pub device: Vec<String>,
+    /// Where nodePorts are served: the node's `primary` addresses, or those within CIDRs.
+    #[arg(long, env = "PORTWAY_NODEPORT_ADDRESSES", value_name = "primary|CIDR,…", default_value = "primary")]
+    pub nodeport_addresses: NodePortAddresses,
+    /// Prefixes of the pod network, beside the nodes' podCIDRs.
+    #[arg(long, env = "PORTWAY_CLUSTER_CIDR", value_name = "CIDR,…", value_delimiter = ',')]
+    pub cluster_cidr: Vec<IpNet>,
+    /// Source ports for masquerade; neither nodePorts nor the host's ephemeral ports may be among them.
+    #[arg(long, env = "PORTWAY_MASQUERADE_PORTS", value_name = "FIRST-LAST", default_value = "1024-29999")]
+    pub masquerade_ports: PortRange,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub refusal: RefusalArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub timeouts: TimeoutArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub pins: StateDir,
+    /// The cgroup (v2) whose processes reach Services by their sockets; none if not given.
+    #[arg(long, env = "PORTWAY_CGROUP", value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// How XDP is attached.
+    #[arg(long, env = "PORTWAY_XDP", value_enum, default_value = "auto")]
+    pub xdp: Xdp,
+    /// Where /healthz and /livez are served; `off` for nowhere.
+    #[arg(long, env = "PORTWAY_HEALTH_BIND", value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
+    pub health_bind: Bind,
+    /// Where /metrics is served; `off` for nowhere.
+    #[arg(long, env = "PORTWAY_METRICS_BIND", value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
+    pub metrics_bind: Bind,
+}
+
+/// What clients from outside get where the policy is Local, no backend is on this node and others are elsewhere.
+#[derive(Args, Clone, Debug)]
+pub struct RefusalArgs {
+    /// At nodePorts, with a Local policy and no backend here: refuse at once, or drop in silence.
+    #[arg(long, env = "PORTWAY_LOCAL_REFUSAL_NODE_PORT", value_enum, default_value = "reject")]
+    pub local_refusal_node_port: Refusal,
+    /// The same at load balancer IPs.
+    #[arg(long, env = "PORTWAY_LOCAL_REFUSAL_LOAD_BALANCER", value_enum, default_value = "drop")]
+    pub local_refusal_load_balancer: Refusal,
+    /// The same at external IPs.
+    #[arg(long, env = "PORTWAY_LOCAL_REFUSAL_EXTERNAL_IP", value_enum, default_value = "drop")]
+    pub local_refusal_external_ip: Refusal,
+}
+
+/// How long flows live, in seconds after their last packet (V18).
+#[derive(Args, Clone, Debug)]
+pub struct TimeoutArgs {
+    /// Seconds that a connection without an answer is remembered.
+    #[arg(long, env = "PORTWAY_OPENING_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().opening)]
+    pub opening_timeout: u32,
+    /// Seconds of silence after which an established TCP connection is forgotten.
+    #[arg(long, env = "PORTWAY_TCP_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp)]
+    pub tcp_timeout: u32,
+    /// The same once one end has closed.
+    #[arg(long, env = "PORTWAY_TCP_CLOSE_WAIT_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp_close_wait)]
+    pub tcp_close_wait_timeout: u32,
+    /// The same once both have closed, or one has reset it.
+    #[arg(long, env = "PORTWAY_TCP_CLOSED_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp_closed)]
+    pub tcp_closed_timeout: u32,
+    /// Seconds of silence after which an answered UDP flow is forgotten.
+    #[arg(long, env = "PORTWAY_UDP_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().udp)]
+    pub udp_timeout: u32,
+}
+
+/// Where this node's maps and programs are pinned.
+#[derive(Args, Clone, Debug)]
+pub struct StateDir {
+    /// The bpffs directory of this node; each agent on a host has its own.
+    #[arg(long, env = "PORTWAY_STATE_DIR", value_name = "DIR", default_value = "/sys/fs/bpf/portway")]
+    pub state_dir: PathBuf,
+}
+
+/// Commands that read the pins.
+#[derive(Args, Clone, Debug)]
+pub struct PinArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub pins: StateDir,
+    /// How it is printed.
+    #[arg(long, short, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// `portway doctor`.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub source: SourceArgs,
+    /// How it is printed.
+    #[arg(long, short, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// How XDP is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Xdp {
+    /// Where the driver can.
+    Auto,
+    /// In the driver, or fail.
+    Native,
+    /// In the stack: slower than tc on most devices, works on all.
+    Generic,
+    /// Not at all: tc does everything.
+    Off,
+}
+
+/// An address to listen on, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bind(pub Option<SocketAddr>);

@@ -1,0 +1,124 @@
+//! Whether the agent lives, what is attached, and how much the maps hold.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use proxy_common::event::{Counter, Reason};
+use proxy_common::net::IfIndex;
+use serde_json::{Value, json};
+
+use super::{device_name, lines, table};
+use crate::dataplane::{Hook, Maps, StateDir, all, names_in, program_id};
+
+pub struct Status {
+    dir: String,
+    agent: Agent,
+    hooks: Vec<Attached>,
+    frontends: usize,
+    service_ports: usize,
+    pods: usize,
+    pods_without_device: usize,
+    flows: Flows,
+    counters: Vec<(&'static str, &'static str, u64)>,
+}
+
+#[derive(PartialEq, Eq)]
+enum Agent {
+    Running,
+    Dead,
+}
+
+struct Attached {
+    hook: Hook,
+    device: String,
+    by: &'static str,
+    program: Option<u32>,
+}
+
+#[derive(Default)]
+struct Flows {
+    established: usize,
+    half_open: usize,
+}
+
+pub fn read(dir: &StateDir) -> Result<Status> {
+    let maps = Maps::from_pins(dir)?;
+    let contents = maps.read()?.contents();
+    let names: std::collections::BTreeSet<_> = contents.frontends.values().map(|target| &target.service).collect();
+    // Each connection has an entry for either direction.
+    let flows = Flows {
+        established: (all(&maps.v4.flows)?.len() + all(&maps.v6.flows)?.len()) / 2,
+        half_open: (all(&maps.v4.opening)?.len() + all(&maps.v6.opening)?.len()) / 2,
+    };
+    Ok(Status {
+        dir: dir.root().display().to_string(),
+        agent: if dir.is_locked()? { Agent::Running } else { Agent::Dead },
+        hooks: names_in(&dir.hooks())?.iter().map(|name| attached(dir, name.parse()?)).collect::<Result<_>>()?,
+        frontends: contents.frontends.len(),
+        service_ports: names.len(),
+        pods: contents.pods.len(),
+        pods_without_device: contents.pods.values().filter(|pod| pod.device == IfIndex::NONE).count(),
+        flows,
+        counters: counters(&maps)?,
+    })
+}
+
+fn attached(dir: &StateDir, hook: Hook) -> Result<Attached> {
+    let by = match (hook.point.is_xdp(), dir.hooks().join(hook.to_string()).is_dir()) {
+        (true, _) => "xdp",
+        (false, true) => "clsact",
+        (false, false) => "tcx",
+    };
+    Ok(Attached { hook, device: device_name(hook.device), by, program: program_id(dir, hook) })
+}
+
+fn counters(maps: &Maps) -> Result<Vec<(&'static str, &'static str, u64)>> {
+    let values = maps.counters()?;
+    let value = |index: u32| values.get(index as usize).copied().unwrap_or_default();
+    let drops = Reason::ALL.iter().map(|reason| (reason.name(), reason.describe(), value(reason.index())));
+    let events = Counter::ALL.iter().map(|counter| (counter.name(), counter.describe(), value(counter.index())));
+    Ok(events.chain(drops).collect())
+}
+
+pub fn text(status: &Status) -> String {
+    let mut out = String::new();
+    let agent = match status.agent {
+        Agent::Running => "running",
+        Agent::Dead => "not running; what it attached goes on forwarding, but learns of no change",
+    };
+    // Writing to a String cannot fail.
+    let _ok = writeln!(out, "Agent:     {agent}\nState:     {}", status.dir);
+    let _ok = writeln!(out, "Services:  {} ports, {} frontends", status.service_ports, status.frontends);
+    let _ok = writeln!(out, "Pods:      {} here, {} of them without a known device", status.pods, status.pods_without_device);
+    let _ok = writeln!(out, "Flows:     {} established, {} half-open\n", status.flows.established, status.flows.half_open);
+    let mut hooks = table(&["DEVICE", "HOOK", "BY", "PROGRAM"]);
+    for Attached { hook, device, by, program } in &status.hooks {
+        let program = program.map_or("-".into(), |id| id.to_string());
+        hooks.add_row([device.as_str(), hook.point.name(), by, &program]);
+    }
+    let mut counters = table(&["COUNT", "NAME", "MEANING"]);
+    for (name, meaning, value) in status.counters.iter().filter(|(_, _, value)| *value > 0) {
+        counters.add_row([&value.to_string(), *name, meaning]);
+    }
+    let counted = status.counters.iter().any(|(_, _, value)| *value > 0);
+    out + &lines(&hooks) + &if counted { format!("\n{}", lines(&counters)) } else { String::new() }
+}
+
+impl From<&Status> for Value {
+    fn from(status: &Status) -> Self {
+        let hook = |a: &Attached| json!({ "device": a.device, "index": a.hook.device.0, "hook": a.hook.point.name(), "by": a.by, "program": a.program });
+        let counters: serde_json::Map<_, _> =
+            status.counters.iter().map(|(name, _, value)| ((*name).into(), (*value).into())).collect();
+        json!({
+            "stateDir": status.dir,
+            "running": status.agent == Agent::Running,
+            "servicePorts": status.service_ports,
+            "frontends": status.frontends,
+            "pods": status.pods,
+            "podsWithoutDevice": status.pods_without_device,
+            "flows": { "established": status.flows.established, "halfOpen": status.flows.half_open },
+            "hooks": status.hooks.iter().map(hook).collect::<Vec<_>>(),
+            "counters": counters,
+        })
+    }
+}

@@ -1,0 +1,76 @@
+//! From a snapshot of the cluster and the host to what the maps ought to hold: pure, and the same for equal snapshots.
+
+mod addresses;
+mod endpoints;
+mod pods;
+mod services;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use proxy_common::net::AddressFlags;
+use proxy_common::service::Config;
+
+use crate::contents::{Contents, Frontend};
+use crate::model::{ObjectName, Settings, Snapshot};
+
+pub use addresses::node_port_addresses;
+pub use endpoints::serving_endpoints;
+pub use services::service_port_name;
+
+/// What the maps ought to hold; see [`compile_reporting`].
+pub fn compile(snapshot: &Snapshot) -> Contents {
+    compile_reporting(snapshot).0
+}
+
+/// What the maps ought to hold, and where two Services claimed the same frontend.
+pub fn compile_reporting(snapshot: &Snapshot) -> (Contents, Vec<Conflict>) {
+    let pods = pods::PodNetwork::new(snapshot);
+    let (frontends, conflicts) = services::frontends(snapshot, &pods);
+    let contents = Contents {
+        addresses: addresses::addresses(snapshot, &frontends),
+        frontends,
+        pods: pods.local(snapshot),
+        devices: snapshot.links.devices.clone(),
+        config: config(&snapshot.settings),
+    };
+    (contents, conflicts)
+}
+
+fn config(settings: &Settings) -> Config {
+    Config {
+        secret: settings.secret,
+        masquerade_first: settings.masquerade_ports.first,
+        masquerade_len: u16::try_from(settings.masquerade_ports.count()).unwrap_or(u16::MAX),
+        hz: settings.hz,
+        opening_timeout: settings.timeouts.opening,
+        udp_timeout: settings.timeouts.udp,
+    }
+}
+
+/// Two service ports claimed one frontend; the loser is not served there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// What both claimed.
+    pub frontend: Frontend,
+    /// Who has it: `namespace/name:port`.
+    pub winner: Arc<str>,
+    /// Who has not.
+    pub loser: Arc<str>,
+    /// The Service that has not.
+    pub object: ObjectName,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { frontend, winner, loser, .. } = self;
+        write!(f, "Service {loser} is not served at {frontend}: Service {winner} has it")
+    }
+}
+
+/// Sets bits of an address's flags.
+fn mark(addresses: &mut BTreeMap<IpAddr, AddressFlags>, addr: IpAddr, flag: u32) {
+    addresses.entry(addr).or_default().0 |= flag;
+}

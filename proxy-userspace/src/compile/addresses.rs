@@ -1,0 +1,101 @@
+//! What addresses are to this node: its own, those with nodePorts (V8), cluster IPs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use proxy_common::net::AddressFlags;
+use proxy_common::service::ServiceFlags;
+
+use super::mark;
+use crate::contents::{Frontend, Target};
+use crate::model::{Links, Node, NodePortAddresses, ObjectName, Snapshot};
+
+/// The flags of every address that has one.
+pub(super) fn addresses(snapshot: &Snapshot, frontends: &BTreeMap<Frontend, Target>) -> BTreeMap<IpAddr, AddressFlags> {
+    let mut found = BTreeMap::new();
+    for addr in snapshot.links.host_addresses.keys() {
+        mark(&mut found, *addr, AddressFlags::HOST);
+    }
+    for addr in node_port_addresses(snapshot) {
+        mark(&mut found, addr, AddressFlags::NODE_PORTS);
+    }
+    for (frontend, target) in frontends {
+        if target.flags & ServiceFlags::CLUSTER_IP != 0 {
+            mark(&mut found, frontend.addr, AddressFlags::CLUSTER_IP);
+        }
+    }
+    found
+}
+
+/// V8: the addresses that nodePorts are served on.
+pub fn node_port_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+    match &snapshot.settings.nodeport_addresses {
+        NodePortAddresses::Within(prefixes) => within(&snapshot.links, prefixes),
+        NodePortAddresses::Primary => {
+            let own = snapshot.state.nodes.get(&ObjectName::cluster(&snapshot.settings.node_name));
+            let primary = own.map(primary).unwrap_or_default();
+            if primary.is_empty() { on_node_devices(&snapshot.links) } else { primary }
+        }
+    }
+}
+
+/// A family that no prefix mentions is served on all its addresses.
+fn within(links: &Links, prefixes: &[IpNet]) -> BTreeSet<IpAddr> {
+    let selected = |addr: &IpAddr| {
+        let mut same_family = prefixes.iter().filter(|p| p.addr().is_ipv4() == addr.is_ipv4()).peekable();
+        same_family.peek().is_none() || same_family.any(|prefix| prefix.contains(addr))
+    };
+    links.host_addresses.keys().copied().filter(selected).collect()
+}
+
+/// The first InternalIP of each family, else the first ExternalIP.
+fn primary(node: &Node) -> BTreeSet<IpAddr> {
+    let of_family = |v4: bool| node.internal_ips.iter().chain(&node.external_ips).find(|ip| ip.is_ipv4() == v4);
+    [true, false].into_iter().filter_map(of_family).copied().collect()
+}
+
+/// Where nobody has said what the node's addresses are (a directory of manifests without its Node): those of its devices.
+fn on_node_devices(links: &Links) -> BTreeSet<IpAddr> {
+    let link_local = |addr: &IpAddr| matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let on_devices = links.host_addresses.iter().filter(|(_, device)| links.devices.contains_key(device));
+    on_devices.map(|(addr, _)| *addr).filter(|addr| !link_local(addr)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proxy_common::net::{Device, IfIndex};
+
+    fn ips(texts: &[&str]) -> BTreeSet<IpAddr> {
+        texts.iter().map(|t| t.parse().expect("an address")).collect()
+    }
+
+    fn host() -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for (ip, device) in [("192.0.2.1", 2), ("198.51.100.1", 3), ("2001:db8::1", 2), ("fe80::1", 2)] {
+            snapshot.links.host_addresses.insert(ip.parse().expect("an address"), IfIndex(device));
+        }
+        snapshot.links.devices.insert(IfIndex(2), Device::default());
+        snapshot.settings.node_name = "node-a".into();
+        snapshot
+    }
+
+    #[test]
+    fn v8_prefixes_of_one_family_leave_the_other_alone() {
+        let mut snapshot = host();
+        snapshot.settings.nodeport_addresses = NodePortAddresses::Within(vec!["192.0.2.0/24".parse().expect("a prefix")]);
+        assert_eq!(node_port_addresses(&snapshot), ips(&["192.0.2.1", "2001:db8::1", "fe80::1"]));
+    }
+
+    #[test]
+    fn v8_primary_is_one_internal_ip_per_family_else_the_external_one() {
+        let mut snapshot = host();
+        assert_eq!(node_port_addresses(&snapshot), ips(&["192.0.2.1", "2001:db8::1"]), "without a Node: its devices' addresses");
+        let [internal, external] = [["192.0.2.1", "192.0.2.7"], ["203.0.113.1", "2001:db8::9"]];
+        let parse = |list: [&str; 2]| list.iter().map(|t| t.parse().expect("an address")).collect();
+        let node = Node { internal_ips: parse(internal), external_ips: parse(external), ..Node::default() };
+        snapshot.state.nodes.insert(ObjectName::cluster("node-a"), node);
+        assert_eq!(node_port_addresses(&snapshot), ips(&["192.0.2.1", "2001:db8::9"]));
+    }
+}

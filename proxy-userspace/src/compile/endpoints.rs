@@ -1,0 +1,106 @@
+//! Which endpoints a service port has, and which of them are for policy Cluster and for Local (V2, V5-V7).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use crate::contents::{Backends, Endpoint};
+use crate::model::{EndpointSlice, Service, ServicePort, SliceEndpoint, TrafficPolicy};
+
+/// Where this node stands, for locality and hints.
+pub(super) struct Place<'a> {
+    pub(super) node: &'a str,
+    pub(super) zone: Option<&'a str>,
+}
+
+/// The endpoints of one service port and family, by address.
+pub(super) type Endpoints<'a> = BTreeMap<SocketAddr, &'a SliceEndpoint>;
+
+/// V2: those of the slice ports of the same name and protocol; of two entries for one address, the more useful.
+pub(super) fn endpoints<'a>(port: &ServicePort, v4: bool, slices: &[&'a EndpointSlice]) -> Endpoints<'a> {
+    let usefulness = |e: &SliceEndpoint| (!e.terminating, e.ready, e.serving);
+    let mut found: Endpoints<'a> = BTreeMap::new();
+    for slice in slices {
+        for p in slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol) {
+            for endpoint in slice.endpoints.iter().filter(|e| e.addr.is_ipv4() == v4) {
+                let kept = found.entry(SocketAddr::new(endpoint.addr, p.port)).or_insert(endpoint);
+                if usefulness(endpoint) > usefulness(kept) {
+                    *kept = endpoint;
+                }
+            }
+        }
+    }
+    found
+}
+
+/// V14: the endpoints of a service port, of either family, that answer.
+pub fn serving_endpoints(port: &ServicePort, slices: &[&EndpointSlice]) -> BTreeSet<SocketAddr> {
+    let all = endpoints(port, true, slices).into_iter().chain(endpoints(port, false, slices));
+    all.filter(|(_, endpoint)| endpoint.ready || endpoint.serving).map(|(addr, _)| addr).collect()
+}
+
+/// V7: both sets, laid out as intervals; the Local set is empty where no policy of the Service asks for it.
+pub(super) fn backends(
+    service: &Service,
+    port: &ServicePort,
+    all: &Endpoints,
+    place: &Place,
+    flags: impl Fn(&SocketAddr) -> u16,
+) -> Backends {
+    let cluster = cluster_set(all, place);
+    let local = if uses_local(service, port) { local_set(all, place) } else { BTreeSet::new() };
+    let endpoint = |addr: &SocketAddr| Endpoint { addr: *addr, flags: flags(addr) };
+    Backends {
+        local_only: local.difference(&cluster).map(endpoint).collect(),
+        both: local.intersection(&cluster).map(endpoint).collect(),
+        cluster_only: cluster.difference(&local).map(endpoint).collect(),
+    }
+}
+
+/// Whether some frontend of the port has policy Local.
+fn uses_local(service: &Service, port: &ServicePort) -> bool {
+    let outside = port.node_port.is_some() || !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty();
+    service.internal_policy == TrafficPolicy::Local || (outside && service.external_policy == TrafficPolicy::Local)
+}
+
+/// V5, V6.
+fn cluster_set(all: &Endpoints, place: &Place) -> BTreeSet<SocketAddr> {
+    let hints = hints(all, place);
+    let hinted = |e: &SliceEndpoint| match hints {
+        Hints::Node => e.node_hints.contains(place.node),
+        Hints::Zone => place.zone.is_some_and(|zone| e.zone_hints.contains(zone)),
+        Hints::None => true,
+    };
+    usable(all.iter().filter(|(_, e)| hinted(e) || !e.ready))
+}
+
+/// V5; topology is ignored (V6).
+fn local_set(all: &Endpoints, place: &Place) -> BTreeSet<SocketAddr> {
+    usable(all.iter().filter(|(_, e)| e.node.as_deref() == Some(place.node)))
+}
+
+/// V5: the ready ones; if there are none, those that serve while they terminate.
+fn usable<'a>(endpoints: impl Iterator<Item = (&'a SocketAddr, &'a &'a SliceEndpoint)> + Clone) -> BTreeSet<SocketAddr> {
+    let which = |wanted: fn(&SliceEndpoint) -> bool| endpoints.clone().filter(move |(_, e)| wanted(e)).map(|(a, _)| *a);
+    let ready: BTreeSet<_> = which(|e| e.ready).collect();
+    if ready.is_empty() { which(|e| e.serving && e.terminating).collect() } else { ready }
+}
+
+/// Which hints apply.
+enum Hints {
+    Node,
+    Zone,
+    None,
+}
+
+/// V6: only if every ready endpoint carries a hint and at least one matches; node hints first.
+fn hints(all: &Endpoints, place: &Place) -> Hints {
+    let ready = || all.values().filter(|e| e.ready);
+    let in_zone = |e: &&&SliceEndpoint| place.zone.is_some_and(|zone| e.zone_hints.contains(zone));
+    if ready().all(|e| !e.node_hints.is_empty()) && ready().any(|e| e.node_hints.contains(place.node)) {
+        Hints::Node
+    } else if ready().all(|e| !e.zone_hints.is_empty()) && ready().any(|e| in_zone(&e)) {
+        Hints::Zone
+    } else {
+        Hints::None
+    }
+}

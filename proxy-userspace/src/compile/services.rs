@@ -1,0 +1,139 @@
+//! Services to frontends and targets (V1-V7, V11), and who gets a frontend that two claim.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use proxy_common::service::{BackendFlags, ServiceFlags};
+
+use super::Conflict;
+use super::endpoints::{Place, backends, endpoints};
+use super::pods::PodNetwork;
+use crate::contents::{Frontend, Target};
+use crate::model::{
+    EndpointSlice, LocalRefusal, ObjectName, Proxied, Refusal, Service, ServicePort, Snapshot, TrafficPolicy, UnixTime,
+};
+
+/// Every frontend with its target, and the claims that lost.
+pub(super) fn frontends(snapshot: &Snapshot, pods: &PodNetwork) -> (BTreeMap<Frontend, Target>, Vec<Conflict>) {
+    let own_node = snapshot.state.nodes.get(&ObjectName::cluster(&snapshot.settings.node_name));
+    let place = Place { node: &snapshot.settings.node_name, zone: own_node.and_then(|node| node.zone.as_deref()) };
+    let slices = snapshot.state.slices_by_service();
+    let mut claims = Vec::new();
+    for (name, service) in &snapshot.state.services {
+        if service.proxied == Proxied::Yes {
+            let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
+            claim(&Claimant { name, service, slices, place: &place, pods, snapshot }, &mut claims);
+        }
+    }
+    settle(claims)
+}
+
+/// A Service with what its frontends depend on.
+struct Claimant<'a> {
+    name: &'a ObjectName,
+    service: &'a Service,
+    slices: &'a [&'a EndpointSlice],
+    place: &'a Place<'a>,
+    pods: &'a PodNetwork<'a>,
+    snapshot: &'a Snapshot,
+}
+
+/// A service port's wish for a frontend; the least claim wins.
+struct Claim<'a> {
+    frontend: Frontend,
+    rank: Rank,
+    created: UnixTime,
+    name: &'a ObjectName,
+    target: Target,
+}
+
+/// Nobody takes a cluster IP away by naming it as an external one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    ClusterIp,
+    NodePort,
+    LoadBalancer,
+    ExternalIp,
+}
+
+fn claim<'a>(claimant: &Claimant<'a>, claims: &mut Vec<Claim<'a>>) {
+    for cluster_ip in &claimant.service.cluster_ips {
+        for port in &claimant.service.ports {
+            claim_port(claimant, *cluster_ip, port, claims);
+        }
+    }
+}
+
+/// The frontends of one port in the family of one cluster IP.
+fn claim_port<'a>(claimant: &Claimant<'a>, cluster_ip: IpAddr, port: &ServicePort, claims: &mut Vec<Claim<'a>>) {
+    let Claimant { name, service, slices, place, pods, snapshot } = claimant;
+    let v4 = cluster_ip.is_ipv4();
+    let pod_flag = |addr: &std::net::SocketAddr| if pods.contains(addr.ip()) { BackendFlags::POD } else { 0 };
+    let backends = Arc::new(backends(service, port, &endpoints(port, v4, slices), place, pod_flag));
+    let id = service_port_name(name, port);
+    let mut add = |addr: IpAddr, number: u16, rank: Rank| {
+        claims.push(Claim {
+            frontend: Frontend { addr, port: number, protocol: port.protocol },
+            rank,
+            created: service.created.unwrap_or(UnixTime::MAX),
+            name,
+            target: Target {
+                service: id.clone(),
+                flags: flags(service, rank, snapshot.settings.local_refusal),
+                affinity: service.affinity,
+                backends: backends.clone(),
+            },
+        });
+    };
+    // V20: a node-local cache on the cluster IP keeps it.
+    if !snapshot.links.host_addresses.contains_key(&cluster_ip) {
+        add(cluster_ip, port.port, Rank::ClusterIp);
+    }
+    if let Some(number) = port.node_port {
+        add(if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }, number, Rank::NodePort);
+    }
+    for (ips, rank) in [(&service.load_balancer_ips, Rank::LoadBalancer), (&service.external_ips, Rank::ExternalIp)] {
+        ips.iter().filter(|ip| ip.is_ipv4() == v4).for_each(|ip| add(*ip, port.port, rank));
+    }
+}
+
+/// `namespace/name:port`, by the port's number where it has no name.
+pub fn service_port_name(name: &ObjectName, port: &ServicePort) -> Arc<str> {
+    if port.name.is_empty() { format!("{name}:{}", port.port).into() } else { format!("{name}:{}", port.name).into() }
+}
+
+/// The frontend's kind, the policy that applies to it, and what happens where Local finds nothing here.
+fn flags(service: &Service, rank: Rank, refusal: LocalRefusal) -> u32 {
+    let (kind, policy, refusal) = match rank {
+        // Pods retry, and an answer that says "refused" would be taken for the Service's.
+        Rank::ClusterIp => (ServiceFlags::CLUSTER_IP, service.internal_policy, Refusal::Drop),
+        Rank::NodePort => (ServiceFlags::NODE_PORT, service.external_policy, refusal.node_port),
+        Rank::LoadBalancer => (ServiceFlags::LOAD_BALANCER, service.external_policy, refusal.load_balancer),
+        Rank::ExternalIp => (ServiceFlags::EXTERNAL_IP, service.external_policy, refusal.external_ip),
+    };
+    match (policy, refusal) {
+        (TrafficPolicy::Cluster, _) => kind,
+        (TrafficPolicy::Local, Refusal::Reject) => kind | ServiceFlags::LOCAL,
+        (TrafficPolicy::Local, Refusal::Drop) => kind | ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP,
+    }
+}
+
+/// Cluster IPs before others, then the older Service, then the lesser name.
+fn settle(mut claims: Vec<Claim>) -> (BTreeMap<Frontend, Target>, Vec<Conflict>) {
+    // The sort is stable: ports of one Service stay in the order of the object.
+    claims.sort_by(|a, b| (a.frontend, a.rank, a.created, a.name).cmp(&(b.frontend, b.rank, b.created, b.name)));
+    let mut frontends: BTreeMap<Frontend, Target> = BTreeMap::new();
+    let mut conflicts = Vec::new();
+    for Claim { frontend, name, target, .. } in claims {
+        match frontends.get(&frontend) {
+            None => _ = frontends.insert(frontend, target),
+            // The load balancer's address listed as an external IP too.
+            Some(winner) if winner.service == target.service => {}
+            Some(winner) => {
+                conflicts.push(Conflict { frontend, winner: winner.service.clone(), loser: target.service, object: name.clone() })
+            }
+        }
+    }
+    (frontends, conflicts)
+}

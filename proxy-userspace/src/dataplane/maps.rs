@@ -1,0 +1,230 @@
+//! The pinned maps, typed: elements in and out, in the words of `place`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use proxy_common::event::COUNTERS;
+use proxy_common::flow::{Flow, FlowKey};
+use proxy_common::net::{Addr4, Addr6, Address, AddressFlags, Device, IfIndex, LocalPod, Port};
+use proxy_common::service::{Backend, BackendKey, Config, Name, Service, ServiceKey};
+
+use super::batch;
+use super::statedir::StateDir;
+use crate::contents::Frontend;
+use crate::place::{Actual, Entry, Key, Side, Slot, SlotKey, Write};
+
+/// A hash map that this value has open.
+pub type Hash<K, V> = HashMap<MapData, K, V>;
+
+/// The maps of one address family.
+pub struct FamilyMaps<A> {
+    services: Hash<ServiceKey<A>, Service>,
+    backends: Hash<BackendKey, Backend<A>>,
+    addresses: Hash<A, AddressFlags>,
+    pods: Hash<A, LocalPod>,
+    /// Answered flows.
+    pub flows: Hash<FlowKey<A>, Flow<A>>,
+    /// Half-open flows.
+    pub opening: Hash<FlowKey<A>, Flow<A>>,
+}
+
+/// All maps.
+pub struct Maps {
+    /// Those of IPv4.
+    pub v4: FamilyMaps<Addr4>,
+    /// Those of IPv6.
+    pub v6: FamilyMaps<Addr6>,
+    devices: Hash<IfIndex, Device>,
+    names: Hash<u32, Name>,
+    config: Array<MapData, Config>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+/// Runs `$body` with the address and the maps of its family.
+macro_rules! family {
+    ($self:ident, $addr:expr, |$a:ident, $maps:ident| $body:expr) => {
+        match $addr {
+            IpAddr::V4(addr) => {
+                let ($a, $maps) = (Addr4::from(addr), &mut $self.v4);
+                $body
+            }
+            IpAddr::V6(addr) => {
+                let ($a, $maps) = (Addr6::from(addr), &mut $self.v6);
+                $body
+            }
+        }
+    };
+}
+
+impl<A: Address> FamilyMaps<A>
+where
+    A: Pod,
+    ServiceKey<A>: Pod,
+    Backend<A>: Pod,
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    fn open(side: char, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        Ok(Self {
+            services: open(&format!("SERVICES{side}"), take)?,
+            backends: open(&format!("BACKENDS{side}"), take)?,
+            addresses: open(&format!("ADDRESSES{side}"), take)?,
+            pods: open(&format!("PODS{side}"), take)?,
+            flows: open(&format!("FLOWS{side}"), take)?,
+            opening: open(&format!("OPENING{side}"), take)?,
+        })
+    }
+
+    fn read(&self, side: Side) -> Result<Vec<Entry>> {
+        let frontend = |key: &ServiceKey<A>| Frontend { addr: key.addr.ip(), port: key.port.number(), protocol: key.protocol };
+        let services = batch::all(&self.services).context("read SERVICES")?;
+        let backends = batch::all(&self.backends).context("read BACKENDS")?;
+        let addresses = batch::all(&self.addresses).context("read ADDRESSES")?;
+        let pods = batch::all(&self.pods).context("read PODS")?;
+        let services = services.iter().map(|(key, service)| Entry::Service(frontend(key), *service));
+        let backends = backends.iter().map(|(key, backend)| slot_entry(side, key, backend));
+        let addresses = addresses.iter().map(|(addr, flags)| Entry::Address(addr.ip(), *flags));
+        let pods = pods.iter().map(|(addr, pod)| Entry::Pod(addr.ip(), *pod));
+        Ok(services.chain(backends).chain(addresses).chain(pods).collect())
+    }
+
+    /// The highest id of a service port that a flow names.
+    fn highest_id(&self) -> Result<u32> {
+        let (mut walk, mut highest) = (batch::Walk::default(), 0);
+        while let Some(flows) = walk.next(&self.flows).context("read FLOWS")? {
+            highest = flows.iter().map(|(_, flow)| flow.service).fold(highest, u32::max);
+        }
+        Ok(highest)
+    }
+}
+
+fn slot_entry<A: Address>(side: Side, key: &BackendKey, backend: &Backend<A>) -> Entry {
+    let addr = SocketAddr::new(backend.addr.ip(), backend.port.number());
+    let slot = Slot { addr, flags: backend.flags, generation: backend.generation };
+    Entry::Backend(SlotKey { side, generation: key.generation, slot: key.slot }, slot)
+}
+
+fn open<K: Pod, V: Pod>(name: &str, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Hash<K, V>> {
+    Hash::try_from(take(name)?).with_context(|| format!("open the map {name}"))
+}
+
+impl Maps {
+    /// The maps that `take` gives by name.
+    pub fn open(mut take: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        Ok(Self {
+            v4: FamilyMaps::open('4', &mut take)?,
+            v6: FamilyMaps::open('6', &mut take)?,
+            devices: open("DEVICES", &mut take)?,
+            names: open("NAMES", &mut take)?,
+            config: Array::try_from(take("CONFIG")?).context("open the map CONFIG")?,
+            counters: PerCpuArray::try_from(take("COUNTERS")?).context("open the map COUNTERS")?,
+        })
+    }
+
+    /// The maps that an agent has pinned, whether or not it lives.
+    pub fn from_pins(dir: &StateDir) -> Result<Self> {
+        Self::from_paths(|name| dir.map(name))
+    }
+
+    /// The maps that are pinned where `path` says by name.
+    pub fn from_paths(path: impl Fn(&str) -> PathBuf) -> Result<Self> {
+        Self::open(|name| {
+            let path = path(name);
+            let data = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
+            Map::from_map_data(data).with_context(|| format!("open {}", path.display()))
+        })
+    }
+
+    /// Everything that the maps hold, but flows.
+    pub fn read(&self) -> Result<Actual> {
+        let devices = batch::all(&self.devices).context("read DEVICES")?;
+        let names = batch::all(&self.names).context("read NAMES")?;
+        let config = self.config.get(&0, 0).context("read CONFIG")?;
+        let shared = devices.into_iter().map(|(index, device)| Entry::Device(index, device));
+        let named = names.iter().map(|(id, name)| Entry::Name(*id, name.as_str().into()));
+        let families = self.v4.read(Side::V4).context("IPv4")?.into_iter().chain(self.v6.read(Side::V6).context("IPv6")?);
+        let mut actual: Actual = families.chain(shared).chain(named).chain([Entry::Config(config)]).collect();
+        actual.reserve_id(self.v4.highest_id()?.max(self.v6.highest_id()?));
+        Ok(actual)
+    }
+
+    /// The counters, summed over the processors, in the order of `Reason::ALL` and `Counter::ALL`.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        let sum = |index| Ok(self.counters.get(&index, 0)?.iter().sum());
+        (0..COUNTERS).map(sum).collect::<Result<_, MapError>>().context("read COUNTERS")
+    }
+
+    /// Applies one write. An element that is to be deleted and is not there is well too.
+    pub fn write(&mut self, write: &Write) -> Result<()> {
+        match write {
+            Write::Put(entry) => self.put(entry),
+            Write::Delete(key) => self.delete(key),
+        }
+    }
+
+    fn put(&mut self, entry: &Entry) -> Result<()> {
+        match entry {
+            Entry::Service(frontend, service) => {
+                family!(self, frontend.addr, |addr, maps| put(&mut maps.services, service_key(frontend, addr), *service))
+            }
+            Entry::Backend(key, slot) => self.put_backend(key, slot),
+            Entry::Address(addr, flags) => family!(self, *addr, |key, maps| put(&mut maps.addresses, key, *flags)),
+            Entry::Pod(addr, pod) => family!(self, *addr, |key, maps| put(&mut maps.pods, key, *pod)),
+            Entry::Device(index, device) => put(&mut self.devices, *index, *device),
+            Entry::Name(id, name) => put(&mut self.names, *id, Name::new(name)),
+            Entry::Config(config) => self.config.set(0, *config, 0).map_err(Into::into),
+        }
+        .with_context(|| format!("write {entry:?}"))
+    }
+
+    fn put_backend(&mut self, key: &SlotKey, slot: &Slot) -> Result<()> {
+        if Side::from(slot.addr.ip()) != key.side {
+            bail!("an address of the other family");
+        }
+        let port = Port::new(slot.addr.port());
+        family!(self, slot.addr.ip(), |addr, maps| {
+            let backend = Backend { addr, port, flags: slot.flags, generation: slot.generation };
+            put(&mut maps.backends, BackendKey { generation: key.generation, slot: key.slot }, backend)
+        })
+    }
+
+    fn delete(&mut self, key: &Key) -> Result<()> {
+        match key {
+            Key::Service(frontend) => {
+                family!(self, frontend.addr, |addr, maps| delete(&mut maps.services, service_key(frontend, addr)))
+            }
+            Key::Backend(SlotKey { side, generation, slot }) => {
+                let key = BackendKey { generation: *generation, slot: *slot };
+                match side {
+                    Side::V4 => delete(&mut self.v4.backends, key),
+                    Side::V6 => delete(&mut self.v6.backends, key),
+                }
+            }
+            Key::Address(addr) => family!(self, *addr, |key, maps| delete(&mut maps.addresses, key)),
+            Key::Pod(addr) => family!(self, *addr, |key, maps| delete(&mut maps.pods, key)),
+            Key::Device(index) => delete(&mut self.devices, *index),
+            Key::Name(id) => delete(&mut self.names, *id),
+        }
+        .with_context(|| format!("delete {key:?}"))
+    }
+}
+
+fn service_key<A>(frontend: &Frontend, addr: A) -> ServiceKey<A> {
+    ServiceKey::new(addr, Port::new(frontend.port), frontend.protocol)
+}
+
+fn put<K: Pod, V: Pod>(map: &mut Hash<K, V>, key: K, value: V) -> Result<()> {
+    Ok(map.insert(key, value, 0)?)
+}
+
+/// Deletes an element; one that is gone already is well.
+pub fn delete<K: Pod, V: Pod>(map: &mut Hash<K, V>, key: K) -> Result<()> {
+    match map.remove(&key) {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => Ok(other?),
+    }
+}

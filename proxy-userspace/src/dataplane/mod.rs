@@ -1,0 +1,250 @@
+//! The kernel's side: loads and attaches the programs, holds the maps, applies what `place` planned.
+//!
+//! Everything is pinned below one state directory: killing the agent stops nothing, and its successor takes over what it finds.
+
+mod batch;
+mod clock;
+mod hooks;
+mod maps;
+mod object;
+mod raw;
+mod statedir;
+mod unload;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::programs::{Program, SchedClassifier, Xdp};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use proxy_common::net::{Device, IfIndex};
+use tracing::{debug, info};
+
+pub use batch::{Walk, all};
+pub use clock::{Clock, hz};
+pub use hooks::{Hook, Point, program_id};
+pub use maps::{FamilyMaps, Hash, Maps, delete};
+pub use statedir::{StateDir, names_in};
+pub use unload::unload;
+
+use crate::links::{Driver, Found};
+use crate::place::{Actual, Entry, Side, Write};
+use hooks::Hooks;
+use object::{Migration, OBJECT};
+use statedir::Lock;
+
+/// The tc programs; each carries the name of its [`Point`].
+const CLASSIFIERS: [Point; 4] = [Point::ToPod, Point::ToDevice, Point::FromPod, Point::FromDevice];
+/// The XDP program for kernels and devices with frames of several buffers, and the one for others.
+const XDP_PROGRAMS: [&str; 2] = ["portway_xdp_frags", "portway_xdp"];
+
+/// How XDP is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpChoice {
+    /// In the driver of cards, nowhere else.
+    Auto,
+    /// In the driver of every device but tunnels.
+    Native,
+    /// In the stack.
+    Generic,
+    /// Not at all.
+    Off,
+}
+
+/// What the kernel is to load, and where it is pinned.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The directory on bpffs.
+    pub state_dir: PathBuf,
+    /// How XDP is attached.
+    pub xdp: XdpChoice,
+}
+
+/// The loaded programs and their maps.
+pub struct Dataplane {
+    dir: StateDir,
+    xdp: XdpChoice,
+    ebpf: Ebpf,
+    maps: Maps,
+    hooks: Hooks,
+    migration: Option<Migration>,
+    _lock: Lock,
+}
+
+/// What a program cost the verifier.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    /// Its name.
+    pub name: &'static str,
+    /// Its id in the kernel.
+    pub id: u32,
+    /// Instructions that the verifier walked through (5.16).
+    pub instructions: Option<u32>,
+}
+
+impl Dataplane {
+    /// Loads the programs over new maps or those of an earlier agent. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// Where another agent has the directory, or the kernel refuses a program.
+    pub fn open(options: &Options) -> Result<Self> {
+        lift_memory_limit();
+        let dir = StateDir::create(&options.state_dir)?;
+        let lock = dir.lock()?;
+        let (mut ebpf, migration) = object::load(&dir, OBJECT)?;
+        let maps = Maps::open(|name| object::take(&mut ebpf, name))?;
+        for point in CLASSIFIERS {
+            load(&mut ebpf, point.name())?;
+        }
+        load(&mut ebpf, clock::PROGRAM)?;
+        clock::pin(&mut ebpf, &dir)?;
+        let xdp_program = load_xdp(&mut ebpf, options.xdp)?;
+        let hooks = Hooks::new(dir.clone(), xdp_program);
+        Ok(Self { dir, xdp: options.xdp, ebpf, maps, hooks, migration: Some(migration), _lock: lock })
+    }
+
+    /// The same maps once more, for a task of their own.
+    pub fn open_maps(&self) -> Result<Maps> {
+        Maps::from_paths(|name| {
+            let incoming = self.dir.incoming(name);
+            if incoming.exists() { incoming } else { self.dir.map(name) }
+        })
+    }
+
+    /// What the kernel holds.
+    pub fn read(&self) -> Result<Actual> {
+        self.maps.read().context("read the maps back")
+    }
+
+    /// Applies writes in their order and notes in `actual` those that the kernel took. A refused one costs what refers to it, nothing else.
+    pub fn apply(&mut self, writes: Vec<Write>, actual: &mut Actual) -> Vec<anyhow::Error> {
+        let (mut errors, mut incomplete) = (Vec::new(), BTreeSet::new());
+        for write in writes {
+            if depends_on(&write).is_some_and(|generation| incomplete.contains(&generation)) {
+                continue;
+            }
+            match self.maps.write(&write) {
+                Ok(()) => actual.apply(write),
+                Err(error) => {
+                    errors.push(error);
+                    if let Write::Put(Entry::Backend(key, _)) = write {
+                        incomplete.insert((key.side, key.generation));
+                    }
+                }
+            }
+        }
+        errors
+    }
+
+    /// Brings the programs to the devices that were found, and lets go of those that are not ours any more. Gives what was refused.
+    pub fn attach(&mut self, found: &Found) -> Result<Vec<anyhow::Error>> {
+        let wanted = wanted_hooks(found, self.xdp);
+        let refused = self.hooks.update(&mut self.ebpf, &wanted, &found.present)?;
+        if let Some(migration) = self.migration.take() {
+            migration.finish(&self.dir).context("put new maps in the place of old ones")?;
+        }
+        Ok(refused)
+    }
+
+    /// The flags of a device as they follow from what is attached there.
+    pub fn device_flags(&self, device: IfIndex) -> u32 {
+        let native = Hook { point: Point::XdpNative, device };
+        if self.hooks.attached().contains(&native) { Device::XDP_TARGET } else { 0 }
+    }
+
+    /// The hooks at which programs run.
+    pub fn hooks(&self) -> &BTreeSet<Hook> {
+        self.hooks.attached()
+    }
+
+    /// The loaded programs, and what the verifier said about them.
+    pub fn programs(&self) -> Result<Vec<Verified>> {
+        let names = CLASSIFIERS.map(Point::name).into_iter().chain(XDP_PROGRAMS).chain([clock::PROGRAM]);
+        let mut programs = Vec::new();
+        for name in names {
+            let Some(Ok(info)) = self.ebpf.program(name).map(info) else { continue };
+            programs.push(Verified { name, id: info.id(), instructions: info.verified_instruction_count() });
+        }
+        Ok(programs)
+    }
+}
+
+/// The generation that a write makes visible to packets.
+fn depends_on(write: &Write) -> Option<(Side, u32)> {
+    match write {
+        Write::Put(Entry::Service(frontend, service)) => Some((frontend.addr.into(), service.generation)),
+        _ => None,
+    }
+}
+
+/// Which programs belong where.
+fn wanted_hooks(found: &Found, xdp: XdpChoice) -> BTreeMap<Hook, String> {
+    let mut points: Vec<(Point, IfIndex)> = Vec::new();
+    for device in found.links.pods.values() {
+        points.extend([(Point::FromPod, *device), (Point::ToPod, *device)]);
+    }
+    for (device, driver) in &found.drivers {
+        points.extend([(Point::FromDevice, *device), (Point::ToDevice, *device)]);
+        points.extend(xdp_point(xdp, *driver).map(|point| (point, *device)));
+    }
+    let named = |(point, device)| Some((Hook { point, device }, found.names.get(&device)?.clone()));
+    points.into_iter().filter_map(named).collect()
+}
+
+/// Native XDP belongs on cards: over a veth it breaks partial checksums and segmentation offload.
+fn xdp_point(xdp: XdpChoice, driver: Driver) -> Option<Point> {
+    match (xdp, driver) {
+        (XdpChoice::Off, _) | (_, Driver::Tunnel) | (XdpChoice::Auto, Driver::Software) => None,
+        (XdpChoice::Auto, Driver::Card) | (XdpChoice::Native, _) => Some(Point::XdpNative),
+        (XdpChoice::Generic, _) => Some(Point::XdpGeneric),
+    }
+}
+
+fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name}"))?;
+    match program {
+        Program::SchedClassifier(program) => SchedClassifier::load(program),
+        Program::Xdp(program) => Xdp::load(program),
+        _ => anyhow::bail!("the program {name} is of an unknown type"),
+    }
+    .with_context(|| format!("load the program {name}"))?;
+    if let Some(Ok(info)) = ebpf.program(name).map(info) {
+        info!(program = name, id = info.id(), instructions = info.verified_instruction_count(), "the verifier took it");
+    }
+    Ok(())
+}
+
+/// Loads the XDP program that this kernel takes; `xdp.frags` is EINVAL before 5.18.
+fn load_xdp(ebpf: &mut Ebpf, xdp: XdpChoice) -> Result<&'static str> {
+    let [frags, plain] = XDP_PROGRAMS;
+    if xdp == XdpChoice::Off {
+        return Ok(plain);
+    }
+    match load(ebpf, frags) {
+        Ok(()) => Ok(frags),
+        Err(error) => {
+            debug!(error = format!("{error:#}"), "this kernel does not take the XDP program for frames of several buffers");
+            load(ebpf, plain).map(|()| plain)
+        }
+    }
+}
+
+fn info(program: &Program) -> Result<aya::programs::ProgramInfo> {
+    match program {
+        Program::SchedClassifier(program) => program.info(),
+        Program::Xdp(program) => program.info(),
+        _ => anyhow::bail!("of an unknown type"),
+    }
+    .context("ask for a program's facts")
+}
+
+/// Before 5.11 maps count against RLIMIT_MEMLOCK. Later kernels do not look at it, so a refusal does not matter there.
+fn lift_memory_limit() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+        debug!(%error, "the limit of locked memory stays as it is");
+    }
+}

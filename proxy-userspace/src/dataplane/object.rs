@@ -1,0 +1,145 @@
+//! The eBPF object inside the agent, and the maps of an earlier agent that it takes over.
+//!
+//! aya adopts what is pinned unchecked, so the definitions are compared first; a map that differs is made anew and filled from the old.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Map, MapData, MapInfo};
+use aya::{Ebpf, EbpfLoader};
+use aya_obj::Object;
+use tracing::{info, warn};
+
+use super::raw;
+use super::statedir::{StateDir, names_in, remove};
+
+/// The object, as built for this agent.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
+
+/// The maps that outlive an agent.
+pub const PINNED: [&str; 16] = [
+    "SERVICES4",
+    "SERVICES6",
+    "BACKENDS4",
+    "BACKENDS6",
+    "ADDRESSES4",
+    "ADDRESSES6",
+    "PODS4",
+    "PODS6",
+    "FLOWS4",
+    "FLOWS6",
+    "OPENING4",
+    "OPENING6",
+    "DEVICES",
+    "CONFIG",
+    "NAMES",
+    "COUNTERS",
+];
+
+/// What must be equal for a map to be taken over as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Definition {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+/// Maps that were made anew beside those of an earlier agent, whose programs still use the old ones.
+#[derive(Debug, Default)]
+pub struct Migration {
+    names: Vec<&'static str>,
+}
+
+/// Loads the object with the maps that are pinned in `dir`, pinning those that are not.
+pub fn load(dir: &StateDir, object: &[u8]) -> Result<(Ebpf, Migration)> {
+    for name in names_in(&dir.maps())?.iter().filter(|name| name.ends_with("-new")) {
+        remove(&dir.map(name))?;
+    }
+    let definitions = definitions(object)?;
+    let (mut loader, mut migration) = (EbpfLoader::new(), Migration::default());
+    for name in PINNED {
+        let wanted = *definitions.get(name).with_context(|| format!("the eBPF object has no map {name}"))?;
+        if adoptable(dir, name, wanted)? {
+            loader.map_pin_path(name, dir.map(name));
+        } else {
+            loader.map_pin_path(name, dir.incoming(name));
+            migration.names.push(name);
+        }
+    }
+    let ebpf = loader.load(object).context("load the eBPF object")?;
+    migration.copy(dir, raw::Put::Always)?;
+    Ok((ebpf, migration))
+}
+
+impl Migration {
+    /// Once no program uses the old maps: takes what they got meanwhile, and puts the new ones in their place.
+    pub fn finish(self, dir: &StateDir) -> Result<()> {
+        self.copy(dir, raw::Put::IfAbsent)?;
+        for name in self.names {
+            std::fs::rename(dir.incoming(name), dir.map(name)).with_context(|| format!("put the new map {name} in its place"))?;
+            info!(map = name, "the map was made anew");
+        }
+        Ok(())
+    }
+
+    fn copy(&self, dir: &StateDir, how: raw::Put) -> Result<()> {
+        for name in &self.names {
+            let old = MapData::from_pin(dir.map(name)).with_context(|| format!("open the old map {name}"))?;
+            let new = MapData::from_pin(dir.incoming(name)).with_context(|| format!("open the new map {name}"))?;
+            let (from, to) = (old.info()?, new.info()?);
+            if from.key_size() != to.key_size() || from.value_size() != to.value_size() {
+                warn!(map = name, "the elements of the map have changed their form; it starts empty");
+                continue;
+            }
+            let lost = raw::copy(&old, &new, how).with_context(|| format!("copy the map {name}"))?;
+            if lost > 0 {
+                warn!(map = name, lost, "the new map has no room for all elements of the old");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a map may be pinned at its own place: nothing is there, or just what the object wants.
+fn adoptable(dir: &StateDir, name: &'static str, wanted: Definition) -> Result<bool> {
+    let path = dir.map(name);
+    if !path.exists() {
+        return Ok(true);
+    }
+    let found = Definition::of(&MapInfo::from_pin(&path).with_context(|| format!("look at {}", path.display()))?)?;
+    if found != wanted {
+        info!(map = name, ?found, ?wanted, "the pinned map is not what this version uses");
+    }
+    Ok(found == wanted)
+}
+
+impl Definition {
+    fn of(info: &MapInfo) -> Result<Self> {
+        Ok(Self {
+            kind: info.map_type().context("name the type of a map")? as u32,
+            key: info.key_size(),
+            value: info.value_size(),
+            entries: info.max_entries(),
+            flags: info.map_flags(),
+        })
+    }
+}
+
+fn definitions(object: &[u8]) -> Result<BTreeMap<String, Definition>> {
+    let object = Object::parse(object).context("parse the eBPF object")?;
+    let definition = |map: &aya_obj::Map| Definition {
+        kind: map.map_type(),
+        key: map.key_size(),
+        value: map.value_size(),
+        entries: map.max_entries(),
+        flags: map.map_flags(),
+    };
+    Ok(object.maps.iter().map(|(name, map)| (name.clone(), definition(map))).collect())
+}
+
+/// Takes a map out of the loaded object.
+pub fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))
+}

@@ -1,0 +1,232 @@
+//! The end of flows: whose time has run out, and whose UDP backend is gone. The only writer of flows beside the packet path.
+//!
+//! Walks the tables in slices, so that neither the kernel nor the agent notices; an entry that looks dead is read again, with its
+//! other direction, before both go.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use aya::Pod;
+use aya::maps::MapError;
+use proxy_common::flow::{Flow, FlowKey, Role, State};
+use proxy_common::net::{Address, Protocol};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use crate::dataplane::{Clock, FamilyMaps, Hash, Maps, Walk, delete};
+use crate::metrics::Metrics;
+use crate::model::Timeouts;
+
+/// Pause between two sweeps.
+const PAUSE: Duration = Duration::from_secs(3);
+
+/// Where the UDP flows of each service port may lead (V14).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Serving {
+    /// The endpoints that serve, by the id of the service port.
+    pub endpoints: BTreeMap<u32, BTreeSet<SocketAddr>>,
+    /// Ids from here on were given out later than this was made: nothing is known about them.
+    pub unknown_from: u32,
+}
+
+impl Serving {
+    /// The same, and what `other` allows too: for as long as the kernel may hold either.
+    pub fn or(mut self, other: &Self) -> Self {
+        for (id, endpoints) in &other.endpoints {
+            self.endpoints.entry(*id).or_default().extend(endpoints);
+        }
+        self.unknown_from = self.unknown_from.min(other.unknown_from);
+        self
+    }
+
+    fn allows(&self, service: u32, backend: SocketAddr) -> bool {
+        service >= self.unknown_from || self.endpoints.get(&service).is_some_and(|endpoints| endpoints.contains(&backend))
+    }
+}
+
+/// Why a flow ended.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Ended {
+    /// No packet for too long.
+    Idle,
+    /// Both ends have closed, or one has reset it.
+    Closed,
+    /// UDP, and its backend does not serve any more (V14).
+    BackendGone,
+}
+
+impl Ended {
+    /// A stable name for metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Closed => "closed",
+            Self::BackendGone => "backend_gone",
+        }
+    }
+}
+
+/// What a flow is judged by.
+#[derive(Clone, Debug)]
+pub struct Law {
+    /// Seconds by kind (V18).
+    pub timeouts: Timeouts,
+    /// Jiffies in a second.
+    pub hz: u32,
+    /// Where UDP flows may lead; before the first sync nobody knows.
+    pub serving: Option<Arc<Serving>>,
+}
+
+impl Law {
+    /// Whether a flow has ended at `now`, its last packet in either direction having been seen `age` jiffies ago.
+    pub fn judge<A: Address>(&self, protocol: Protocol, flow: &Flow<A>, age: u32) -> Option<Ended> {
+        if protocol == Protocol::UDP && self.backend_is_gone(flow) {
+            return Some(Ended::BackendGone);
+        }
+        let idle = u64::from(age) >= u64::from(self.seconds(protocol, flow.state)) * u64::from(self.hz);
+        let closed = protocol != Protocol::UDP && State::closed(flow.state);
+        idle.then_some(if closed { Ended::Closed } else { Ended::Idle })
+    }
+
+    /// How long a flow lives after its last packet (V18).
+    fn seconds(&self, protocol: Protocol, state: u8) -> u32 {
+        match protocol {
+            Protocol::UDP if state & State::REPLIED == 0 => self.timeouts.opening,
+            Protocol::UDP => self.timeouts.udp,
+            _ if State::closed(state) => self.timeouts.tcp_closed,
+            _ if state & State::FIN_BOTH != 0 => self.timeouts.tcp_close_wait,
+            _ => self.timeouts.tcp,
+        }
+    }
+
+    fn backend_is_gone<A: Address>(&self, flow: &Flow<A>) -> bool {
+        let Some(serving) = &self.serving else { return false };
+        flow.is(Role::FORWARD) && !serving.allows(flow.service, SocketAddr::new(flow.dst.ip(), flow.dport.number()))
+    }
+}
+
+/// Jiffies since a flow was seen; a note from after `now` was read is no age at all.
+pub fn age(now: u32, seen: u32) -> u32 {
+    let age = now.wrapping_sub(seen);
+    if age > u32::MAX / 2 { 0 } else { age }
+}
+
+/// Sweeps until the agent ends: every few seconds, and at once when UDP backends have gone.
+pub async fn run(
+    mut maps: Maps,
+    clock: Clock,
+    mut law: Law,
+    mut serving: watch::Receiver<Option<Arc<Serving>>>,
+    metrics: Arc<Metrics>,
+) {
+    loop {
+        law.serving = serving.borrow_and_update().clone();
+        if let Err(error) = sweep(&mut maps, &clock, &law, &metrics).await {
+            warn!(error = format!("{error:#}"), "cannot sweep the flow tables; trying again");
+        }
+        tokio::select! {
+            changed = serving.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+/// Walks all flow tables once.
+pub async fn sweep(maps: &mut Maps, clock: &Clock, law: &Law, metrics: &Metrics) -> Result<()> {
+    sweep_family(&mut maps.v4, clock, law, metrics, "ipv4").await.context("IPv4")?;
+    sweep_family(&mut maps.v6, clock, law, metrics, "ipv6").await.context("IPv6")
+}
+
+async fn sweep_family<A>(
+    maps: &mut FamilyMaps<A>,
+    clock: &Clock,
+    law: &Law,
+    metrics: &Metrics,
+    family: &'static str,
+) -> Result<()>
+where
+    A: Address + Pod,
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let established = walk(&mut maps.flows, clock, law, metrics, Which::Established).await.context("FLOWS")?;
+    let opening = walk(&mut maps.opening, clock, law, metrics, Which::Opening).await.context("OPENING")?;
+    metrics.flows_in_use(family, "established", established);
+    metrics.flows_in_use(family, "opening", opening);
+    Ok(())
+}
+
+/// Which table is walked: the half-open age in their LRU, so that only those without backend are taken out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Established,
+    Opening,
+}
+
+/// Gives the number of entries that were met.
+async fn walk<A>(table: &mut Hash<FlowKey<A>, Flow<A>>, clock: &Clock, law: &Law, metrics: &Metrics, which: Which) -> Result<u64>
+where
+    A: Address,
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let (mut walk, mut met) = (Walk::default(), 0);
+    while let Some(flows) = walk.next(table)? {
+        met += flows.len() as u64;
+        let now = clock.now()?;
+        for (key, flow) in flows {
+            let suspect = law.judge(key.protocol, &flow, age(now, flow.seen));
+            if suspect.is_none() || (which == Which::Opening && suspect != Some(Ended::BackendGone)) {
+                continue;
+            }
+            if let Some(ended) = end(table, &key, now, law)? {
+                metrics.flow_ended(ended);
+                debug!(?key, ended = ended.name(), "a flow has ended");
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(met)
+}
+
+/// Judges an entry again by what both directions say now, and deletes both if it is over.
+fn end<A>(table: &mut Hash<FlowKey<A>, Flow<A>>, key: &FlowKey<A>, now: u32, law: &Law) -> Result<Option<Ended>>
+where
+    A: Address,
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let Some(mut flow) = get(table, key)? else { return Ok(None) };
+    let mate_key = flow.mate(key.protocol);
+    let mut youngest = age(now, flow.seen);
+    // The other direction's entry, if it is the other direction's: its mate is this one.
+    let mate = get(table, &mate_key)?.filter(|mate| mate.mate(key.protocol) == *key);
+    if let Some(mate) = &mate {
+        flow.state |= mate.state;
+        youngest = youngest.min(age(now, mate.seen));
+    }
+    let Some(ended) = law.judge(key.protocol, &flow, youngest) else { return Ok(None) };
+    delete(table, *key).context("delete a flow")?;
+    if mate.is_some() {
+        delete(table, mate_key).context("delete a flow")?;
+    }
+    Ok(Some(ended))
+}
+
+fn get<A>(table: &Hash<FlowKey<A>, Flow<A>>, key: &FlowKey<A>) -> Result<Option<Flow<A>>>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    match table.get(key, 0) {
+        Ok(flow) => Ok(Some(flow)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error).context("read a flow"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+use proxy_common::net::{Addr4, IfIndex, Port};
+
+use super::*;
+use crate::dataplane::{Dataplane, Options, StateDir, XdpChoice, all};
+use crate::testing::Namespace;
+
+const HZ: u32 = 250;
+
+fn timeouts() -> Timeouts {
+    Timeouts { opening: 30, tcp: 86_400, tcp_close_wait: 3_600, tcp_closed: 10, udp: 120 }
+}
+
+fn law(serving: Option<Serving>) -> Law {
+    Law { timeouts: timeouts(), hz: HZ, serving: serving.map(Arc::new) }
+}
+
+const CLIENT: Addr4 = Addr4::from_bytes([198, 51, 100, 1]);
+const VIP: Addr4 = Addr4::from_bytes([192, 0, 2, 1]);
+const BACKEND: Addr4 = Addr4::from_bytes([10, 244, 1, 2]);
+
+/// Both directions of a connection from the client's `port`.
+fn connection(protocol: Protocol, port: u16, seen: [u32; 2], state: u8) -> [(FlowKey<Addr4>, Flow<Addr4>); 2] {
+    let (port, front, back) = (Port::new(port), Port::new(30080), Port::new(80));
+    let common = Flow {
+        src: CLIENT,
+        dst: BACKEND,
+        sport: port,
+        dport: back,
+        device: IfIndex(1),
+        seen: seen[0],
+        service: 1,
+        way: 0,
+        hooks: 1,
+        state,
+        role: Role::FORWARD,
+    };
+    let reply = Flow { src: VIP, dst: CLIENT, sport: front, dport: port, seen: seen[1], role: Role::REPLY, ..common };
+    [(FlowKey::new(protocol, CLIENT, port, VIP, front), common), (FlowKey::new(protocol, BACKEND, back, CLIENT, port), reply)]
+}
+
+fn serving() -> Serving {
+    let backend = SocketAddr::new(BACKEND.ip(), 80);
+    Serving { endpoints: BTreeMap::from([(1, BTreeSet::from([backend]))]), unknown_from: 5 }
+}
+
+#[test]
+fn v18_each_kind_lives_as_long_as_its_timeout() {
+    let lives = |protocol, state, seconds: u32| {
+        let [(_, flow), _] = connection(protocol, 1, [0, 0], state);
+        let law = law(None);
+        assert_eq!(law.judge(protocol, &flow, seconds * HZ - 1), None);
+        law.judge(protocol, &flow, seconds * HZ)
+    };
+    assert_eq!(lives(Protocol::TCP, State::REPLIED, 86_400), Some(Ended::Idle));
+    assert_eq!(lives(Protocol::TCP, State::REPLIED | State::FIN_REPLY, 3_600), Some(Ended::Idle));
+    assert_eq!(lives(Protocol::TCP, State::REPLIED | State::FIN_BOTH, 10), Some(Ended::Closed));
+    assert_eq!(lives(Protocol::TCP, State::RESET, 10), Some(Ended::Closed));
+    assert_eq!(lives(Protocol::UDP, State::REPLIED, 120), Some(Ended::Idle));
+    assert_eq!(lives(Protocol::UDP, 0, 30), Some(Ended::Idle));
+}
+
+#[test]
+fn v14_udp_flows_end_with_their_backend_and_tcp_flows_do_not() {
+    let law = law(Some(serving()));
+    let judge = |protocol, service, dst| {
+        let [(_, flow), _] = connection(protocol, 1, [0, 0], State::REPLIED);
+        law.judge(protocol, &Flow { service, dst, ..flow }, 0)
+    };
+    let other = Addr4::from_bytes([10, 244, 1, 3]);
+    assert_eq!(judge(Protocol::UDP, 1, BACKEND), None);
+    assert_eq!(judge(Protocol::UDP, 1, other), Some(Ended::BackendGone));
+    assert_eq!(judge(Protocol::UDP, 2, BACKEND), Some(Ended::BackendGone), "the service is gone");
+    assert_eq!(judge(Protocol::UDP, 5, BACKEND), None, "a service younger than what we know");
+    assert_eq!(judge(Protocol::TCP, 1, other), None);
+}
+
+#[test]
+fn v14_nothing_ends_before_the_first_sync() {
+    let [(_, flow), _] = connection(Protocol::UDP, 1, [0, 0], State::REPLIED);
+    assert_eq!(law(None).judge(Protocol::UDP, &flow, 0), None);
+}
+
+#[test]
+fn jiffies_may_wrap_and_a_note_from_the_future_is_no_age() {
+    assert_eq!(age(5, u32::MAX - 4), 10);
+    assert_eq!(age(5, 6), 0);
+}
+
+/// Runs a sweep over these connections; gives the client ports of those that are left, by direction.
+fn survivors(law: Law, make: impl Fn(u32) -> Vec<[(FlowKey<Addr4>, Flow<Addr4>); 2]> + Send + 'static) -> Vec<u16> {
+    let node = Namespace::new();
+    let dir = node.state_dir();
+    node.block_on(async move {
+        let _plane = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off }).expect("open the data plane");
+        let dir = StateDir::at(&dir);
+        let (mut maps, clock) = (Maps::from_pins(&dir).expect("open"), Clock::from_pins(&dir).expect("open"));
+        for (key, flow) in make(clock.now().expect("now")).into_iter().flatten() {
+            maps.v4.flows.insert(key, flow, 0).expect("insert a flow");
+        }
+        sweep(&mut maps, &clock, &law, &Metrics::default()).await.expect("sweep");
+        let left = all(&maps.v4.flows).expect("read");
+        let mut ports: Vec<_> =
+            left.iter().map(|(key, _)| if key.src == CLIENT { key.sport.number() } else { key.dport.number() }).collect();
+        ports.sort();
+        ports
+    })
+}
+
+#[test]
+fn a_packet_in_either_direction_keeps_both_entries() {
+    let left = survivors(law(None), |now| {
+        let (old, new) = (now.wrapping_sub(200 * HZ), now.wrapping_sub(HZ));
+        let udp = |port, seen| connection(Protocol::UDP, port, seen, State::REPLIED);
+        vec![udp(1, [old, old]), udp(2, [old, new]), udp(3, [new, old])]
+    });
+    assert_eq!(left, [2, 2, 3, 3]);
+}
+
+#[test]
+fn an_entry_without_its_other_half_ends_by_its_own_time() {
+    let left = survivors(law(None), |now| {
+        let [forward, _] = connection(Protocol::UDP, 1, [now.wrapping_sub(200 * HZ); 2], State::REPLIED);
+        let [_, reply] = connection(Protocol::UDP, 2, [now; 2], State::REPLIED);
+        vec![[forward, forward], [reply, reply]]
+    });
+    assert_eq!(left, [2]);
+}
+
+#[test]
+fn both_directions_of_a_udp_flow_go_with_its_backend() {
+    let mut gone = serving();
+    gone.endpoints.clear();
+    gone.endpoints.insert(1, BTreeSet::new());
+    let left = survivors(law(Some(gone)), |now| {
+        vec![connection(Protocol::UDP, 1, [now; 2], State::REPLIED), connection(Protocol::TCP, 2, [now; 2], State::REPLIED)]
+    });
+    assert_eq!(left, [2, 2]);
+}

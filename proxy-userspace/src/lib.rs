@@ -1,0 +1,21 @@
+//! The agent `portway`: what ought to be in the kernel's maps, and everything that keeps it so.
+//!
+//! source -> model -> compile -> contents -> place -> dataplane; `sync` owns the loop.
+
+pub mod agent;
+pub mod args;
+pub mod cli;
+pub mod compile;
+pub mod contents;
+pub mod dataplane;
+pub mod flows;
+pub mod health;
+pub mod links;
+pub mod metrics;
+pub mod model;
+pub mod place;
+pub mod source;
+pub mod sync;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,136 @@
+//! The host's network as the kernel has it configured: our devices, our addresses, and the device of each local pod.
+//!
+//! Asks rtnetlink in the network namespace of the process and nobody else: neither the CNI nor sysfs.
+
+mod facts;
+mod netlink;
+mod wiring;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use ipnet::IpNet;
+use proxy_common::net::IfIndex;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::{debug, warn};
+
+use crate::model;
+use netlink::Netlink;
+use wiring::Wiring;
+
+/// How long news are gathered before they are looked at together.
+const GATHER: Duration = Duration::from_millis(5);
+/// First pause before a pod without device is looked for again; doubled each time.
+const RETRY: Duration = Duration::from_millis(50);
+/// The longest pause between two looks at pods without device.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Everything is read anew after this time, should a message have been lost.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// What has to be known to choose devices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Devices that the operator named; if there are any, no others are taken.
+    pub devices: Vec<String>,
+    /// The Node's addresses, the preferred ones first.
+    pub node_addresses: Vec<IpAddr>,
+    /// Prefixes of pods of other nodes.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Addresses of the pods of this node.
+    pub pods: BTreeSet<IpAddr>,
+}
+
+/// What was found on this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// What was looked for.
+    pub wanted: Wanted,
+    /// What reaches the maps.
+    pub links: model::Links,
+    /// Names of node devices and of the pods' devices.
+    pub names: BTreeMap<IfIndex, String>,
+    /// Every device of this host.
+    pub present: BTreeSet<IfIndex>,
+    /// Node devices by what XDP can do there.
+    pub drivers: BTreeMap<IfIndex, Driver>,
+}
+
+/// What moves a device's frames, as far as XDP cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// A network card, real or paravirtual: XDP may run in the driver.
+    Card,
+    /// Ethernet made of software (veth, bridge, bond): native XDP would break partial checksums and segmentation offload.
+    Software,
+    /// A tunnel, or a device without Ethernet headers: not for XDP.
+    Tunnel,
+}
+
+/// Keeps `found` true for as long as somebody wants it. `earlier` is where an agent before us found the pods.
+///
+/// # Errors
+/// Only where netlink cannot be reached at all; what cannot be read once is read again later.
+pub async fn run(
+    mut wanted: watch::Receiver<Wanted>,
+    found: watch::Sender<Option<Found>>,
+    earlier: BTreeMap<IpAddr, IfIndex>,
+) -> Result<()> {
+    let mut netlink = Netlink::open().context("open netlink")?;
+    let mut wiring = Wiring::after(earlier);
+    let mut retry = RETRY;
+    loop {
+        let want = wanted.borrow_and_update().clone();
+        let pause = match look(&netlink, &mut wiring, &want).await {
+            Ok(now) => {
+                retry = if wiring.missing(&want) { (retry * 2).min(RETRY_MAX) } else { RETRY };
+                publish(&found, now);
+                if wiring.missing(&want) { retry } else { REFRESH }
+            }
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "cannot read the host's network configuration; trying again");
+                RETRY_MAX
+            }
+        };
+        tokio::select! {
+            changed = wanted.changed() => match changed {
+                Ok(()) => retry = RETRY,
+                Err(_) => return Ok(()),
+            },
+            news = netlink.news() => news.context("receive netlink messages")?,
+            () = sleep_until(Instant::now() + pause) => continue,
+        }
+        gather(&mut netlink).await?;
+    }
+}
+
+async fn look(netlink: &Netlink, wiring: &mut Wiring, wanted: &Wanted) -> Result<Found> {
+    let facts = netlink.read().await?;
+    wiring.find_pods(netlink, &facts, wanted).await?;
+    Ok(wiring.found(&facts, wanted))
+}
+
+fn publish(found: &watch::Sender<Option<Found>>, now: Found) {
+    found.send_if_modified(|old| {
+        let changed = old.as_ref() != Some(&now);
+        if changed {
+            debug!(devices = now.links.devices.len(), pods = now.links.pods.len(), "the host's network has changed");
+            *old = Some(now);
+        }
+        changed
+    });
+}
+
+/// Waits until the burst of news is over, or for a little while.
+async fn gather(netlink: &mut Netlink) -> Result<()> {
+    let end = Instant::now() + GATHER;
+    while let Ok(news) = timeout_at(end, netlink.news()).await {
+        news.context("receive netlink messages")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! From Kubernetes' types to our words; a bad object becomes an [`Invalid`] that names object, field and reason.
+
+mod endpoints;
+mod node;
+mod pod;
+mod service;
+mod workload;
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use proxy_common::net::Protocol;
+
+use super::{Invalid, Kind, Object, ObjectName, ObjectRef, UnixTime, Update};
+
+/// A Kubernetes type that has a place in our model.
+pub trait Convert {
+    /// What it is called.
+    const KIND: Kind;
+    /// Its metadata.
+    fn metadata(&self) -> &ObjectMeta;
+    /// The object in our words; `None` if it is well-formed but does not concern us.
+    fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field>;
+}
+
+/// The field of an object that is wrong, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    path: String,
+    why: String,
+}
+
+impl Field {
+    fn new(path: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { path: path.into(), why: why.into() }
+    }
+
+    /// The same, with the object that has the field.
+    pub fn of(self, object: ObjectRef) -> Invalid {
+        Invalid { object, field: self.path, why: self.why }
+    }
+}
+
+/// The name of an object, empty where it has none.
+pub fn reference<K: Convert>(object: &K) -> ObjectRef {
+    let metadata = object.metadata();
+    let [namespace, name] = [&metadata.namespace, &metadata.name].map(|s| s.as_deref().unwrap_or_default());
+    ObjectRef { kind: K::KIND, name: ObjectName::new(namespace, name) }
+}
+
+/// What an object that was seen means to us: it applies, does not concern us, or is bad.
+pub fn seen<K: Convert>(object: &K) -> Update {
+    let reference = reference(object);
+    match object.convert(reference.name.clone()) {
+        Ok(Some(object)) => Update::Apply(object),
+        Ok(None) => Update::Delete(reference),
+        Err(field) => Update::Invalid(field.of(reference)),
+    }
+}
+
+fn created(metadata: &ObjectMeta) -> Option<UnixTime> {
+    metadata.creation_timestamp.as_ref().map(|Time(t)| t.as_second())
+}
+
+fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    metadata.labels.as_ref()?.get(key).map(String::as_str)
+}
+
+/// A port number; 0 and what does not fit are errors.
+fn port(number: i32, path: impl Into<String>) -> Result<u16, Field> {
+    match u16::try_from(number) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(Field::new(path, format!("{number} is no port: 1 to 65535"))),
+    }
+}
+
+/// A protocol; none means TCP (P13).
+fn protocol(name: Option<&str>, path: impl Into<String>) -> Result<Protocol, Field> {
+    match name {
+        None | Some("TCP") => Ok(Protocol::TCP),
+        Some("UDP") => Ok(Protocol::UDP),
+        Some("SCTP") => Ok(Protocol::SCTP),
+        Some(other) => Err(Field::new(path, format!("`{other}` is no protocol: TCP, UDP or SCTP"))),
+    }
+}
+
+/// An address, as loosely as Kubernetes has always read them: `010.0.0.1` is decimal, `::ffff:10.0.0.1` is IPv4.
+fn address(text: &str, path: impl Into<String>) -> Result<IpAddr, Field> {
+    let parsed = IpAddr::from_str(text).or_else(|_| IpAddr::from_str(&without_leading_zeros(text)));
+    parsed.map(|ip| ip.to_canonical()).map_err(|_| Field::new(path, format!("`{text}` is no IP address")))
+}
+
+/// An address that packets can be sent to: not unspecified, loopback or multicast.
+fn unicast(text: &str, path: &str) -> Result<IpAddr, Field> {
+    let ip = address(text, path)?;
+    if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
+        return Err(Field::new(path, format!("`{text}` cannot be the address of a Service or endpoint")));
+    }
+    Ok(ip)
+}
+
+/// A prefix, normalised (P12).
+fn prefix(text: &str, path: &str) -> Result<IpNet, Field> {
+    let error = || Field::new(path, format!("`{text}` is no CIDR"));
+    let (ip, length) = text.trim().split_once('/').ok_or_else(error)?;
+    let ip = address(ip, path).map_err(|_| error())?;
+    let length = length.parse().map_err(|_| error())?;
+    IpNet::new(ip, length).map(|net| net.trunc()).map_err(|_| error())
+}
+
+fn without_leading_zeros(text: &str) -> String {
+    let octets = text.split('.').map(|octet| match octet.trim_start_matches('0') {
+        "" if !octet.is_empty() => "0",
+        trimmed => trimmed,
+    });
+    octets.collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_loosely_as_kubernetes_does() {
+        for (text, ip) in [("010.0.0.01", "10.0.0.1"), ("10.0.000.0", "10.0.0.0"), ("::ffff:192.0.2.1", "192.0.2.1")] {
+            assert_eq!(address(text, "f"), Ok(ip.parse().expect("an address")), "{text}");
+        }
+        for text in ["", "10.0.0", "10..0.1", "10.0.0.256", "web.example", "10.0.0.1/32"] {
+            assert!(address(text, "f").is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn p12_prefixes_lose_their_host_bits() {
+        assert_eq!(prefix(" 010.1.2.3/8", "f"), Ok("10.0.0.0/8".parse().expect("a prefix")));
+        assert!(prefix("10.0.0.0/33", "f").is_err() && prefix("10.0.0.0", "f").is_err());
+    }
+}

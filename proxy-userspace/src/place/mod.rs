@@ -1,0 +1,40 @@
+//! From symbols to ids: turns contents into writes, and is the only one that knows ids, generations, slots and grace periods.
+//!
+//! `place` puts the new and takes the old frontends away; `retire` takes away slots and names that nothing refers to any more,
+//! and may only run once no packet that began before the last write is still under way.
+
+mod actual;
+mod diff;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+pub use actual::{Actual, Entry, Key, Side, Slot, SlotKey, Write};
+
+use crate::contents::Contents;
+use diff::changes;
+use plan::Plan;
+
+/// The writes that turn `actual` into `contents`, in the order in which they are safe; none if they are equal in symbols.
+pub fn place(contents: &Contents, actual: &Actual) -> Vec<Write> {
+    let mut plan = Plan::new(contents, actual);
+    contents.frontends.keys().for_each(|frontend| plan.frontend(*frontend));
+    actual.services().keys().filter(|f| !contents.frontends.contains_key(f)).for_each(|f| plan.frontend(*f));
+    plan.facts(actual.facts());
+    plan.writes()
+}
+
+/// The same as [`place`] if `actual` holds `before`: only what differs between the two is looked at in the kernel's ids.
+pub fn place_changes(before: &Contents, contents: &Contents, actual: &Actual) -> Vec<Write> {
+    let mut plan = Plan::new(contents, actual);
+    changes(&before.frontends, &contents.frontends).for_each(|(frontend, _)| plan.frontend(*frontend));
+    plan.facts(before.into());
+    plan.writes()
+}
+
+/// Deletes the slots and names that no frontend refers to.
+pub fn retire(actual: &Actual) -> Vec<Write> {
+    let slots = actual.idle_slots().map(|slot| Write::Delete(Key::Backend(slot)));
+    let names = actual.idle_names().map(|id| Write::Delete(Key::Name(id)));
+    slots.chain(names).collect()
+}

@@ -1,0 +1,213 @@
+//! The writes of one step, collected by kind so that they come out in the safe order.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::hash::Hasher;
+use std::net::IpAddr;
+
+use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod};
+use proxy_common::service::Service;
+
+use super::actual::{Actual, Entry, Facts, Key, Side, Slot, SlotKey, Write};
+use super::diff::changes;
+use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
+
+/// The longest text that a `Name` holds.
+const LABEL: usize = 188;
+
+pub struct Plan<'a> {
+    contents: &'a Contents,
+    actual: &'a Actual,
+    ids: BTreeMap<Cow<'a, str>, u32>,
+    generations: BTreeMap<(u32, Side, &'a Backends), u32>,
+    next_id: u32,
+    next_generation: u32,
+    facts: Vec<Write>,
+    names: Vec<Write>,
+    slots: Vec<Write>,
+    services: Vec<Write>,
+    gone: Vec<Write>,
+    gone_facts: Vec<Write>,
+}
+
+impl<'a> Plan<'a> {
+    pub fn new(contents: &'a Contents, actual: &'a Actual) -> Self {
+        Self {
+            contents,
+            actual,
+            ids: BTreeMap::new(),
+            generations: BTreeMap::new(),
+            next_id: actual.next_id(),
+            next_generation: actual.next_generation(),
+            facts: Vec::new(),
+            names: Vec::new(),
+            slots: Vec::new(),
+            services: Vec::new(),
+            gone: Vec::new(),
+            gone_facts: Vec::new(),
+        }
+    }
+
+    /// First facts, then what services refer to, then services; then the same backwards for what is gone.
+    pub fn writes(self) -> Vec<Write> {
+        [self.facts, self.names, self.slots, self.services, self.gone, self.gone_facts].concat()
+    }
+
+    /// Plans what one frontend needs to be as the contents say.
+    pub fn frontend(&mut self, frontend: Frontend) {
+        let is = self.actual.services().get(&frontend);
+        let contents = self.contents;
+        let Some(target) = contents.frontends.get(&frontend) else {
+            if is.is_some() {
+                self.gone.push(Write::Delete(Key::Service(frontend)));
+            }
+            return;
+        };
+        let ought = self.service(frontend, target);
+        if is != Some(&ought) {
+            self.services.push(Write::Put(Entry::Service(frontend, ought)));
+        }
+    }
+
+    /// Plans the differences between the facts that the kernel holds and those of the contents.
+    pub fn facts(&mut self, is: Facts<'_>) {
+        if is.config != self.contents.config {
+            self.facts.push(Write::Put(Entry::Config(self.contents.config)));
+        }
+        for (key, value) in changes(is.devices, &self.contents.devices) {
+            self.fact(*key, value);
+        }
+        for (key, value) in changes(is.pods, &self.contents.pods) {
+            self.fact(*key, value);
+        }
+        for (key, value) in changes(is.addresses, &self.contents.addresses) {
+            self.fact(*key, value);
+        }
+    }
+
+    fn fact<K, V: Fact<K>>(&mut self, key: K, value: Option<&V>) {
+        match value {
+            Some(value) => self.facts.push(Write::Put(value.entry(key))),
+            None => self.gone_facts.push(Write::Delete(V::key(key))),
+        }
+    }
+
+    fn service(&mut self, frontend: Frontend, target: &'a Target) -> Service {
+        let side = Side::from(frontend.addr);
+        let id = self.id(&target.service);
+        let count = |list: &Vec<Endpoint>| u32::try_from(list.len()).unwrap_or(u32::MAX);
+        let Backends { local_only, both, cluster_only } = &*target.backends;
+        Service {
+            flags: target.flags,
+            id,
+            generation: self.generation(frontend, id, side, &target.backends),
+            affinity: target.affinity,
+            local_len: count(local_only) + count(both),
+            cluster_first: count(local_only),
+            cluster_len: count(both) + count(cluster_only),
+        }
+    }
+
+    /// The id of a service port: the one that the kernel knows its name by, else a new one.
+    fn id(&mut self, service: &'a str) -> u32 {
+        let label = label(service);
+        if let Some(id) = self.ids.get(&label).copied().or_else(|| self.actual.id(&label)) {
+            return id;
+        }
+        let id = fresh(&mut self.next_id, |id| self.actual.id_is_used(id));
+        self.names.push(Write::Put(Entry::Name(id, (&*label).into())));
+        self.ids.insert(label, id);
+        id
+    }
+
+    /// The generation that holds `backends`: one that the service port has already, else new slots.
+    fn generation(&mut self, frontend: Frontend, id: u32, side: Side, backends: &'a Backends) -> u32 {
+        if let Some(generation) = self.generations.get(&(id, side, backends)) {
+            return *generation;
+        }
+        let own = self.actual.services().get(&frontend).filter(|s| s.id == id).map(|s| s.generation);
+        let mut known = own.into_iter().chain(self.actual.generations(id, side));
+        let generation = match known.find(|generation| self.holds(side, *generation, backends)) {
+            Some(generation) => generation,
+            None => self.fill(side, backends),
+        };
+        self.generations.insert((id, side, backends), generation);
+        generation
+    }
+
+    fn holds(&self, side: Side, generation: u32, backends: &Backends) -> bool {
+        self.actual.slots(side, generation).map(|(_, slot)| slot).eq(slots(backends, generation))
+            && self.actual.slots(side, generation).enumerate().all(|(i, (slot, _))| i as u32 == slot)
+    }
+
+    fn fill(&mut self, side: Side, backends: &Backends) -> u32 {
+        let generation = fresh(&mut self.next_generation, |g| self.actual.generation_is_used(g));
+        for (index, slot) in slots(backends, generation).enumerate() {
+            let key = SlotKey { side, generation, slot: index as u32 };
+            self.slots.push(Write::Put(Entry::Backend(key, slot)));
+        }
+        generation
+    }
+}
+
+/// The slots of a list: local-only, both, cluster-only (V7).
+fn slots(backends: &Backends, generation: u32) -> impl Iterator<Item = Slot> + '_ {
+    let Backends { local_only, both, cluster_only } = backends;
+    let slot = move |endpoint: &Endpoint| Slot { addr: endpoint.addr, flags: endpoint.flags, generation };
+    local_only.iter().chain(both).chain(cluster_only).map(slot)
+}
+
+/// A number that is neither 0 nor in use; numbers given back are not met again before the counter has gone round.
+fn fresh(next: &mut u32, used: impl Fn(u32) -> bool) -> u32 {
+    loop {
+        let number = *next;
+        *next = next.wrapping_add(1);
+        if number != 0 && !used(number) {
+            return number;
+        }
+    }
+}
+
+/// The service's name as `NAMES` can hold it. What is too long ends in a hash of the whole, so that two never become one.
+pub fn label(service: &str) -> Cow<'_, str> {
+    if service.len() <= LABEL {
+        return Cow::Borrowed(service);
+    }
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(service.as_bytes());
+    let end = service.floor_char_boundary(LABEL - 17);
+    Cow::Owned(format!("{}~{:016x}", &service[..end], hasher.finish()))
+}
+
+/// A value that has the same form in symbols and in the kernel.
+trait Fact<K>: Copy {
+    fn entry(&self, key: K) -> Entry;
+    fn key(key: K) -> Key;
+}
+
+impl Fact<IpAddr> for AddressFlags {
+    fn entry(&self, key: IpAddr) -> Entry {
+        Entry::Address(key, *self)
+    }
+    fn key(key: IpAddr) -> Key {
+        Key::Address(key)
+    }
+}
+
+impl Fact<IpAddr> for LocalPod {
+    fn entry(&self, key: IpAddr) -> Entry {
+        Entry::Pod(key, *self)
+    }
+    fn key(key: IpAddr) -> Key {
+        Key::Pod(key)
+    }
+}
+
+impl Fact<IfIndex> for Device {
+    fn entry(&self, key: IfIndex) -> Entry {
+        Entry::Device(key, *self)
+    }
+    fn key(key: IfIndex) -> Key {
+        Key::Device(key)
+    }
+}

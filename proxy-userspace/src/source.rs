@@ -1,0 +1,56 @@
+//! Where objects come from: an API server, or a directory of manifests that plays one. Both give one stream of updates.
+
+mod api_server;
+pub mod manifests;
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use tokio::sync::mpsc;
+
+use crate::args::settings::SourceSettings;
+use crate::model::{Invalid, ObjectRef, Update};
+
+/// Updates that may wait for the one who applies them.
+const QUEUE: usize = 4096;
+
+/// Starts to watch; the first [`Update::Synced`] comes when everything was listed once.
+///
+/// Fails on what cannot get better by waiting: no such kubeconfig or directory. Ends when the receiver is dropped.
+pub async fn spawn(settings: SourceSettings) -> Result<mpsc::Receiver<Update>> {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let news = News { sender, warned: BTreeMap::new() };
+    match settings {
+        SourceSettings::ApiServer { kubeconfig } => api_server::spawn(kubeconfig, news).await?,
+        SourceSettings::Manifests { dir, ranges } => manifests::spawn(dir, ranges, news)?,
+    }
+    Ok(receiver)
+}
+
+/// The sending end: warns once of what is wrong with an object, not each time that it is seen.
+struct News {
+    sender: mpsc::Sender<Update>,
+    warned: BTreeMap<ObjectRef, Invalid>,
+}
+
+/// Nobody listens any more.
+struct Closed;
+
+impl News {
+    async fn send(&mut self, update: Update) -> Result<(), Closed> {
+        match &update {
+            Update::Invalid(invalid) => self.warn(invalid),
+            Update::Apply(object) => _ = self.warned.remove(&object.reference()),
+            Update::Delete(name) => _ = self.warned.remove(name),
+            Update::Synced | Update::Connection(_) => {}
+        }
+        self.sender.send(update).await.map_err(|_| Closed)
+    }
+
+    fn warn(&mut self, invalid: &Invalid) {
+        if self.warned.get(&invalid.object) != Some(invalid) {
+            tracing::warn!("{invalid}; it is left out until that is corrected");
+            self.warned.insert(invalid.object.clone(), invalid.clone());
+        }
+    }
+}

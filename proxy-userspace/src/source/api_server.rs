@@ -1,0 +1,242 @@
+//! Watches an API server. A lost connection and an expired resource version (410) are survived; what is known stays.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures::stream::{BoxStream, Stream, StreamExt, select_all};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::DeserializeGuard;
+use kube::runtime::utils::{Backoff, WatchStreamExt};
+use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
+use kube::{Api, Client, Config, Resource};
+use serde::de::DeserializeOwned;
+
+use super::{Closed, News};
+use crate::model::k8s::{self, Convert};
+use crate::model::{Connection, Invalid, Kind, ObjectName, ObjectRef, Update};
+
+/// How often it is asked whether the API server is there.
+const PROBE: Duration = Duration::from_secs(10);
+/// The same while it is not.
+const PROBE_LOST: Duration = Duration::from_secs(1);
+/// How long it may take to answer that.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Starts the watches; fails where the configuration does, not where the server is away.
+pub(super) async fn spawn(kubeconfig: Option<PathBuf>, news: News) -> Result<()> {
+    let client = Client::try_from(config(kubeconfig).await?).context("set up the client of the API server")?;
+    let watches = vec![
+        watch::<Service>(&client, "!service.kubernetes.io/service-proxy-name"),
+        watch::<EndpointSlice>(&client, "!service.kubernetes.io/headless"),
+        watch::<Pod>(&client, ""),
+        watch::<Node>(&client, ""),
+        watch::<Namespace>(&client, ""),
+        probe(client).boxed(),
+    ];
+    tokio::spawn(forward(select_all(watches), news));
+    Ok(())
+}
+
+/// The file given, else the pod's service account, else the user's own kubeconfig.
+async fn config(kubeconfig: Option<PathBuf>) -> Result<Config> {
+    let Some(path) = kubeconfig else {
+        return match Config::incluster() {
+            Ok(config) => Ok(config),
+            Err(_) => {
+                Config::infer().await.context("find an API server: no --kubeconfig, no pod's service account, no ~/.kube/config")
+            }
+        };
+    };
+    let read = || format!("read kubeconfig {}", path.display());
+    let kubeconfig = Kubeconfig::read_from(&path).with_context(read)?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(read)
+}
+
+/// What a watch has to say.
+enum Step {
+    Update(Update),
+    /// Every object of the kind was listed for the first time.
+    Listed(Kind),
+    Lost(Kind, watcher::Error),
+}
+
+/// Passes steps on; says [`Update::Synced`] when every kind was listed.
+async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut news: News) {
+    let mut unlisted: BTreeSet<_> = [Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Node, Kind::Namespace].into();
+    while let Some(step) = steps.next().await {
+        let sent = match step {
+            Step::Update(update) => news.send(update).await,
+            Step::Listed(kind) if unlisted.remove(&kind) && unlisted.is_empty() => news.send(Update::Synced).await,
+            Step::Listed(_) => Ok(()),
+            Step::Lost(kind, error) => {
+                tracing::info!("watch of {kind}s: {error}; trying again");
+                Ok(())
+            }
+        };
+        if let Err(Closed) = sent {
+            return;
+        }
+    }
+}
+
+/// Objects of one kind as they are listed and change; survives errors and starts over where it has to.
+fn watch<K>(client: &Client, labels: &str) -> BoxStream<'static, Step>
+where
+    K: Convert + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let config = watcher::Config { label_selector: Some(labels.to_owned()).filter(|l| !l.is_empty()), ..Default::default() };
+    let events = watcher(Api::<DeserializeGuard<K>>::all(client.clone()), config.any_semantic())
+        .backoff(Impatient(DefaultBackoff::default()));
+    let mut known = Known::default();
+    events.flat_map(move |event| futures::stream::iter(known.steps(event))).boxed()
+}
+
+/// kube's own backoff at three times the pace: a quarter of a second to ten, with jitter, so that nodes do not come all at once.
+struct Impatient(DefaultBackoff);
+
+impl Iterator for Impatient {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|wait| wait / 3)
+    }
+}
+
+impl Backoff for Impatient {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
+
+/// The objects of one kind that were reported, so that those missing from a new list can be taken back.
+#[derive(Default)]
+struct Known {
+    reported: BTreeSet<ObjectRef>,
+    /// What the list that is being read has brought so far.
+    listed: BTreeSet<ObjectRef>,
+}
+
+impl Known {
+    fn steps<K: Convert>(&mut self, event: watcher::Result<Event<DeserializeGuard<K>>>) -> Vec<Step> {
+        match event {
+            Ok(Event::Init) => {
+                self.listed.clear();
+                Vec::new()
+            }
+            Ok(Event::InitApply(object)) => {
+                let (reference, update) = seen(object);
+                self.listed.insert(reference);
+                vec![Step::Update(update)]
+            }
+            Ok(Event::InitDone) => {
+                let listed = std::mem::take(&mut self.listed);
+                let gone: Vec<_> = self.reported.difference(&listed).cloned().collect();
+                self.reported = listed;
+                let gone = gone.into_iter().map(|object| Step::Update(Update::Delete(object)));
+                gone.chain([Step::Listed(K::KIND)]).collect()
+            }
+            Ok(Event::Apply(object)) => {
+                let (reference, update) = seen(object);
+                self.reported.insert(reference);
+                vec![Step::Update(update)]
+            }
+            Ok(Event::Delete(object)) => {
+                let (reference, _) = seen(object);
+                self.reported.remove(&reference);
+                vec![Step::Update(Update::Delete(reference))]
+            }
+            Err(error) => vec![Step::Lost(K::KIND, error)],
+        }
+    }
+}
+
+/// An object's name and what it means, also where it cannot even be read.
+fn seen<K: Convert>(DeserializeGuard(object): DeserializeGuard<K>) -> (ObjectRef, Update) {
+    match object {
+        Ok(object) => (k8s::reference(&object), k8s::seen(&object)),
+        Err(unreadable) => {
+            let [namespace, name] = [unreadable.metadata.namespace, unreadable.metadata.name].map(Option::unwrap_or_default);
+            let reference = ObjectRef { kind: K::KIND, name: ObjectName::new(&namespace, &name) };
+            let invalid = Invalid { object: reference.clone(), field: "the object".to_owned(), why: unreadable.error };
+            (reference, Update::Invalid(invalid))
+        }
+    }
+}
+
+/// Asks from time to time whether the server answers; reports changes only.
+fn probe(client: Client) -> impl Stream<Item = Step> {
+    futures::stream::unfold((client, Connection::Never), |(client, before)| async move {
+        loop {
+            match &before {
+                Connection::Never => {}
+                Connection::Up => tokio::time::sleep(PROBE).await,
+                Connection::Down(_) => tokio::time::sleep(PROBE_LOST).await,
+            }
+            let now = match tokio::time::timeout(PROBE_TIMEOUT, client.apiserver_version()).await {
+                Ok(Ok(_)) => Connection::Up,
+                Ok(Err(error)) => Connection::Down(error.to_string().into()),
+                Err(_) => Connection::Down(format!("no answer within {PROBE_TIMEOUT:?}").into()),
+            };
+            if std::mem::discriminant(&now) != std::mem::discriminant(&before) {
+                said(&now);
+                return Some((Step::Update(Update::Connection(now.clone())), (client, now)));
+            }
+        }
+    })
+}
+
+fn said(connection: &Connection) {
+    match connection {
+        Connection::Down(error) => tracing::warn!("the API server cannot be reached: {error}; what is known stays in force"),
+        _ => tracing::info!("the API server answers"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn service(name: &str) -> DeserializeGuard<Service> {
+        let object =
+            json!({"metadata": {"namespace": "shop", "name": name}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+        DeserializeGuard(Ok(serde_json::from_value(object).expect("a Service")))
+    }
+
+    fn said(known: &mut Known, event: Event<DeserializeGuard<Service>>) -> Vec<String> {
+        let words = |step: Step| match step {
+            Step::Update(Update::Apply(o)) => format!("+{}", o.reference().name.name),
+            Step::Update(Update::Delete(o)) => format!("-{}", o.name.name),
+            Step::Listed(_) => "listed".to_owned(),
+            _ => "other".to_owned(),
+        };
+        known.steps(Ok(event)).into_iter().map(words).collect()
+    }
+
+    #[test]
+    fn an_object_deleted_while_the_watch_was_broken_is_taken_back_by_the_next_list() {
+        let mut known = Known::default();
+        said(&mut known, Event::Init);
+        assert_eq!(said(&mut known, Event::InitApply(service("a"))), ["+a"]);
+        assert_eq!(said(&mut known, Event::InitDone), ["listed"]);
+        assert_eq!(said(&mut known, Event::Apply(service("b"))), ["+b"]);
+        said(&mut known, Event::Init);
+        assert_eq!(said(&mut known, Event::InitApply(service("b"))), ["+b"]);
+        assert_eq!(said(&mut known, Event::InitDone), ["-a", "listed"]);
+        assert_eq!(said(&mut known, Event::Delete(service("b"))), ["-b"]);
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_costs_itself() {
+        let unreadable = json!({"metadata": {"namespace": "shop", "name": "bad"}, "spec": {"ports": "none"}});
+        let guard: DeserializeGuard<Service> = serde_json::from_value(unreadable).expect("a guard");
+        let (reference, update) = seen(guard);
+        assert_eq!(reference.to_string(), "Service shop/bad");
+        assert!(matches!(update, Update::Invalid(_)));
+    }
+}

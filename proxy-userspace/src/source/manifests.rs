@@ -1,0 +1,130 @@
+//! Plays the API server from a directory of YAML files, as a user writes them: reads, allocates, resolves selectors, watches.
+
+mod allocate;
+mod endpoints;
+mod read;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use notify::{RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+
+use super::{Closed, News};
+use crate::args::settings::Ranges;
+use crate::model::{Connection, Object, ObjectRef, State, Update};
+
+pub use read::{Directory, Manifest};
+
+/// Editors write a file in several steps; what is read in between is not meant.
+const SETTLE: Duration = Duration::from_millis(60);
+/// What inotify does not tell (network file systems, targets of links elsewhere) is seen after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Starts to read and watch; fails if the directory cannot be read or watched at all.
+pub(super) fn spawn(dir: PathBuf, ranges: Ranges, news: News) -> Result<()> {
+    let (touch, touched) = mpsc::channel(1);
+    let told = move |event: notify::Result<notify::Event>| {
+        if event.map_or(true, |e| !e.kind.is_access()) {
+            // A full queue means that a look is due anyway.
+            _ = touch.try_send(());
+        }
+    };
+    let mut watcher = notify::recommended_watcher(told).context("set up watching of files")?;
+    watcher.watch(&dir, RecursiveMode::Recursive).with_context(|| format!("watch directory {}", dir.display()))?;
+    let mut directory = Directory::new(dir);
+    directory.read()?;
+    tokio::spawn(follow(directory, ranges, news, touched, watcher));
+    Ok(())
+}
+
+/// Sends what the files say, and what changes in them. `_watcher` works as long as it lives.
+async fn follow(
+    mut directory: Directory,
+    ranges: Ranges,
+    mut news: News,
+    mut touched: mpsc::Receiver<()>,
+    _watcher: impl Watcher,
+) {
+    let mut sent = BTreeMap::new();
+    let mut connection = Connection::Up;
+    let first = [Update::Connection(connection.clone())];
+    let synced = [Update::Synced];
+    let all = first.into_iter().chain(news_of(&mut sent, &directory, &ranges)).chain(synced);
+    if send(&mut news, all.collect()).await.is_err() {
+        return;
+    }
+    loop {
+        _ = tokio::time::timeout(LOOK_AGAIN, touched.recv()).await;
+        tokio::time::sleep(SETTLE).await;
+        _ = touched.try_recv();
+        let now = match directory.read() {
+            Ok(()) => Connection::Up,
+            Err(error) => Connection::Down(format!("{error:#}").into()),
+        };
+        let mut updates = news_of(&mut sent, &directory, &ranges);
+        if now != connection {
+            connection = now;
+            updates.push(Update::Connection(connection.clone()));
+        }
+        if send(&mut news, updates).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn send(news: &mut News, updates: Vec<Update>) -> Result<(), Closed> {
+    for update in updates {
+        news.send(update).await?;
+    }
+    Ok(())
+}
+
+/// What differs from what was sent before.
+fn news_of(sent: &mut BTreeMap<ObjectRef, Update>, directory: &Directory, ranges: &Ranges) -> Vec<Update> {
+    let now: BTreeMap<_, _> = directory.updates(ranges).into_iter().map(|update| (subject(&update), update)).collect();
+    let gone = sent.keys().filter(|object| !now.contains_key(object)).cloned().map(Update::Delete);
+    let new = now.iter().filter(|(object, update)| sent.get(object) != Some(update)).map(|(_, update)| update.clone());
+    let updates = new.chain(gone).collect();
+    *sent = now;
+    updates
+}
+
+fn subject(update: &Update) -> ObjectRef {
+    match update {
+        Update::Apply(object) => object.reference(),
+        Update::Delete(object) => object.clone(),
+        Update::Invalid(invalid) => invalid.object.clone(),
+        Update::Synced | Update::Connection(_) => unreachable!("a directory's objects only"),
+    }
+}
+
+impl Directory {
+    /// Everything that the files say, resolved as the API server and its controllers would; of each object, one update.
+    pub fn updates(&self, ranges: &Ranges) -> Vec<Update> {
+        let mut updates: Vec<_> = self.problems().into_iter().map(Update::Invalid).collect();
+        let mut services = Vec::new();
+        for manifest in self.manifests() {
+            match manifest {
+                Manifest::Service(service) => services.push((**service).clone()),
+                Manifest::Other(update) => updates.push((**update).clone()),
+                Manifest::NetworkPolicy => {}
+            }
+        }
+        updates.extend(allocate::allocate(services, ranges));
+        let slices = endpoints::resolve(&state_of(&updates));
+        updates.extend(slices.into_iter().map(|(name, slice)| Update::Apply(Object::EndpointSlice(name, slice))));
+        updates
+    }
+}
+
+/// A state that has heard these updates.
+fn state_of(updates: &[Update]) -> State {
+    let mut state = State::default();
+    for update in updates {
+        _ = state.apply(update.clone());
+    }
+    state
+}

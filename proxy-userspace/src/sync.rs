@@ -1,0 +1,375 @@
+//! The one task that owns the state: takes news, compiles, places, applies. Nobody else writes services.
+//!
+//! Nothing is written before the first lists and the first look at the host's network are there (V1). There is no minimum period:
+//! news that wait are taken together, and what they come to is applied at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, bail};
+use proxy_common::net::Protocol;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+use crate::compile::compile_reporting;
+use crate::contents::Contents;
+use crate::dataplane::Dataplane;
+use crate::flows::Serving;
+use crate::health::{NodeVitals, Vitals};
+use crate::links::{Found, Wanted};
+use crate::metrics::Metrics;
+use crate::model::{Changed, Kind, Node, Object, ObjectName, Snapshot, State, Update};
+use crate::place::{Actual, place, place_changes, retire};
+
+/// Slots and names that nothing refers to any more are kept this long: no packet is under way for longer.
+const GRACE: Duration = Duration::from_millis(100);
+/// After a refused write everything is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// At the first sync, how long the devices of this node's pods are waited for: nobody was served before, so nobody waits in vain.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// News that are taken together at most.
+const BATCH: usize = 10_000;
+
+/// Where news come from.
+pub struct Inputs {
+    /// The cluster's objects.
+    pub updates: mpsc::Receiver<Update>,
+    /// The host's network.
+    pub found: watch::Receiver<Option<Found>>,
+}
+
+/// Who wants to know what the task knows.
+pub struct Outputs {
+    /// What `links` is to look for.
+    pub wanted: watch::Sender<Wanted>,
+    /// Where UDP flows may lead.
+    pub serving: watch::Sender<Option<Arc<Serving>>>,
+    /// What health is judged by.
+    pub vitals: watch::Sender<Vitals>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The state, and what it was brought to.
+pub struct Sync {
+    snapshot: Snapshot,
+    plane: Dataplane,
+    actual: Actual,
+    placed: Placed,
+    outputs: Outputs,
+    dirty: Dirty,
+    retire_at: Option<Instant>,
+    retry_at: Option<Instant>,
+    /// Until when the first sync waits for devices; set when all else is there.
+    first_until: Option<Instant>,
+    conflicts: BTreeSet<String>,
+}
+
+/// What the kernel is known to hold.
+enum Placed {
+    /// Nothing was written yet.
+    Never,
+    /// Not quite these contents: a write was refused.
+    Partly,
+    /// These contents.
+    Wholly(Box<Contents>),
+}
+
+/// What has changed since the last sync.
+#[derive(Clone, Copy, Default)]
+struct Dirty {
+    objects: bool,
+    links: bool,
+}
+
+impl Sync {
+    /// A task over the loaded data plane; `actual` is what it holds, `snapshot` has the settings.
+    pub fn new(snapshot: Snapshot, plane: Dataplane, actual: Actual, outputs: Outputs) -> Self {
+        let (placed, dirty) = (Placed::Never, Dirty::default());
+        Self { snapshot, plane, actual, placed, outputs, dirty, retire_at: None, retry_at: None, first_until: None, conflicts: BTreeSet::new() }
+    }
+
+    /// Runs until a source ends, which is an error, for whoever supervises us.
+    pub async fn run(mut self, mut inputs: Inputs) -> Result<()> {
+        loop {
+            tokio::select! {
+                update = inputs.updates.recv() => match update {
+                    Some(update) => self.take_all(update, &mut inputs.updates),
+                    None => bail!("the source of objects has ended"),
+                },
+                changed = inputs.found.changed() => {
+                    changed.context("the task that watches the host's network has ended")?;
+                    self.dirty.links = true;
+                }
+                () = until(self.retire_at) => self.retire(),
+                () = until(self.retry_at) => {
+                    self.retry_at = None;
+                    self.dirty.objects = true;
+                }
+            }
+            self.step(&mut inputs.found)?;
+        }
+    }
+
+    /// Takes an update and all that wait behind it.
+    fn take_all(&mut self, first: Update, more: &mut mpsc::Receiver<Update>) {
+        let mut next = Some(first);
+        let mut asks_links = false;
+        for _ in 0..BATCH {
+            let Some(update) = next else { break };
+            asks_links |= concerns_links(&update, &self.snapshot);
+            if self.snapshot.state.apply(update) == Changed::Yes {
+                self.note_change();
+            }
+            next = more.try_recv().ok();
+        }
+        if let Some(update) = next
+            && self.snapshot.state.apply(update) == Changed::Yes
+        {
+            asks_links = true;
+            self.note_change();
+        }
+        self.outputs.metrics.connection(&self.snapshot.state.connection);
+        if asks_links && self.snapshot.state.synced {
+            self.ask_links();
+        }
+    }
+
+    fn note_change(&mut self) {
+        self.dirty.objects = true;
+        let synced = self.snapshot.state.synced;
+        self.outputs.vitals.send_if_modified(|vitals| {
+            let first = synced && vitals.waiting_since.is_none();
+            if first {
+                vitals.waiting_since = Some(Instant::now());
+            }
+            first
+        });
+    }
+
+    /// Tells `links` which pods and addresses there are now, and health how our Node is.
+    fn ask_links(&mut self) {
+        let Snapshot { settings, state, .. } = &self.snapshot;
+        let vitals = node_vitals(state, &settings.node_name);
+        self.outputs.vitals.send_if_modified(|all| std::mem::replace(&mut all.node, vitals) != vitals);
+        let now = wanted(&self.snapshot, self.outputs.wanted.borrow().devices.clone());
+        self.outputs.wanted.send_if_modified(|wanted| {
+            let changed = *wanted != now;
+            *wanted = now;
+            changed
+        });
+    }
+
+    fn step(&mut self, found: &mut watch::Receiver<Option<Found>>) -> Result<()> {
+        if !self.snapshot.state.synced || !(self.dirty.objects || self.dirty.links) {
+            return Ok(());
+        }
+        let found = found.borrow_and_update().clone();
+        let Some(found) = found.filter(|found| self.is_fresh(found)) else { return Ok(()) };
+        let first = matches!(self.placed, Placed::Never);
+        if first && self.waits_for_devices(&found) {
+            return Ok(());
+        }
+        if self.dirty.links && !first {
+            self.attach(&found)?;
+        }
+        self.bring_in_step(&found);
+        if first {
+            // Programs of an earlier agent have served until now, perhaps from maps that this one does not use.
+            self.attach(&found)?;
+            self.bring_in_step(&found);
+        }
+        self.dirty = Dirty::default();
+        Ok(())
+    }
+
+    /// The first look counts only if it was one for our Node and our pods: what an earlier agent knew is not to be forgotten.
+    fn is_fresh(&self, found: &Found) -> bool {
+        !matches!(self.placed, Placed::Never) || found.wanted == *self.outputs.wanted.borrow()
+    }
+
+    /// A pod whose device is not known yet would be served by drops.
+    fn waits_for_devices(&mut self, found: &Found) -> bool {
+        let until = *self.first_until.get_or_insert_with(|| Instant::now() + FIRST_LOOK);
+        let missing = found.wanted.pods.iter().any(|pod| !found.links.pods.contains_key(pod));
+        self.retry_at = missing.then_some(until);
+        missing && Instant::now() < until
+    }
+
+    fn attach(&mut self, found: &Found) -> Result<()> {
+        for error in self.plane.attach(found).context("attach programs")? {
+            warn!(error = format!("{error:#}"), "a device is left without a program");
+        }
+        Ok(())
+    }
+
+    /// Makes the maps hold what the snapshot and the found network come to.
+    fn bring_in_step(&mut self, found: &Found) {
+        let started = Instant::now();
+        self.snapshot.links = found.links.clone();
+        for (index, device) in &mut self.snapshot.links.devices {
+            device.flags |= self.plane.device_flags(*index);
+        }
+        let (contents, conflicts) = compile_reporting(&self.snapshot);
+        self.tell_conflicts(conflicts.iter().map(ToString::to_string).collect());
+        let compiled = started.elapsed();
+        let writes = match &self.placed {
+            Placed::Wholly(before) => place_changes(before, &contents, &self.actual),
+            Placed::Partly | Placed::Never => place(&contents, &self.actual),
+        };
+        let planned = started.elapsed();
+        let count = writes.len();
+        let serving = self.announce_serving();
+        let errors = self.plane.apply(writes, &mut self.actual);
+        self.settle_serving(serving);
+        self.outputs.metrics.synced(started.elapsed(), unix_seconds(), count);
+        if count > 0 {
+            let micros = |from: Duration, to: Duration| (to.saturating_sub(from)).as_micros() as u64;
+            let (compile, plan, apply) =
+                (compiled.as_micros() as u64, micros(compiled, planned), micros(planned, started.elapsed()));
+            let frontends = contents.frontends.len();
+            info!(writes = count, frontends, compile_us = compile, plan_us = plan, apply_us = apply, "the kernel is in step");
+            self.retire_at = Some(Instant::now() + GRACE);
+        } else {
+            debug!(compile_us = compiled.as_micros() as u64, "nothing to write");
+        }
+        self.conclude(contents, &errors);
+    }
+
+    fn conclude(&mut self, contents: Contents, errors: &[anyhow::Error]) {
+        if let Some(error) = errors.first() {
+            warn!(refused = errors.len(), error = format!("{error:#}"), "the kernel refused writes; trying again");
+            errors.iter().for_each(|_| self.outputs.metrics.write_failed());
+            self.placed = Placed::Partly;
+            self.retry_at = Some(Instant::now() + RETRY);
+            return;
+        }
+        self.placed = Placed::Wholly(Box::new(contents));
+        self.outputs.vitals.send_if_modified(|vitals| vitals.waiting_since.take().is_some());
+    }
+
+    /// Until the writes are done flows may lead to old and to new backends.
+    fn announce_serving(&self) -> BTreeMap<Arc<str>, BTreeSet<SocketAddr>> {
+        let serving = serving_endpoints(&self.snapshot.state);
+        let either = self.serving_by_id(&serving);
+        self.outputs.serving.send_if_modified(|now| {
+            let Some(before) = now else { return false };
+            let both = either.or(before);
+            let changed = both != **before;
+            *now = Some(Arc::new(both));
+            changed
+        });
+        serving
+    }
+
+    fn settle_serving(&self, serving: BTreeMap<Arc<str>, BTreeSet<SocketAddr>>) {
+        let now = self.serving_by_id(&serving);
+        self.outputs.serving.send_if_modified(|old| {
+            let changed = old.as_deref() != Some(&now);
+            *old = Some(Arc::new(now));
+            changed
+        });
+    }
+
+    fn serving_by_id(&self, serving: &BTreeMap<Arc<str>, BTreeSet<SocketAddr>>) -> Serving {
+        let by_id = |(name, endpoints): (&Arc<str>, &BTreeSet<SocketAddr>)| Some((self.actual.id_of(name)?, endpoints.clone()));
+        Serving { endpoints: serving.iter().filter_map(by_id).collect(), unknown_from: self.actual.next_id() }
+    }
+
+    fn tell_conflicts(&mut self, now: BTreeSet<String>) {
+        now.difference(&self.conflicts).for_each(|conflict| warn!("{conflict}"));
+        self.conflicts = now;
+    }
+
+    /// The grace period of the last writes is over.
+    fn retire(&mut self) {
+        self.retire_at = None;
+        let writes = retire(&self.actual);
+        let count = writes.len();
+        for error in self.plane.apply(writes, &mut self.actual) {
+            warn!(error = format!("{error:#}"), "something that is not used any more stays in a map");
+        }
+        debug!(writes = count, "retired what nothing refers to");
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn unix_seconds() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Whether an update may change what `links` is to look for.
+fn concerns_links(update: &Update, snapshot: &Snapshot) -> bool {
+    match update {
+        Update::Apply(Object::Pod(name, pod)) => {
+            let ours = Some(&snapshot.settings.node_name);
+            pod.node.as_ref() == ours || snapshot.state.pods.get(name).is_some_and(|old| old.node.as_ref() == ours)
+        }
+        Update::Apply(object) => object.reference().kind == Kind::Node,
+        Update::Delete(object) => matches!(object.kind, Kind::Pod | Kind::Node),
+        Update::Invalid(invalid) => matches!(invalid.object.kind, Kind::Pod | Kind::Node),
+        Update::Synced => true,
+        Update::Connection(_) => false,
+    }
+}
+
+/// What `links` is to look for.
+pub fn wanted(snapshot: &Snapshot, devices: Vec<String>) -> Wanted {
+    let Snapshot { settings, state, .. } = snapshot;
+    let own = ObjectName::cluster(&settings.node_name);
+    let addresses =
+        |node: &Node| if node.internal_ips.is_empty() { node.external_ips.clone() } else { node.internal_ips.clone() };
+    let others = state.nodes.iter().filter(|(name, _)| **name != own).flat_map(|(_, node)| &node.pod_cidrs);
+    Wanted {
+        devices,
+        node_addresses: state.nodes.get(&own).map(addresses).unwrap_or_default(),
+        pod_cidrs: settings.cluster_cidrs.iter().chain(others).copied().collect(),
+        pods: local_pods(state, &settings.node_name),
+    }
+}
+
+/// Addresses of pods of this node that have a network of their own.
+fn local_pods(state: &State, node: &Arc<str>) -> BTreeSet<IpAddr> {
+    let ours = |pod: &&crate::model::Pod| pod.node.as_ref() == Some(node) && !pod.host_network && !pod.finished();
+    state.pods.values().filter(ours).flat_map(|pod| pod.addresses.iter().copied()).collect()
+}
+
+fn node_vitals(state: &State, name: &Arc<str>) -> NodeVitals {
+    match state.nodes.get(&ObjectName::cluster(name)) {
+        Some(node) if node.leaving => NodeVitals::Leaving,
+        Some(_) => NodeVitals::Present,
+        None if state.nodes.is_empty() => NodeVitals::Unknown,
+        None => NodeVitals::Missing,
+    }
+}
+
+/// V14: the endpoints that serve, of each service port that speaks UDP, by its name in the kernel.
+fn serving_endpoints(state: &State) -> BTreeMap<Arc<str>, BTreeSet<SocketAddr>> {
+    let udp = state.services.iter().filter(|(_, service)| service.ports.iter().any(|port| port.protocol == Protocol::UDP));
+    let names: BTreeSet<_> = udp.clone().map(|(name, _)| name).collect();
+    let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for slice in state.slices.values().filter(|slice| names.contains(&slice.service)) {
+        slices.entry(&slice.service).or_default().push(slice);
+    }
+    let mut serving = BTreeMap::new();
+    for (name, service) in udp {
+        let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
+        for port in service.ports.iter().filter(|port| port.protocol == Protocol::UDP) {
+            serving.insert(crate::compile::service_port_name(name, port), crate::compile::serving_endpoints(port, slices));
+        }
+    }
+    serving
+}
+
+#[cfg(test)]
+mod tests;
