@@ -8,6 +8,7 @@ pub mod cli;
 pub mod compile;
 pub mod contents;
 pub mod dataplane;
+pub mod doctor;
 pub mod flows;
 pub mod health;
 pub mod links;

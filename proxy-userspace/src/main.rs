@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use portway::args::{Cli, Command};
+use portway::args::{Cli, Command, DoctorArgs};
 use portway::dataplane::unload;
-use portway::{agent, cli};
+use portway::{agent, cli, doctor};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -42,7 +42,16 @@ fn run(command: Command) -> Result<ExitCode> {
             let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
             runtime.block_on(unload(&pins.state_dir))?;
         }
-        Command::Doctor(_) => anyhow::bail!("this version has no doctor"),
+        Command::Doctor(args) => return doctor(args),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// 0 if nothing is wrong, 1 if something is, 2 if that could not be found out.
+fn doctor(args: DoctorArgs) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+    runtime.block_on(doctor::run(args)).or_else(|error| {
+        eprintln!("Error: {error:#}");
+        Ok(ExitCode::from(2))
+    })
 }

@@ -173,7 +173,8 @@ fn from_outside(cluster: &Cluster, node: &Node, ip: IpAddr) -> Result<()> {
             client.run(|| {
                 for _ in 0..12 {
                     let answer = probe::ask(kind, SocketAddr::new(ip, port));
-                    let facts = answer.served().with_context(|| format!("{} asks {ip} {kind:?} {port}: {answer}", client.name()))?;
+                    let facts =
+                        answer.served().with_context(|| format!("{} asks {ip} {kind:?} {port}: {answer}", client.name()))?;
                     let local = here.contains(&facts.pod.as_str());
                     ensure!((facts.client_ip() == address) == local, "by way of {}: {facts}, client {address}", node.name());
                 }

@@ -114,8 +114,8 @@ fn one_node<F: Maps>(dice: &mut Dice, loaded: &mut Loaded, network: &Network, se
 
 /// What may happen between two packets, on both sides: the Service changes, the LRU or the sweep takes a flow, time passes.
 fn accident<F: Maps>(dice: &mut Dice, loaded: &mut Loaded, network: &Network, memory: &mut Memory<F>) -> Result<()> {
-    // One port, so that the dice of the kernel and of the library fall alike; often one that is free.
-    if dice.chance(50) {
+    // One port, so that the dice of the kernel and of the library fall alike; a free one or not.
+    if dice.chance(10) {
         memory.config.masquerade_first = 1024 + dice.below(20000) as u16;
         maps::configure(loaded, memory.config)?;
     }

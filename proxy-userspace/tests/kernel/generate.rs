@@ -263,8 +263,9 @@ fn continuing<F: Net>(dice: &mut Dice, memory: &Memory<F>) -> (Hook, Segment) {
     let Some((_, key)) = any_flow(dice, memory) else { return opening::<F>(dice) };
     let hooks = [(1, Hook::FromDevice), (2, Hook::FromPod), (4, Hook::ToPod), (8, Hook::ToDevice)];
     let flow = memory.established.borrow().get(&key).or(memory.opening.borrow().get(&key)).copied();
-    let named = hooks.into_iter().find(|(bit, _)| flow.is_some_and(|flow| flow.hooks & bit != 0));
-    let hook = named.filter(|_| dice.chance(90)).map_or(dice.pick(&Hook::ALL), |(_, hook)| hook);
+    let named = hooks.into_iter().filter(|(bit, _)| flow.is_some_and(|flow| flow.hooks & bit != 0));
+    let named: Vec<_> = named.map(|(_, hook)| hook).collect();
+    let hook = if dice.chance(90) && !named.is_empty() { dice.pick(&named) } else { dice.pick(&Hook::ALL) };
     let (src, dst) = ((key.src.ip(), key.sport.number()).into(), (key.dst.ip(), key.dport.number()).into());
     let flags = dice.pick(&[SYN, SYN | ACK, SYN | ACK, ACK, ACK, ACK | 8, FIN | ACK, FIN | ACK, RST, RST | ACK]);
     (hook, Segment::new(key.protocol, src, dst).flags(flags))

@@ -1,0 +1,128 @@
+//! `portway doctor`: the usual mistakes in Services and on this host, each with what to do about it.
+
+mod host;
+mod labels;
+mod node_ports;
+mod services;
+
+use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::args::{DoctorArgs, Output};
+use crate::compile::compile_reporting;
+use crate::model::{Connection, Kind, ObjectRef, Snapshot, State};
+use crate::source;
+
+pub use host::{Listener, listeners};
+
+/// How long the source may take to list everything.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// The object: kind, namespace and name.
+    pub object: String,
+    /// Its field, as `kubectl explain` writes it.
+    pub field: String,
+    /// Which check found it; stable.
+    pub check: &'static str,
+    /// What is wrong, in words.
+    pub problem: String,
+    /// What to do.
+    pub advice: String,
+}
+
+impl Finding {
+    fn new(
+        check: &'static str,
+        object: &ObjectRef,
+        field: impl Into<String>,
+        problem: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { object: object.to_string(), field: field.into(), check, problem: problem.into(), advice: advice.into() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { object, field, problem, advice, check } = self;
+        write!(f, "{object}: {field}  [{check}]\n  What is wrong: {problem}.\n  What to do: {advice}.")
+    }
+}
+
+/// Reads the objects and the host, prints what it finds; the exit status is 1 if that is anything.
+pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
+    let DoctorArgs { source, output } = args;
+    let mut snapshot = Snapshot::default();
+    snapshot.settings.node_name = source.node_name()?.into();
+    snapshot.state = state(source).await?;
+    let listeners = listeners().context("read the host's sockets")?;
+    let findings = examine(&snapshot, &listeners);
+    print(&findings, &snapshot.state, output).context("print")?;
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The objects, once all are listed.
+async fn state(source: crate::args::SourceArgs) -> Result<State> {
+    let mut updates = source::spawn(source.settings()?).await?;
+    let mut state = State::default();
+    let listed = async {
+        while !state.synced {
+            let Some(update) = updates.recv().await else { bail!("the source of objects has ended") };
+            _ = state.apply(update);
+            if let Connection::Down(error) = &state.connection {
+                bail!("reach the API server: {error}");
+            }
+        }
+        Ok(())
+    };
+    tokio::time::timeout(PATIENCE, listed).await.context("list all objects: no answer in time")??;
+    Ok(state)
+}
+
+/// Everything that is wrong, in the order of objects; pure.
+pub fn examine(snapshot: &Snapshot, listeners: &[Listener]) -> Vec<Finding> {
+    let mut findings = unusable(&snapshot.state);
+    let (_, conflicts) = compile_reporting(snapshot);
+    findings.extend(node_ports::claimed_twice(&conflicts));
+    findings.extend(node_ports::taken_by_host(&snapshot.state, listeners));
+    findings.extend(services::examine(&snapshot.state));
+    findings.sort();
+    findings
+}
+
+/// Objects that cannot be used at all.
+fn unusable(state: &State) -> Vec<Finding> {
+    let advice = |kind| match kind {
+        Kind::Manifest => "correct the file; until then its last good content counts",
+        _ => "correct the field; until then this object is left out, and nothing else",
+    };
+    let all = state.invalid.values();
+    all.map(|i| Finding::new("unusable-object", &i.object, &i.field, &i.why, advice(i.object.kind))).collect()
+}
+
+fn print(findings: &[Finding], state: &State, output: Output) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match output {
+        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(findings)?)?,
+        Output::Text => {
+            for finding in findings {
+                writeln!(out, "{finding}\n")?;
+            }
+            let looked_at = format!("{} Services, {} pods, {} nodes", state.services.len(), state.pods.len(), state.nodes.len());
+            match findings.len() {
+                0 => writeln!(out, "No mistake found in {looked_at}.")?,
+                1 => writeln!(out, "1 finding in {looked_at}.")?,
+                n => writeln!(out, "{n} findings in {looked_at}.")?,
+            }
+        }
+    }
+    Ok(())
+}
