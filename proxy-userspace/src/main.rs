@@ -1,5 +1,6 @@
 //! The binary `portway`: parses the command line and hands over.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -10,6 +11,8 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let Cli { log, command } = Cli::parse();
+    // What the source would warn of is among the doctor's findings.
+    let log = if matches!(command, Command::Doctor(_)) { format!("{log},portway::source=error") } else { log };
     match start_log(&log).and_then(|()| run(command)) {
         Ok(code) => code,
         Err(error) => {
@@ -21,7 +24,11 @@ fn main() -> ExitCode {
 
 fn start_log(filter: &str) -> Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter}"))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     Ok(())
 }
 
