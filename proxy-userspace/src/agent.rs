@@ -48,7 +48,10 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let law = Law { timeouts: service.timeouts, hz: service.hz, serving: None };
     let clock = Clock::from_pins(&StateDir::at(&state_dir))?;
     let sweep = flows::run(plane.open_maps()?, clock, law, serving, metrics.clone());
-    tasks.spawn(async { Ok(sweep.await) });
+    tasks.spawn(async {
+        sweep.await;
+        Ok(())
+    });
     tasks.spawn(links::run(wanted, tell_found, known_pods(&actual)));
     if let Some(bind) = health_bind {
         tasks.spawn(keep_health(bind, vitals));

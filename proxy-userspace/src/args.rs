@@ -33,6 +33,8 @@ pub enum Command {
     Services(PinArgs),
     /// List the connections that the kernel holds.
     Flows(PinArgs),
+    /// Take everything out of the kernel that an agent with this state directory has put there. The agent must have ended.
+    Unload(StateDir),
     /// Look for the usual mistakes in Services and on this host, and say what to do about them.
     Doctor(DoctorArgs),
 }

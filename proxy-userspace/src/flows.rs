@@ -9,14 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use aya::Pod;
-use aya::maps::MapError;
 use proxy_common::flow::{Flow, FlowKey, Role, State};
 use proxy_common::net::{Address, Protocol};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-use crate::dataplane::{Clock, FamilyMaps, Hash, Maps, Walk, delete};
+use crate::dataplane::{Clock, FlowTable, Maps, Walk};
 use crate::metrics::Metrics;
 use crate::model::Timeouts;
 
@@ -136,26 +134,15 @@ pub async fn run(
 
 /// Walks all flow tables once.
 pub async fn sweep(maps: &mut Maps, clock: &Clock, law: &Law, metrics: &Metrics) -> Result<()> {
-    sweep_family(&mut maps.v4, clock, law, metrics, "ipv4").await.context("IPv4")?;
-    sweep_family(&mut maps.v6, clock, law, metrics, "ipv6").await.context("IPv6")
-}
-
-async fn sweep_family<A>(
-    maps: &mut FamilyMaps<A>,
-    clock: &Clock,
-    law: &Law,
-    metrics: &Metrics,
-    family: &'static str,
-) -> Result<()>
-where
-    A: Address + Pod,
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    let established = walk(&mut maps.flows, clock, law, metrics, Which::Established).await.context("FLOWS")?;
-    let opening = walk(&mut maps.opening, clock, law, metrics, Which::Opening).await.context("OPENING")?;
-    metrics.flows_in_use(family, "established", established);
-    metrics.flows_in_use(family, "opening", opening);
+    let Maps { v4, v6, .. } = maps;
+    let established4 = walk(&mut v4.flows, clock, law, metrics, Which::Established).await.context("FLOWS4")?;
+    let established6 = walk(&mut v6.flows, clock, law, metrics, Which::Established).await.context("FLOWS6")?;
+    let opening4 = walk(&mut v4.opening, clock, law, metrics, Which::Opening).await.context("OPENING4")?;
+    let opening6 = walk(&mut v6.opening, clock, law, metrics, Which::Opening).await.context("OPENING6")?;
+    metrics.flows_in_use("ipv4", "established", established4);
+    metrics.flows_in_use("ipv6", "established", established6);
+    metrics.flows_in_use("ipv4", "opening", opening4);
+    metrics.flows_in_use("ipv6", "opening", opening6);
     Ok(())
 }
 
@@ -167,14 +154,15 @@ enum Which {
 }
 
 /// Gives the number of entries that were met.
-async fn walk<A>(table: &mut Hash<FlowKey<A>, Flow<A>>, clock: &Clock, law: &Law, metrics: &Metrics, which: Which) -> Result<u64>
-where
-    A: Address,
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    let (mut walk, mut met) = (Walk::new(), 0);
-    while let Some(flows) = walk.next(table)? {
+async fn walk<A: Address>(
+    table: &mut impl FlowTable<A>,
+    clock: &Clock,
+    law: &Law,
+    metrics: &Metrics,
+    which: Which,
+) -> Result<u64> {
+    let (mut walk, mut met) = (Walk::default(), 0);
+    while let Some(flows) = table.next(&mut walk)? {
         met += flows.len() as u64;
         let now = clock.now()?;
         for (key, flow) in flows {
@@ -193,39 +181,22 @@ where
 }
 
 /// Judges an entry again by what both directions say now, and deletes both if it is over.
-fn end<A>(table: &mut Hash<FlowKey<A>, Flow<A>>, key: &FlowKey<A>, now: u32, law: &Law) -> Result<Option<Ended>>
-where
-    A: Address,
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    let Some(mut flow) = get(table, key)? else { return Ok(None) };
+fn end<A: Address>(table: &mut impl FlowTable<A>, key: &FlowKey<A>, now: u32, law: &Law) -> Result<Option<Ended>> {
+    let Some(mut flow) = table.get(key)? else { return Ok(None) };
     let mate_key = flow.mate(key.protocol);
     let mut youngest = age(now, flow.seen);
     // The other direction's entry, if it is the other direction's: its mate is this one.
-    let mate = get(table, &mate_key)?.filter(|mate| mate.mate(key.protocol) == *key);
+    let mate = table.get(&mate_key)?.filter(|mate| mate.mate(key.protocol) == *key);
     if let Some(mate) = &mate {
         flow.state |= mate.state;
         youngest = youngest.min(age(now, mate.seen));
     }
     let Some(ended) = law.judge(key.protocol, &flow, youngest) else { return Ok(None) };
-    delete(table, *key).context("delete a flow")?;
+    table.delete(key)?;
     if mate.is_some() {
-        delete(table, mate_key).context("delete a flow")?;
+        table.delete(&mate_key)?;
     }
     Ok(Some(ended))
-}
-
-fn get<A>(table: &Hash<FlowKey<A>, Flow<A>>, key: &FlowKey<A>) -> Result<Option<Flow<A>>>
-where
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    match table.get(key, 0) {
-        Ok(flow) => Ok(Some(flow)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(error).context("read a flow"),
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use portway::args::{Cli, Command, DoctorArgs};
+use portway::dataplane::unload;
 use portway::{agent, cli, doctor};
 use tracing_subscriber::EnvFilter;
 
@@ -24,11 +25,8 @@ fn main() -> ExitCode {
 
 fn start_log(filter: &str) -> Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter}"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     Ok(())
 }
 
@@ -42,6 +40,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Status(args) => print!("{}", cli::status(&args)?),
         Command::Services(args) => print!("{}", cli::services(&args)?),
         Command::Flows(args) => print!("{}", cli::flows(&args)?),
+        Command::Unload(pins) => {
+            let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+            runtime.block_on(unload(&pins.state_dir))?;
+        }
         Command::Doctor(args) => return doctor(args),
     }
     Ok(ExitCode::SUCCESS)

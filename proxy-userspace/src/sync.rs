@@ -28,6 +28,8 @@ use crate::place::{Actual, place, place_changes, retire};
 const GRACE: Duration = Duration::from_millis(100);
 /// After a refused write everything is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// At the first sync, how long the devices of this node's pods are waited for: nobody was served before, so nobody waits in vain.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// News that are taken together at most.
 const BATCH: usize = 10_000;
 
@@ -61,6 +63,8 @@ pub struct Sync {
     dirty: Dirty,
     retire_at: Option<Instant>,
     retry_at: Option<Instant>,
+    /// Until when the first sync waits for devices; set when all else is there.
+    first_until: Option<Instant>,
     conflicts: BTreeSet<String>,
 }
 
@@ -85,7 +89,18 @@ impl Sync {
     /// A task over the loaded data plane; `actual` is what it holds, `snapshot` has the settings.
     pub fn new(snapshot: Snapshot, plane: Dataplane, actual: Actual, outputs: Outputs) -> Self {
         let (placed, dirty) = (Placed::Never, Dirty::default());
-        Self { snapshot, plane, actual, placed, outputs, dirty, retire_at: None, retry_at: None, conflicts: BTreeSet::new() }
+        Self {
+            snapshot,
+            plane,
+            actual,
+            placed,
+            outputs,
+            dirty,
+            retire_at: None,
+            retry_at: None,
+            first_until: None,
+            conflicts: BTreeSet::new(),
+        }
     }
 
     /// Runs until a source ends, which is an error, for whoever supervises us.
@@ -166,6 +181,9 @@ impl Sync {
         let found = found.borrow_and_update().clone();
         let Some(found) = found.filter(|found| self.is_fresh(found)) else { return Ok(()) };
         let first = matches!(self.placed, Placed::Never);
+        if first && self.waits_for_devices(&found) {
+            return Ok(());
+        }
         if self.dirty.links && !first {
             self.attach(&found)?;
         }
@@ -182,6 +200,14 @@ impl Sync {
     /// The first look counts only if it was one for our Node and our pods: what an earlier agent knew is not to be forgotten.
     fn is_fresh(&self, found: &Found) -> bool {
         !matches!(self.placed, Placed::Never) || found.wanted == *self.outputs.wanted.borrow()
+    }
+
+    /// A pod whose device is not known yet would be served by drops.
+    fn waits_for_devices(&mut self, found: &Found) -> bool {
+        let until = *self.first_until.get_or_insert_with(|| Instant::now() + FIRST_LOOK);
+        let missing = found.wanted.pods.iter().any(|pod| !found.links.pods.contains_key(pod));
+        self.retry_at = missing.then_some(until);
+        missing && Instant::now() < until
     }
 
     fn attach(&mut self, found: &Found) -> Result<()> {

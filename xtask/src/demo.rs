@@ -11,6 +11,7 @@ use self::stage::Stage;
 use crate::build;
 use crate::lab::host::Tools;
 use crate::lab::topology::{Join, Wiring};
+use crate::setup::{self, Component};
 
 /// Shows a NodePort Service at work on three nodes in network namespaces: no cluster is needed.
 #[derive(clap::Args, Clone, Debug)]
@@ -55,6 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Builds before the clock starts: how long that takes is not the demo's.
 fn build_agent() -> Result<Tools> {
+    setup::ensure(&Component::LAB)?;
     println!("Building the agent …");
     Ok(Tools { portway: build::agent(build::Profile::Dev)?, ..Tools::of_this_program()? })
 }

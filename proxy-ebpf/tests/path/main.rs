@@ -1,5 +1,7 @@
 //! The packet path on the host's fakes: each test is a packet's life told in hops, written once and run for both families.
 
+#[path = "../support/family.rs"]
+mod family;
 #[path = "../support/segment.rs"]
 mod segment;
 mod world;

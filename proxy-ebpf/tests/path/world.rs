@@ -1,22 +1,17 @@
 //! The node of the scenarios: its addresses, pods, devices and routes, and the hooks that packets meet.
 
 use std::cell::RefCell;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use proxy_common::event::Reason;
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{Addr4, Addr6, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, V4, V6};
+use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, V4, V6};
 use proxy_common::service::{Backend, BackendFlags, ServiceFlags, ServiceKey};
 use proxy_ebpf::fake::{Bytes, Flows, Memory};
-use proxy_ebpf::parse::{Ip, ethertype};
+use proxy_ebpf::parse::ethertype;
 use proxy_ebpf::{Action, Route, early, from_device, from_pod, to_device, to_pod};
 
+pub use crate::family::{Dotted, End, Net, end};
 use crate::segment::{Icmp, Segment};
-
-/// An address, the same for both families: IPv6 has it behind 2001:db8::/96.
-pub type Dotted = [u8; 4];
-/// Address and port.
-pub type End = (Dotted, u16);
 
 /// A client outside.
 pub const CLIENT: Dotted = [198, 51, 100, 7];
@@ -48,42 +43,6 @@ pub const NODE_PORT: u16 = 30080;
 pub const TARGET: u16 = 8080;
 /// Both protocols.
 pub const PROTOCOLS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
-
-/// A family and how the scenarios' addresses look in it.
-pub trait Net: Ip {
-    /// The address as maps have it.
-    fn at(dotted: Dotted) -> Self::Addr;
-    /// The address in the words of the standard library.
-    fn ip(dotted: Dotted) -> IpAddr;
-}
-
-impl Net for V4 {
-    fn at(dotted: Dotted) -> Addr4 {
-        Addr4::from_bytes(dotted)
-    }
-    fn ip(dotted: Dotted) -> IpAddr {
-        IpAddr::from(dotted)
-    }
-}
-
-impl Net for V6 {
-    fn at(dotted: Dotted) -> Addr6 {
-        Addr6::from(six(dotted))
-    }
-    fn ip(dotted: Dotted) -> IpAddr {
-        IpAddr::V6(six(dotted))
-    }
-}
-
-fn six([a, b, c, d]: Dotted) -> Ipv6Addr {
-    let [ab, cd] = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
-    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, ab, cd)
-}
-
-/// Where a packet comes from or goes to.
-pub fn end<F: Net>((dotted, port): End) -> SocketAddr {
-    SocketAddr::new(F::ip(dotted), port)
-}
 
 /// A packet from here to there.
 pub fn packet<F: Net>(protocol: Protocol, src: End, dst: End) -> Segment {

@@ -4,13 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
-use aya::Pod;
 use proxy_common::flow::{Flow, FlowKey, Role, State, Way};
 use proxy_common::net::{Address, Port, Protocol};
 use serde_json::{Value, json};
 
 use super::{device_name, lines, table};
-use crate::dataplane::{Clock, FamilyMaps, Maps, StateDir, all, hz};
+use crate::dataplane::{Clock, FlowTable, Maps, StateDir, hz};
 use crate::flows::age;
 use crate::place::Actual;
 
@@ -31,8 +30,11 @@ struct Line {
 pub fn read(dir: &StateDir) -> Result<Flows> {
     let maps = Maps::from_pins(dir)?;
     let now = Now { jiffies: Clock::from_pins(dir)?.now()?, hz: hz()?, actual: maps.read()? };
-    let mut found = lines_of(&maps.v4, &now)?;
-    found.extend(lines_of(&maps.v6, &now)?);
+    let mut found = Vec::new();
+    add(&mut found, &maps.v4.flows, &now)?;
+    add(&mut found, &maps.v4.opening, &now)?;
+    add(&mut found, &maps.v6.flows, &now)?;
+    add(&mut found, &maps.v6.opening, &now)?;
     found.sort_by_key(|line| (line.frontend, line.client));
     Ok(Flows(found))
 }
@@ -43,15 +45,10 @@ struct Now {
     actual: Actual,
 }
 
-fn lines_of<A>(maps: &FamilyMaps<A>, now: &Now) -> Result<Vec<Line>>
-where
-    A: Address + Pod,
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    let (established, opening) = (all(&maps.flows)?, all(&maps.opening)?);
-    let forward = established.iter().chain(&opening).filter(|(_, flow)| flow.is(Role::FORWARD));
-    Ok(forward.map(|(key, flow)| line(key, flow, now)).collect())
+fn add<A: Address>(found: &mut Vec<Line>, table: &impl FlowTable<A>, now: &Now) -> Result<()> {
+    let flows = table.all()?;
+    found.extend(flows.iter().filter(|(_, flow)| flow.is(Role::FORWARD)).map(|(key, flow)| line(key, flow, now)));
+    Ok(())
 }
 
 fn line<A: Address>(key: &FlowKey<A>, flow: &Flow<A>, now: &Now) -> Line {

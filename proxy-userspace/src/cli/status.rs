@@ -8,7 +8,7 @@ use proxy_common::net::IfIndex;
 use serde_json::{Value, json};
 
 use super::{device_name, lines, table};
-use crate::dataplane::{Hook, Maps, StateDir, all, names_in, program_id};
+use crate::dataplane::{FlowTable, Hook, Maps, StateDir, names_in, program_id};
 
 pub struct Status {
     dir: String,
@@ -47,8 +47,8 @@ pub fn read(dir: &StateDir) -> Result<Status> {
     let names: std::collections::BTreeSet<_> = contents.frontends.values().map(|target| &target.service).collect();
     // Each connection has an entry for either direction.
     let flows = Flows {
-        established: (all(&maps.v4.flows)?.len() + all(&maps.v6.flows)?.len()) / 2,
-        half_open: (all(&maps.v4.opening)?.len() + all(&maps.v6.opening)?.len()) / 2,
+        established: (maps.v4.flows.all()?.len() + maps.v6.flows.all()?.len()) / 2,
+        half_open: (maps.v4.opening.all()?.len() + maps.v6.opening.all()?.len()) / 2,
     };
     Ok(Status {
         dir: dir.root().display().to_string(),

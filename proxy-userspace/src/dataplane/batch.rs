@@ -38,12 +38,14 @@ enum Position {
     End,
 }
 
-impl Walk {
+impl Default for Walk {
     /// A walk that has not begun.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { position: Position::Start, size: ELEMENTS }
     }
+}
 
+impl Walk {
     /// The next elements, none at the end. Elements that come and go meanwhile may be missed; none is seen twice in one bucket.
     pub fn next<K: Pod, V: Pod>(&mut self, map: &HashMap<MapData, K, V>) -> Result<Option<Vec<(K, V)>>> {
         let mut next = 0_u32;
@@ -69,7 +71,7 @@ impl Walk {
 
 /// All elements of a map.
 pub fn all<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>> {
-    let (mut walk, mut found) = (Walk::new(), Vec::new());
+    let (mut walk, mut found) = (Walk::default(), Vec::new());
     while let Some(elements) = walk.next(map)? {
         found.extend(elements);
     }

@@ -93,7 +93,7 @@ where
 
     /// The highest id of a service port that a flow names.
     fn highest_id(&self) -> Result<u32> {
-        let (mut walk, mut highest) = (batch::Walk::new(), 0);
+        let (mut walk, mut highest) = (batch::Walk::default(), 0);
         while let Some(flows) = walk.next(&self.flows).context("read FLOWS")? {
             highest = flows.iter().map(|(_, flow)| flow.service).fold(highest, u32::max);
         }
@@ -168,7 +168,7 @@ impl Maps {
     fn put(&mut self, entry: &Entry) -> Result<()> {
         match entry {
             Entry::Service(frontend, service) => {
-                family!(self, frontend.addr, |addr, maps| { put(&mut maps.services, service_key(frontend, addr), *service) })
+                family!(self, frontend.addr, |addr, maps| put(&mut maps.services, service_key(frontend, addr), *service))
             }
             Entry::Backend(key, slot) => self.put_backend(key, slot),
             Entry::Address(addr, flags) => family!(self, *addr, |key, maps| put(&mut maps.addresses, key, *flags)),
@@ -194,7 +194,7 @@ impl Maps {
     fn delete(&mut self, key: &Key) -> Result<()> {
         match key {
             Key::Service(frontend) => {
-                family!(self, frontend.addr, |addr, maps| { delete(&mut maps.services, service_key(frontend, addr)) })
+                family!(self, frontend.addr, |addr, maps| delete(&mut maps.services, service_key(frontend, addr)))
             }
             Key::Backend(SlotKey { side, generation, slot }) => {
                 let key = BackendKey { generation: *generation, slot: *slot };

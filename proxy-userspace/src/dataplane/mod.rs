@@ -4,6 +4,7 @@
 
 mod batch;
 mod clock;
+mod flowtable;
 mod hooks;
 mod maps;
 mod object;
@@ -24,10 +25,11 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use proxy_common::net::{Device, IfIndex};
 use tracing::{debug, info};
 
-pub use batch::{Walk, all};
+pub use batch::Walk;
 pub use clock::{Clock, hz};
+pub use flowtable::FlowTable;
 pub use hooks::{Hook, Point, program_id};
-pub use maps::{FamilyMaps, Hash, Maps, delete};
+pub use maps::{FamilyMaps, Maps};
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 

@@ -1,3 +1,5 @@
+//! The data plane against the running kernel, with the real object, in namespaces.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -124,7 +126,7 @@ fn a_walk_sees_each_element_of_a_large_map_once() {
             plane.maps.v4.flows.insert(key, flow, 0).expect("insert a flow");
         }
         let other = Maps::from_pins(&StateDir::at(&dir)).expect("open the pins");
-        let (mut walk, mut ports, mut batches) = (Walk::new(), BTreeSet::new(), 0);
+        let (mut walk, mut ports, mut batches) = (Walk::default(), BTreeSet::new(), 0);
         while let Some(flows) = walk.next(&other.v4.flows).expect("read a batch") {
             batches += 1;
             flows.iter().for_each(|(key, value)| {

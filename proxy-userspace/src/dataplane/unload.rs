@@ -72,9 +72,9 @@ async fn remove_qdiscs(dir: &StateDir) -> Result<()> {
 
 async fn remove_qdisc(handle: &Handle, device: IfIndex) -> Result<()> {
     let index = i32::try_from(device.0).context("a device index out of range")?;
-    let ingress = handle.traffic_filter(index).get().ingress().execute().try_next().await?;
-    let egress = handle.traffic_filter(index).get().egress().execute().try_next().await?;
-    if ingress.is_some() || egress.is_some() {
+    let ingress: Vec<_> = handle.traffic_filter(index).get().ingress().execute().try_collect().await?;
+    let egress: Vec<_> = handle.traffic_filter(index).get().egress().execute().try_collect().await?;
+    if !ingress.is_empty() || !egress.is_empty() {
         info!(device = device.0, "others use the clsact qdisc; it stays");
         return Ok(());
     }

@@ -1,7 +1,9 @@
+//! How flows are judged, and sweeps over real tables.
+
 use proxy_common::net::{Addr4, IfIndex, Port};
 
 use super::*;
-use crate::dataplane::{Dataplane, Options, StateDir, XdpChoice, all};
+use crate::dataplane::{Dataplane, Options, StateDir, XdpChoice};
 use crate::testing::Namespace;
 
 const HZ: u32 = 250;
@@ -98,7 +100,7 @@ fn survivors(law: Law, make: impl Fn(u32) -> Vec<[(FlowKey<Addr4>, Flow<Addr4>);
             maps.v4.flows.insert(key, flow, 0).expect("insert a flow");
         }
         sweep(&mut maps, &clock, &law, &Metrics::default()).await.expect("sweep");
-        let left = all(&maps.v4.flows).expect("read");
+        let left = maps.v4.flows.all().expect("read");
         let mut ports: Vec<_> =
             left.iter().map(|(key, _)| if key.src == CLIENT { key.sport.number() } else { key.dport.number() }).collect();
         ports.sort();

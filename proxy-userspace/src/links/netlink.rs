@@ -55,15 +55,14 @@ impl Netlink {
         }
     }
 
-    /// All links, addresses and unicast routes of the main table.
+    /// All links, addresses and unicast routes of the main table; one dump after the other, since a socket can have one at a time.
     pub async fn read(&self) -> Result<Facts> {
         let links = self.handle.link().get().execute().map_ok(|m| Link::from_message(&m));
+        let links = links.try_collect().await.context("list links")?;
         let addresses = self.handle.address().get().execute().map_ok(|m| HostAddress::from_message(&m));
-        Ok(Facts {
-            links: links.try_collect().await.context("list links")?,
-            addresses: addresses.try_collect::<Vec<_>>().await.context("list addresses")?.into_iter().flatten().collect(),
-            routes: [self.routes(AddressFamily::Inet).await?, self.routes(AddressFamily::Inet6).await?].concat(),
-        })
+        let addresses: Vec<_> = addresses.try_collect().await.context("list addresses")?;
+        let routes = [self.routes(AddressFamily::Inet).await?, self.routes(AddressFamily::Inet6).await?].concat();
+        Ok(Facts { links, addresses: addresses.into_iter().flatten().collect(), routes })
     }
 
     async fn routes(&self, family: AddressFamily) -> Result<Vec<Route>> {

@@ -1,3 +1,5 @@
+//! Random histories against a model of the kernel that knows nothing of ids.
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -177,6 +179,8 @@ fn finish(kernel: &mut Kernel, mirror: &mut Actual, next: &Contents, writes: &[W
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn any_history_is_safe_after_each_write_and_ends_as_the_contents_say(history in prop::collection::vec((contents(), step()), 1..6)) {
         let (mut kernel, mut before) = (Kernel::default(), Contents::default());

@@ -157,6 +157,10 @@ pub fn local_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
     say.show(table);
     say.expect("only pods of the asked node answer, they see the real client, and the node without pods refuses", &against);
     stage.write("web-nodeport.yaml", &text)?;
+    eventually(TAKES_EFFECT, "the edit to be taken back", || {
+        let everywhere: Result<Vec<Tally>> = stage.lab.nodes().iter().map(|node| from_outside(stage, node, Family::V4)).collect();
+        Ok(everywhere?.iter().all(|tally| tally.pods() == WEB).then_some(()))
+    })?;
     say.done("the edit is taken back");
     Ok(())
 }

@@ -13,6 +13,7 @@ use super::say::Say;
 use crate::lab::agent::{Agent, AgentSpec, Source};
 use crate::lab::host::Tools;
 use crate::lab::node::Node;
+use crate::lab::probe;
 use crate::lab::topology::{FAR_CLIENT, Join, PodSpec, Serves, Topology, Wiring};
 use crate::lab::{Lab, objects};
 
@@ -59,6 +60,7 @@ impl Stage {
         });
         let stage = Self { _agents: agents?, lab, manifests };
         stage.wait_for_frontend("default/web-nodeport:http")?;
+        stage.wait_until_served()?;
         say.show(format!("DIR holds deploy/examples/lesson/{{{}}}", lesson_files()?.join(",")));
         say.show("and the Nodes and Pods that are played here, as cluster.yaml");
         say.done("all three are healthy");
@@ -117,6 +119,16 @@ impl Stage {
             }
             let first = everywhere.first().cloned().unwrap_or_default();
             Ok((!first.is_empty() && everywhere.iter().all(|found| *found == first)).then_some(first))
+        })
+    }
+
+    /// Waits until every node answers from outside: the tables are full a moment before the programs are attached.
+    fn wait_until_served(&self) -> Result<()> {
+        eventually(Duration::from_secs(5), "an answer by way of every node", || {
+            let targets: Vec<SocketAddr> =
+                self.lab.nodes().iter().flat_map(|node| node.addresses().both()).map(|ip| SocketAddr::new(ip, 30080)).collect();
+            let answers = self.lab.far_client().run(|| Ok(targets.iter().all(|addr| probe::http(*addr).served().is_some())))?;
+            Ok(answers.then_some(()))
         })
     }
 

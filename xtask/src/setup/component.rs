@@ -86,18 +86,9 @@ impl Component {
     ];
     /// What compiling the agent with its eBPF object takes.
     pub const BUILD: [Self; 2] = [Self::KernelCore, Self::BpfLinker];
-    /// What the namespaces of the lab and its control plane take.
-    pub const LAB: [Self; 9] = [
-        Self::Iproute2,
-        Self::Etcd,
-        Self::Go,
-        Self::Ethtool,
-        Self::Nftables,
-        Self::Iptables,
-        Self::Conntrack,
-        Self::Curl,
-        Self::Procps,
-    ];
+    /// What the namespaces of the lab and its control plane take; Go is asked for where it has to be compiled.
+    pub const LAB: [Self; 8] =
+        [Self::Iproute2, Self::Etcd, Self::Ethtool, Self::Nftables, Self::Iptables, Self::Conntrack, Self::Curl, Self::Procps];
     /// What booting other kernels takes.
     pub const VM: [Self; 4] = [Self::Qemu, Self::Cpio, Self::Busybox, Self::DebianKeys];
 

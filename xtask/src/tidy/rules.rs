@@ -85,7 +85,7 @@ const CONFINED: &[Confined] = &[
     Confined {
         rule: "idea A",
         why: "the packet path is compiled for the kernel: no std beside the host tables of tests",
-        words: &["std::", "alloc::", "extern crate", "Vec", "String", "Box", "format!", "println!"],
+        words: &["std::", "alloc::", "Vec", "String", "Box", "format!", "println!"],
         scope: &["proxy-ebpf/src/"],
         home: &["proxy-ebpf/src/fake"],
         tests: Tests::Free,

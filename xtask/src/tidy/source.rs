@@ -33,8 +33,9 @@ impl Source {
     }
 }
 
+/// Integration tests, and the modules that their parents declare under `#[cfg(test)]`.
 fn is_test_file(path: &str) -> bool {
-    path.split('/').nth(1) == Some("tests")
+    path.split('/').nth(1) == Some("tests") || path.ends_with("/tests.rs") || path.ends_with("/testing.rs")
 }
 
 /// Where the end of a line is.

@@ -1,4 +1,4 @@
-//! Pods.
+//! Pods of the API to ours: addresses, ports, phase, readiness; refuses addresses that are none.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -6,7 +6,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+
+use crate::setup::{self, Component};
 
 const GO_MOD: &str = include_str!("../../../controlplane/go.mod");
 const GO_SUM: &str = include_str!("../../../controlplane/go.sum");
@@ -130,14 +132,10 @@ fn linker_flags(version: &str) -> String {
     format!("-s -w -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}")
 }
 
+/// The host's, or a newer one that setup brings: only here, because where Kubernetes' programs are found Go is not needed.
 fn go() -> Result<PathBuf> {
-    let usual = PathBuf::from("/usr/local/go/bin/go");
-    match candidates("go").chain([usual]).find(|path| path.is_file()) {
-        Some(go) => Ok(go),
-        None => bail!(
-            "go is missing, and neither $KUBEBUILDER_ASSETS nor PATH has Kubernetes' programs; `cargo xtask setup` installs it"
-        ),
-    }
+    setup::ensure(&[Component::Go])?;
+    setup::go()
 }
 
 fn cache_dir() -> Result<PathBuf> {

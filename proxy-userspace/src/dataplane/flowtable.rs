@@ -1,0 +1,54 @@
+//! Flows in and out of their tables, for those who do not care how a map is reached.
+
+use anyhow::{Context as _, Result};
+use aya::Pod;
+use aya::maps::MapError;
+use proxy_common::flow::{Flow, FlowKey};
+use proxy_common::net::Address;
+
+use super::batch::Walk;
+use super::maps::{Hash, delete};
+
+/// Some entries of a flow table.
+pub type Entries<A> = Vec<(FlowKey<A>, Flow<A>)>;
+
+/// A table of flows of one family.
+pub trait FlowTable<A: Address> {
+    /// The next entries of a walk, none at its end.
+    fn next(&self, walk: &mut Walk) -> Result<Option<Entries<A>>>;
+    /// An entry, if it is there.
+    fn get(&self, key: &FlowKey<A>) -> Result<Option<Flow<A>>>;
+    /// Deletes an entry; one that is gone already is well.
+    fn delete(&mut self, key: &FlowKey<A>) -> Result<()>;
+
+    /// All entries.
+    fn all(&self) -> Result<Entries<A>> {
+        let (mut walk, mut found) = (Walk::default(), Vec::new());
+        while let Some(flows) = self.next(&mut walk)? {
+            found.extend(flows);
+        }
+        Ok(found)
+    }
+}
+
+impl<A: Address> FlowTable<A> for Hash<FlowKey<A>, Flow<A>>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    fn next(&self, walk: &mut Walk) -> Result<Option<Entries<A>>> {
+        walk.next(self).context("read flows")
+    }
+
+    fn get(&self, key: &FlowKey<A>) -> Result<Option<Flow<A>>> {
+        match Hash::get(self, key, 0) {
+            Ok(flow) => Ok(Some(flow)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("read a flow"),
+        }
+    }
+
+    fn delete(&mut self, key: &FlowKey<A>) -> Result<()> {
+        delete(self, *key).context("delete a flow")
+    }
+}

@@ -1,0 +1,324 @@
+//! Nodes, packets and accidents that nobody thought of, from a seed.
+
+use std::env;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result};
+use proxy_common::flow::FlowKey;
+use proxy_common::net::{Address as _, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, V4, V6};
+use proxy_common::service::{Backend, BackendFlags, BackendKey, Config, Service, ServiceFlags, ServiceKey};
+use proxy_ebpf::Table;
+use proxy_ebpf::fake::Memory;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use crate::family::{Dotted, End, Net, end};
+use crate::namespace::Network;
+use crate::programs::{CAPACITY, Hook};
+use crate::segment::{ACK, FIN, RST, SYN, Segment};
+
+/// A client outside, and the only one whose MAC address is known on the first device.
+pub const CLIENT: Dotted = [198, 51, 100, 7];
+/// The node's addresses: nodePorts are served on the first.
+pub const NODE: Dotted = [192, 0, 2, 1];
+pub const NODE_B: Dotted = [192, 0, 2, 3];
+/// Another node.
+pub const NODE2: Dotted = [192, 0, 2, 2];
+/// Pods of this node.
+pub const POD_A: Dotted = [10, 244, 1, 10];
+pub const POD_B: Dotted = [10, 244, 1, 11];
+/// A pod of another node.
+pub const REMOTE: Dotted = [10, 244, 2, 10];
+/// Stands for every address that nodePorts are served on.
+const NODE_PORTS: Dotted = [0; 4];
+const VIP: Dotted = [10, 96, 0, 10];
+const VIP_B: Dotted = [10, 96, 0, 11];
+const EXTERNAL: Dotted = [203, 0, 113, 200];
+
+const CLIENTS: [Dotted; 5] = [CLIENT, [198, 51, 100, 8], [203, 0, 113, 5], [203, 0, 113, 6], [192, 0, 2, 9]];
+const PODS: [Dotted; 3] = [POD_A, POD_B, [10, 244, 1, 12]];
+const BACKENDS: [Dotted; 11] = [
+    POD_A,
+    POD_B,
+    PODS[2],
+    NODE,
+    NODE2,
+    REMOTE,
+    [10, 244, 2, 11],
+    [10, 244, 2, 12],
+    [10, 244, 3, 10],
+    [10, 244, 3, 11],
+    [198, 51, 100, 8],
+];
+const FRONTENDS: [End; 6] = [(NODE_PORTS, NODE_PORT), (NODE_PORTS, 30053), (VIP, 80), (VIP, 53), (VIP_B, 80), (EXTERNAL, 443)];
+const PROTOCOLS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
+
+/// A nodePort.
+pub const NODE_PORT: u16 = 30080;
+/// Where the masquerade range begins.
+pub const MASQUERADE_FIRST: u16 = 2000;
+/// The longest payload: what is longer than a device's MTU the kernel's route lookup refuses in tc ("fragmentation needed"), of
+/// which the fakes know nothing. XDP is told shorter MTUs.
+const LONG: usize = 1400;
+/// Bytes of the link-layer header.
+const LINK: usize = 14;
+/// Jiffies in a second, for the programs: more than any kernel has, so that nothing grows old while a test runs.
+const HZ: u32 = 10_000;
+
+/// The source of all that is random here.
+pub struct Dice(StdRng);
+
+impl Dice {
+    /// The seed that the environment gives, else the time.
+    pub fn seed() -> Result<u64> {
+        match env::var("PORTWAY_TEST_SEED") {
+            Ok(seed) => seed.parse().context("read the seed in PORTWAY_TEST_SEED"),
+            Err(_) => Ok(SystemTime::UNIX_EPOCH.elapsed().context("tell the time")?.as_nanos() as u64),
+        }
+    }
+    /// The dice that this seed makes.
+    pub fn new(seed: u64) -> Self {
+        Self(StdRng::seed_from_u64(seed))
+    }
+    /// A number below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        self.0.random_range(0..n)
+    }
+    /// Whether something happens that does `percent` times of a hundred.
+    pub fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+    fn number(&mut self) -> u64 {
+        self.0.random()
+    }
+}
+
+/// Where the backends of [`node_port_to`] are.
+pub enum Remote {
+    /// A pod of another node.
+    Pod,
+}
+
+/// A node with nothing but a nodePort.
+pub fn node_port_to<F: Net>(network: &Network, backends: &[Remote]) -> Memory<F> {
+    let mut memory = Memory::<F>::default();
+    network.tell_routes(&mut memory);
+    memory.capacity = CAPACITY as usize;
+    memory.config = Config { hz: HZ, masquerade_first: MASQUERADE_FIRST, masquerade_len: 1, ..memory.config };
+    memory.addresses.insert(F::at(NODE), AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS));
+    memory.devices.insert(network.device(0), device(NODE, 1500, 0));
+    let backends: Vec<_> = backends.iter().map(|Remote::Pod| backend::<F>(REMOTE, 8080, BackendFlags::POD)).collect();
+    let keys = PROTOCOLS.map(|protocol| (frontend::<F>((NODE_PORTS, NODE_PORT), protocol), ServiceFlags::NODE_PORT));
+    memory.serve(1, &keys, &backends);
+    memory
+}
+
+/// The key of a frontend; zeros stand for a nodePort, whose address is the unspecified one in both families.
+fn frontend<F: Net>((dotted, port): End, protocol: Protocol) -> ServiceKey<F::Addr> {
+    let addr = if dotted == NODE_PORTS { F::Addr::ZERO } else { F::at(dotted) };
+    ServiceKey::new(addr, Port::new(port), protocol)
+}
+
+fn device(masquerade: Dotted, mtu: u32, flags: u32) -> Device {
+    Device { masquerade6: V6::at(masquerade), masquerade4: V4::at(masquerade), mtu, flags }
+}
+
+fn backend<F: Net>(dotted: Dotted, port: u16, flags: u16) -> Backend<F::Addr> {
+    Backend { addr: F::at(dotted), port: Port::new(port), flags, generation: 0 }
+}
+
+/// A node as it may be: what addresses are, where pods are, what devices can, which Services there are.
+pub fn node<F: Net>(dice: &mut Dice, network: &Network) -> Memory<F> {
+    let mut memory = Memory::<F>::default();
+    network.tell_routes(&mut memory);
+    memory.capacity = CAPACITY as usize;
+    memory.config = Config { secret: dice.number(), hz: HZ, masquerade_len: 1, ..memory.config };
+    furnish(dice, network, &mut memory);
+    serve(dice, &mut memory);
+    memory
+}
+
+/// Addresses, pods and devices anew.
+pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F>) {
+    memory.addresses.clear();
+    let served = if dice.chance(90) { AddressFlags::NODE_PORTS } else { 0 };
+    memory.addresses.insert(F::at(NODE), AddressFlags(AddressFlags::HOST | served));
+    memory.addresses.insert(F::at(NODE_B), AddressFlags(AddressFlags::HOST));
+    memory.addresses.insert(F::at(VIP), AddressFlags(AddressFlags::CLUSTER_IP));
+    memory.addresses.insert(F::at(VIP_B), AddressFlags(AddressFlags::CLUSTER_IP));
+    memory.pods.clear();
+    for (number, dotted) in PODS.into_iter().enumerate() {
+        let device = if dice.chance(90) { network.pod(number) } else { IfIndex::NONE };
+        memory.pods.insert(F::at(dotted), LocalPod { device });
+    }
+    memory.devices.clear();
+    for (number, dotted) in [(0, NODE), (1, NODE_B)] {
+        let known = if dice.chance(95) { Some(dice.pick(&[1500, 1500, 576])) } else { None };
+        let flags = dice.pick(&[0, Device::XDP_TARGET]);
+        let Some(mtu) = known else { continue };
+        let mut device = device(dotted, mtu, flags);
+        if dice.chance(5) {
+            (device.masquerade4, device.masquerade6) = Default::default();
+        }
+        memory.devices.insert(network.device(number), device);
+    }
+}
+
+/// Services anew: frontends of all kinds, intervals of all shapes, now and then a slot that is missing or another's.
+pub fn serve<F: Net>(dice: &mut Dice, memory: &mut Memory<F>) {
+    memory.services.clear();
+    memory.backends.clear();
+    for (number, (dotted, port)) in FRONTENDS.into_iter().enumerate() {
+        let (id, generation) = (number as u32 + 1, dice.number() as u32);
+        let slots = if dice.chance(15) { 0 } else { 1 + dice.below(4) };
+        for slot in 0..slots as u32 {
+            let (addr, flags) = (dice.pick(&BACKENDS), dice.pick(&[BackendFlags::POD, BackendFlags::POD, 0]));
+            let port = dice.pick(&[8080, 9090]);
+            let generation_there = if dice.chance(2) { generation.wrapping_add(1) } else { generation };
+            if !dice.chance(2) {
+                let value = Backend { generation: generation_there, ..backend::<F>(addr, port, flags) };
+                memory.backends.insert(BackendKey { generation, slot }, value);
+            }
+        }
+        let local_len = dice.below(slots + 1);
+        let cluster_first = dice.below(slots + 1);
+        let service = Service {
+            flags: flags(dice, dotted),
+            id,
+            generation,
+            affinity: 0,
+            local_len: local_len as u32,
+            cluster_first: cluster_first as u32,
+            cluster_len: (slots - cluster_first) as u32,
+        };
+        for protocol in PROTOCOLS {
+            if dice.chance(90) {
+                memory.services.insert(frontend::<F>((dotted, port), protocol), service);
+            }
+        }
+    }
+}
+
+fn flags(dice: &mut Dice, dotted: Dotted) -> u32 {
+    let kind = match dotted {
+        NODE_PORTS => ServiceFlags::NODE_PORT,
+        VIP | VIP_B => ServiceFlags::CLUSTER_IP,
+        _ => dice.pick(&[ServiceFlags::EXTERNAL_IP, ServiceFlags::LOAD_BALANCER]),
+    };
+    kind | dice.pick(&[0, 0, 0, ServiceFlags::LOCAL, ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP])
+}
+
+/// A packet at a hook.
+#[derive(Debug)]
+pub struct Shot {
+    pub hook: Hook,
+    pub device: IfIndex,
+    pub bytes: Vec<u8>,
+}
+
+/// The next packet: of a flow that there is, the first one of a new connection, or any.
+pub fn shot<F: Net>(dice: &mut Dice, network: &Network, memory: &Memory<F>) -> Shot {
+    let (hook, segment) = match dice.below(10) {
+        0..5 => continuing(dice, memory),
+        5..9 => opening::<F>(dice),
+        _ => (dice.pick(&Hook::ALL), anything::<F>(dice)),
+    };
+    let hook = if hook == Hook::FromDevice && dice.chance(40) { Hook::Early } else { hook };
+    let number = dice.below(2);
+    let device = match hook {
+        Hook::FromPod | Hook::ToPod => network.pod(number),
+        _ => network.device(number),
+    };
+    let segment = segment.ttl(dice.pick(&[64, 64, 64, 64, 64, 64, 64, 255, 2, 1, 0]));
+    let payload = payload(dice);
+    let mut bytes = bend(dice, segment.payload(&payload));
+    bytes.resize(bytes.len().max(shortest(hook, &bytes)), 0);
+    Shot { hook, device, bytes }
+}
+
+/// The shortest frame that a test run takes, of this EtherType: XDP wants the link-layer header, tc something behind it, and on
+/// kernels of today the network header that is announced.
+pub fn shortest(hook: Hook, bytes: &[u8]) -> usize {
+    match (hook, &bytes[12..14]) {
+        (Hook::Early, _) => LINK,
+        (_, [0x08, 0x00]) => LINK + 20,
+        (_, [0x86, 0xdd]) => LINK + 40,
+        _ => LINK + 1,
+    }
+}
+
+fn payload(dice: &mut Dice) -> Vec<u8> {
+    let len = match dice.below(10) {
+        0 => dice.below(LONG),
+        1 => 0,
+        _ => dice.below(40),
+    };
+    (0..len).map(|_| dice.number() as u8).collect()
+}
+
+fn continuing<F: Net>(dice: &mut Dice, memory: &Memory<F>) -> (Hook, Segment) {
+    let Some((_, key)) = any_flow(dice, memory) else { return opening::<F>(dice) };
+    let hooks = [(1, Hook::FromDevice), (2, Hook::FromPod), (4, Hook::ToPod), (8, Hook::ToDevice)];
+    let flow = memory.established.borrow().get(&key).or(memory.opening.borrow().get(&key)).copied();
+    let named = hooks.into_iter().filter(|(bit, _)| flow.is_some_and(|flow| flow.hooks & bit != 0));
+    let named: Vec<_> = named.map(|(_, hook)| hook).collect();
+    let hook = if dice.chance(90) && !named.is_empty() { dice.pick(&named) } else { dice.pick(&Hook::ALL) };
+    let (src, dst) = ((key.src.ip(), key.sport.number()).into(), (key.dst.ip(), key.dport.number()).into());
+    let flags = dice.pick(&[SYN, SYN | ACK, SYN | ACK, ACK, ACK, ACK | 8, FIN | ACK, FIN | ACK, RST, RST | ACK]);
+    (hook, Segment::new(key.protocol, src, dst).flags(flags))
+}
+
+/// One of the flows that there are, and its table.
+pub fn any_flow<F: Net>(dice: &mut Dice, memory: &Memory<F>) -> Option<(Table, FlowKey<F::Addr>)> {
+    let (established, opening) = (memory.established.borrow(), memory.opening.borrow());
+    let established = established.keys().map(|key| (Table::Established, *key));
+    let flows: Vec<_> = established.chain(opening.keys().map(|key| (Table::Opening, *key))).collect();
+    if flows.is_empty() { None } else { Some(dice.pick(&flows)) }
+}
+
+fn opening<F: Net>(dice: &mut Dice) -> (Hook, Segment) {
+    let (dotted, port) = dice.pick(&FRONTENDS);
+    let dotted = if dotted == NODE_PORTS { dice.pick(&[NODE, NODE, NODE, NODE_B]) } else { dotted };
+    let (hook, src) = if dice.chance(60) { (Hook::FromDevice, dice.pick(&CLIENTS)) } else { (Hook::FromPod, dice.pick(&PODS)) };
+    let port = if dice.chance(5) { 81 } else { port };
+    let client = (src, 40000 + dice.below(12) as u16);
+    let flags = if dice.chance(90) { SYN } else { dice.number() as u8 };
+    (hook, Segment::new(dice.pick(&PROTOCOLS), end::<F>(client), end::<F>((dotted, port))).flags(flags))
+}
+
+fn anything<F: Net>(dice: &mut Dice) -> Segment {
+    let all = [&CLIENTS[..], &PODS, &BACKENDS, &[NODE, NODE_B, VIP, VIP_B, EXTERNAL]].concat();
+    let ports = [NODE_PORT, 80, 53, 8080, 40000, 1024];
+    let ends = [(); 2].map(|()| end::<F>((dice.pick(&all), dice.pick(&ports))));
+    Segment::new(dice.pick(&PROTOCOLS), ends[0], ends[1]).flags(dice.number() as u8)
+}
+
+/// The frame, now and then bent: options, no UDP checksum, a fragment, other bytes, the end cut off or something behind it.
+fn bend(dice: &mut Dice, mut segment: Segment) -> Vec<u8> {
+    let v4 = segment.src.is_ipv4();
+    if v4 && dice.chance(5) {
+        segment.options = [1, 1, 1, 0].repeat(1 + dice.below(10));
+    }
+    let mut bytes = segment.bytes();
+    match dice.below(40) {
+        0 if v4 && segment.protocol == Protocol::UDP && segment.options.is_empty() => bytes[40..42].fill(0),
+        1 if v4 => bytes[20] |= dice.pick(&[0x20, 0x01]),
+        2 => {
+            // Not the EtherType: the other family's tables are not filled.
+            let at = dice.below(78);
+            let at = if at < 12 { at } else { at + 2 };
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = dice.number() as u8;
+            }
+        }
+        3 => bytes.truncate(LINK + dice.below(bytes.len() - LINK)),
+        4 => bytes.resize(bytes.len() + 1 + dice.below(20), 0),
+        5 if !v4 => bytes[20] = dice.pick(&[0, 43, 44, 51, 60, 58]),
+        6 => bytes[12..14].copy_from_slice(&dice.pick(&[[0x08, 0x06], [0x81, 0x00], [0x88, 0xa8], [0x88, 0xcc]])),
+        _ => {}
+    }
+    bytes
+}

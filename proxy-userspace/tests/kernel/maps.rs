@@ -1,0 +1,100 @@
+//! The kernel's maps of one family, filled from and read into what the fake has.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use aya::Pod;
+use aya::maps::{Array, HashMap};
+use proxy_common::event::{Counter, Reason};
+use proxy_common::flow::FlowKey;
+use proxy_common::net::{V4, V6};
+use proxy_common::service::Config;
+use proxy_ebpf::Table;
+use proxy_ebpf::fake::{Flows, Memory};
+
+use crate::family::Net;
+use crate::programs::Loaded;
+
+/// A family whose maps the kernel has.
+pub trait Maps: Net {
+    /// Makes the kernel's tables equal to the fake's.
+    fn fill(loaded: &mut Loaded, memory: &Memory<Self>) -> Result<()>;
+    /// Reads a table of flows.
+    fn flows(loaded: &Loaded, table: Table) -> Result<Flows<Self>>;
+    /// Forgets a flow, as the LRU or the sweep does.
+    fn forget(loaded: &mut Loaded, table: Table, key: &FlowKey<Self::Addr>) -> Result<()>;
+    /// Makes a flow old.
+    fn age(loaded: &mut Loaded, table: Table, key: &FlowKey<Self::Addr>, seen: u32) -> Result<()>;
+}
+
+macro_rules! maps {
+    ($family:ty, $services:literal, $backends:literal, $addresses:literal, $pods:literal, $flows:literal, $opening:literal) => {
+        impl Maps for $family {
+            fn fill(loaded: &mut Loaded, memory: &Memory<Self>) -> Result<()> {
+                equal(loaded, $services, &memory.services)?;
+                equal(loaded, $backends, &memory.backends)?;
+                equal(loaded, $addresses, &memory.addresses)?;
+                equal(loaded, $pods, &memory.pods)?;
+                equal(loaded, $flows, &memory.established.borrow())?;
+                equal(loaded, $opening, &memory.opening.borrow())?;
+                equal(loaded, "DEVICES", &memory.devices)?;
+                configure(loaded, memory.config)
+            }
+            fn flows(loaded: &Loaded, table: Table) -> Result<Flows<Self>> {
+                read(loaded, name(table, $flows, $opening))
+            }
+            fn forget(loaded: &mut Loaded, table: Table, key: &FlowKey<Self::Addr>) -> Result<()> {
+                let mut map = open::<_, proxy_common::flow::Flow<Self::Addr>>(loaded, name(table, $flows, $opening))?;
+                map.remove(key).context("remove a flow")
+            }
+            fn age(loaded: &mut Loaded, table: Table, key: &FlowKey<Self::Addr>, seen: u32) -> Result<()> {
+                let mut map = open::<_, proxy_common::flow::Flow<Self::Addr>>(loaded, name(table, $flows, $opening))?;
+                let flow = map.get(key, 0).context("read a flow")?;
+                map.insert(key, proxy_common::flow::Flow { seen, ..flow }, 0).context("make a flow old")
+            }
+        }
+    };
+}
+
+maps!(V4, "SERVICES4", "BACKENDS4", "ADDRESSES4", "PODS4", "FLOWS4", "OPENING4");
+maps!(V6, "SERVICES6", "BACKENDS6", "ADDRESSES6", "PODS6", "FLOWS6", "OPENING6");
+
+fn name(table: Table, flows: &'static str, opening: &'static str) -> &'static str {
+    match table {
+        Table::Established => flows,
+        Table::Opening => opening,
+    }
+}
+
+fn open<'a, K: Pod, V: Pod>(loaded: &'a mut Loaded, name: &str) -> Result<HashMap<&'a mut aya::maps::MapData, K, V>> {
+    loaded.ebpf.map_mut(name).with_context(|| format!("find {name}"))?.try_into().with_context(|| format!("open {name}"))
+}
+
+fn read<K: Pod + Ord, V: Pod>(loaded: &Loaded, name: &str) -> Result<BTreeMap<K, V>> {
+    let map = loaded.ebpf.map(name).with_context(|| format!("find {name}"))?;
+    let map: HashMap<_, K, V> = map.try_into().with_context(|| format!("open {name}"))?;
+    map.iter().collect::<Result<_, _>>().with_context(|| format!("read {name}"))
+}
+
+/// Makes a map hold just these entries.
+fn equal<K: Pod + Ord, V: Pod>(loaded: &mut Loaded, name: &str, wanted: &BTreeMap<K, V>) -> Result<()> {
+    let found: BTreeMap<K, V> = read(loaded, name)?;
+    let mut map = open::<K, V>(loaded, name)?;
+    for key in found.keys().filter(|key| !wanted.contains_key(key)) {
+        map.remove(key).with_context(|| format!("remove from {name}"))?;
+    }
+    wanted.iter().try_for_each(|(key, value)| map.insert(key, value, 0)).with_context(|| format!("write {name}"))
+}
+
+/// Writes the settings.
+pub fn configure(loaded: &mut Loaded, config: Config) -> Result<()> {
+    let mut array: Array<_, Config> = loaded.ebpf.map_mut("CONFIG").context("find CONFIG")?.try_into()?;
+    array.set(0, config, 0).context("write CONFIG")
+}
+
+/// All counters by name.
+pub fn counters(loaded: &Loaded) -> Result<BTreeMap<&'static str, u64>> {
+    let reasons = Reason::ALL.iter().map(|reason| (reason.name(), reason.index()));
+    let others = Counter::ALL.iter().map(|counter| (counter.name(), counter.index()));
+    reasons.chain(others).map(|(name, index)| Ok((name, loaded.counter(index)?))).collect()
+}
