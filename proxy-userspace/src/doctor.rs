@@ -53,7 +53,7 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { object, field, problem, advice, check } = self;
-        write!(f, "{object}: {field}  [{check}]\n  What is wrong: {problem}.\n  What to do: {advice}.")
+        write!(f, "{object}: {field}: {problem} [{check}]\n  {advice}.")
     }
 }
 

@@ -12,6 +12,8 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let Cli { log, command } = Cli::parse();
+    // What the source would warn of is among the doctor's findings.
+    let log = if matches!(command, Command::Doctor(_)) { format!("{log},portway::source=error") } else { log };
     match start_log(&log).and_then(|()| run(command)) {
         Ok(code) => code,
         Err(error) => {

@@ -19,7 +19,7 @@ fn findings(yaml: &str, listeners: &[Listener]) -> Vec<Finding> {
     let cluster_ips = vec!["10.96.0.0/12".parse().expect("a prefix")];
     let ranges = Ranges { node_ports: PortRange { first: 30000, last: 32767 }, cluster_ips };
     let mut directory = Directory::new("unused".into());
-    directory.take("all.yaml".into(), yaml.to_owned());
+    directory.take("all.yaml".into(), yaml.to_owned(), None);
     assert!(directory.manifests().count() > 0, "nothing was read");
     let mut snapshot = Snapshot::default();
     directory.updates(&ranges).into_iter().for_each(|update| _ = snapshot.state.apply(update));

@@ -73,7 +73,7 @@ impl<'a> Scenario<'a> {
         let settings = args.settings().expect("settings");
         let SourceSettings::Manifests { ranges, .. } = settings.source else { panic!("no manifests") };
         let mut directory = Directory::new("unused".into());
-        directory.take("objects".into(), self.objects.to_owned());
+        directory.take("objects".into(), self.objects.to_owned(), None);
         let mut snapshot = Snapshot { settings: settings.service, links: links(self.host), ..Snapshot::default() };
         for update in directory.updates(&ranges) {
             _ = snapshot.state.apply(update);

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use k8s_openapi::jiff::Timestamp;
 
 use crate::args::settings::Ranges;
 use crate::model::k8s::{self, Convert};
@@ -15,7 +16,7 @@ use crate::model::{Invalid, ObjectRef, PortRange, Update};
 /// The Services with everything allocated, or what is wrong with them. A conflict costs the later one.
 pub(super) fn allocate(services: Vec<Service>, ranges: &Ranges) -> Vec<Update> {
     let mut services: Vec<_> = services.into_iter().map(|service| (k8s::reference(&service), service)).collect();
-    let created = |s: &Service| s.metadata().creation_timestamp.as_ref().map_or(i64::MAX, |t| t.0.as_second());
+    let created = |s: &Service| s.metadata().creation_timestamp.as_ref().map_or(Timestamp::MAX, |time| time.0);
     services.sort_by(|(a, x), (b, y)| (created(x), a).cmp(&(created(y), b)));
     let mut given = Given::default();
     let mut updates = Vec::new();
@@ -26,6 +27,8 @@ pub(super) fn allocate(services: Vec<Service>, ranges: &Ranges) -> Vec<Update> {
             Err(invalid) => updates.push(Update::Invalid(invalid)),
         }
     }
+    // Which of two hashes that meet gives way must not depend on when files were written.
+    accepted.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (object, mut service) in accepted {
         updates.push(match complete(&object, &mut service, ranges, &mut given) {
             Ok(()) => k8s::seen(&service),
@@ -275,6 +278,18 @@ mod tests {
             &ranges(),
         );
         assert_eq!(twice["web"], "Service shop/web: spec.ports[0].nodePort: 30080 belongs to Service shop/also already");
+    }
+
+    #[test]
+    fn of_two_that_want_one_port_the_one_written_first_has_it_whatever_their_names() {
+        let stamped = |name: &str, time: &str| {
+            let mut service = service(name, json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}));
+            service.metadata.creation_timestamp =
+                Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(time.parse().expect("a time")));
+            service
+        };
+        let got = said(vec![stamped("copycat", "2026-01-01T00:00:00.2Z"), stamped("web", "2026-01-01T00:00:00.1Z")], &ranges());
+        assert_eq!(got["copycat"], "Service shop/copycat: spec.ports[0].nodePort: 30080 belongs to Service shop/web already");
     }
 
     #[test]

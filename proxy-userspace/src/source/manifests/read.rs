@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -35,6 +38,7 @@ pub struct Directory {
 #[derive(Default)]
 struct File {
     text: String,
+    modified: Option<SystemTime>,
     objects: Vec<(ObjectRef, Result<Manifest, Invalid>)>,
     broken: Option<Invalid>,
 }
@@ -52,23 +56,26 @@ impl Directory {
         self.files.retain(|path, _| paths.contains(path));
         for path in paths {
             match fs::read_to_string(&path) {
-                Ok(text) => self.take(path, text),
+                Ok(text) => {
+                    let modified = fs::metadata(&path).and_then(|m| m.modified()).ok();
+                    self.take(path, text, modified);
+                }
                 Err(error) => self.files.entry(path.clone()).or_default().broken = Some(unreadable(&path, "", error.to_string())),
             }
         }
         Ok(())
     }
 
-    /// Takes a file's text into account, as if it had been read from `path`.
-    pub fn take(&mut self, path: PathBuf, text: String) {
+    /// Takes a file's text into account, as if it had been read from `path`; Services without a creation time get its.
+    pub fn take(&mut self, path: PathBuf, text: String, modified: Option<SystemTime>) {
         let file = self.files.entry(path.clone()).or_default();
-        if file.text == text && file.broken.is_none() {
+        if file.text == text && file.modified == modified && file.broken.is_none() {
             return;
         }
         match serde_saphyr::from_multiple::<Value>(&text) {
             Ok(documents) => {
-                let objects = documents.into_iter().flat_map(items).filter_map(object).collect();
-                *file = File { text, objects, broken: None };
+                let objects = documents.into_iter().flat_map(items).filter_map(|document| object(document, modified)).collect();
+                *file = File { text, modified, objects, broken: None };
             }
             Err(error) => {
                 let place = error.location().map(|l| format!("line {} column {}", l.line(), l.column()));
@@ -136,7 +143,7 @@ fn items(mut document: Value) -> Vec<Value> {
 }
 
 /// An object of a kind that we know, or why it cannot be read. Empty documents and other kinds are none.
-fn object(mut document: Value) -> Option<(ObjectRef, Result<Manifest, Invalid>)> {
+fn object(mut document: Value, modified: Option<SystemTime>) -> Option<(ObjectRef, Result<Manifest, Invalid>)> {
     let kind = KINDS.into_iter().find(|kind| document["kind"].as_str() == Some(&kind.to_string()))?;
     if !matches!(kind, Kind::Node | Kind::Namespace) && document["metadata"]["namespace"].as_str().is_none_or(str::is_empty) {
         document.get_mut("metadata")?.as_object_mut()?.insert("namespace".to_owned(), "default".into());
@@ -147,7 +154,7 @@ fn object(mut document: Value) -> Option<(ObjectRef, Result<Manifest, Invalid>)>
     let manifest = if name.is_empty() {
         Err(Invalid { object: reference.clone(), field: "metadata.name".to_owned(), why: "an object needs a name".to_owned() })
     } else {
-        typed(kind, document).map_err(|(field, why)| Invalid { object: reference.clone(), field, why })
+        typed(kind, document, modified).map_err(|(field, why)| Invalid { object: reference.clone(), field, why })
     };
     Some((reference, manifest))
 }
@@ -165,9 +172,9 @@ const KINDS: [Kind; 10] = [
     Kind::DaemonSet,
 ];
 
-fn typed(kind: Kind, document: Value) -> Result<Manifest, (String, String)> {
+fn typed(kind: Kind, document: Value, modified: Option<SystemTime>) -> Result<Manifest, (String, String)> {
     Ok(match kind {
-        Kind::Service => Manifest::Service(Box::new(parse(document)?)),
+        Kind::Service => Manifest::Service(Box::new(stamped(parse(document)?, modified))),
         Kind::EndpointSlice => other(parse::<EndpointSlice>(with_port_names(document))?),
         Kind::Pod => other(parse::<Pod>(document)?),
         Kind::Node => other(parse::<Node>(document)?),
@@ -178,6 +185,13 @@ fn typed(kind: Kind, document: Value) -> Result<Manifest, (String, String)> {
         Kind::DaemonSet => other(parse::<DaemonSet>(document)?),
         Kind::NetworkPolicy | Kind::Manifest => Manifest::NetworkPolicy,
     })
+}
+
+/// The API server stamps what it takes; here the later one is the one whose file was written later.
+fn stamped(mut service: Service, modified: Option<SystemTime>) -> Service {
+    let stamp = modified.and_then(|time| Timestamp::try_from(time).ok());
+    service.metadata.creation_timestamp = service.metadata.creation_timestamp.or(stamp.map(Time));
+    service
 }
 
 fn other<K: Convert>(object: K) -> Manifest {
@@ -205,7 +219,7 @@ mod tests {
 
     fn directory(files: &[(&str, &str)]) -> Directory {
         let mut directory = Directory::new("unused".into());
-        files.iter().for_each(|(path, text)| directory.take(path.into(), (*text).to_owned()));
+        files.iter().for_each(|(path, text)| directory.take(path.into(), (*text).to_owned(), None));
         directory
     }
 
@@ -227,10 +241,10 @@ mod tests {
     #[test]
     fn a_file_that_is_no_yaml_keeps_its_last_good_objects() {
         let mut directory = directory(&[("a.yaml", "kind: Pod\nmetadata: {name: a}\n")]);
-        directory.take("a.yaml".into(), "kind: Pod\nmetadata: {name: [\n".to_owned());
+        directory.take("a.yaml".into(), "kind: Pod\nmetadata: {name: [\n".to_owned(), None);
         assert_eq!(directory.manifests().count(), 1);
         assert!(said(&directory)[0].starts_with("Manifest a.yaml: line "), "{:?}", said(&directory));
-        directory.take("a.yaml".into(), "kind: Pod\nmetadata: {name: a}\n".to_owned());
+        directory.take("a.yaml".into(), "kind: Pod\nmetadata: {name: a}\n".to_owned(), None);
         assert!(said(&directory).is_empty());
     }
 

@@ -1,0 +1,230 @@
+//! The two sources as the control loop meets them: a directory that changes, an API server that goes and comes back.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Query, State as Shared};
+use axum::http::Uri;
+use axum::response::{IntoResponse, Response};
+use portway::args::settings::{Ranges, SourceSettings};
+use portway::model::{Connection, ObjectName, PortRange, State, Update};
+use portway::source;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+/// Longer than any backoff that is met here.
+const SOON: Duration = Duration::from_secs(20);
+
+/// A directory of its own, gone with the value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("portway-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a directory");
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Applies news until the state is as wanted.
+async fn until(state: &mut State, news: &mut mpsc::Receiver<Update>, what: &str, wanted: impl Fn(&State) -> bool) {
+    let waiting = async {
+        while !wanted(state) {
+            _ = state.apply(news.recv().await.expect("the source lives"));
+        }
+    };
+    if tokio::time::timeout(SOON, waiting).await.is_err() {
+        panic!("not in time: {what}");
+    }
+}
+
+fn has(name: &'static str) -> impl Fn(&State) -> bool {
+    move |state| state.services.contains_key(&ObjectName::new("default", name))
+}
+
+fn manifest(name: &str, port: u16) -> String {
+    format!("kind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n")
+}
+
+fn manifests(dir: &Path) -> SourceSettings {
+    let cluster_ips = vec!["10.96.0.0/12".parse().expect("a prefix")];
+    SourceSettings::Manifests {
+        dir: dir.to_owned(),
+        ranges: Ranges { node_ports: PortRange { first: 30000, last: 32767 }, cluster_ips },
+    }
+}
+
+#[tokio::test]
+async fn a_directory_is_followed_through_writes_renames_mistakes_and_removals() {
+    let dir = Scratch::new("followed");
+    std::fs::write(dir.path("a.yaml"), manifest("a", 80)).expect("written");
+    let (mut state, mut news) = (State::default(), source::spawn(manifests(&dir.0)).await.expect("a source"));
+    until(&mut state, &mut news, "the first list", |s| s.synced).await;
+    assert!(has("a")(&state) && state.connection == Connection::Up);
+
+    std::fs::write(dir.path(".b.yaml.new"), manifest("b", 80)).expect("written");
+    std::fs::rename(dir.path(".b.yaml.new"), dir.path("b.yaml")).expect("renamed");
+    until(&mut state, &mut news, "a file renamed into place", has("b")).await;
+
+    std::fs::write(dir.path("b.yaml"), "kind: [").expect("written");
+    until(&mut state, &mut news, "a file that is no YAML is said", |s| !s.invalid.is_empty()).await;
+    assert!(has("b")(&state), "its last good content counts");
+
+    std::fs::write(dir.path("b.yaml"), manifest("b", 0)).expect("written");
+    until(&mut state, &mut news, "a bad object costs itself", |s| !has("b")(s)).await;
+    assert!(has("a")(&state));
+
+    std::fs::remove_file(dir.path("a.yaml")).expect("removed");
+    until(&mut state, &mut news, "a file removed", |s| !has("a")(s)).await;
+}
+
+#[tokio::test]
+async fn no_such_directory_and_no_such_kubeconfig_are_errors_at_once() {
+    let missing = Path::new("/nonexistent/portway");
+    assert!(source::spawn(manifests(missing)).await.is_err());
+    let kubeconfig = SourceSettings::ApiServer { kubeconfig: Some(missing.to_owned()) };
+    assert!(source::spawn(kubeconfig).await.is_err());
+}
+
+/// A server of just enough of the API: lists and watches.
+#[derive(Clone, Default)]
+struct Api(Arc<Mutex<Served>>);
+
+#[derive(Default)]
+struct Served {
+    /// Names of the Services that there are.
+    services: Vec<&'static str>,
+    version: u64,
+    /// Open watches of Services, to be written to.
+    watches: Vec<mpsc::Sender<Result<Bytes, std::io::Error>>>,
+    lists: usize,
+}
+
+fn service(name: &str, version: u64) -> Value {
+    let metadata = json!({"namespace": "default", "name": name, "resourceVersion": version.to_string()});
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}})
+}
+
+impl Api {
+    fn change(&self, change: impl FnOnce(&mut Served)) {
+        let mut served = self.0.lock().expect("no poison");
+        served.version += 1;
+        change(&mut served);
+    }
+
+    /// Sends a line to every open watch.
+    fn tell(&self, event: Value) {
+        let line = Bytes::from(format!("{event}\n"));
+        self.0.lock().expect("no poison").watches.retain(|watch| watch.try_send(Ok(line.clone())).is_ok());
+    }
+
+    /// Listens on the address given; the server ends, its connections too, when the task is aborted.
+    async fn serve(&self, address: &str) -> (String, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind(address).await.expect("an address");
+        let address = listener.local_addr().expect("bound").to_string();
+        let router = Router::new().fallback(answer).with_state(self.clone());
+        (address, tokio::spawn(async move { axum::serve(listener, router).await.expect("served") }))
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Asked {
+    watch: Option<String>,
+}
+
+async fn answer(Shared(api): Shared<Api>, uri: Uri, Query(asked): Query<Asked>) -> Response {
+    let mut served = api.0.lock().expect("no poison");
+    if uri.path() == "/version" {
+        let version =
+            ["major", "minor", "gitVersion", "gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform"];
+        return axum::Json(version.into_iter().map(|key| (key.to_owned(), "".into())).collect::<serde_json::Map<_, _>>())
+            .into_response();
+    }
+    let services = uri.path() == "/api/v1/services";
+    if asked.watch.is_some() {
+        let (events, stream) = mpsc::channel(16);
+        if services {
+            served.watches.push(events);
+        } else {
+            std::mem::forget(events);
+        }
+        let stream = futures::stream::unfold(stream, |mut stream| async move { Some((stream.recv().await?, stream)) });
+        return Response::new(Body::from_stream(stream));
+    }
+    let items: Vec<_> =
+        if services { served.services.iter().map(|name| service(name, served.version)).collect() } else { Vec::new() };
+    served.lists += usize::from(services);
+    let version = served.version.max(1).to_string();
+    axum::Json(json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": version}, "items": items}))
+        .into_response()
+}
+
+async fn watched(dir: &Scratch, address: &str) -> mpsc::Receiver<Update> {
+    let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{address}")}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}]});
+    std::fs::write(dir.path("kubeconfig"), kubeconfig.to_string()).expect("written");
+    source::spawn(SourceSettings::ApiServer { kubeconfig: Some(dir.path("kubeconfig")) }).await.expect("a source")
+}
+
+#[tokio::test]
+async fn an_api_server_is_followed_through_changes_and_an_expired_version() {
+    let (dir, api) = (Scratch::new("expired"), Api::default());
+    api.change(|served| served.services = vec!["a"]);
+    let (address, _server) = api.serve("127.0.0.1:0").await;
+    let (mut state, mut news) = (State::default(), watched(&dir, &address).await);
+    until(&mut state, &mut news, "the first list", |s| s.synced && s.connection == Connection::Up).await;
+    assert!(has("a")(&state));
+
+    while api.0.lock().expect("no poison").watches.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    api.tell(json!({"type": "ADDED", "object": service("b", 5)}));
+    until(&mut state, &mut news, "an addition", has("b")).await;
+
+    api.change(|served| served.services = vec!["b", "c"]);
+    api.tell(json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 410, "reason": "Expired", "message": "too old"}}));
+    until(&mut state, &mut news, "what was deleted meanwhile is gone after 410", |s| has("c")(s) && !has("a")(s)).await;
+    assert!(has("b")(&state) && api.0.lock().expect("no poison").lists == 2);
+}
+
+#[test]
+fn a_lost_api_server_is_said_what_is_known_stays_and_watching_resumes() {
+    let (dir, api) = (Scratch::new("lost"), Api::default());
+    api.change(|served| served.services = vec!["a"]);
+    let ours = tokio::runtime::Runtime::new().expect("a runtime");
+    // The server has a runtime of its own: shutting that down cuts its connections as a crash does.
+    let theirs = tokio::runtime::Runtime::new().expect("a runtime");
+    let (address, _) = theirs.block_on(api.serve("127.0.0.1:0"));
+    ours.block_on(async {
+        let (mut state, mut news) = (State::default(), watched(&dir, &address).await);
+        until(&mut state, &mut news, "the first list", |s| s.synced && s.connection == Connection::Up).await;
+
+        theirs.shutdown_background();
+        until(&mut state, &mut news, "the loss", |s| matches!(s.connection, Connection::Down(_))).await;
+        assert!(has("a")(&state), "what is known stays");
+
+        api.change(|served| served.services = vec!["b"]);
+        let (_, _server) = api.serve(&address).await;
+        until(&mut state, &mut news, "the return", |s| s.connection == Connection::Up).await;
+        while api.0.lock().expect("no poison").watches.iter().all(|watch| watch.is_closed()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        api.tell(json!({"type": "ADDED", "object": service("b", 9)}));
+        until(&mut state, &mut news, "changes after the return", has("b")).await;
+    });
+}
