@@ -36,11 +36,11 @@ pub fn run(args: &Args) -> Result<()> {
 /// Builds the agent, with the tools that it takes, and tells where it is.
 pub fn agent(profile: Profile) -> Result<PathBuf> {
     setup::ensure(&Component::BUILD)?;
-    executable(&["build", "--package", "proxy-userspace", "--bin", "portway"], profile)
+    executable(&["build", "--package", "proxy-userspace", "--bin", "portway"], "portway", profile)
 }
 
-/// Runs a cargo command that builds one executable, and tells where it is.
-pub fn executable(command: &[&str], profile: Profile) -> Result<PathBuf> {
+/// Runs a cargo command that builds the target `name`, perhaps among others, and tells where its executable is.
+pub fn executable(command: &[&str], name: &str, profile: Profile) -> Result<PathBuf> {
     let mut cargo = sh::cargo();
     cargo.args(command).arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     if profile == Profile::Release {
@@ -49,12 +49,13 @@ pub fn executable(command: &[&str], profile: Profile) -> Result<PathBuf> {
     let messages = cargo.output().with_context(|| format!("start {}", sh::shown(&cargo)))?;
     anyhow::ensure!(messages.status.success(), "`{}` failed", sh::shown(&cargo));
     let messages = String::from_utf8(messages.stdout).context("read cargo's messages")?;
-    last_executable(&messages).with_context(|| format!("find what `{}` built", sh::shown(&cargo)))
+    executable_of(&messages, name).with_context(|| format!("find what `{}` built", sh::shown(&cargo)))
 }
 
-fn last_executable(messages: &str) -> Option<PathBuf> {
+fn executable_of(messages: &str, name: &str) -> Option<PathBuf> {
     let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    parsed.filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from)).next_back()
+    let of_target = parsed.filter(|message| message["target"]["name"] == name);
+    of_target.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back()
 }
 
 #[cfg(test)]
@@ -62,10 +63,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_the_executable_out_of_cargos_messages() {
-        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
-            {\"reason\":\"compiler-artifact\",\"executable\":\"/t/portway\"}\n{\"reason\":\"build-finished\",\"success\":true}\n";
-        assert_eq!(last_executable(messages), Some(PathBuf::from("/t/portway")));
-        assert_eq!(last_executable("{\"reason\":\"build-finished\",\"success\":true}\n"), None);
+    fn takes_the_targets_executable_out_of_cargos_messages() {
+        let artifact = |name: &str, executable: &str| {
+            serde_json::json!({ "reason": "compiler-artifact", "target": { "name": name }, "executable": executable }).to_string()
+        };
+        // A package's integration tests bring its binaries along, in any order.
+        let messages = [artifact("kernel", "/t/kernel-1"), artifact("portway", "/t/portway")].join("\n");
+        assert_eq!(executable_of(&messages, "kernel"), Some(PathBuf::from("/t/kernel-1")));
+        assert_eq!(executable_of(&messages, "portway"), Some(PathBuf::from("/t/portway")));
+        assert_eq!(executable_of("{\"reason\":\"build-finished\",\"success\":true}", "portway"), None);
     }
 }

@@ -67,7 +67,8 @@ struct Work {
 /// The test that loads every program and compares it with the library on the host.
 fn kernel_test(arguments: &[String]) -> Result<Work> {
     setup::ensure(&Component::BUILD)?;
-    let program = build::executable(&["test", "--package", "proxy-userspace", "--test", "kernel", "--no-run"], Profile::Dev)?;
+    let program =
+        build::executable(&["test", "--package", "proxy-userspace", "--test", "kernel", "--no-run"], "kernel", Profile::Dev)?;
     Ok(Work { program, arguments: arguments.to_vec(), is_test: true })
 }
 
