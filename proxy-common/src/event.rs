@@ -52,12 +52,16 @@ counted! {
         NoMasqueradePort = "no_masquerade_port",
         /// The flow table takes no more entries.
         FlowTableFull = "flow_table_full",
-        /// Its time to live ended here.
+        /// Its time to live ended here; the sender is told.
         TtlExceeded = "ttl_exceeded",
+        /// Larger than the device takes that it would leave by; the sender is told how much that is.
+        TooBig = "too_big",
         /// The kernel refused a change of the packet.
         RewriteFailed = "rewrite_failed",
-        /// More refusals (ICMP unreachable) than the limit allows.
+        /// It would have been answered with an ICMP error, of which the limit allows no more now.
         RejectRateLimited = "reject_rate_limited",
+        /// It would have been answered with an ICMP error, but its source cannot be answered: multicast, broadcast, unspecified or loopback.
+        NotAnswerable = "not_answerable",
     }
 }
 
@@ -72,9 +76,9 @@ counted! {
         Opened = "opened",
         /// Flows whose backend answered.
         Established = "established",
-        /// Refusals sent as ICMP unreachable.
+        /// ICMP errors sent: refusals, and packets that cannot go on.
         Rejected = "rejected",
-        /// Fragments to a frontend, left alone.
+        /// Fragments of TCP segments and UDP datagrams, left alone.
         Fragment = "fragment",
         /// IPv6 packets with extension headers, left alone.
         ExtensionHeader = "extension_header",
@@ -89,15 +93,31 @@ counted! {
 pub const COUNTERS: u32 = Reason::ALL.len() as u32 + Counter::ALL.len() as u32;
 
 impl Reason {
-    /// Whether the client is told by an ICMP port unreachable, so that it sees "connection refused" at once.
+    /// What the sender is told, if it is told anything.
     #[inline(always)]
-    pub const fn refuses(self) -> bool {
-        matches!(self, Self::NoBackend | Self::NoLocalBackend | Self::UnknownPort)
+    pub const fn answer(self) -> Option<Answer> {
+        match self {
+            Self::NoBackend | Self::NoLocalBackend | Self::UnknownPort => Some(Answer::PortUnreachable),
+            Self::TtlExceeded => Some(Answer::TimeExceeded),
+            Self::TooBig => Some(Answer::TooBig),
+            _ => None,
+        }
     }
     /// The index in `COUNTERS`.
     pub const fn index(self) -> u32 {
         self as u32
     }
+}
+
+/// An ICMP or ICMPv6 error that we make.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// The client sees "connection refused" at once.
+    PortUnreachable,
+    /// The time to live ended in transit.
+    TimeExceeded,
+    /// Fragmentation needed, or packet too big: the sender learns the path's MTU.
+    TooBig,
 }
 
 impl Counter {

@@ -103,6 +103,32 @@ pub struct Backend<A> {
 const _: () = assert!(size_of::<Backend<crate::net::Addr4>>() == 12);
 const _: () = assert!(size_of::<Backend<crate::net::Addr6>>() == 24);
 
+/// A backend of one generation, to find its slot by: key of `SLOTS*`, the inverse of `BACKENDS*`, whose value is the slot.
+///
+/// Whoever has an endpoint asks here whether it may still be used: a SYN on an old flow (V17), session affinity (V13).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct EndpointKey<A> {
+    /// The endpoint's address.
+    pub addr: A,
+    /// [`Service::generation`].
+    pub generation: u32,
+    /// The endpoint's port.
+    pub port: Port,
+    /// Always zero.
+    pub zero: u16,
+}
+const _: () = assert!(size_of::<EndpointKey<crate::net::Addr4>>() == 12);
+const _: () = assert!(size_of::<EndpointKey<crate::net::Addr6>>() == 24);
+
+impl<A> EndpointKey<A> {
+    /// A key from its three parts.
+    #[inline(always)]
+    pub const fn new(generation: u32, addr: A, port: Port) -> Self {
+        Self { addr, generation, port, zero: 0 }
+    }
+}
+
 /// Bits of [`Backend::flags`].
 pub struct BackendFlags;
 
@@ -157,5 +183,9 @@ pub struct Config {
     pub opening_timeout: u32,
     /// Seconds that an answered UDP flow lives after its last packet (V18).
     pub udp_timeout: u32,
+    /// The least MTU of all [`crate::net::Device`]s, bytes without the link-layer header: what is no larger fits through any.
+    pub least_mtu: u32,
+    /// Always zero.
+    pub zero: u32,
 }
-const _: () = assert!(size_of::<Config>() == 24);
+const _: () = assert!(size_of::<Config>() == 32);

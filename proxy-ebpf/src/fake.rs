@@ -1,16 +1,15 @@
 //! The host's side of the two traits: a packet in a vector, tables in ordered maps. For tests, fuzzers and `portway explain`.
 
-use std::boxed::Box;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use proxy_common::event::Counter;
+use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, Protocol, checksum_update};
-use proxy_common::service::{Backend, BackendKey, Config, Service, ServiceKey};
+use proxy_common::net::{AddressFlags, Device, Family, IfIndex, LocalPod, checksum_update};
+use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Service, ServiceKey};
 
-use crate::{Change, Draft, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
+use crate::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
 
 /// A packet in memory, with all checksums finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +49,9 @@ impl<const EARLY: bool> Packet for Bytes<EARLY> {
         self.0.splice(at..at, core::iter::repeat_n(0, room as usize));
         Some(())
     }
+    fn segment(&self) -> u32 {
+        0
+    }
 }
 
 /// A table of flows.
@@ -88,6 +90,8 @@ pub struct Memory<F: Family> {
     pub lookups: Cell<u32>,
     /// What was counted.
     pub counted: RefCell<BTreeMap<Counter, u32>>,
+    /// Packets that were answered instead of sent on.
+    pub answered: RefCell<BTreeMap<Reason, u32>>,
 }
 
 impl<F: Family> Default for Memory<F> {
@@ -106,6 +110,8 @@ impl<F: Family> Default for Memory<F> {
                 hz: 250,
                 opening_timeout: 30,
                 udp_timeout: 120,
+                least_mtu: 0,
+                zero: 0,
             },
             now: 1_000_000,
             random: Cell::new(0),
@@ -115,6 +121,7 @@ impl<F: Family> Default for Memory<F> {
             capacity: usize::MAX,
             lookups: Cell::new(0),
             counted: RefCell::default(),
+            answered: RefCell::default(),
         }
     }
 }
@@ -125,6 +132,18 @@ impl<F: Family> Memory<F> {
             Table::Established => &self.established,
             Table::Opening => &self.opening,
         }
+    }
+    /// The inverse of `backends`.
+    pub fn slots(&self) -> BTreeMap<EndpointKey<F::Addr>, u32> {
+        let mut slots = BTreeMap::new();
+        for (key, backend) in &self.backends {
+            slots.entry(EndpointKey::new(key.generation, backend.addr, backend.port)).or_insert(key.slot);
+        }
+        slots
+    }
+    /// How many packets were answered for `reason`.
+    pub fn answered(&self, reason: Reason) -> u32 {
+        self.answered.borrow().get(&reason).copied().unwrap_or(0)
     }
     /// How often `counter` was counted.
     pub fn counted(&self, counter: Counter) -> u32 {
@@ -184,30 +203,14 @@ impl<F: Family> Tables<F> for Memory<F> {
             flow.state |= state;
         }
     }
-    fn draft(&self) -> Option<&mut Draft<F::Addr>> {
-        let zero = F::Addr::ZERO;
-        let key = FlowKey::new(Protocol::TCP, zero, Default::default(), zero, Default::default());
-        let flow = Flow {
-            src: zero,
-            dst: zero,
-            sport: Default::default(),
-            dport: Default::default(),
-            device: IfIndex::NONE,
-            seen: 0,
-            service: 0,
-            way: 0,
-            hooks: 0,
-            state: 0,
-            role: 0,
-        };
-        // The kernel's is one element per CPU that outlives the program; a leaked one is the same to its user.
-        Some(Box::leak(Box::new(Draft { key, flow })))
-    }
     fn service(&self, key: &ServiceKey<F::Addr>) -> Option<Service> {
         self.services.get(key).copied()
     }
     fn backend(&self, key: &BackendKey) -> Option<Backend<F::Addr>> {
         self.backends.get(key).copied()
+    }
+    fn slot(&self, key: &EndpointKey<F::Addr>) -> Option<u32> {
+        self.slots().get(key).copied()
     }
     fn address(&self, addr: &F::Addr) -> AddressFlags {
         self.addresses.get(addr).copied().unwrap_or_default()
@@ -230,7 +233,7 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn random(&self) -> u32 {
         self.random.replace(self.random.get().wrapping_add(0x1234_5677))
     }
-    fn may_refuse(&self) -> bool {
+    fn may_answer(&self) -> bool {
         let left = self.refusals.get();
         self.refusals.set(left.saturating_sub(1));
         left > 0
@@ -238,4 +241,9 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn count(&self, counter: Counter) {
         *self.counted.borrow_mut().entry(counter).or_default() += 1;
     }
+    fn count_answered(&self, reason: Reason) {
+        *self.answered.borrow_mut().entry(reason).or_default() += 1;
+    }
+    fn opened(&self, _key: &FlowKey<F::Addr>, _flow: &Flow<F::Addr>) {}
+    fn stopped(&self, _key: &FlowKey<F::Addr>, _reason: Reason) {}
 }

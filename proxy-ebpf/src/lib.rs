@@ -14,8 +14,8 @@ pub mod fake;
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, Hook, Way};
-use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod};
-use proxy_common::service::{Backend, BackendKey, Config, Service, ServiceKey};
+use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, Port, Protocol};
+use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Service, ServiceKey};
 
 use parse::{Headers, Ip};
 
@@ -34,6 +34,8 @@ pub trait Packet {
     fn truncate(&mut self, len: u32) -> Option<()>;
     /// Makes `room` bytes between the link-layer header and what follows it.
     fn insert(&mut self, room: u32) -> Option<()>;
+    /// Bytes of payload of each of the packets that this one will be cut into (GSO); 0 if it goes as it is.
+    fn segment(&self) -> u32;
 }
 
 /// What a checksum has to be corrected for.
@@ -102,14 +104,55 @@ pub enum Insert {
     Any,
 }
 
-/// A flow that is being opened.
-#[repr(C)]
+/// What the stages of one packet hand on: in the kernel one element per CPU, for IPv6's do not fit on the stack beside all else.
 #[derive(Clone, Copy, Debug)]
-pub struct Draft<A> {
-    /// The key of the reply's entry.
-    pub key: FlowKey<A>,
-    /// The entry: first the reply's, then the forward one.
-    pub flow: Flow<A>,
+pub struct Scratch<F: Family> {
+    /// What was parsed.
+    pub headers: Headers<F>,
+    /// The flow that the packet belongs to or opens; while it is opened, first the entry of its reply.
+    pub flow: Flow<F::Addr>,
+    /// The key of the reply's entry of a flow that is being opened.
+    pub reply: FlowKey<F::Addr>,
+    /// Why the packet is not sent on.
+    pub reason: Reason,
+    /// For [`Reason::TooBig`]: what the device takes, in bytes.
+    pub mtu: u32,
+}
+
+impl<F: Family> Scratch<F> {
+    /// Before the first stage.
+    pub fn new() -> Self {
+        let (zero, port) = (F::Addr::ZERO, Port::default());
+        let key = FlowKey::new(Protocol::default(), zero, port, zero, port);
+        let headers = Headers { key, ttl: 0, flags: 0, check: 0, transport: 0, len: 0 };
+        let flow = Flow {
+            src: zero,
+            dst: zero,
+            sport: port,
+            dport: port,
+            device: IfIndex::NONE,
+            seen: 0,
+            service: 0,
+            way: 0,
+            hooks: 0,
+            state: 0,
+            role: 0,
+        };
+        Self { headers, flow, reply: key, reason: Reason::Truncated, mtu: 0 }
+    }
+
+    /// Notes why the packet is not sent on.
+    #[inline(always)]
+    fn stop(&mut self, reason: Reason) -> Stage {
+        self.reason = reason;
+        Stage::Stop
+    }
+}
+
+impl<F: Family> Default for Scratch<F> {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Where the kernel's routes lead.
@@ -135,13 +178,12 @@ pub trait Tables<F: Family> {
     fn remove_flow(&self, table: Table, key: &FlowKey<F::Addr>);
     /// Notes the time (jiffies) and further bits of `State` in a flow's entry, if it is there.
     fn note_flow(&self, table: Table, key: &FlowKey<F::Addr>, now: u32, state: u8);
-    /// Room to build a flow in: IPv6's do not fit on the kernel's stack beside all else. The caller is its only user until it returns.
-    #[expect(clippy::mut_from_ref, reason = "a scratch element of the kernel's, borrowed through a map that is shared")]
-    fn draft(&self) -> Option<&mut Draft<F::Addr>>;
     /// A frontend.
     fn service(&self, key: &ServiceKey<F::Addr>) -> Option<Service>;
     /// A backend.
     fn backend(&self, key: &BackendKey) -> Option<Backend<F::Addr>>;
+    /// The slot of an endpoint, if the generation has it.
+    fn slot(&self, key: &EndpointKey<F::Addr>) -> Option<u32>;
     /// What an address is to this node.
     fn address(&self, addr: &F::Addr) -> AddressFlags;
     /// A pod of this node.
@@ -156,10 +198,16 @@ pub trait Tables<F: Family> {
     fn now(&self) -> u32;
     /// 32 random bits.
     fn random(&self) -> u32;
-    /// Whether one more refusal may be sent: the ICMP errors that we make are rate-limited.
-    fn may_refuse(&self) -> bool;
+    /// Whether one more ICMP error may be sent: those that we make are rate-limited.
+    fn may_answer(&self) -> bool;
     /// Counts.
     fn count(&self, counter: Counter);
+    /// Counts a packet that was answered instead of sent on; those that are dropped the hook counts.
+    fn count_answered(&self, reason: Reason);
+    /// For the log: a flow was opened by a packet of `key`.
+    fn opened(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>);
+    /// For the log: a packet of `key` is not sent on.
+    fn stopped(&self, key: &FlowKey<F::Addr>, reason: Reason);
 }
 
 /// What becomes of a packet that is not dropped; a hook's one `match` makes it a verdict.
@@ -186,16 +234,25 @@ pub enum Origin {
     Pod,
 }
 
+impl Origin {
+    /// Where packets of this origin meet us.
+    #[inline(always)]
+    pub const fn hook(self) -> Hook {
+        match self {
+            Self::Outside => Hook::FromDevice,
+            Self::Pod => Hook::FromPod,
+        }
+    }
+}
+
 /// A packet that `device`, a node device or a tunnel, received: tc ingress.
-#[inline(always)]
 pub fn from_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
-    serve(packet, tables, device, Origin::Outside)
+    serve(&mut InOneGo { packet, tables, device, origin: Origin::Outside, scratch: Scratch::new() })
 }
 
 /// A packet that the pod behind `device` sent: tc ingress of the host side of its veth.
-#[inline(always)]
 pub fn from_pod<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
-    serve(packet, tables, device, Origin::Pod)
+    serve(&mut InOneGo { packet, tables, device, origin: Origin::Pod, scratch: Scratch::new() })
 }
 
 /// A packet that the stack or a bridge sends to the pod behind `device`: tc egress of the host side of its veth.
@@ -220,46 +277,172 @@ pub fn early<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device:
     }
 }
 
+/// What comes next for a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Stage {
+    /// Nothing: it is none of ours, or not here.
+    Untouched = 0,
+    /// It has no flow; it may open one.
+    Open = 1,
+    /// It belongs to the flow in the scratch.
+    Send = 2,
+    /// It is not sent on, for the reason in the scratch.
+    Stop = 3,
+}
+
+impl Stage {
+    /// The stage of a number; numbers that are none mean [`Stage::Untouched`].
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Open,
+            2 => Self::Send,
+            3 => Self::Stop,
+            _ => Self::Untouched,
+        }
+    }
+}
+
+/// The stages of a packet: functions of this library, which the kernel's binary runs as subprograms with a stack of their own each.
+pub trait Stages {
+    /// What becomes of a packet, in the words of who runs the stages.
+    type Verdict;
+
+    /// [`meet`].
+    fn meet(&mut self) -> Stage;
+    /// [`open`].
+    fn open(&mut self) -> Stage;
+    /// [`send`].
+    fn send(&mut self) -> Self::Verdict;
+    /// [`stop`].
+    fn stop(&mut self) -> Self::Verdict;
+    /// The packet goes on as it came.
+    fn untouched(&mut self) -> Self::Verdict;
+}
+
 /// parse -> find flow -> select service -> choose backend -> open flow -> rewrite -> act.
 #[inline(always)]
-fn serve<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex, origin: Origin) -> Result<Action, Reason> {
-    let Some(headers) = parse::headers::<F, P, T>(packet, tables)? else { return Ok(Action::Untouched) };
-    match translation(tables, device, &headers, origin) {
-        Ok(Some(flow)) => forward(packet, tables, &headers, &flow),
-        Ok(None) => Ok(Action::Untouched),
-        Err(reason) if reason.refuses() => rewrite::refuse(packet, tables, device, &headers),
-        Err(reason) => Err(reason),
+pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
+    let next = match stages.meet() {
+        Stage::Open => stages.open(),
+        other => other,
+    };
+    match next {
+        Stage::Send => stages.send(),
+        Stage::Stop => stages.stop(),
+        Stage::Untouched | Stage::Open => stages.untouched(),
     }
 }
 
-/// The flow that a packet belongs to or opens; `None` if it is none of ours, or not here.
+/// The stages one after the other on one stack: the host's way.
+struct InOneGo<'a, F: Family, P, T> {
+    packet: &'a mut P,
+    tables: &'a T,
+    device: IfIndex,
+    origin: Origin,
+    scratch: Scratch<F>,
+}
+
+impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
+    type Verdict = Result<Action, Reason>;
+
+    fn meet(&mut self) -> Stage {
+        meet(self.packet, self.tables, self.origin, &mut self.scratch)
+    }
+    fn open(&mut self) -> Stage {
+        open(self.packet, self.tables, self.device, self.origin, &mut self.scratch)
+    }
+    fn send(&mut self) -> Self::Verdict {
+        send(self.packet, self.tables, &self.scratch)
+    }
+    fn stop(&mut self) -> Self::Verdict {
+        stop(self.packet, self.tables, self.device, &self.scratch)
+    }
+    fn untouched(&mut self) -> Self::Verdict {
+        Ok(Action::Untouched)
+    }
+}
+
+/// The first stage: parse, find flow.
 #[inline(always)]
-fn translation<F: Ip, T: Tables<F>>(
+pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+    match parse::headers::<F, P, T>(packet, tables) {
+        Ok(Some(headers)) => scratch.headers = headers,
+        Ok(None) => return Stage::Untouched,
+        Err(reason) => return scratch.stop(reason),
+    }
+    match flow::find(tables, &scratch.headers, origin.hook()) {
+        flow::Found::Ours(flow) => scratch.flow = flow,
+        flow::Found::Elsewhere => return Stage::Untouched,
+        flow::Found::None => return Stage::Open,
+    }
+    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device)
+}
+
+/// For a packet without a flow: select service, choose backend, open flow.
+#[inline(always)]
+pub fn open<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
     tables: &T,
     device: IfIndex,
-    headers: &Headers<F>,
     origin: Origin,
-) -> Result<Option<Flow<F::Addr>>, Reason> {
-    let hook = match origin {
-        Origin::Outside => Hook::FromDevice,
-        Origin::Pod => Hook::FromPod,
-    };
-    match flow::find(tables, headers, hook) {
-        flow::Found::Ours(flow) => Ok(Some(flow)),
-        flow::Found::Elsewhere => Ok(None),
-        flow::Found::None => open(tables, device, headers, origin, hook),
+    scratch: &mut Scratch<F>,
+) -> Stage {
+    match try_open(packet, tables, device, origin, scratch) {
+        Ok(stage) => stage,
+        Err(reason) => scratch.stop(reason),
     }
 }
 
-/// Rewrites a packet of `flow` and sends it the flow's way.
 #[inline(always)]
-fn forward<F: Ip, P: Packet, T: Tables<F>>(
-    packet: &mut P,
+fn try_open<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
     tables: &T,
-    headers: &Headers<F>,
-    flow: &Flow<F::Addr>,
-) -> Result<Action, Reason> {
-    rewrite::apply(packet, headers, flow, way(flow))?;
+    device: IfIndex,
+    origin: Origin,
+    scratch: &mut Scratch<F>,
+) -> Result<Stage, Reason> {
+    let key = &scratch.headers.key;
+    let Some(service) = service::select(tables, key)? else { return Ok(Stage::Untouched) };
+    if !scratch.headers.opens() {
+        return service::not_opening(&service);
+    }
+    let config = tables.config().unwrap_or_default();
+    let backend = service::choose(tables, key, &service, origin, config.secret)?;
+    let plan = flow::plan(tables, device, key, &backend, origin)?;
+    let stage = may_leave(packet, tables, scratch, plan.way(), plan.device());
+    if stage == Stage::Send {
+        flow::open(tables, scratch, &service, &backend, &plan, &config)?;
+        tables.opened(&scratch.headers.key, &scratch.flow);
+    }
+    Ok(stage)
+}
+
+/// What the stack would check of a packet that we send on in its place: time to live, and the size that `device` takes.
+#[inline(always)]
+fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch<F>,
+    way: Way,
+    device: IfIndex,
+) -> Stage {
+    if way != Way::Stack && scratch.headers.ttl <= 1 {
+        return scratch.stop(Reason::TtlExceeded);
+    }
+    if way != Way::Neighbour || scratch.headers.len <= tables.config().map_or(u32::MAX, |config| config.least_mtu) {
+        return Stage::Send;
+    }
+    scratch.mtu = tables.device(device).map_or(u32::MAX, |device| device.mtu);
+    if scratch.headers.largest(packet) <= scratch.mtu { Stage::Send } else { scratch.stop(Reason::TooBig) }
+}
+
+/// The last stage: rewrites a packet of the flow in the scratch and sends it the flow's way.
+#[inline(always)]
+pub fn send<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, scratch: &Scratch<F>) -> Result<Action, Reason> {
+    let flow = &scratch.flow;
+    rewrite::apply(packet, &scratch.headers, flow, way(flow))?;
     tables.count(Counter::Forwarded);
     Ok(match way(flow) {
         Way::Stack => Action::Stack,
@@ -268,23 +451,22 @@ fn forward<F: Ip, P: Packet, T: Tables<F>>(
     })
 }
 
-/// A packet without a flow: `None` if it is for no Service.
+/// The last stage of a packet that is not sent on: its sender is told, or it is dropped.
 #[inline(always)]
-fn open<F: Ip, T: Tables<F>>(
+pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
     tables: &T,
     device: IfIndex,
-    headers: &Headers<F>,
-    origin: Origin,
-    hook: Hook,
-) -> Result<Option<Flow<F::Addr>>, Reason> {
-    let Some(service) = service::select(tables, &headers.key)? else { return Ok(None) };
-    if !headers.opens() {
-        return service::not_opening(&service);
+    scratch: &Scratch<F>,
+) -> Result<Action, Reason> {
+    // What is truncated has no headers that could be named.
+    if scratch.reason != Reason::Truncated {
+        tables.stopped(&scratch.headers.key, scratch.reason);
     }
-    let config = tables.config().unwrap_or_default();
-    let backend = service::choose(tables, &headers.key, &service, origin, config.secret)?;
-    let plan = flow::plan(tables, device, &headers.key, &backend, origin, hook)?;
-    flow::open(tables, &headers.key, &service, &backend, &plan, &config).map(Some)
+    match scratch.reason.answer() {
+        Some(answer) => rewrite::answer(packet, tables, device, scratch, answer),
+        None => Err(scratch.reason),
+    }
 }
 
 /// A packet on its way out of the stack: only the flows that went through the stack have an entry for these hooks.

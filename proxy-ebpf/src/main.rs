@@ -19,15 +19,19 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_log_ebpf::debug;
+use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, V4, V6, checksum_update};
-use proxy_common::service::{Backend, BackendKey, Config, Name, Service, ServiceKey};
+use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Name, Service, ServiceKey};
 use proxy_ebpf::parse::{self, Ip};
-use proxy_ebpf::{Action, Change, Draft, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
+use proxy_ebpf::{
+    Action, Change, Insert, NotPromoted, Origin, Packet, Refused, Route, Scratch, Stage, Stages, Table, Tables, Wire,
+};
 
-/// Refusals a second and CPU.
-const REFUSALS: u32 = 1000;
+/// ICMP errors a second and CPU.
+const ANSWERS: u32 = 1000;
 /// `EEXIST` and `E2BIG` as helpers return them.
 const EEXIST: i32 = -17;
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`, younger than the bindings.
@@ -36,11 +40,14 @@ const BPF_F_IPV6: u64 = 1 << 7;
 /// Declares the maps of one family and the tables over them.
 macro_rules! family {
     ($family:ty, $addr:ty, $services:ident $sn:literal, $backends:ident $bn:literal, $addresses:ident $an:literal, $pods:ident $pn:literal,
-     $flows:ident $fln:literal, $opening:ident $on:literal, $draft:ident $dn:literal, $fib:ident) => {
+     $flows:ident $fln:literal, $opening:ident $on:literal, $scratch:ident $dn:literal, $slots:ident $sln:literal,
+     $noted:ident $nn:literal, $fib:ident) => {
         #[map(name = $sn)]
         static $services: HashMap<ServiceKey<$addr>, Service> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
         #[map(name = $bn)]
         static $backends: HashMap<BackendKey, Backend<$addr>> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+        #[map(name = $sln)]
+        static $slots: HashMap<EndpointKey<$addr>, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
         #[map(name = $an)]
         static $addresses: HashMap<$addr, AddressFlags> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
         #[map(name = $pn)]
@@ -50,7 +57,9 @@ macro_rules! family {
         #[map(name = $on)]
         static $opening: LruHashMap<FlowKey<$addr>, Flow<$addr>> = LruHashMap::with_max_entries(65536, 0);
         #[map(name = $dn)]
-        static $draft: PerCpuArray<Draft<$addr>> = PerCpuArray::with_max_entries(1, 0);
+        static $scratch: PerCpuArray<Scratch<$family>> = PerCpuArray::with_max_entries(1, 0);
+        #[map(name = $nn)]
+        static $noted: PerCpuArray<Noted<$addr>> = PerCpuArray::with_max_entries(1, 0);
 
         impl Tables<$family> for Kernel {
             #[inline(always)]
@@ -115,11 +124,6 @@ macro_rules! family {
                 }
             }
             #[inline(always)]
-            fn draft(&self) -> Option<&mut Draft<$addr>> {
-                // SAFETY: this CPU's own element: tc programs of one CPU do not interrupt each other, and only they open flows.
-                $draft.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
-            }
-            #[inline(always)]
             fn service(&self, key: &ServiceKey<$addr>) -> Option<Service> {
                 // SAFETY: not preallocated, so elements are freed after a grace period only.
                 unsafe { $services.get(key) }.copied()
@@ -128,6 +132,11 @@ macro_rules! family {
             fn backend(&self, key: &BackendKey) -> Option<Backend<$addr>> {
                 // SAFETY: as above.
                 unsafe { $backends.get(key) }.copied()
+            }
+            #[inline(always)]
+            fn slot(&self, key: &EndpointKey<$addr>) -> Option<u32> {
+                // SAFETY: as above.
+                unsafe { $slots.get(key) }.copied()
             }
             #[inline(always)]
             fn address(&self, addr: &$addr) -> AddressFlags {
@@ -169,19 +178,39 @@ macro_rules! family {
                 unsafe { bpf_get_prandom_u32() }
             }
             #[inline(always)]
-            fn may_refuse(&self) -> bool {
-                refusal_left()
+            fn may_answer(&self) -> bool {
+                answer_left()
             }
             #[inline(always)]
             fn count(&self, counter: Counter) {
                 count(counter.index());
             }
+            #[inline(always)]
+            fn count_answered(&self, reason: Reason) {
+                count(reason.index());
+            }
+            #[inline(always)]
+            fn opened(&self, key: &FlowKey<$addr>, flow: &Flow<$addr>) {
+                if let (true, Some(noted)) = (level_enabled(Level::Debug), $noted.get_ptr_mut(0)) {
+                    // SAFETY: this CPU's own element, as above.
+                    unsafe { *noted = Noted { what: OPENED, key: *key, dst: flow.dst, dport: flow.dport.number() } };
+                }
+            }
+            #[inline(always)]
+            fn stopped(&self, key: &FlowKey<$addr>, reason: Reason) {
+                if let (true, Some(noted)) = (level_enabled(Level::Debug), $noted.get_ptr_mut(0)) {
+                    // SAFETY: this CPU's own element, as above.
+                    unsafe { *noted = Noted { what: STOPPED + reason as u32, key: *key, dst: key.dst, dport: 0 } };
+                }
+            }
         }
     };
 }
 
-family!(V4, Addr4, SERVICES4 "SERVICES4", BACKENDS4 "BACKENDS4", ADDRESSES4 "ADDRESSES4", PODS4 "PODS4", FLOWS4 "FLOWS4", OPENING4 "OPENING4", DRAFT4 "DRAFT4", fib4);
-family!(V6, Addr6, SERVICES6 "SERVICES6", BACKENDS6 "BACKENDS6", ADDRESSES6 "ADDRESSES6", PODS6 "PODS6", FLOWS6 "FLOWS6", OPENING6 "OPENING6", DRAFT6 "DRAFT6", fib6);
+family!(V4, Addr4, SERVICES4 "SERVICES4", BACKENDS4 "BACKENDS4", ADDRESSES4 "ADDRESSES4", PODS4 "PODS4", FLOWS4 "FLOWS4", OPENING4 "OPENING4", SCRATCH4 "SCRATCH4",
+    SLOTS4 "SLOTS4", NOTED4 "NOTED4", fib4);
+family!(V6, Addr6, SERVICES6 "SERVICES6", BACKENDS6 "BACKENDS6", ADDRESSES6 "ADDRESSES6", PODS6 "PODS6", FLOWS6 "FLOWS6", OPENING6 "OPENING6", SCRATCH6 "SCRATCH6",
+    SLOTS6 "SLOTS6", NOTED6 "NOTED6", fib6);
 
 #[map(name = "DEVICES")]
 static DEVICES: HashMap<IfIndex, Device> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
@@ -191,19 +220,33 @@ static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 static NAMES: HashMap<u32, Name> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 #[map(name = "COUNTERS")]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
-#[map(name = "REFUSALS")]
-static REFUSALS_LEFT: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+#[map(name = "ANSWERS")]
+static ANSWERS_LEFT: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
 
 /// Where `bpf_fib_lookup` takes its question and leaves its answer: too large for the stack beside all else.
 #[map(name = "FIB")]
 static FIB: PerCpuArray<bpf_fib_lookup> = PerCpuArray::with_max_entries(1, 0);
 
-/// A token bucket: refusals sent in the second that began at `since` (jiffies).
+/// A token bucket: ICMP errors sent in the second that began at `since` (jiffies).
 #[repr(C)]
 struct Bucket {
     since: u32,
     sent: u32,
 }
+
+/// What the log is to be told of a packet, kept until the deep part of the stack is free again.
+#[repr(C)]
+struct Noted<A> {
+    /// 0 is nothing, [`OPENED`], or [`STOPPED`] and the reason's number.
+    what: u32,
+    key: FlowKey<A>,
+    /// The backend.
+    dst: A,
+    dport: u16,
+}
+
+const OPENED: u32 = 1;
+const STOPPED: u32 = 2;
 
 /// The kernel as the library's tables; `context` is what `bpf_fib_lookup` wants.
 struct Kernel {
@@ -215,6 +258,8 @@ impl Kernel {
     fn look_up(&self, fib: &mut bpf_fib_lookup) -> Option<Route> {
         /// The route is good, the neighbour not resolved yet.
         const NO_NEIGHBOUR: i64 = 7;
+        // With a length of 0 the kernel holds the packet's own against the device, GSO or not; the size is judged by `may_leave`.
+        fib.__bindgen_anon_1.tot_len = 1;
         // SAFETY: the context of this program, and a structure of the size that is passed.
         let code = unsafe { fib_lookup(self.context, ptr::from_mut(fib), size_of::<bpf_fib_lookup>() as i32, 0) } as i64;
         if code != 0 && code != NO_NEIGHBOUR {
@@ -255,8 +300,8 @@ fn count(index: u32) {
 }
 
 #[inline(always)]
-fn refusal_left() -> bool {
-    let Some(bucket) = REFUSALS_LEFT.get_ptr_mut(0) else { return false };
+fn answer_left() -> bool {
+    let Some(bucket) = ANSWERS_LEFT.get_ptr_mut(0) else { return false };
     let hz = CONFIG.get(0).map_or(100, |config| config.hz);
     let now = jiffies();
     // SAFETY: this CPU's own element.
@@ -266,7 +311,7 @@ fn refusal_left() -> bool {
         bucket.sent = 0;
     }
     bucket.sent += 1;
-    bucket.sent <= REFUSALS
+    bucket.sent <= ANSWERS
 }
 
 /// A socket buffer, by the kernel's helpers: they know paged data and unfinished checksums.
@@ -307,6 +352,11 @@ impl Packet for Skb<'_> {
     #[inline(always)]
     fn insert(&mut self, room: u32) -> Option<()> {
         self.context.skb.adjust_room(room as i32, BPF_ADJ_ROOM_MAC, 0).ok()
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: the context of this program.
+        unsafe { (*self.context.skb.skb).gso_size }
     }
 }
 
@@ -376,54 +426,200 @@ impl Packet for Frame<'_> {
     fn insert(&mut self, _room: u32) -> Option<()> {
         None
     }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
+    }
 }
 
-/// One tc hook: its program, and a subprogram for each family, so that their stacks do not add up.
+/// A tc program: `$v4` or `$v6` by the packet's family.
 macro_rules! hook {
-    ($(#[$doc:meta])* $name:ident, $v4:ident, $v6:ident $(, unless $guard:ident)?) => {
+    ($(#[$doc:meta])* $name:ident: $v4:expr, $v6:expr $(, unless $guard:ident)?) => {
         $(#[$doc])*
         #[classifier]
         pub fn $name(context: TcContext) -> i32 {
-            $(if $guard(&context) {
+            if is_tagged(&context) $(|| $guard(&context))? {
                 return TC_ACT_UNSPEC;
-            })?
+            }
             match parse::ethertype(&Skb { context: &context }) {
                 Some(V4::ETHERTYPE) => $v4(context.skb.skb),
                 Some(V6::ETHERTYPE) => $v6(context.skb.skb),
                 _ => TC_ACT_UNSPEC,
             }
         }
-        hook!(family $name, $v4, V4);
-        hook!(family $name, $v6, V6);
     };
-    (family $name:ident, $function:ident, $family:ty) => {
+}
+
+/// The hooks that open flows, for one family and origin: each stage is a subprogram, so that their stacks do not add up.
+macro_rules! serving {
+    ($serve:ident, $family:ty, $origin:expr, $scratch:ident, $tell:ident, $hook:ident: $meet:ident, $open:ident, $send:ident, $stop:ident) => {
+        #[inline(always)]
+        fn $serve(skb: *mut __sk_buff) -> i32 {
+            let verdict = proxy_ebpf::serve(&mut $hook(skb));
+            $tell(skb);
+            verdict
+        }
+
+        struct $hook(*mut __sk_buff);
+
+        impl Stages for $hook {
+            type Verdict = i32;
+
+            #[inline(always)]
+            fn meet(&mut self) -> Stage {
+                Stage::from_number($meet(self.0))
+            }
+            #[inline(always)]
+            fn open(&mut self) -> Stage {
+                Stage::from_number($open(self.0))
+            }
+            #[inline(always)]
+            fn send(&mut self) -> i32 {
+                $send(self.0)
+            }
+            #[inline(always)]
+            fn stop(&mut self) -> i32 {
+                $stop(self.0)
+            }
+            #[inline(always)]
+            fn untouched(&mut self) -> i32 {
+                trace(self.0, 1, 0);
+                TC_ACT_UNSPEC
+            }
+        }
+
         #[inline(never)]
-        fn $function(skb: *mut __sk_buff) -> i32 {
+        fn $meet(skb: *mut __sk_buff) -> u32 {
+            let Some(scratch) = $scratch.get_ptr_mut(0) else { return Stage::Untouched as u32 };
             let context = TcContext::new(skb);
-            let device = IfIndex(ifindex(&context));
             let tables = Kernel { context: context.as_ptr() };
-            let result = proxy_ebpf::$name::<$family, _, _>(&mut Skb { context: &context }, &tables, device);
+            // SAFETY: this CPU's own element: tc programs of one CPU do not interrupt each other, and no stage keeps it.
+            proxy_ebpf::meet::<$family, _, _>(&Skb { context: &context }, &tables, $origin, unsafe { &mut *scratch }) as u32
+        }
+
+        #[inline(never)]
+        fn $open(skb: *mut __sk_buff) -> u32 {
+            let Some(scratch) = $scratch.get_ptr_mut(0) else { return Stage::Untouched as u32 };
+            let context = TcContext::new(skb);
+            let (tables, device) = (Kernel { context: context.as_ptr() }, IfIndex(ifindex(&context)));
+            // SAFETY: as above.
+            proxy_ebpf::open::<$family, _, _>(&Skb { context: &context }, &tables, device, $origin, unsafe { &mut *scratch })
+                as u32
+        }
+
+        #[inline(never)]
+        fn $send(skb: *mut __sk_buff) -> i32 {
+            let Some(scratch) = $scratch.get_ptr_mut(0) else { return TC_ACT_UNSPEC };
+            let context = TcContext::new(skb);
+            let tables = Kernel { context: context.as_ptr() };
+            // SAFETY: as above.
+            let result = proxy_ebpf::send::<$family, _, _>(&mut Skb { context: &context }, &tables, unsafe { &*scratch });
+            verdict(&context, result)
+        }
+
+        #[inline(never)]
+        fn $stop(skb: *mut __sk_buff) -> i32 {
+            let Some(scratch) = $scratch.get_ptr_mut(0) else { return TC_ACT_UNSPEC };
+            let context = TcContext::new(skb);
+            let (tables, device) = (Kernel { context: context.as_ptr() }, IfIndex(ifindex(&context)));
+            // SAFETY: as above.
+            let result = proxy_ebpf::stop::<$family, _, _>(&mut Skb { context: &context }, &tables, device, unsafe { &*scratch });
             verdict(&context, result)
         }
     };
 }
 
+serving!(from_device4, V4, Origin::Outside, SCRATCH4, tell4, FromDevice4: from_device_meet4, from_device_open4, from_device_send4, from_device_stop4);
+serving!(from_device6, V6, Origin::Outside, SCRATCH6, tell6, FromDevice6: from_device_meet6, from_device_open6, from_device_send6, from_device_stop6);
+serving!(from_pod4, V4, Origin::Pod, SCRATCH4, tell4, FromPod4: from_pod_meet4, from_pod_open4, from_pod_send4, from_pod_stop4);
+serving!(from_pod6, V6, Origin::Pod, SCRATCH6, tell6, FromPod6: from_pod_meet6, from_pod_open6, from_pod_send6, from_pod_stop6);
+
+/// The hooks that only restore what went through the stack, for one family.
+macro_rules! restoring {
+    ($function:ident, $entry:path) => {
+        #[inline(never)]
+        fn $function(skb: *mut __sk_buff) -> i32 {
+            let context = TcContext::new(skb);
+            let device = IfIndex(ifindex(&context));
+            let tables = Kernel { context: context.as_ptr() };
+            let result = $entry(&mut Skb { context: &context }, &tables, device);
+            verdict(&context, result)
+        }
+    };
+}
+
+restoring!(to_pod4, proxy_ebpf::to_pod::<V4, _, _>);
+restoring!(to_pod6, proxy_ebpf::to_pod::<V6, _, _>);
+restoring!(to_device4, proxy_ebpf::to_device::<V4, _, _>);
+restoring!(to_device6, proxy_ebpf::to_device::<V6, _, _>);
+
+/// Tells the log what was noted of a packet, if anybody listens. Numbers become words in user space, which has the words.
+macro_rules! tell {
+    ($tell:ident, $told:ident, $noted:ident, $bytes:ty) => {
+        #[inline(always)]
+        fn $tell(skb: *mut __sk_buff) {
+            if level_enabled(Level::Debug) {
+                $told(skb);
+            }
+        }
+
+        #[inline(never)]
+        fn $told(skb: *mut __sk_buff) -> i32 {
+            let Some(noted) = $noted.get_ptr_mut(0) else { return 0 };
+            let context = TcContext::new(skb);
+            // SAFETY: this CPU's own element; nobody else writes it before this program has ended.
+            let noted = unsafe { &mut *noted };
+            let (what, key, device) = (noted.what, &noted.key, ifindex(&context));
+            noted.what = 0;
+            let (src, dst): ($bytes, $bytes) = (key.src.bytes(), key.dst.bytes());
+            let (sport, dport, protocol) = (key.sport.number(), key.dport.number(), key.protocol.0);
+            if what == OPENED {
+                let backend: $bytes = noted.dst.bytes();
+                debug!(
+                    &context,
+                    target: "portway::packets",
+                    "device#{}: protocol#{} {:i} port {} to {:i} port {}: opened to {:i} port {}",
+                    device, protocol, src, sport, dst, dport, backend, noted.dport
+                );
+            } else if what >= STOPPED {
+                debug!(
+                    &context,
+                    target: "portway::packets",
+                    "device#{}: protocol#{} {:i} port {} to {:i} port {}: stopped, reason#{}",
+                    device, protocol, src, sport, dst, dport, what - STOPPED
+                );
+            }
+            0
+        }
+    };
+}
+
+tell!(tell4, told4, NOTED4, [u8; 4]);
+tell!(tell6, told6, NOTED6, [u8; 16]);
+
 hook!(
     /// tc ingress of node devices and tunnels.
-    from_device, from_device4, from_device6
+    from_device: from_device4, from_device6
 );
 hook!(
     /// tc ingress of the host side of a pod's veth.
-    from_pod, from_pod4, from_pod6
+    from_pod: from_pod4, from_pod6
 );
 hook!(
     /// tc egress of the host side of a pod's veth.
-    to_pod, to_pod4, to_pod6
+    to_pod: to_pod4, to_pod6
 );
 hook!(
     /// tc egress of node devices and tunnels.
-    to_device, to_device4, to_device6, unless forwarded
+    to_device: to_device4, to_device6, unless forwarded
 );
+
+/// Whether a VLAN tag lies beside the packet: then it is the business of the VLAN's own device, which meets it without.
+#[inline(always)]
+fn is_tagged(context: &TcContext) -> bool {
+    // SAFETY: the context of this program.
+    unsafe { (*context.skb.skb).vlan_present != 0 }
+}
 
 /// Whether a packet leaving by a node device was forwarded: only packets of a socket of this host can be replies of a backend here.
 #[inline(always)]

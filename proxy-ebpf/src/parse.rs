@@ -2,7 +2,7 @@
 
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
-use proxy_common::event::{Counter, Reason};
+use proxy_common::event::{Answer, Counter, Reason};
 use proxy_common::flow::FlowKey;
 use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
 
@@ -47,14 +47,16 @@ pub trait Ip: Family {
     fn read<P: Packet>(packet: &P) -> Result<Option<Network<Self>>, Reason>;
     /// Writes addresses and time to live; the header checksum follows.
     fn write<P: Packet>(packet: &mut P, headers: &Headers<Self>, src: Self::Addr, dst: Self::Addr, ttl: u8) -> Option<()>;
-    /// Turns the packet into an ICMP port unreachable to its sender, from the address that it was sent to.
-    fn refuse<P: Packet>(packet: &mut P, headers: &Headers<Self>) -> Option<()>;
+    /// Turns the packet into an ICMP error to its sender, from the address that it was sent to; `mtu` is for [`Answer::TooBig`].
+    fn answer<P: Packet>(packet: &mut P, headers: &Headers<Self>, answer: Answer, mtu: u32) -> Option<()>;
+    /// Whether an address is one host's, so that an ICMP error may be sent to it.
+    fn is_host(addr: Self::Addr) -> bool;
     /// The address of a device that masquerade gives what leaves by it; zero if none.
     fn masquerade(device: &proxy_common::net::Device) -> Self::Addr;
 }
 
 /// An unfragmented TCP or UDP packet.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Headers<F: Family> {
     /// The connection that it belongs to.
     pub key: FlowKey<F::Addr>,
@@ -86,6 +88,19 @@ impl<F: Ip> Headers<F> {
     pub fn reset(&self) -> bool {
         self.flags & RST != 0
     }
+    /// Bytes without the link-layer header of the largest packet that this one is cut into.
+    #[inline(always)]
+    pub fn largest<P: Packet>(&self, packet: &P) -> u32 {
+        let segment = packet.segment();
+        if segment == 0 {
+            return self.len;
+        }
+        let transport = match self.key.protocol {
+            Protocol::TCP => packet.load::<[u8; 1]>(self.transport + 12).map_or(60, |[offset]| u32::from(offset >> 4) * 4),
+            _ => 8,
+        };
+        self.transport - LINK + transport + segment
+    }
 }
 
 /// The EtherType of a frame in host order; `None` if it is too short to have one.
@@ -106,11 +121,12 @@ pub fn headers<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Result
     let transport = LINK + network.len;
     let (sport, dport, flags) = match network.protocol {
         Protocol::TCP => {
-            let tcp: [u8; 14] = packet.load(transport).ok_or(Reason::Truncated)?;
+            // Through the checksum, which the rewrite needs.
+            let tcp: [u8; 18] = packet.load(transport).ok_or(Reason::Truncated)?;
             (Port::from_bytes([tcp[0], tcp[1]]), Port::from_bytes([tcp[2], tcp[3]]), tcp[13])
         }
         Protocol::UDP => {
-            let udp: [u8; 4] = packet.load(transport).ok_or(Reason::Truncated)?;
+            let udp: [u8; 8] = packet.load(transport).ok_or(Reason::Truncated)?;
             (Port::from_bytes([udp[0], udp[1]]), Port::from_bytes([udp[2], udp[3]]), 0)
         }
         _ => {

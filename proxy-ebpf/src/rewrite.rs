@@ -1,11 +1,11 @@
 //! The only file that writes packet bytes: the rewrite of a flow's packets, and the refusals that tell a client at once.
 
-use proxy_common::event::{Counter, Reason};
+use proxy_common::event::{Answer, Counter, Reason};
 use proxy_common::flow::{Flow, Way};
 use proxy_common::net::{Addr4, Addr6, Address, Device, IfIndex, Protocol, V4, V6, checksum_update, sum_add, sum_diff, sum_fold};
 
 use crate::parse::{Headers, Ip, LINK, Network, read4, read6};
-use crate::{Action, Change, Packet, Tables};
+use crate::{Action, Change, Packet, Scratch, Tables};
 
 /// Bytes of an ICMP or ICMPv6 header.
 const ICMP: u32 = 8;
@@ -21,8 +21,8 @@ const QUOTED_UDP: u32 = 8;
 pub fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow<F::Addr>, way: Way) -> Result<(), Reason> {
     let ttl = match way {
         Way::Stack => headers.ttl,
-        Way::Pod | Way::Neighbour if headers.ttl > 1 => headers.ttl - 1,
-        Way::Pod | Way::Neighbour => return Err(Reason::TtlExceeded),
+        // Checked before: 1 and 0 do not get here.
+        Way::Pod | Way::Neighbour => headers.ttl.wrapping_sub(1),
     };
     let key = &headers.key;
     let addresses = sum_add(sum_diff(key.src.sum(), flow.src.sum()), sum_diff(key.dst.sum(), flow.dst.sum()));
@@ -43,18 +43,24 @@ pub fn link<P: Packet>(packet: &mut P, addresses: &[u8; 12]) -> Result<(), Reaso
     packet.store(0, addresses).ok_or(Reason::RewriteFailed)
 }
 
-/// Answers a packet that is refused with an ICMP port unreachable, where the limit allows it.
+/// Answers a packet that is not sent on with an ICMP error, where its source and the limit allow it.
 #[inline(always)]
-pub fn refuse<F: Ip, P: Packet, T: Tables<F>>(
+pub fn answer<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
     device: IfIndex,
-    headers: &Headers<F>,
+    scratch: &Scratch<F>,
+    answer: Answer,
 ) -> Result<Action, Reason> {
-    if !tables.may_refuse() {
+    let headers = &scratch.headers;
+    if !F::is_host(headers.key.src) {
+        return Err(Reason::NotAnswerable);
+    }
+    if !tables.may_answer() {
         return Err(Reason::RejectRateLimited);
     }
-    F::refuse(packet, headers).and_then(|()| turn_back(packet)).ok_or(Reason::RewriteFailed)?;
+    F::answer(packet, headers, answer, scratch.mtu).and_then(|()| turn_back(packet)).ok_or(Reason::RewriteFailed)?;
+    tables.count_answered(scratch.reason);
     tables.count(Counter::Rejected);
     Ok(Action::Transmit(device))
 }
@@ -128,11 +134,16 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
-    fn refuse<P: Packet>(packet: &mut P, headers: &Headers<Self>) -> Option<()> {
+    fn answer<P: Packet>(packet: &mut P, headers: &Headers<Self>, answer: Answer, mtu: u32) -> Option<()> {
         let quote = quote(packet, headers)?;
         let quoted = headers.transport - LINK + quote.len;
+        let ([kind, code], rest) = match answer {
+            Answer::PortUnreachable => ([3, 3], 0),
+            Answer::TimeExceeded => ([11, 0], 0),
+            Answer::TooBig => ([3, 4], mtu.min(0xffff).to_be()),
+        };
         // The quoted IPv4 header, its checksum included, sums up to nothing.
-        let icmp = u32::from_ne_bytes([3, 3, 0, 0]);
+        let icmp = sum_add(u32::from_ne_bytes([kind, code, 0, 0]), rest);
         let check = (!sum_fold(sum_add(icmp, quote.sum))).to_ne_bytes();
         packet.insert(20 + ICMP)?;
         let [l1, l2] = (20 + ICMP as u16 + quoted as u16).to_be_bytes();
@@ -142,13 +153,19 @@ impl Ip for V4 {
             u32::from_ne_bytes([TTL, 1, 0, 0]),
             headers.key.dst.word(),
             headers.key.src.word(),
-            u32::from_ne_bytes([3, 3, check[0], check[1]]),
-            0,
+            u32::from_ne_bytes([kind, code, check[0], check[1]]),
+            rest,
         ];
         let sum = sum_add(sum_add(ip[0], ip[2]), sum_add(ip[3], ip[4]));
         let [c1, c2] = (!sum_fold(sum)).to_ne_bytes();
         ip[2] = u32::from_ne_bytes([TTL, 1, c1, c2]);
         packet.store(LINK, &ip)
+    }
+
+    #[inline(always)]
+    fn is_host(addr: Addr4) -> bool {
+        let [first, ..] = addr.bytes();
+        first != 0 && first != 127 && first < 224
     }
 
     #[inline(always)]
@@ -172,7 +189,12 @@ impl Ip for V6 {
     }
 
     #[inline(always)]
-    fn refuse<P: Packet>(packet: &mut P, headers: &Headers<Self>) -> Option<()> {
+    fn answer<P: Packet>(packet: &mut P, headers: &Headers<Self>, answer: Answer, mtu: u32) -> Option<()> {
+        let ([kind, code], rest) = match answer {
+            Answer::PortUnreachable => ([1, 4], 0),
+            Answer::TimeExceeded => ([3, 0], 0),
+            Answer::TooBig => ([2, 0], mtu.to_be()),
+        };
         let quote = quote(packet, headers)?;
         let head: [u32; 10] = packet.load(LINK)?;
         let head = head.iter().fold(0, |sum, word| sum_add(sum, *word));
@@ -180,13 +202,20 @@ impl Ip for V6 {
         let [l1, l2] = (payload as u16).to_be_bytes();
         let pseudo = sum_add(u32::from_ne_bytes([0, 0, l1, l2]), u32::from_ne_bytes([0, 0, 0, 58]));
         let pseudo = sum_add(pseudo, sum_add(headers.key.src.sum(), headers.key.dst.sum()));
-        let icmp = sum_add(u32::from_ne_bytes([1, 4, 0, 0]), sum_add(head, quote.sum));
+        let icmp = sum_add(sum_add(u32::from_ne_bytes([kind, code, 0, 0]), rest), sum_add(head, quote.sum));
         let [c1, c2] = (!sum_fold(sum_add(pseudo, icmp))).to_ne_bytes();
         packet.insert(40 + ICMP)?;
         packet.store(LINK, &[u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([l1, l2, 58, TTL])])?;
         let ([a, b, c, d], [e, f, g, h]) = (headers.key.dst.words(), headers.key.src.words());
         packet.store(LINK + 8, &[a, b, c, d, e, f, g, h])?;
-        packet.store(LINK + 40, &[u32::from_ne_bytes([1, 4, c1, c2]), 0])
+        packet.store(LINK + 40, &[u32::from_ne_bytes([kind, code, c1, c2]), rest])
+    }
+
+    #[inline(always)]
+    fn is_host(addr: Addr6) -> bool {
+        let [a, b, c, d] = addr.words();
+        let low = u32::from_be(d);
+        a.to_ne_bytes()[0] != 0xff && (a | b | c != 0 || low > 1)
     }
 
     #[inline(always)]

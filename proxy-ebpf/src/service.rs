@@ -1,11 +1,11 @@
 //! From a destination to a backend: which frontend was meant, which interval of slots applies, which slot it is.
 
 use proxy_common::event::Reason;
-use proxy_common::flow::FlowKey;
+use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Address, AddressFlags, Family, hash3};
-use proxy_common::service::{Backend, BackendKey, Service, ServiceFlags, ServiceKey};
+use proxy_common::service::{Backend, BackendKey, EndpointKey, Service, ServiceFlags, ServiceKey};
 
-use crate::{Origin, Tables};
+use crate::{Origin, Stage, Tables};
 
 /// The frontend that a packet's destination names: an address's own, or a nodePort where nodePorts are served (V8).
 ///
@@ -22,11 +22,20 @@ pub fn select<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Re
     if address.has(AddressFlags::CLUSTER_IP) { Err(Reason::UnknownPort) } else { Ok(None) }
 }
 
+/// V17: whether what a flow's packets ask for still leads to the flow's backend, for a client of some origin.
+#[inline(always)]
+pub fn still_leads<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
+    match select(tables, key) {
+        Ok(Some(service)) => tables.slot(&EndpointKey::new(service.generation, flow.dst, flow.dport)).is_some(),
+        Ok(None) | Err(_) => false,
+    }
+}
+
 /// V16: a TCP packet that is no SYN and has no flow is never balanced. On a cluster IP it can mean nothing else and is dropped; on an
 /// address of the host it may answer a connection of the host's own.
 #[inline(always)]
-pub fn not_opening<T>(service: &Service) -> Result<Option<T>, Reason> {
-    if service.has(ServiceFlags::CLUSTER_IP) { Err(Reason::NotSyn) } else { Ok(None) }
+pub fn not_opening(service: &Service) -> Result<Stage, Reason> {
+    if service.has(ServiceFlags::CLUSTER_IP) { Err(Reason::NotSyn) } else { Ok(Stage::Untouched) }
 }
 
 /// V15: a backend of the interval that applies, by a keyed hash of the connection, so that every program on the path agrees.

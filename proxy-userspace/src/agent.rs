@@ -36,7 +36,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     if let Some(cgroup) = cgroup {
         warn!(cgroup = %cgroup.display(), "this version has no socket hooks: processes of this host reach Services through its devices");
     }
-    let plane = Dataplane::open(&Options { state_dir: state_dir.clone(), xdp: choice(xdp) })?;
+    let mut plane = Dataplane::open(&Options { state_dir: state_dir.clone(), xdp: choice(xdp) })?;
     let actual = plane.read()?;
     let service = complete(service, &actual)?;
     let metrics = Arc::new(Metrics::default());
@@ -58,6 +58,9 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     }
     if let Some(bind) = metrics_bind {
         tasks.spawn(keep_metrics(bind, metrics.exporter(plane.open_maps()?)));
+    }
+    if let Some(log) = plane.take_log() {
+        tasks.spawn(log.run());
     }
     let updates = source::spawn(source).await?;
     let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, metrics };

@@ -14,7 +14,7 @@ use proxy_common::net::AddressFlags;
 use proxy_common::service::Config;
 
 use crate::contents::{Contents, Frontend};
-use crate::model::{ObjectName, Settings, Snapshot};
+use crate::model::{ObjectName, Snapshot};
 
 pub use addresses::node_port_addresses;
 pub use endpoints::serving_endpoints;
@@ -34,12 +34,13 @@ pub fn compile_reporting(snapshot: &Snapshot) -> (Contents, Vec<Conflict>) {
         frontends,
         pods: pods.local(snapshot),
         devices: snapshot.links.devices.clone(),
-        config: config(&snapshot.settings),
+        config: config(snapshot),
     };
     (contents, conflicts)
 }
 
-fn config(settings: &Settings) -> Config {
+fn config(snapshot: &Snapshot) -> Config {
+    let Snapshot { settings, links, .. } = snapshot;
     Config {
         secret: settings.secret,
         masquerade_first: settings.masquerade_ports.first,
@@ -47,6 +48,8 @@ fn config(settings: &Settings) -> Config {
         hz: settings.hz,
         opening_timeout: settings.timeouts.opening,
         udp_timeout: settings.timeouts.udp,
+        least_mtu: links.devices.values().map(|device| device.mtu).min().unwrap_or(0),
+        zero: 0,
     }
 }
 

@@ -20,6 +20,8 @@ both_families!(
     packets_in_the_middle_of_nothing,
     syn_on_a_closed_connection_opens_a_new_one,
     syn_on_a_living_connection_does_not,
+    syn_whose_backend_has_left_opens_a_new_flow,
+    one_way_udp_keeps_its_backend,
     expired_udp_flow_is_opened_anew,
     udp_flow_with_replies_only_is_alive,
     flow_is_left_alone_at_other_hooks,
@@ -52,12 +54,12 @@ fn keys<F: Net>(there: &Segment) -> [FlowKey<F::Addr>; 2] {
     [key::<F>(there.protocol, FROM, TO), key::<F>(there.protocol, (REMOTE, TARGET), (NODE, there.src.port()))]
 }
 
-/// V18: a client that repeats its SYN is still the same connection, whatever became of the Service.
+/// V18: a client that repeats its SYN is still the same connection, whoever joined the Service.
 fn retransmitted_syn_finds_its_flow<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let first = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
     node.later(3);
-    node = node.with_node_port(0, &[pod::<F>(POD_A)]);
+    node = node.with_node_port(0, &[pod::<F>(POD_A), pod::<F>(REMOTE), pod::<F>(POD_B)]);
     assert_eq!(node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH)), first);
     assert_eq!((node.flows(), node.tables.counted(Counter::Opened)), ((2, 0), 1));
 }
@@ -181,11 +183,39 @@ fn syn_on_a_closed_connection_opens_a_new_one<F: Net>() {
 /// V17's other side: a late SYN, or a half-closed connection, is not cut short.
 fn syn_on_a_living_connection_does_not<F: Net>() {
     let (mut node, there) = connected::<F>(Protocol::TCP);
-    node = node.with_node_port(0, &[pod::<F>(POD_A)]);
+    node = node.with_node_port(0, &[pod::<F>(POD_A), pod::<F>(REMOTE)]);
     assert_eq!(node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
     node.from_device(&data::<F>().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
     assert_eq!(node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
     assert_eq!(node.flows(), (0, 2));
+}
+
+/// V17: a SYN on a connection whose backend has left the Service is a new one, half-open or established; the old goes on until then.
+fn syn_whose_backend_has_left_opens_a_new_flow<F: Net>() {
+    let (mut node, there) = connected::<F>(Protocol::TCP);
+    node = node.with_node_port(0, &[pod::<F>(POD_A)]);
+    assert_eq!(node.from_device(&data::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
+    node.from_device(&syn::<F>()).goes(Action::Pod(VETH_A));
+    node = node.with_node_port(0, &[pod::<F>(POD_B)]);
+    node.from_device(&syn::<F>()).goes(Action::Pod(VETH_B));
+    assert_eq!(node.flows(), (2, 0));
+    node.tables.services.clear();
+    node.from_device(&syn::<F>()).untouched();
+    assert_eq!(node.flows(), (0, 0));
+}
+
+/// V18: a client that is never answered keeps backend and port for as long as it goes on (syslog, metrics), and no longer.
+fn one_way_udp_keeps_its_backend<F: Net>() {
+    let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+    let datagram = packet::<F>(Protocol::UDP, FROM, TO);
+    let first = node.from_device(&datagram).goes(Action::Neighbour(ETH));
+    node = node.with_node_port(0, &[pod::<F>(POD_A)]);
+    for _ in 0..5 {
+        node.later(29);
+        assert_eq!(node.from_device(&datagram).goes(Action::Neighbour(ETH)).src, first.src);
+    }
+    node.later(31);
+    node.from_device(&datagram).goes(Action::Pod(VETH_A));
 }
 
 /// V18: an answered UDP flow ends after its timeout; a datagram on it opens a new one.

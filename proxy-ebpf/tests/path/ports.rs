@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use proxy_common::event::Reason;
 use proxy_common::net::Protocol;
-use proxy_ebpf::Action;
+use proxy_ebpf::{Action, Table, Tables};
 
 use crate::both_families;
 use crate::segment::ACK;
@@ -16,6 +16,9 @@ both_families!(
     exhausted_range_refuses_the_flow,
     port_is_free_again_when_its_flow_is_gone,
     established_flow_keeps_its_port_from_others,
+    port_is_kept_where_only_the_forward_half_was_evicted,
+    range_without_ports_masquerades_nothing,
+    crowded_range_still_finds_a_port,
 );
 
 /// One client port through two frontends to one backend: the second connection gets another source port, and each reply its own way.
@@ -93,4 +96,33 @@ fn established_flow_keeps_its_port_from_others<F: Net>() {
     assert_eq!(node.flows(), (0, 2));
     let answered = node.from_device(&left.answer().flags(ACK)).goes(Action::Neighbour(ETH));
     assert_eq!(answered.dst, end::<F>((CLIENT, 1)));
+}
+
+/// The half that was left is the same connection's: the client's port is not taken, as far as it is concerned.
+fn port_is_kept_where_only_the_forward_half_was_evicted<F: Net>() {
+    for protocol in PROTOCOLS {
+        let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
+        let (from, to) = ((CLIENT, 40000), (NODE, NODE_PORT));
+        let first = node.from_device(&opening::<F>(protocol, from, to)).goes(Action::Pod(VETH_A));
+        node.tables.remove_flow(Table::Opening, &key::<F>(protocol, from, to));
+        assert_eq!(node.from_device(&opening::<F>(protocol, from, to)).goes(Action::Pod(VETH_A)), first);
+        assert_eq!(node.flows(), (2, 0));
+    }
+}
+
+/// Settings that were never written are no port 0.
+fn range_without_ports_masquerades_nothing<F: Net>() {
+    let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+    node.tables.config = Default::default();
+    node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, 1), (NODE, NODE_PORT))).dropped(Reason::NoMasqueradePort);
+}
+
+/// V12: seven of eight ports to a backend are taken, as with 25,000 of the default range: every new connection still finds one.
+fn crowded_range_still_finds_a_port<F: Net>() {
+    let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+    (node.tables.config.masquerade_first, node.tables.config.masquerade_len) = (1024, 2048);
+    for client in 0..1792 {
+        let syn = opening::<F>(Protocol::TCP, (CLIENT, 1000 + client), (NODE, NODE_PORT));
+        node.from_device(&syn).goes(Action::Neighbour(ETH));
+    }
 }

@@ -1,5 +1,7 @@
 //! New connections that are turned away: who is told, who waits, and what the message looks like.
 
+use std::net::SocketAddr;
+
 use proxy_common::event::{Counter, Reason};
 use proxy_common::net::{IfIndex, Protocol};
 use proxy_common::service::ServiceFlags;
@@ -20,6 +22,9 @@ both_families!(
     refusals_are_rate_limited,
     options_and_long_packets_are_quoted_right,
     truncated_transport_is_not_answered,
+    what_is_larger_than_the_device_takes_is_told_so_and_opens_nothing,
+    the_last_hop_is_told_and_opens_nothing,
+    sources_that_are_no_host_are_not_answered,
 );
 
 const FROM: End = (CLIENT, 40000);
@@ -28,16 +33,22 @@ const TO: End = (NODE, NODE_PORT);
 /// The message that refuses `packet`, judged byte by byte: to its sender, from the address that it dialled, quoting its headers.
 #[track_caller]
 fn refuses(hop: &Hop, packet: &Segment, device: IfIndex) {
+    answers(hop, packet, device, if packet.src.is_ipv4() { [3, 3] } else { [1, 4] }, 0);
+}
+
+/// The same for any message: type and code, and the MTU that it tells.
+#[track_caller]
+fn answers(hop: &Hop, packet: &Segment, device: IfIndex, [kind, code]: [u8; 2], mtu: u32) {
     let icmp = hop.refused(device);
     let bytes = packet.bytes();
     let network = if packet.src.is_ipv4() { 20 + packet.options.len() } else { 40 };
     let transport = if packet.protocol == Protocol::TCP { 20 } else { 8 };
-    let (kind, code) = if packet.src.is_ipv4() { (3, 3) } else { (1, 4) };
     let mut link = [0; 12];
     link[..6].copy_from_slice(&packet.link[6..]);
     link[6..].copy_from_slice(&packet.link[..6]);
     let quote = bytes[14..14 + network + transport].to_vec();
-    assert_eq!(icmp, Icmp { link, src: packet.dst.ip(), dst: packet.src.ip(), ttl: TTL, kind, code, quote });
+    let rest = mtu.to_be_bytes();
+    assert_eq!(icmp, Icmp { link, src: packet.dst.ip(), dst: packet.src.ip(), ttl: TTL, kind, code, rest, quote });
 }
 
 /// Table of verdicts: no usable endpoint anywhere: the client sees "connection refused", outside and in pods.
@@ -146,13 +157,62 @@ fn options_and_long_packets_are_quoted_right<F: Net>() {
 fn truncated_transport_is_not_answered<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[]);
     let network = if F::V6 { 40 } else { 20 };
-    for (protocol, parsed, whole) in [(Protocol::TCP, 14, 20), (Protocol::UDP, 4, 8)] {
+    for (protocol, parsed, whole) in [(Protocol::TCP, 18, 20), (Protocol::UDP, 8, 8)] {
         let bytes = opening::<F>(protocol, FROM, TO).bytes();
         let [_, hop, ..] = node.everywhere(&bytes[..14 + network + parsed - 1]);
         hop.dropped(Reason::Truncated);
-        let [_, hop, ..] = node.everywhere(&bytes[..14 + network + whole - 1]);
-        hop.dropped(Reason::RewriteFailed);
+        if whole > parsed {
+            let [_, hop, ..] = node.everywhere(&bytes[..14 + network + whole - 1]);
+            hop.dropped(Reason::RewriteFailed);
+        }
         let [_, hop, ..] = node.everywhere(&bytes[..14 + network + whole]);
         assert_eq!(hop.said, Ok(Action::Transmit(ETH)));
     }
+}
+
+/// Redirects skip the stack's look at the size, so we look: the sender learns what fits, before a flow is opened and after.
+fn what_is_larger_than_the_device_takes_is_told_so_and_opens_nothing<F: Net>() {
+    let too_big = if F::V6 { [2, 0] } else { [3, 4] };
+    for protocol in PROTOCOLS {
+        let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+        node.tables.devices.get_mut(&ETH).expect("the device").mtu = 1280;
+        node.tables.config.least_mtu = 1280;
+        let headers = if F::V6 { 40 } else { 20 } + if protocol == Protocol::TCP { 20 } else { 8 };
+        let sized = |bytes: usize| opening::<F>(protocol, FROM, TO).payload(&vec![7; bytes - headers]);
+        answers(&node.from_device(&sized(1281)), &sized(1281), ETH, too_big, 1280);
+        assert_eq!((node.flows(), node.tables.answered(Reason::TooBig)), ((0, 0), 1));
+        node.from_device(&sized(1280)).goes(Action::Neighbour(ETH));
+        answers(&node.from_device(&sized(1281)), &sized(1281), ETH, too_big, 1280);
+        // A pod of this node takes what came: nothing is sent on by a device.
+        let node = Node::<F> { tables: node.tables }.with_node_port(0, &[pod::<F>(POD_A)]);
+        let other = opening::<F>(protocol, (CLIENT, 40001), TO).payload(&[7; 1400]);
+        node.from_device(&other).goes(Action::Pod(VETH_A));
+    }
+}
+
+/// Redirects skip the stack's count of hops, so we count: the last one ends here and its sender is told, before a flow is opened.
+fn the_last_hop_is_told_and_opens_nothing<F: Net>() {
+    for (ttl, protocol) in [0, 1].into_iter().flat_map(|ttl| PROTOCOLS.map(|p| (ttl, p))) {
+        for backend in [POD_A, REMOTE] {
+            let node = Node::<F>::new().with_node_port(0, &[pod::<F>(backend)]);
+            let syn = opening::<F>(protocol, FROM, TO).ttl(ttl);
+            answers(&node.from_device(&syn), &syn, ETH, if F::V6 { [3, 0] } else { [11, 0] }, 0);
+            assert_eq!((node.flows(), node.tables.answered(Reason::TtlExceeded)), ((0, 0), 1));
+        }
+    }
+}
+
+/// The verdict table: ICMP errors never go to multicast, broadcast or nobody.
+fn sources_that_are_no_host_are_not_answered<F: Net>() {
+    let node = Node::<F>::new().with_node_port(0, &[]);
+    let sources: &[&str] = if F::V6 {
+        &["::", "::1", "ff02::1", "ffff::1"]
+    } else {
+        &["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "239.255.255.250", "255.255.255.255"]
+    };
+    for source in sources {
+        let source = SocketAddr::new(source.parse().expect("an address"), 9);
+        node.from_device(&opening::<F>(Protocol::UDP, FROM, TO).from(source)).dropped(Reason::NotAnswerable);
+    }
+    assert_eq!(node.tables.counted(Counter::Rejected), 0);
 }

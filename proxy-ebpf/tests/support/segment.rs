@@ -189,6 +189,8 @@ pub struct Icmp {
     pub kind: u8,
     /// The code.
     pub code: u8,
+    /// What comes before the quote: an MTU, or nothing.
+    pub rest: [u8; 4],
     /// What it quotes: a packet from its IP header on.
     pub quote: Vec<u8>,
 }
@@ -209,6 +211,6 @@ impl Icmp {
         };
         let mut link = [0; 12];
         link.copy_from_slice(&bytes[..12]);
-        Ok(Self { link, src, dst, ttl, kind: head[0], code: head[1], quote })
+        Ok(Self { link, src, dst, ttl, kind: head[0], code: head[1], rest: [head[4], head[5], head[6], head[7]], quote })
     }
 }

@@ -9,12 +9,12 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use proxy_common::event::COUNTERS;
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Addr4, Addr6, Address, AddressFlags, Device, IfIndex, LocalPod, Port};
-use proxy_common::service::{Backend, BackendKey, Config, Name, Service, ServiceKey};
+use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Name, Service, ServiceKey};
 
 use super::batch;
 use super::statedir::StateDir;
 use crate::contents::Frontend;
-use crate::place::{Actual, Entry, Key, Side, Slot, SlotKey, Write};
+use crate::place::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
 
 /// A hash map that this value has open.
 pub type Hash<K, V> = HashMap<MapData, K, V>;
@@ -23,6 +23,7 @@ pub type Hash<K, V> = HashMap<MapData, K, V>;
 pub struct FamilyMaps<A> {
     services: Hash<ServiceKey<A>, Service>,
     backends: Hash<BackendKey, Backend<A>>,
+    slots: Hash<EndpointKey<A>, u32>,
     addresses: Hash<A, AddressFlags>,
     pods: Hash<A, LocalPod>,
     /// Answered flows.
@@ -64,6 +65,7 @@ where
     A: Pod,
     ServiceKey<A>: Pod,
     Backend<A>: Pod,
+    EndpointKey<A>: Pod,
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
@@ -71,6 +73,7 @@ where
         Ok(Self {
             services: open(&format!("SERVICES{side}"), take)?,
             backends: open(&format!("BACKENDS{side}"), take)?,
+            slots: open(&format!("SLOTS{side}"), take)?,
             addresses: open(&format!("ADDRESSES{side}"), take)?,
             pods: open(&format!("PODS{side}"), take)?,
             flows: open(&format!("FLOWS{side}"), take)?,
@@ -82,13 +85,18 @@ where
         let frontend = |key: &ServiceKey<A>| Frontend { addr: key.addr.ip(), port: key.port.number(), protocol: key.protocol };
         let services = batch::all(&self.services).context("read SERVICES")?;
         let backends = batch::all(&self.backends).context("read BACKENDS")?;
+        let slots = batch::all(&self.slots).context("read SLOTS")?;
         let addresses = batch::all(&self.addresses).context("read ADDRESSES")?;
         let pods = batch::all(&self.pods).context("read PODS")?;
         let services = services.iter().map(|(key, service)| Entry::Service(frontend(key), *service));
         let backends = backends.iter().map(|(key, backend)| slot_entry(side, key, backend));
+        let slots = slots.iter().map(|(key, slot)| {
+            let addr = SocketAddr::new(key.addr.ip(), key.port.number());
+            Entry::Endpoint(EndpointAt { generation: key.generation, addr }, *slot)
+        });
         let addresses = addresses.iter().map(|(addr, flags)| Entry::Address(addr.ip(), *flags));
         let pods = pods.iter().map(|(addr, pod)| Entry::Pod(addr.ip(), *pod));
-        Ok(services.chain(backends).chain(addresses).chain(pods).collect())
+        Ok(services.chain(backends).chain(slots).chain(addresses).chain(pods).collect())
     }
 
     /// The highest id of a service port that a flow names.
@@ -171,6 +179,9 @@ impl Maps {
                 family!(self, frontend.addr, |addr, maps| put(&mut maps.services, service_key(frontend, addr), *service))
             }
             Entry::Backend(key, slot) => self.put_backend(key, slot),
+            Entry::Endpoint(EndpointAt { generation, addr }, slot) => family!(self, addr.ip(), |key, maps| {
+                put(&mut maps.slots, EndpointKey::new(*generation, key, Port::new(addr.port())), *slot)
+            }),
             Entry::Address(addr, flags) => family!(self, *addr, |key, maps| put(&mut maps.addresses, key, *flags)),
             Entry::Pod(addr, pod) => family!(self, *addr, |key, maps| put(&mut maps.pods, key, *pod)),
             Entry::Device(index, device) => put(&mut self.devices, *index, *device),
@@ -203,6 +214,9 @@ impl Maps {
                     Side::V6 => delete(&mut self.v6.backends, key),
                 }
             }
+            Key::Endpoint(EndpointAt { generation, addr }) => family!(self, addr.ip(), |key, maps| {
+                delete(&mut maps.slots, EndpointKey::new(*generation, key, Port::new(addr.port())))
+            }),
             Key::Address(addr) => family!(self, *addr, |key, maps| delete(&mut maps.addresses, key)),
             Key::Pod(addr) => family!(self, *addr, |key, maps| delete(&mut maps.pods, key)),
             Key::Device(index) => delete(&mut self.devices, *index),

@@ -8,6 +8,7 @@ mod flowtable;
 mod hooks;
 mod maps;
 mod object;
+mod packet_log;
 mod raw;
 mod statedir;
 mod unload;
@@ -30,6 +31,7 @@ pub use clock::{Clock, hz};
 pub use flowtable::FlowTable;
 pub use hooks::{Hook, Point, program_id};
 pub use maps::{FamilyMaps, Maps};
+pub use packet_log::PacketLog;
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 
@@ -74,6 +76,7 @@ pub struct Dataplane {
     maps: Maps,
     hooks: Hooks,
     migration: Option<Migration>,
+    log: Option<PacketLog>,
     _lock: Lock,
 }
 
@@ -97,7 +100,8 @@ impl Dataplane {
         lift_memory_limit();
         let dir = StateDir::create(&options.state_dir)?;
         let lock = dir.lock()?;
-        let (mut ebpf, migration) = object::load(&dir, OBJECT)?;
+        let level = packet_log::level();
+        let (mut ebpf, migration) = object::load(&dir, OBJECT, level)?;
         let maps = Maps::open(|name| object::take(&mut ebpf, name))?;
         for point in CLASSIFIERS {
             load(&mut ebpf, point.name())?;
@@ -106,7 +110,8 @@ impl Dataplane {
         clock::pin(&mut ebpf, &dir)?;
         let xdp_program = load_xdp(&mut ebpf, options.xdp)?;
         let hooks = Hooks::new(dir.clone(), xdp_program);
-        Ok(Self { dir, xdp: options.xdp, ebpf, maps, hooks, migration: Some(migration), _lock: lock })
+        let log = if level > 0 { Some(PacketLog::new(&mut ebpf)?) } else { None };
+        Ok(Self { dir, xdp: options.xdp, ebpf, maps, hooks, migration: Some(migration), log, _lock: lock })
     }
 
     /// The same maps once more, for a task of their own.
@@ -115,6 +120,11 @@ impl Dataplane {
             let incoming = self.dir.incoming(name);
             if incoming.exists() { incoming } else { self.dir.map(name) }
         })
+    }
+
+    /// What the programs log, if the filter asks for it; for a task of its own.
+    pub fn take_log(&mut self) -> Option<PacketLog> {
+        self.log.take()
     }
 
     /// What the kernel holds.
@@ -133,9 +143,7 @@ impl Dataplane {
                 Ok(()) => actual.apply(write),
                 Err(error) => {
                     errors.push(error);
-                    if let Write::Put(Entry::Backend(key, _)) = write {
-                        incomplete.insert((key.side, key.generation));
-                    }
+                    incomplete.extend(part_of(&write));
                 }
             }
         }
@@ -179,6 +187,15 @@ impl Dataplane {
 fn depends_on(write: &Write) -> Option<(Side, u32)> {
     match write {
         Write::Put(Entry::Service(frontend, service)) => Some((frontend.addr.into(), service.generation)),
+        _ => None,
+    }
+}
+
+/// The generation that is incomplete without a write.
+fn part_of(write: &Write) -> Option<(Side, u32)> {
+    match write {
+        Write::Put(Entry::Backend(key, _)) => Some((key.side, key.generation)),
+        Write::Put(Entry::Endpoint(endpoint, _)) => Some((endpoint.addr.ip().into(), endpoint.generation)),
         _ => None,
     }
 }

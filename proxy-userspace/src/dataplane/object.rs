@@ -17,11 +17,13 @@ use super::statedir::{StateDir, names_in, remove};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
 
 /// The maps that outlive an agent.
-pub const PINNED: [&str; 16] = [
+pub const PINNED: [&str; 18] = [
     "SERVICES4",
     "SERVICES6",
     "BACKENDS4",
     "BACKENDS6",
+    "SLOTS4",
+    "SLOTS6",
     "ADDRESSES4",
     "ADDRESSES6",
     "PODS4",
@@ -53,7 +55,8 @@ pub struct Migration {
 }
 
 /// Loads the object with the maps that are pinned in `dir`, pinning those that are not.
-pub fn load(dir: &StateDir, object: &[u8]) -> Result<(Ebpf, Migration)> {
+/// The programs log up to `log_level`.
+pub fn load(dir: &StateDir, object: &[u8], log_level: u8) -> Result<(Ebpf, Migration)> {
     for name in names_in(&dir.maps())?.iter().filter(|name| name.ends_with("-new")) {
         remove(&dir.map(name))?;
     }
@@ -68,6 +71,7 @@ pub fn load(dir: &StateDir, object: &[u8]) -> Result<(Ebpf, Migration)> {
             migration.names.push(name);
         }
     }
+    loader.override_global(super::packet_log::LEVEL, &log_level, true);
     let ebpf = loader.load(object).context("load the eBPF object")?;
     migration.copy(dir, raw::Put::Always)?;
     Ok((ebpf, migration))

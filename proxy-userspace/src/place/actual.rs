@@ -1,7 +1,7 @@
 //! What the kernel holds, with ids, generations and slots: a mirror that each applied write keeps true.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod};
@@ -47,6 +47,15 @@ pub struct Slot {
     pub generation: u32,
 }
 
+/// A backend of a generation, to find its slot by: the inverse of [`SlotKey`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct EndpointAt {
+    /// Unique across services and families.
+    pub generation: u32,
+    /// Where the backend listens.
+    pub addr: SocketAddr,
+}
+
 /// One element of a map.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Entry {
@@ -54,6 +63,8 @@ pub enum Entry {
     Service(Frontend, Service),
     /// Of `BACKENDS*`.
     Backend(SlotKey, Slot),
+    /// Of `SLOTS*`.
+    Endpoint(EndpointAt, u32),
     /// Of `ADDRESSES*`.
     Address(IpAddr, AddressFlags),
     /// Of `PODS*`.
@@ -73,6 +84,8 @@ pub enum Key {
     Service(Frontend),
     /// Of `BACKENDS*`.
     Backend(SlotKey),
+    /// Of `SLOTS*`.
+    Endpoint(EndpointAt),
     /// Of `ADDRESSES*`.
     Address(IpAddr),
     /// Of `PODS*`.
@@ -112,6 +125,7 @@ impl<'a> From<&'a Contents> for Facts<'a> {
 pub struct Actual {
     services: BTreeMap<Frontend, Service>,
     backends: BTreeMap<SlotKey, Slot>,
+    endpoints: BTreeMap<EndpointAt, u32>,
     addresses: BTreeMap<IpAddr, AddressFlags>,
     pods: BTreeMap<IpAddr, LocalPod>,
     devices: BTreeMap<IfIndex, Device>,
@@ -123,7 +137,7 @@ pub struct Actual {
     ids: BTreeMap<Arc<str>, u32>,
     /// How many frontends refer to a generation; it is absent if none does.
     users: BTreeMap<(Side, u32), u32>,
-    /// Generations with slots to which no frontend refers.
+    /// Generations with slots or endpoints to which no frontend refers.
     idle: BTreeSet<(Side, u32)>,
     /// Above every id seen so far.
     next_id: u32,
@@ -214,6 +228,26 @@ impl Actual {
         self.idle.iter().flat_map(slots)
     }
 
+    pub(super) fn idle_endpoints(&self) -> impl Iterator<Item = EndpointAt> + '_ {
+        self.idle.iter().flat_map(|&(side, generation)| self.endpoints_of(side, generation))
+    }
+
+    /// Whether a generation's endpoint leads to a slot that holds it.
+    pub(super) fn finds(&self, side: Side, generation: u32, addr: SocketAddr) -> bool {
+        let Some(&slot) = self.endpoints.get(&EndpointAt { generation, addr }) else { return false };
+        self.backends.get(&SlotKey { side, generation, slot }).is_some_and(|backend| backend.addr == addr)
+    }
+
+    fn endpoints_of(&self, side: Side, generation: u32) -> impl Iterator<Item = EndpointAt> + '_ {
+        let first: IpAddr = match side {
+            Side::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Side::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let from = EndpointAt { generation, addr: SocketAddr::new(first, 0) };
+        let all = self.endpoints.range(from..).map(|(endpoint, _)| *endpoint);
+        all.take_while(move |endpoint| endpoint.generation == generation && Side::from(endpoint.addr.ip()) == side)
+    }
+
     pub(super) fn idle_names(&self) -> impl Iterator<Item = u32> + '_ {
         self.names.keys().copied().filter(|id| !self.frontends.contains_key(id))
     }
@@ -257,6 +291,7 @@ impl Actual {
         match entry {
             Entry::Service(frontend, service) => self.put_service(frontend, service),
             Entry::Backend(key, slot) => self.put_backend(key, slot),
+            Entry::Endpoint(endpoint, slot) => self.put_endpoint(endpoint, slot),
             Entry::Address(addr, flags) => drop(self.addresses.insert(addr, flags)),
             Entry::Pod(addr, pod) => drop(self.pods.insert(addr, pod)),
             Entry::Device(index, device) => drop(self.devices.insert(index, device)),
@@ -269,6 +304,7 @@ impl Actual {
         match key {
             Key::Service(frontend) => self.delete_service(&frontend),
             Key::Backend(key) => self.delete_backend(key),
+            Key::Endpoint(endpoint) => self.delete_endpoint(endpoint),
             Key::Address(addr) => drop(self.addresses.remove(&addr)),
             Key::Pod(addr) => drop(self.pods.remove(&addr)),
             Key::Device(index) => drop(self.devices.remove(&index)),
@@ -300,7 +336,7 @@ impl Actual {
         *users = users.saturating_sub(1);
         if *users == 0 {
             self.users.remove(&generation);
-            if self.slots(generation.0, generation.1).next().is_some() {
+            if !self.is_empty(generation) {
                 self.idle.insert(generation);
             }
         }
@@ -308,17 +344,39 @@ impl Actual {
 
     fn put_backend(&mut self, key: SlotKey, slot: Slot) {
         self.backends.insert(key, slot);
-        self.next_generation = after(self.next_generation, key.generation);
-        if !self.users.contains_key(&(key.side, key.generation)) {
-            self.idle.insert((key.side, key.generation));
+        self.note_generation((key.side, key.generation));
+    }
+
+    fn put_endpoint(&mut self, endpoint: EndpointAt, slot: u32) {
+        self.endpoints.insert(endpoint, slot);
+        self.note_generation((endpoint.addr.ip().into(), endpoint.generation));
+    }
+
+    fn note_generation(&mut self, generation: (Side, u32)) {
+        self.next_generation = after(self.next_generation, generation.1);
+        if !self.users.contains_key(&generation) {
+            self.idle.insert(generation);
         }
     }
 
     fn delete_backend(&mut self, key: SlotKey) {
         self.backends.remove(&key);
-        if self.slots(key.side, key.generation).next().is_none() {
-            self.idle.remove(&(key.side, key.generation));
+        self.forget_generation((key.side, key.generation));
+    }
+
+    fn delete_endpoint(&mut self, endpoint: EndpointAt) {
+        self.endpoints.remove(&endpoint);
+        self.forget_generation((endpoint.addr.ip().into(), endpoint.generation));
+    }
+
+    fn forget_generation(&mut self, generation: (Side, u32)) {
+        if self.is_empty(generation) {
+            self.idle.remove(&generation);
         }
+    }
+
+    fn is_empty(&self, (side, generation): (Side, u32)) -> bool {
+        self.slots(side, generation).next().is_none() && self.endpoints_of(side, generation).next().is_none()
     }
 
     fn put_name(&mut self, id: u32, name: Arc<str>) {

@@ -9,7 +9,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use actual::{Actual, Entry, Key, Side, Slot, SlotKey, Write};
+pub use actual::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
 
 use crate::contents::Contents;
 use diff::changes;
@@ -35,6 +35,7 @@ pub fn place_changes(before: &Contents, contents: &Contents, actual: &Actual) ->
 /// Deletes the slots and names that no frontend refers to.
 pub fn retire(actual: &Actual) -> Vec<Write> {
     let slots = actual.idle_slots().map(|slot| Write::Delete(Key::Backend(slot)));
+    let endpoints = actual.idle_endpoints().map(|endpoint| Write::Delete(Key::Endpoint(endpoint)));
     let names = actual.idle_names().map(|id| Write::Delete(Key::Name(id)));
-    slots.chain(names).collect()
+    slots.chain(endpoints).chain(names).collect()
 }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod};
 use proxy_common::service::Service;
 
-use super::actual::{Actual, Entry, Facts, Key, Side, Slot, SlotKey, Write};
+use super::actual::{Actual, EndpointAt, Entry, Facts, Key, Side, Slot, SlotKey, Write};
 use super::diff::changes;
 use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
 
@@ -137,13 +137,18 @@ impl<'a> Plan<'a> {
 
     fn holds(&self, side: Side, generation: u32, backends: &Backends) -> bool {
         self.actual.slots(side, generation).map(|(_, slot)| slot).eq(slots(backends, generation))
-            && self.actual.slots(side, generation).enumerate().all(|(i, (slot, _))| i as u32 == slot)
+            && self
+                .actual
+                .slots(side, generation)
+                .enumerate()
+                .all(|(i, (slot, backend))| i as u32 == slot && self.actual.finds(side, generation, backend.addr))
     }
 
     fn fill(&mut self, side: Side, backends: &Backends) -> u32 {
         let generation = fresh(&mut self.next_generation, |g| self.actual.generation_is_used(g));
         for (index, slot) in slots(backends, generation).enumerate() {
             let key = SlotKey { side, generation, slot: index as u32 };
+            self.slots.push(Write::Put(Entry::Endpoint(EndpointAt { generation, addr: slot.addr }, key.slot)));
             self.slots.push(Write::Put(Entry::Backend(key, slot)));
         }
         generation

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol};
 use proxy_common::service::{Config, Service};
 
-use super::{Actual, Entry, Key, Side, Slot, SlotKey, Write, place, place_changes, retire};
+use super::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write, place, place_changes, retire};
 use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
 
 /// The maps alone, without any of the bookkeeping of [`Actual`].
@@ -16,6 +16,7 @@ use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
 struct Kernel {
     services: BTreeMap<Frontend, Service>,
     backends: BTreeMap<SlotKey, Slot>,
+    endpoints: BTreeMap<EndpointAt, u32>,
     addresses: BTreeMap<IpAddr, AddressFlags>,
     pods: BTreeMap<IpAddr, LocalPod>,
     devices: BTreeMap<IfIndex, Device>,
@@ -28,6 +29,7 @@ impl Kernel {
         match write.clone() {
             Write::Put(Entry::Service(k, v)) => drop(self.services.insert(k, v)),
             Write::Put(Entry::Backend(k, v)) => drop(self.backends.insert(k, v)),
+            Write::Put(Entry::Endpoint(k, v)) => drop(self.endpoints.insert(k, v)),
             Write::Put(Entry::Address(k, v)) => drop(self.addresses.insert(k, v)),
             Write::Put(Entry::Pod(k, v)) => drop(self.pods.insert(k, v)),
             Write::Put(Entry::Device(k, v)) => drop(self.devices.insert(k, v)),
@@ -35,6 +37,7 @@ impl Kernel {
             Write::Put(Entry::Config(v)) => self.config = v,
             Write::Delete(Key::Service(k)) => assert!(self.services.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Backend(k)) => assert!(self.backends.remove(&k).is_some(), "deletes {k:?} that is not there"),
+            Write::Delete(Key::Endpoint(k)) => assert!(self.endpoints.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Address(k)) => assert!(self.addresses.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Pod(k)) => assert!(self.pods.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Device(k)) => assert!(self.devices.remove(&k).is_some(), "deletes {k:?} that is not there"),
@@ -46,12 +49,13 @@ impl Kernel {
     fn read(&self) -> Actual {
         let services = self.services.iter().map(|(k, v)| Entry::Service(*k, *v));
         let backends = self.backends.iter().map(|(k, v)| Entry::Backend(*k, *v));
+        let endpoints = self.endpoints.iter().map(|(k, v)| Entry::Endpoint(*k, *v));
         let addresses = self.addresses.iter().map(|(k, v)| Entry::Address(*k, *v));
         let pods = self.pods.iter().map(|(k, v)| Entry::Pod(*k, *v));
         let devices = self.devices.iter().map(|(k, v)| Entry::Device(*k, *v));
         let names = self.names.iter().map(|(k, v)| Entry::Name(*k, v.clone()));
         let facts = addresses.chain(pods).chain(devices).chain([Entry::Config(self.config)]);
-        services.chain(backends).chain(names).chain(facts).collect()
+        services.chain(backends).chain(endpoints).chain(names).chain(facts).collect()
     }
 
     /// Whatever a packet can meet: each service's slots are all there, belong to it alone, and its name is known.
@@ -63,6 +67,9 @@ impl Kernel {
                 let key = SlotKey { side, generation: service.generation, slot };
                 let found = self.backends.get(&key).unwrap_or_else(|| panic!("{frontend:?} lacks {key:?}"));
                 assert_eq!(found.generation, key.generation, "{key:?} says that it is another generation's");
+                let back = self.endpoints.get(&EndpointAt { generation: key.generation, addr: found.addr });
+                let back = back.and_then(|slot| self.backends.get(&SlotKey { slot: *slot, ..key }));
+                assert_eq!(back.map(|slot| slot.addr), Some(found.addr), "{key:?} is not found by its endpoint");
             }
             assert!(self.names.contains_key(&service.id), "{frontend:?} has no name");
             assert_eq!(*owners.entry(service.generation).or_insert((service.id, side)), (service.id, side));
@@ -228,10 +235,14 @@ fn frontends_of_a_service_port_share_one_list_and_a_change_gets_a_list_of_its_ow
     let writes = place_changes(&one_service(&[1, 2]), &one_service(&[1, 2, 3]), &actual);
     let slots = writes.iter().filter(|w| matches!(w, Write::Put(Entry::Backend(..)))).count();
     let services = writes.iter().filter(|w| matches!(w, Write::Put(Entry::Service(..)))).count();
-    assert_eq!((slots, services, writes.len()), (3, 2, 5), "three slots once, then both frontends: {writes:?}");
+    assert_eq!(
+        (slots, services, writes.len()),
+        (3, 2, 8),
+        "three slots once, and how to find them, then both frontends: {writes:?}"
+    );
     writes.into_iter().for_each(|write| actual.apply(write));
     assert!(actual.services().values().all(|s| s.generation != first[0].generation && s.id == first[0].id));
-    assert_eq!(retire(&actual).len(), 2, "the two slots of the old list");
+    assert_eq!(retire(&actual).len(), 4, "the two slots of the old list, and how they were found");
 }
 
 #[test]

@@ -53,10 +53,7 @@ impl Seen {
     pub fn assert_variety(&self) {
         let expected: [(Hook, &[&str]); 5] = [
             (Hook::Early, &["untouched", "transmit", "Truncated"]),
-            (
-                Hook::FromDevice,
-                &["untouched", "stack", "pod", "neighbour", "transmit", "NotSyn", "NoMasqueradePort", "TtlExceeded"],
-            ),
+            (Hook::FromDevice, &["untouched", "stack", "pod", "neighbour", "transmit", "NotSyn", "NoMasqueradePort"]),
             (Hook::FromPod, &["untouched", "stack", "pod", "neighbour", "transmit", "AwaitLocalBackend", "NoRoute"]),
             (Hook::ToPod, &["untouched", "stack"]),
             (Hook::ToDevice, &["untouched", "stack"]),
@@ -66,6 +63,9 @@ impl Seen {
         }
         for counter in [Counter::Established, Counter::TableFull, Counter::Fallback, Counter::Fragment, Counter::LeftToTc] {
             assert!(self.counted[counter.name()] > 0, "nothing was counted as {}", counter.name());
+        }
+        for reason in [Reason::NoBackend, Reason::TtlExceeded, Reason::TooBig] {
+            assert!(self.counted[reason.name()] > 0, "nothing was answered because of {}", reason.name());
         }
     }
 }
@@ -103,7 +103,8 @@ fn one_node<F: Maps>(dice: &mut Dice, loaded: &mut Loaded, network: &Network, se
             *reasons.entry(reason).or_default() += 1;
         }
     }
-    let reasons = Reason::ALL.iter().map(|reason| (reason.name(), reasons.get(reason).copied().unwrap_or(0)));
+    let dropped = |reason| reasons.get(reason).copied().unwrap_or(0);
+    let reasons = Reason::ALL.iter().map(|reason| (reason.name(), dropped(reason) + u64::from(memory.answered(*reason))));
     let others = Counter::ALL.iter().map(|counter| (counter.name(), u64::from(memory.counted(*counter))));
     let library: BTreeMap<_, _> = reasons.chain(others).collect();
     let kernel = maps::counters(loaded)?;

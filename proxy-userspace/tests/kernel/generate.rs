@@ -57,9 +57,8 @@ const PROTOCOLS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
 pub const NODE_PORT: u16 = 30080;
 /// Where the masquerade range begins.
 pub const MASQUERADE_FIRST: u16 = 2000;
-/// The longest payload: what is longer than a device's MTU the kernel's route lookup refuses in tc ("fragmentation needed"), of
-/// which the fakes know nothing. XDP is told shorter MTUs.
-const LONG: usize = 1400;
+/// The longest payload: longer than any device's MTU.
+const LONG: usize = 1700;
 /// Bytes of the link-layer header.
 const LINK: usize = 14;
 /// Jiffies in a second, for the programs: more than any kernel has, so that nothing grows old while a test runs.
@@ -165,6 +164,7 @@ pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F
         }
         memory.devices.insert(network.device(number), device);
     }
+    memory.config.least_mtu = memory.devices.values().map(|device| device.mtu).min().unwrap_or(0);
 }
 
 /// Services anew: frontends of all kinds, intervals of all shapes, now and then a slot that is missing or another's.

@@ -38,7 +38,13 @@ const BUDGET_XDP: u32 = 20_000;
 
 #[test]
 fn every_program_meets_the_verifier() -> Result<()> {
-    let loaded = Loaded::new()?;
+    println!("without a log");
+    within_budget(&Loaded::new()?)?;
+    println!("with the log of flows and drops");
+    within_budget(&Loaded::logging(aya_log::Level::Debug as u8)?)
+}
+
+fn within_budget(loaded: &Loaded) -> Result<()> {
     for name in PROGRAMS.into_iter().chain(XDP) {
         let Some(program) = loaded.info(name)? else {
             println!("{name}: not for this kernel");

@@ -28,11 +28,12 @@ pub trait Maps: Net {
 }
 
 macro_rules! maps {
-    ($family:ty, $services:literal, $backends:literal, $addresses:literal, $pods:literal, $flows:literal, $opening:literal) => {
+    ($family:ty, $services:literal, $backends:literal, $slots:literal, $addresses:literal, $pods:literal, $flows:literal, $opening:literal) => {
         impl Maps for $family {
             fn fill(loaded: &mut Loaded, memory: &Memory<Self>) -> Result<()> {
                 equal(loaded, $services, &memory.services)?;
                 equal(loaded, $backends, &memory.backends)?;
+                equal(loaded, $slots, &memory.slots())?;
                 equal(loaded, $addresses, &memory.addresses)?;
                 equal(loaded, $pods, &memory.pods)?;
                 equal(loaded, $flows, &memory.established.borrow())?;
@@ -56,8 +57,8 @@ macro_rules! maps {
     };
 }
 
-maps!(V4, "SERVICES4", "BACKENDS4", "ADDRESSES4", "PODS4", "FLOWS4", "OPENING4");
-maps!(V6, "SERVICES6", "BACKENDS6", "ADDRESSES6", "PODS6", "FLOWS6", "OPENING6");
+maps!(V4, "SERVICES4", "BACKENDS4", "SLOTS4", "ADDRESSES4", "PODS4", "FLOWS4", "OPENING4");
+maps!(V6, "SERVICES6", "BACKENDS6", "SLOTS6", "ADDRESSES6", "PODS6", "FLOWS6", "OPENING6");
 
 fn name(table: Table, flows: &'static str, opening: &'static str) -> &'static str {
     match table {

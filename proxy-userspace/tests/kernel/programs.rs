@@ -61,8 +61,13 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Loads every program that this kernel can have.
+    /// Loads every program that this kernel can have, as an agent does whose log is as by default.
     pub fn new() -> Result<Self> {
+        Self::logging(0)
+    }
+
+    /// The same with the packet path's log at a level of `aya_log::Level`, 0 for none.
+    pub fn logging(level: u8) -> Result<Self> {
         let kernel = KernelVersion::current().context("ask for the kernel's version")?;
         if kernel < MEMCG {
             setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).context("raise the limit of locked memory")?;
@@ -71,6 +76,7 @@ impl Loaded {
         for (name, size) in [("FLOWS4", CAPACITY), ("FLOWS6", CAPACITY), ("OPENING4", 4096), ("OPENING6", 4096)] {
             loader.map_max_entries(name, size);
         }
+        loader.override_global("AYA_LOG_LEVEL", &level, true);
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
         let mut ebpf = loader.load(object).context("load the object")?;
         for name in PROGRAMS {
@@ -150,7 +156,7 @@ impl Loaded {
     pub fn set_refusals(&mut self, since: u32, sent: u32) -> Result<()> {
         let [a, b] = [since, sent].map(u32::to_ne_bytes);
         let bucket = u64::from_ne_bytes([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]);
-        self.set_per_cpu("REFUSALS", 0, bucket)
+        self.set_per_cpu("ANSWERS", 0, bucket)
     }
 
     fn set_per_cpu(&mut self, map: &str, index: u32, value: u64) -> Result<()> {
