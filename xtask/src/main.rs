@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use xtask::lab::{hold, probe, server};
-use xtask::{build, demo, setup, test, tidy, vm};
+use xtask::{build, demo, load, setup, test, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -17,6 +17,8 @@ struct Cli {
 enum Command {
     Setup(setup::Args),
     Build(build::Args),
+    Load(load::LoadArgs),
+    Unload(load::UnloadArgs),
     Demo(demo::Args),
     Test(test::Args),
     Tidy(tidy::Args),
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
+        Command::Load(args) => load::run_load(&args),
+        Command::Unload(args) => load::run_unload(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),

@@ -8,6 +8,7 @@ mod flowtable;
 mod hooks;
 mod maps;
 mod object;
+mod programs;
 mod raw;
 mod statedir;
 mod unload;
@@ -30,6 +31,7 @@ pub use clock::{Clock, hz};
 pub use flowtable::FlowTable;
 pub use hooks::{Hook, Point, program_id};
 pub use maps::{FamilyMaps, Maps};
+pub use programs::{Verified, programs_in};
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 
@@ -75,17 +77,6 @@ pub struct Dataplane {
     hooks: Hooks,
     migration: Option<Migration>,
     _lock: Lock,
-}
-
-/// What a program cost the verifier.
-#[derive(Clone, Debug)]
-pub struct Verified {
-    /// Its name.
-    pub name: &'static str,
-    /// Its id in the kernel.
-    pub id: u32,
-    /// Instructions that the verifier walked through (5.16).
-    pub instructions: Option<u32>,
 }
 
 impl Dataplane {
@@ -161,17 +152,6 @@ impl Dataplane {
     /// The hooks at which programs run.
     pub fn hooks(&self) -> &BTreeSet<Hook> {
         self.hooks.attached()
-    }
-
-    /// The loaded programs, and what the verifier said about them.
-    pub fn programs(&self) -> Result<Vec<Verified>> {
-        let names = CLASSIFIERS.map(Point::name).into_iter().chain(XDP_PROGRAMS).chain([clock::PROGRAM]);
-        let mut programs = Vec::new();
-        for name in names {
-            let Some(Ok(info)) = self.ebpf.program(name).map(info) else { continue };
-            programs.push(Verified { name, id: info.id(), instructions: info.verified_instruction_count() });
-        }
-        Ok(programs)
     }
 }
 
