@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use xtask::lab::{hold, probe, server};
+use xtask::lab::{container, hold, probe, server};
 use xtask::{build, demo, load, setup, test, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
@@ -28,6 +28,8 @@ enum Command {
     PodServer(server::PodServerArgs),
     #[command(hide = true)]
     Probe(probe::ProbeArgs),
+    #[command(hide = true)]
+    Container(container::ContainerArgs),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Command::Vm(args) => vm::run(&args),
         Command::Lab(args) => hold::hold(&args),
         Command::PodServer(args) => server::serve(&args),
+        Command::Container(args) => container::play(&args),
         Command::Probe(args) => {
             probe::print_answers(&args);
             Ok(())
