@@ -205,3 +205,21 @@ fn the_daemonset_serves_pods_on_a_bridge() -> Result<()> {
 fn the_daemonset_serves_pods_on_links_of_their_own() -> Result<()> {
     serves_with_the_manifests_capabilities(Wiring::PointToPoint)
 }
+
+/// Nothing is asked for that is not needed: without any one of them an agent ends and says why. (5.11 and later do not look at
+/// SYS_RESOURCE, so it cannot be missed here.)
+#[test]
+fn without_one_of_its_capabilities_an_agent_does_not_start() -> Result<()> {
+    let cluster = Cluster::start(Wiring::Bridge)?;
+    let node = cluster.lab.node("node1")?;
+    let pod = cluster.pod(node)?;
+    for name in added(&pod).into_iter().filter(|name| *name != "SYS_RESOURCE") {
+        let mut less = pod.clone();
+        let add = less.pointer_mut("/spec/containers/0/securityContext/capabilities/add").and_then(Value::as_array_mut);
+        add.context("find the capabilities")?.retain(|other| other != name);
+        let mut agent = cluster.start_agent(node, less)?;
+        let outcome = agent.wait_until_healthy(node).map_err(|error| error.to_string());
+        ensure!(outcome.as_ref().is_err_and(|error| error.contains("ended")), "without {name}: {outcome:?}\n{}", agent.log());
+    }
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! What the kernel holds of a state directory's programs, and what its verifier said about them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
@@ -24,15 +24,17 @@ pub struct Verified {
 }
 
 /// The programs that are pinned in `dir` or use a map that is, by their ids: those at hooks, and those that a running agent keeps ready.
+/// Without CAP_SYS_ADMIN, as in the DaemonSet's container, the kernel lists nobody's programs, and only the pinned are found.
 pub fn programs_in(dir: &StateDir) -> Result<Vec<Verified>> {
     let maps = map_ids(dir)?;
-    let pinned: BTreeSet<u32> = program_pins(dir)?.iter().map(ProgramInfo::id).collect();
     let uses = |program: &ProgramInfo| {
         let used = program.map_ids().ok().flatten().unwrap_or_default();
-        pinned.contains(&program.id()) || used.iter().any(|id| maps.contains(id))
+        used.iter().any(|id| maps.contains(id))
     };
     // One that went while it was looked at is none.
-    Ok(loaded_programs().flatten().filter(uses).map(|program| Verified::from(&program)).collect())
+    let using = loaded_programs().flatten().filter(uses);
+    let all = program_pins(dir)?.into_iter().chain(using).map(|program| (program.id(), Verified::from(&program)));
+    Ok(all.collect::<BTreeMap<_, _>>().into_values().collect())
 }
 
 fn map_ids(dir: &StateDir) -> Result<BTreeSet<u32>> {
