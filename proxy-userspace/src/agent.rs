@@ -1,7 +1,9 @@
 //! `portway agent`: starts the tasks, joins them by channels, and ends without taking anything out of the kernel.
 
+use std::future::pending;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +14,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use crate::args::Xdp;
 use crate::args::settings::AgentSettings;
+use crate::args::{self, Output, PinArgs, Xdp};
+use crate::cli;
 use crate::dataplane::{Clock, Dataplane, Options, StateDir, XdpChoice, hz};
 use crate::flows::{self, Law};
 use crate::health::{Vitals, serve_health, serve_metrics};
@@ -27,12 +30,12 @@ use crate::sync::{Inputs, Outputs, Sync};
 /// Pause before an address that could not be listened on is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
-/// Serves the Services on this node until SIGTERM or SIGINT.
+/// Serves the Services on this node until SIGTERM or SIGINT, or just until the kernel is in step.
 ///
 /// # Errors
 /// On what waiting does not mend: a program that the verifier refuses, a state directory that another agent has, no kubeconfig.
 pub async fn run(settings: AgentSettings) -> Result<()> {
-    let AgentSettings { source, service, devices, state_dir, cgroup, xdp, health_bind, metrics_bind } = settings;
+    let AgentSettings { source, service, devices, state_dir, cgroup, xdp, once, health_bind, metrics_bind } = settings;
     if let Some(cgroup) = cgroup {
         warn!(cgroup = %cgroup.display(), "this version has no socket hooks: processes of this host reach Services through its devices");
     }
@@ -52,6 +55,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
         sweep.await;
         Ok(())
     });
+    let status = status_once(once, vitals.clone(), state_dir);
     tasks.spawn(links::run(wanted, tell_found, known_pods(&actual)));
     if let Some(bind) = health_bind {
         tasks.spawn(keep_health(bind, vitals));
@@ -66,7 +70,20 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, metrics };
     let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);
     tasks.spawn(sync.run(Inputs { updates, found }));
-    until_told(&mut tasks).await
+    tokio::select! {
+        ended = until_told(&mut tasks) => ended,
+        status = status => status.map(|text| print!("{text}")),
+    }
+}
+
+/// The status, once the kernel is in step; never if nobody wants that.
+async fn status_once(output: Option<Output>, mut vitals: watch::Receiver<Vitals>, state_dir: PathBuf) -> Result<String> {
+    let Some(output) = output else { return pending().await };
+    if vitals.wait_for(|vitals| vitals.in_step).await.is_err() {
+        // The task that knew has ended, and whoever waits for the tasks says why.
+        return pending().await;
+    }
+    cli::status(&PinArgs { pins: args::StateDir { state_dir }, output })
 }
 
 /// Waits for a signal, or for a task that ends although it should not.

@@ -95,6 +95,10 @@ pub struct AgentArgs {
     /// How XDP is attached.
     #[arg(long, env = "PORTWAY_XDP", value_enum, default_value = "auto")]
     pub xdp: Xdp,
+    /// End as soon as the kernel is in step with the source, and print the status; what is attached goes on forwarding.
+    #[arg(long, env = "PORTWAY_ONCE", value_enum, value_name = "text|json", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "text", hide_possible_values = true)]
+    pub once: Option<Output>,
     /// Where /healthz and /livez are served; `off` for nowhere.
     #[arg(long, env = "PORTWAY_HEALTH_BIND", value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
     pub health_bind: Bind,

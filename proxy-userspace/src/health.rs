@@ -26,6 +26,8 @@ pub struct Vitals {
     pub waiting_since: Option<Instant>,
     /// What is known of our Node.
     pub node: NodeVitals,
+    /// Whether the kernel has got everything that was known at the start, programs and tables.
+    pub in_step: bool,
 }
 
 /// Whether the node should be given traffic.

@@ -193,6 +193,9 @@ impl Sync {
             self.attach(&found)?;
             self.bring_in_step(&found);
         }
+        if matches!(self.placed, Placed::Wholly(_)) {
+            self.outputs.vitals.send_if_modified(|vitals| !std::mem::replace(&mut vitals.in_step, true));
+        }
         self.dirty = Dirty::default();
         Ok(())
     }

@@ -4,6 +4,7 @@ pub mod build;
 pub mod counts;
 pub mod demo;
 pub mod lab;
+pub mod load;
 pub mod setup;
 pub mod sh;
 pub mod test;

@@ -2,8 +2,8 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use xtask::lab::{hold, probe, server};
-use xtask::{build, demo, setup, test, tidy, vm};
+use xtask::lab::{container, hold, probe, server};
+use xtask::{build, demo, load, setup, test, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -17,6 +17,8 @@ struct Cli {
 enum Command {
     Setup(setup::Args),
     Build(build::Args),
+    Load(load::LoadArgs),
+    Unload(load::UnloadArgs),
     Demo(demo::Args),
     Test(test::Args),
     Tidy(tidy::Args),
@@ -26,18 +28,23 @@ enum Command {
     PodServer(server::PodServerArgs),
     #[command(hide = true)]
     Probe(probe::ProbeArgs),
+    #[command(hide = true)]
+    Container(container::ContainerArgs),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
         Command::Build(args) => build::run(&args),
+        Command::Load(args) => load::run_load(&args),
+        Command::Unload(args) => load::run_unload(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Lab(args) => hold::hold(&args),
         Command::PodServer(args) => server::serve(&args),
+        Command::Container(args) => container::play(&args),
         Command::Probe(args) => {
             probe::print_answers(&args);
             Ok(())

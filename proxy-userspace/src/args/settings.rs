@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::builder::PossibleValue;
 use ipnet::IpNet;
 
-use super::{AgentArgs, Bind, RefusalArgs, SourceArgs, StateDir, TimeoutArgs, Xdp};
+use super::{AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TimeoutArgs, Xdp};
 use crate::model::{LocalRefusal, NodePortAddresses, PortRange, Refusal, Settings, Timeouts};
 
 /// What `portway agent` is to do.
@@ -26,6 +26,8 @@ pub struct AgentSettings {
     pub cgroup: Option<PathBuf>,
     /// How XDP is attached.
     pub xdp: Xdp,
+    /// How the status is printed as soon as the kernel is in step, which is then the end; runs until told to end if not given.
+    pub once: Option<Output>,
     /// Where health is told.
     pub health_bind: Option<SocketAddr>,
     /// Where metrics are told.
@@ -62,7 +64,18 @@ impl AgentArgs {
     /// What was typed, checked. Errors name the flag.
     pub fn settings(self) -> Result<AgentSettings> {
         let Self {
-            source, device, nodeport_addresses, cluster_cidr, masquerade_ports, refusal, timeouts, pins, cgroup, xdp, ..
+            source,
+            device,
+            nodeport_addresses,
+            cluster_cidr,
+            masquerade_ports,
+            refusal,
+            timeouts,
+            pins,
+            cgroup,
+            xdp,
+            once,
+            ..
         } = self;
         let StateDir { state_dir } = pins;
         let node_ports = source.service_node_port_range;
@@ -89,6 +102,7 @@ impl AgentArgs {
             state_dir,
             cgroup,
             xdp,
+            once,
             health_bind,
             metrics_bind,
         })
@@ -247,6 +261,12 @@ mod tests {
             let error = format!("{:#}", agent(typed).expect_err(typed));
             assert!(error.contains(said), "{typed}: {error}");
         }
+    }
+
+    #[test]
+    fn once_may_say_how_it_prints() {
+        let once = |args: &str| agent(args).expect("settings").once;
+        assert_eq!((once(""), once("--once"), once("--once=json")), (None, Some(Output::Text), Some(Output::Json)));
     }
 
     #[test]

@@ -8,12 +8,13 @@ use proxy_common::net::IfIndex;
 use serde_json::{Value, json};
 
 use super::{device_name, lines, table};
-use crate::dataplane::{FlowTable, Hook, Maps, StateDir, names_in, program_id};
+use crate::dataplane::{FlowTable, Hook, Maps, StateDir, Verified, names_in, program_id, programs_in};
 
 pub struct Status {
     dir: String,
     agent: Agent,
     hooks: Vec<Attached>,
+    programs: Vec<Verified>,
     frontends: usize,
     service_ports: usize,
     pods: usize,
@@ -54,6 +55,7 @@ pub fn read(dir: &StateDir) -> Result<Status> {
         dir: dir.root().display().to_string(),
         agent: if dir.is_locked()? { Agent::Running } else { Agent::Dead },
         hooks: names_in(&dir.hooks())?.iter().map(|name| attached(dir, name.parse()?)).collect::<Result<_>>()?,
+        programs: programs_in(dir)?,
         frontends: contents.frontends.len(),
         service_ports: names.len(),
         pods: contents.pods.len(),
@@ -96,17 +98,22 @@ pub fn text(status: &Status) -> String {
         let program = program.map_or("-".into(), |id| id.to_string());
         hooks.add_row([device.as_str(), hook.point.name(), by, &program]);
     }
+    let mut programs = table(&["PROGRAM", "NAME", "VERIFIED INSTRUCTIONS"]);
+    for Verified { name, id, instructions } in &status.programs {
+        programs.add_row([&id.to_string(), name, &instructions.map_or("-".into(), |count| count.to_string())]);
+    }
     let mut counters = table(&["COUNT", "NAME", "MEANING"]);
     for (name, meaning, value) in status.counters.iter().filter(|(_, _, value)| *value > 0) {
         counters.add_row([&value.to_string(), *name, meaning]);
     }
     let counted = status.counters.iter().any(|(_, _, value)| *value > 0);
-    out + &lines(&hooks) + &if counted { format!("\n{}", lines(&counters)) } else { String::new() }
+    out + &lines(&hooks) + "\n" + &lines(&programs) + &if counted { format!("\n{}", lines(&counters)) } else { String::new() }
 }
 
 impl From<&Status> for Value {
     fn from(status: &Status) -> Self {
         let hook = |a: &Attached| json!({ "device": a.device, "index": a.hook.device.0, "hook": a.hook.point.name(), "by": a.by, "program": a.program });
+        let program = |p: &Verified| json!({ "id": p.id, "name": p.name, "verifiedInstructions": p.instructions });
         let counters: serde_json::Map<_, _> =
             status.counters.iter().map(|(name, _, value)| ((*name).into(), (*value).into())).collect();
         json!({
@@ -118,6 +125,7 @@ impl From<&Status> for Value {
             "podsWithoutDevice": status.pods_without_device,
             "flows": { "established": status.flows.established, "halfOpen": status.flows.half_open },
             "hooks": status.hooks.iter().map(hook).collect::<Vec<_>>(),
+            "programs": status.programs.iter().map(program).collect::<Vec<_>>(),
             "counters": counters,
         })
     }

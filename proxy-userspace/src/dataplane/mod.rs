@@ -9,6 +9,7 @@ mod hooks;
 mod maps;
 mod object;
 mod packet_log;
+mod programs;
 mod raw;
 mod statedir;
 mod unload;
@@ -32,6 +33,7 @@ pub use flowtable::FlowTable;
 pub use hooks::{Hook, Point, program_id};
 pub use maps::{FamilyMaps, Maps};
 pub use packet_log::PacketLog;
+pub use programs::{Verified, programs_in};
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 
@@ -78,17 +80,6 @@ pub struct Dataplane {
     migration: Option<Migration>,
     log: Option<PacketLog>,
     _lock: Lock,
-}
-
-/// What a program cost the verifier.
-#[derive(Clone, Debug)]
-pub struct Verified {
-    /// Its name.
-    pub name: &'static str,
-    /// Its id in the kernel.
-    pub id: u32,
-    /// Instructions that the verifier walked through (5.16).
-    pub instructions: Option<u32>,
 }
 
 impl Dataplane {
@@ -169,17 +160,6 @@ impl Dataplane {
     /// The hooks at which programs run.
     pub fn hooks(&self) -> &BTreeSet<Hook> {
         self.hooks.attached()
-    }
-
-    /// The loaded programs, and what the verifier said about them.
-    pub fn programs(&self) -> Result<Vec<Verified>> {
-        let names = CLASSIFIERS.map(Point::name).into_iter().chain(XDP_PROGRAMS).chain([clock::PROGRAM]);
-        let mut programs = Vec::new();
-        for name in names {
-            let Some(Ok(info)) = self.ebpf.program(name).map(info) else { continue };
-            programs.push(Verified { name, id: info.id(), instructions: info.verified_instruction_count() });
-        }
-        Ok(programs)
     }
 }
 

@@ -72,12 +72,7 @@ impl AgentSpec {
         if !self.portway.exists() {
             bail!("{} is missing: cargo build -p proxy-userspace", self.portway.display());
         }
-        let log = self.logs.join(format!("{}-agent.log", node.name()));
-        let file = File::options().create(true).append(true).open(&log).with_context(|| format!("open {}", log.display()))?;
-        let mut command = self.command(node);
-        command.stdin(Stdio::null()).stdout(file.try_clone().context("share the log")?).stderr(file);
-        let process = node.spawn(command)?;
-        Ok(Agent { process, log, node: node.name().to_owned() })
+        Agent::spawn(node, self.command(node), &self.logs)
     }
 
     fn command(&self, node: &Node) -> Command {
@@ -107,6 +102,18 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// Starts `command`, which becomes an agent, on `node`; its log is in the directory `logs`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn(node: &Node, mut command: Command, logs: &Path) -> Result<Self> {
+        let log = logs.join(format!("{}-agent.log", node.name()));
+        let file = File::options().create(true).append(true).open(&log).with_context(|| format!("open {}", log.display()))?;
+        command.stdin(Stdio::null()).stdout(file.try_clone().context("share the log")?).stderr(file);
+        let process = node.spawn(command)?;
+        Ok(Self { process, log, node: node.name().to_owned() })
+    }
+
     /// Waits until the agent's health check answers 200.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ pub fn node(node: &Node) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": { "name": node.name(), "labels": { "kubernetes.io/hostname": node.name() } },
+        "metadata": { "name": node.name(), "labels": { "kubernetes.io/hostname": node.name(), "kubernetes.io/os": "linux" } },
         "spec": { "podCIDR": format!("{}/24", pods.v4), "podCIDRs": [format!("{}/24", pods.v4), format!("{}/64", pods.v6)] },
         "status": {
             "addresses": [

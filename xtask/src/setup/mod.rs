@@ -10,6 +10,7 @@ mod rust;
 pub use apt::DEBIAN_KEYS;
 pub use component::Component;
 pub use go::go;
+pub use rust::{Core, TARGET, Toolchain, kernel_toolchain};
 
 use anyhow::{Context, Result, bail};
 use component::{Bringer, Found};

@@ -6,15 +6,26 @@ mod toolchain;
 use super::apt;
 use super::component::Found;
 use crate::sh;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::path::Path;
 use std::process::Command;
-use toolchain::{Core, LINKER_LLVM};
+use toolchain::LINKER_LLVM;
+
+pub use toolchain::{Core, TARGET, Toolchain};
 
 /// What compiling and running bpf-linker takes.
 pub(super) const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev", "gcc", "libc6-dev"];
 const LINKER_VERSION: &str = "0.13.0";
 const LINKER_LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+
+/// The toolchain that compiles the eBPF object.
+///
+/// # Errors
+/// If there is none; the error has what each lacks.
+pub fn kernel_toolchain() -> Result<Toolchain> {
+    toolchain::find_toolchain(Path::new("rustc"))
+        .map_err(|refusals| anyhow!("no Rust here compiles for the kernel: {}", refusals.join("; ")))
+}
 
 pub(super) fn find_core() -> Result<Found, String> {
     match toolchain::find_toolchain(Path::new("rustc")) {

@@ -1,5 +1,7 @@
-//! `cargo xtask tidy`: what the design says is absent from the sources stays absent; then rustfmt and clippy.
+//! `cargo xtask tidy`: what the design says is absent from the sources stays absent; then rustfmt and clippy, for the host and for the kernel.
 
+mod confined;
+mod kernel;
 mod rules;
 mod source;
 
@@ -26,11 +28,13 @@ pub fn run(_: &Args) -> Result<()> {
     setup::ensure(&[Component::Lints, Component::KernelCore, Component::BpfLinker])?;
     let format = sh::run(sh::cargo().args(["fmt", "--all", "--check"]));
     let lints = sh::run(sh::cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]));
+    let kernel_lints = kernel::lint();
     if !violations.is_empty() {
         bail!("the sources break {} of the design's invariants", violations.len());
     }
     format.context("check the format (`cargo fmt --all` mends it)")?;
-    lints.context("check the lints")
+    lints.context("check the lints")?;
+    kernel_lints
 }
 
 fn sources() -> Result<Vec<Source>> {

@@ -1,5 +1,6 @@
-//! The design's invariants as absences: which words may stand in which files only.
+//! The design's invariants as absences: judges a file by the table of confined words, and by what no table can say.
 
+use super::confined::{CONFINED, Confined, Tests};
 use super::source::{Line, Source};
 use std::fmt;
 
@@ -19,127 +20,6 @@ impl fmt::Display for Violation {
         write!(f, "{}:{}: `{}` breaks {}: {}", self.path, self.line, self.found, self.rule, self.why)
     }
 }
-
-/// Words that may stand in the code of some files only.
-struct Confined {
-    rule: &'static str,
-    why: &'static str,
-    words: &'static [&'static str],
-    /// Paths that the rule looks at begin with one of these.
-    scope: &'static [&'static str],
-    /// Paths that may have the words begin with one of these.
-    home: &'static [&'static str],
-    tests: Tests,
-}
-
-/// Whether a rule holds in tests too.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Tests {
-    Bound,
-    Free,
-}
-
-const EVERYWHERE: &[&str] = &[""];
-const PROXY: &[&str] = &["proxy-"];
-const EBPF_MAIN: &str = "proxy-ebpf/src/main.rs";
-
-const CONFINED: &[Confined] = &[
-    Confined {
-        rule: "invariant 1 (aya_ebpf)",
-        why: "only proxy-ebpf/src/main.rs knows the kernel's side of aya, so that the packet path also runs on the host",
-        words: &["aya_ebpf", "aya_log_ebpf"],
-        scope: EVERYWHERE,
-        home: &[EBPF_MAIN],
-        tests: Tests::Bound,
-    },
-    Confined {
-        rule: "invariant 1 (kube)",
-        why: "Kubernetes' types stop at source and model/k8s; behind them are our own words",
-        words: &["kube", "k8s_openapi"],
-        scope: PROXY,
-        home: &["proxy-userspace/src/source", "proxy-userspace/src/model/k8s"],
-        tests: Tests::Bound,
-    },
-    Confined {
-        rule: "invariant 1 (aya)",
-        why: "the kernel is touched in dataplane, links, metrics and monitor only; everything else is values",
-        words: &["aya::", "aya_log::"],
-        scope: PROXY,
-        home: &[
-            "proxy-userspace/src/dataplane",
-            "proxy-userspace/src/links",
-            "proxy-userspace/src/metrics",
-            "proxy-userspace/src/monitor",
-            "proxy-common/src/pod.rs",
-        ],
-        tests: Tests::Free,
-    },
-    Confined {
-        rule: "invariant 2",
-        why: "proxy-common is compiled for the kernel: it allocates nothing and does no I/O",
-        words: &["std::", "alloc::", "extern crate", "Vec", "String", "Box", "format!", "println!"],
-        scope: &["proxy-common/src/"],
-        home: &[],
-        tests: Tests::Free,
-    },
-    Confined {
-        rule: "idea A",
-        why: "the packet path is compiled for the kernel: no std beside the host tables of tests",
-        words: &["std::", "alloc::", "Vec", "String", "Box", "format!", "println!"],
-        scope: &["proxy-ebpf/src/"],
-        home: &["proxy-ebpf/src/fake"],
-        tests: Tests::Free,
-    },
-    Confined {
-        rule: "invariant 4 (writes)",
-        why: "only rewrite writes packet bytes, so that a packet is either whole or untouched",
-        words: &[".store(", ".fix_checksum(", ".truncate("],
-        scope: &["proxy-ebpf/src/"],
-        home: &["proxy-ebpf/src/rewrite", "proxy-ebpf/src/fake", EBPF_MAIN],
-        tests: Tests::Free,
-    },
-    Confined {
-        rule: "invariant 4 (headers)",
-        why: "only parse and rewrite know IPv4 from IPv6 headers; the rest is generic over the family",
-        words: &["Ipv4Hdr", "Ipv6Hdr"],
-        scope: PROXY,
-        home: &["proxy-ebpf/src/parse", "proxy-ebpf/src/rewrite", "proxy-ebpf/src/fake"],
-        tests: Tests::Free,
-    },
-    Confined {
-        rule: "invariant 5",
-        why: "a verdict's number is chosen in one match per hook; everywhere else it is Action or Err(Reason)",
-        words: &["XDP_PASS", "XDP_DROP", "XDP_TX", "XDP_REDIRECT", "XDP_ABORTED", "xdp_action", "TC_ACT_*", "TCX_*"],
-        scope: EVERYWHERE,
-        home: &[EBPF_MAIN],
-        // TestRun answers with numbers.
-        tests: Tests::Free,
-    },
-    Confined {
-        rule: "invariant 7",
-        why: "unsafe stands at the kernel seam only",
-        words: &["unsafe"],
-        scope: EVERYWHERE,
-        home: &[
-            EBPF_MAIN,
-            "proxy-ebpf/src/lib.rs",
-            "proxy-ebpf/src/fake",
-            "proxy-common/src/pod.rs",
-            "proxy-userspace/src/dataplane",
-            "proxy-userspace/src/links",
-            "xtask/src/lab/",
-        ],
-        tests: Tests::Free,
-    },
-    Confined {
-        rule: "the rules for tests",
-        why: "a test that is not run passes by being skipped",
-        words: &["#[ignore"],
-        scope: EVERYWHERE,
-        home: &[],
-        tests: Tests::Bound,
-    },
-];
 
 /// Everything in this file that breaks an invariant.
 pub fn check(source: &Source) -> Vec<Violation> {
@@ -288,6 +168,45 @@ mod tests {
         };
         assert_eq!(check(&manifest("libc = \"0.2\"")).len(), 1);
         assert_eq!(check(&manifest("aya = { workspace = true, optional = true }")).len(), 0);
+    }
+
+    #[test]
+    fn only_sync_applies_what_place_plans() {
+        assert_eq!(broken("proxy-userspace/src/agent.rs", "plane.apply(writes, &mut actual);"), [(2, "invariant 3 (applies)")]);
+        assert_eq!(
+            broken("proxy-userspace/src/links/mod.rs", "let w = place(&contents, &actual);"),
+            [(2, "invariant 3 (applies)")]
+        );
+        assert_eq!(broken("proxy-userspace/src/sync.rs", "self.plane.apply(place(&contents, &actual), &mut actual);"), []);
+        assert_eq!(broken("proxy-userspace/src/agent.rs", "std::mem::replace(&mut a, b); state.apply(update);"), []);
+        assert_eq!(broken("proxy-userspace/src/sync.rs", "let w = Write::Put(entry);"), [(2, "invariant 3 (writes)")]);
+        assert_eq!(broken("proxy-userspace/src/cli/services.rs", "maps.write(&w)?;"), [(2, "invariant 3 (writes)")]);
+        assert_eq!(broken("proxy-userspace/src/place/plan.rs", "let w = Write::Put(entry);"), []);
+    }
+
+    #[test]
+    fn only_place_knows_ids() {
+        let hidden = "let a = service.generation;";
+        assert_eq!(broken("proxy-userspace/src/compile/services.rs", hidden), [(2, "invariant 3 (ids)")]);
+        assert_eq!(broken("proxy-userspace/src/sync.rs", hidden), [(2, "invariant 3 (ids)")]);
+        assert_eq!(broken("proxy-userspace/src/place/actual.rs", hidden), []);
+        assert_eq!(broken("proxy-userspace/src/flows.rs", "actual.id_of(name)"), [(2, "invariant 3 (ids)")]);
+        assert_eq!(broken("proxy-userspace/src/sync.rs", "self.actual.id_of(name)"), []);
+    }
+
+    #[test]
+    fn flows_are_written_by_the_packet_path_the_sweep_and_the_migration() {
+        assert_eq!(broken("proxy-ebpf/src/service.rs", "tables.insert_flow(t, k, f, how)?;"), [(2, "invariant 3 (flows)")]);
+        assert_eq!(broken("proxy-ebpf/src/flow.rs", "tables.insert_flow(t, k, f, how)?;"), []);
+        assert_eq!(broken("proxy-ebpf/src/lib.rs", "fn insert_flow(&self, key: &K);"), [], "the trait only says what there is");
+        for write in ["maps.v4.flows.delete(&key)?;", "self.opening.insert(key, flow, 0)?;", "fn f(t: &mut impl FlowTable<A>) {}"]
+        {
+            assert_eq!(broken("proxy-userspace/src/sync.rs", write), [(2, "invariant 3 (flows)")], "{write}");
+            assert_eq!(broken("proxy-userspace/src/flows.rs", write), [], "{write}");
+        }
+        assert_eq!(broken("proxy-userspace/src/cli/flows.rs", "let all = maps.v4.flows.all()?;"), []);
+        assert_eq!(broken("proxy-userspace/src/agent.rs", "raw::copy(&a, &b, how)?;"), [(2, "invariant 3 (flows)")]);
+        assert_eq!(broken("proxy-userspace/src/dataplane/object.rs", "raw::copy(&a, &b, how)?;"), []);
     }
 
     #[test]
