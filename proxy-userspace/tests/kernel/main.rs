@@ -9,6 +9,7 @@ mod family;
 #[expect(dead_code, reason = "the packet path's own tests need the rest")]
 mod segment;
 
+mod attached;
 mod differential;
 mod generate;
 mod maps;

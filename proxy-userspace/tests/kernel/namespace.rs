@@ -18,7 +18,7 @@ use crate::family::{Dotted, Net};
 use crate::generate::{CLIENT, NODE, NODE_B, NODE2, POD_A, POD_B, REMOTE};
 
 /// The devices: two of the node, then two pods'.
-const DEVICES: [&str; 4] = ["dev0", "dev1", "pod0", "pod1"];
+pub const DEVICES: [&str; 4] = ["dev0", "dev1", "pod0", "pod1"];
 /// A router on `dev0`.
 const GATEWAY: Dotted = [192, 0, 2, 254];
 
