@@ -38,6 +38,10 @@ counted! {
         AwaitLocalBackend = "await_local_backend",
         /// A port of a cluster IP that its Service does not have.
         UnknownPort = "unknown_port",
+        /// The source is in none of the Service's loadBalancerSourceRanges.
+        SourceNotAllowed = "source_not_allowed",
+        /// An address of the cluster's Service ranges that no Service has.
+        NoSuchService = "no_such_service",
         /// The slot of a backend was not found: its Service changed while the packet passed.
         BackendMissing = "backend_missing",
         /// A TCP packet to a cluster IP that opens nothing and belongs to no flow (V16).

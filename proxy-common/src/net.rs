@@ -269,6 +269,8 @@ impl AddressFlags {
     pub const NODE_PORTS: u32 = 2;
     /// The cluster IP of a Service: unknown ports are rejected.
     pub const CLUSTER_IP: u32 = 4;
+    /// The cluster IP of a Service that another proxy serves (V1): none of our business.
+    pub const FOREIGN: u32 = 8;
 
     /// Whether all bits of `flag` are set.
     #[inline(always)]

@@ -13,5 +13,7 @@ plain! {
     net::Addr4, net::Addr6, net::AddressFlags, net::IfIndex, net::LocalPod, net::Device,
     flow::FlowKey<net::Addr4>, flow::FlowKey<net::Addr6>, flow::Flow<net::Addr4>, flow::Flow<net::Addr6>,
     service::ServiceKey<net::Addr4>, service::ServiceKey<net::Addr6>, service::Service, service::BackendKey,
-    service::Backend<net::Addr4>, service::Backend<net::Addr6>, service::EndpointKey<net::Addr4>, service::EndpointKey<net::Addr6>, service::Name, service::Config,
+    service::Backend<net::Addr4>, service::Backend<net::Addr6>, service::EndpointKey<net::Addr4>, service::EndpointKey<net::Addr6>,
+    service::SourceKey<net::Addr4>, service::SourceKey<net::Addr6>, service::AffinityKey<net::Addr4>, service::AffinityKey<net::Addr6>,
+    service::Affinity<net::Addr4>, service::Affinity<net::Addr6>, service::Name, service::Config,
 }

@@ -75,6 +75,8 @@ impl ServiceFlags {
     pub const LOCAL: u32 = 16;
     /// Where Local has no backend but Cluster has: drop instead of reject.
     pub const LOCAL_DROP: u32 = 32;
+    /// Only clients in the Service's source ranges are served here (V3): `SOURCES*` has them.
+    pub const SOURCE_RANGES: u32 = 64;
 }
 
 /// One slot of a service port. Key of `BACKENDS*`.
@@ -128,6 +130,49 @@ impl<A> EndpointKey<A> {
         Self { addr, generation, port, zero: 0 }
     }
 }
+
+/// A source that a service port serves at its load balancer IPs: key of `SOURCES*`, a trie whose prefix lengths count from the id on.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SourceKey<A> {
+    /// [`Service::id`].
+    pub service: u32,
+    /// The source, or a prefix of it.
+    pub addr: A,
+}
+const _: () = assert!(size_of::<SourceKey<crate::net::Addr4>>() == 8);
+const _: () = assert!(size_of::<SourceKey<crate::net::Addr6>>() == 20);
+
+/// Bits of a [`SourceKey`] before the address.
+pub const SOURCE_KEY_BITS: u32 = 32;
+
+/// A client of a service port with session affinity (V13): key of `AFFINITY*`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AffinityKey<A> {
+    /// The client.
+    pub client: A,
+    /// [`Service::id`]: one for all frontends of the service port.
+    pub service: u32,
+}
+const _: () = assert!(size_of::<AffinityKey<crate::net::Addr4>>() == 8);
+const _: () = assert!(size_of::<AffinityKey<crate::net::Addr6>>() == 20);
+
+/// The endpoint that a client stays with. Value of `AFFINITY*`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Affinity<A> {
+    /// The endpoint's address.
+    pub addr: A,
+    /// Low 32 bits of jiffies when the client last opened a connection.
+    pub seen: u32,
+    /// The endpoint's port.
+    pub port: Port,
+    /// Always zero.
+    pub zero: u16,
+}
+const _: () = assert!(size_of::<Affinity<crate::net::Addr4>>() == 12);
+const _: () = assert!(size_of::<Affinity<crate::net::Addr6>>() == 24);
 
 /// Bits of [`Backend::flags`].
 pub struct BackendFlags;

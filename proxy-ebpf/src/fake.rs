@@ -1,13 +1,14 @@
 //! The host's side of the two traits: a packet in a vector, tables in ordered maps. For tests, fuzzers and `portway explain`.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::vec::Vec;
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{AddressFlags, Device, Family, IfIndex, LocalPod, checksum_update};
-use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Service, ServiceKey};
+use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, checksum_update};
+use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
 
 use crate::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
 
@@ -64,6 +65,12 @@ pub struct Memory<F: Family> {
     pub services: BTreeMap<ServiceKey<F::Addr>, Service>,
     /// Slots.
     pub backends: BTreeMap<BackendKey, Backend<F::Addr>>,
+    /// Source ranges by service port: prefixes of addresses, in bits.
+    pub sources: BTreeSet<(SourceKey<F::Addr>, u32)>,
+    /// The cluster's Service ranges: prefixes of addresses, in bits.
+    pub ranges: BTreeSet<(F::Addr, u32)>,
+    /// Whom clients stay with.
+    pub affinity: RefCell<BTreeMap<AffinityKey<F::Addr>, Affinity<F::Addr>>>,
     /// What addresses are.
     pub addresses: BTreeMap<F::Addr, AddressFlags>,
     /// Local pods.
@@ -99,6 +106,9 @@ impl<F: Family> Default for Memory<F> {
         Self {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
+            sources: BTreeSet::new(),
+            ranges: BTreeSet::new(),
+            affinity: RefCell::default(),
             addresses: BTreeMap::new(),
             pods: BTreeMap::new(),
             devices: BTreeMap::new(),
@@ -212,6 +222,18 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn slot(&self, key: &EndpointKey<F::Addr>) -> Option<u32> {
         self.slots().get(key).copied()
     }
+    fn is_source(&self, key: &SourceKey<F::Addr>) -> bool {
+        self.sources.iter().any(|(range, bits)| range.service == key.service && within(&range.addr, *bits, &key.addr))
+    }
+    fn is_service_range(&self, addr: &F::Addr) -> bool {
+        self.ranges.iter().any(|(range, bits)| within(range, *bits, addr))
+    }
+    fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity<F::Addr>> {
+        self.affinity.borrow().get(key).copied()
+    }
+    fn stick(&self, key: &AffinityKey<F::Addr>, affinity: &Affinity<F::Addr>) {
+        self.affinity.borrow_mut().insert(*key, *affinity);
+    }
     fn address(&self, addr: &F::Addr) -> AddressFlags {
         self.addresses.get(addr).copied().unwrap_or_default()
     }
@@ -246,4 +268,13 @@ impl<F: Family> Tables<F> for Memory<F> {
     }
     fn opened(&self, _key: &FlowKey<F::Addr>, _flow: &Flow<F::Addr>) {}
     fn stopped(&self, _key: &FlowKey<F::Addr>, _reason: Reason) {}
+}
+
+/// Whether an address begins with the first `bits` of another.
+fn within<A: Address>(range: &A, bits: u32, addr: &A) -> bool {
+    let number = |addr: &A| match addr.ip() {
+        IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    bits == 0 || (number(range) ^ number(addr)) >> (128 - bits.min(128)) == 0
 }

@@ -15,7 +15,7 @@ pub mod fake;
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, Hook, Way};
 use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, Port, Protocol};
-use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Service, ServiceKey};
+use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
 
 use parse::{Headers, Ip};
 
@@ -184,6 +184,14 @@ pub trait Tables<F: Family> {
     fn backend(&self, key: &BackendKey) -> Option<Backend<F::Addr>>;
     /// The slot of an endpoint, if the generation has it.
     fn slot(&self, key: &EndpointKey<F::Addr>) -> Option<u32>;
+    /// Whether a client is in the source ranges of a service port (V3).
+    fn is_source(&self, key: &SourceKey<F::Addr>) -> bool;
+    /// Whether an address lies in the cluster's Service ranges.
+    fn is_service_range(&self, addr: &F::Addr) -> bool;
+    /// The endpoint that a client stays with (V13).
+    fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity<F::Addr>>;
+    /// Lets a client stay with an endpoint.
+    fn stick(&self, key: &AffinityKey<F::Addr>, affinity: &Affinity<F::Addr>);
     /// What an address is to this node.
     fn address(&self, addr: &F::Addr) -> AddressFlags;
     /// A pod of this node.
@@ -409,7 +417,7 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
         return service::not_opening(&service);
     }
     let config = tables.config().unwrap_or_default();
-    let backend = service::choose(tables, key, &service, origin, config.secret)?;
+    let backend = service::choose(tables, key, &service, origin, &config)?;
     let plan = flow::plan(tables, device, key, &backend, origin)?;
     let stage = may_leave(packet, tables, scratch, plan.way(), plan.device());
     if stage == Stage::Send {

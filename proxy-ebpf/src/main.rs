@@ -17,14 +17,17 @@ use aya_ebpf::helpers::{
     bpf_skb_change_tail, bpf_skb_change_type,
 };
 use aya_ebpf::macros::{classifier, map, xdp};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::lpm_trie::Key as Prefix;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, V4, V6, checksum_update};
-use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Name, Service, ServiceKey};
+use proxy_common::service::{
+    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey,
+};
 use proxy_ebpf::parse::{self, Ip};
 use proxy_ebpf::{
     Action, Change, Insert, NotPromoted, Origin, Packet, Refused, Route, Scratch, Stage, Stages, Table, Tables, Wire,
@@ -41,13 +44,19 @@ const BPF_F_IPV6: u64 = 1 << 7;
 macro_rules! family {
     ($family:ty, $addr:ty, $services:ident $sn:literal, $backends:ident $bn:literal, $addresses:ident $an:literal, $pods:ident $pn:literal,
      $flows:ident $fln:literal, $opening:ident $on:literal, $scratch:ident $dn:literal, $slots:ident $sln:literal,
-     $noted:ident $nn:literal, $fib:ident) => {
+     $noted:ident $nn:literal, $sources:ident $son:literal, $ranges:ident $rn:literal, $affinity:ident $afn:literal, $fib:ident) => {
         #[map(name = $sn)]
         static $services: HashMap<ServiceKey<$addr>, Service> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
         #[map(name = $bn)]
         static $backends: HashMap<BackendKey, Backend<$addr>> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
         #[map(name = $sln)]
         static $slots: HashMap<EndpointKey<$addr>, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+        #[map(name = $son)]
+        static $sources: LpmTrie<SourceKey<$addr>, u32> = LpmTrie::with_max_entries(65536, 0);
+        #[map(name = $rn)]
+        static $ranges: LpmTrie<$addr, u32> = LpmTrie::with_max_entries(1024, 0);
+        #[map(name = $afn)]
+        static $affinity: LruHashMap<AffinityKey<$addr>, Affinity<$addr>> = LruHashMap::with_max_entries(65536, 0);
         #[map(name = $an)]
         static $addresses: HashMap<$addr, AddressFlags> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
         #[map(name = $pn)]
@@ -139,6 +148,25 @@ macro_rules! family {
                 unsafe { $slots.get(key) }.copied()
             }
             #[inline(always)]
+            fn is_source(&self, key: &SourceKey<$addr>) -> bool {
+                $sources.get(Prefix::new(SOURCE_KEY_BITS + 8 * size_of::<$addr>() as u32, *key)).is_some()
+            }
+            #[inline(always)]
+            fn is_service_range(&self, addr: &$addr) -> bool {
+                $ranges.get(Prefix::new(8 * size_of::<$addr>() as u32, *addr)).is_some()
+            }
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey<$addr>) -> Option<Affinity<$addr>> {
+                // SAFETY: the element lives for the run of the program; torn only if the LRU reuses it meanwhile, and then it names an
+                // endpoint of another client, which serves as well.
+                unsafe { $affinity.get(key) }.copied()
+            }
+            #[inline(always)]
+            fn stick(&self, key: &AffinityKey<$addr>, affinity: &Affinity<$addr>) {
+                // What does not fit costs a client its affinity, not its connection.
+                let _unstuck = $affinity.insert(key, affinity, BPF_ANY.into());
+            }
+            #[inline(always)]
             fn address(&self, addr: &$addr) -> AddressFlags {
                 // SAFETY: as above.
                 unsafe { $addresses.get(addr) }.copied().unwrap_or_default()
@@ -208,9 +236,11 @@ macro_rules! family {
 }
 
 family!(V4, Addr4, SERVICES4 "SERVICES4", BACKENDS4 "BACKENDS4", ADDRESSES4 "ADDRESSES4", PODS4 "PODS4", FLOWS4 "FLOWS4", OPENING4 "OPENING4", SCRATCH4 "SCRATCH4",
-    SLOTS4 "SLOTS4", NOTED4 "NOTED4", fib4);
+    SLOTS4 "SLOTS4", NOTED4 "NOTED4",
+    SOURCES4 "SOURCES4", RANGES4 "RANGES4", AFFINITY4 "AFFINITY4", fib4);
 family!(V6, Addr6, SERVICES6 "SERVICES6", BACKENDS6 "BACKENDS6", ADDRESSES6 "ADDRESSES6", PODS6 "PODS6", FLOWS6 "FLOWS6", OPENING6 "OPENING6", SCRATCH6 "SCRATCH6",
-    SLOTS6 "SLOTS6", NOTED6 "NOTED6", fib6);
+    SLOTS6 "SLOTS6", NOTED6 "NOTED6",
+    SOURCES6 "SOURCES6", RANGES6 "RANGES6", AFFINITY6 "AFFINITY6", fib6);
 
 #[map(name = "DEVICES")]
 static DEVICES: HashMap<IfIndex, Device> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);

@@ -3,13 +3,16 @@
 use proxy_common::event::Reason;
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Address, AddressFlags, Family, hash3};
-use proxy_common::service::{Backend, BackendKey, EndpointKey, Service, ServiceFlags, ServiceKey};
+use proxy_common::service::{
+    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceFlags, ServiceKey, SourceKey,
+};
 
 use crate::{Origin, Stage, Tables};
 
 /// The frontend that a packet's destination names: an address's own, or a nodePort where nodePorts are served (V8).
 ///
-/// A cluster IP without such a port is an error, any other address without is nobody's business.
+/// A cluster IP without such a port is an error, and so is an address of the Service ranges that no Service has; any other address
+/// without is nobody's business.
 #[inline(always)]
 pub fn select<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Result<Option<Service>, Reason> {
     if let Some(service) = tables.service(&ServiceKey::new(key.dst, key.dport, key.protocol)) {
@@ -19,7 +22,12 @@ pub fn select<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Re
     if address.has(AddressFlags::NODE_PORTS) {
         return Ok(tables.service(&ServiceKey::new(F::Addr::ZERO, key.dport, key.protocol)));
     }
-    if address.has(AddressFlags::CLUSTER_IP) { Err(Reason::UnknownPort) } else { Ok(None) }
+    if address.has(AddressFlags::CLUSTER_IP) {
+        return Err(Reason::UnknownPort);
+    }
+    // V20: an address of this host is the host's, even one of the Service ranges.
+    let taken = AddressFlags::HOST | AddressFlags::FOREIGN;
+    if address.0 & taken == 0 && tables.is_service_range(&key.dst) { Err(Reason::NoSuchService) } else { Ok(None) }
 }
 
 /// V17: whether what a flow's packets ask for still leads to the flow's backend, for a client of some origin.
@@ -38,19 +46,56 @@ pub fn not_opening(service: &Service) -> Result<Stage, Reason> {
     if service.has(ServiceFlags::CLUSTER_IP) { Err(Reason::NotSyn) } else { Ok(Stage::Untouched) }
 }
 
-/// V15: a backend of the interval that applies, by a keyed hash of the connection, so that every program on the path agrees.
+/// The backend for a new connection: the one that the client stays with (V13), else one by a keyed hash of the connection, so that every
+/// program on the path agrees (V15).
 #[inline(always)]
 pub fn choose<F: Family, T: Tables<F>>(
     tables: &T,
     key: &FlowKey<F::Addr>,
     service: &Service,
     origin: Origin,
-    secret: u64,
+    config: &Config,
 ) -> Result<Backend<F::Addr>, Reason> {
-    let (first, len) = interval(service, origin)?;
+    if service.has(ServiceFlags::SOURCE_RANGES) && !tables.is_source(&SourceKey { service: service.id, addr: key.src }) {
+        return Err(Reason::SourceNotAllowed);
+    }
+    let slots = interval(service, origin)?;
+    if service.affinity == 0 {
+        return backend(tables, service, by_hash(key, slots, config.secret));
+    }
+    let client = AffinityKey { client: key.src, service: service.id };
+    let slot = stays_with(tables, &client, service, slots, config).unwrap_or_else(|| by_hash(key, slots, config.secret));
+    let backend = backend(tables, service, slot)?;
+    tables.stick(&client, &Affinity { addr: backend.addr, seen: tables.now(), port: backend.port, zero: 0 });
+    Ok(backend)
+}
+
+/// V13: the slot of the endpoint that the client stays with, while its time has not run out and the endpoint is in the set that applies.
+#[inline(always)]
+fn stays_with<F: Family, T: Tables<F>>(
+    tables: &T,
+    client: &AffinityKey<F::Addr>,
+    service: &Service,
+    (first, len): (u32, u32),
+    config: &Config,
+) -> Option<u32> {
+    let affinity = tables.affinity(client)?;
+    if tables.now().wrapping_sub(affinity.seen) > service.affinity.wrapping_mul(config.hz) {
+        return None;
+    }
+    let slot = tables.slot(&EndpointKey::new(service.generation, affinity.addr, affinity.port))?;
+    if slot.wrapping_sub(first) < len { Some(slot) } else { None }
+}
+
+#[inline(always)]
+fn by_hash<A: Address>(key: &FlowKey<A>, (first, len): (u32, u32), secret: u64) -> u32 {
     let ports = key.sport.word() << 16 | key.dport.word();
     let hash = hash3(key.src.fold(), key.dst.fold(), ports ^ u32::from(key.protocol.0), secret);
-    let slot = first + ((u64::from(hash) * u64::from(len)) >> 32) as u32;
+    first + ((u64::from(hash) * u64::from(len)) >> 32) as u32
+}
+
+#[inline(always)]
+fn backend<F: Family, T: Tables<F>>(tables: &T, service: &Service, slot: u32) -> Result<Backend<F::Addr>, Reason> {
     let found = tables.backend(&BackendKey { generation: service.generation, slot });
     // A preallocated hash reuses elements at once: the generation tells whether this is still the slot that was meant.
     found.filter(|backend| backend.generation == service.generation).ok_or(Reason::BackendMissing)

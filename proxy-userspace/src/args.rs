@@ -77,6 +77,9 @@ pub struct AgentArgs {
     /// Prefixes of the pod network, beside the nodes' podCIDRs.
     #[arg(long, env = "PORTWAY_CLUSTER_CIDR", value_name = "CIDR,…", value_delimiter = ',')]
     pub cluster_cidr: Vec<IpNet>,
+    /// Ranges of cluster IPs, beside the cluster's ServiceCIDR objects: packets to an address there that no Service has are dropped.
+    #[arg(long, env = "PORTWAY_SERVICE_CIDR", value_name = "CIDR,…", value_delimiter = ',')]
+    pub service_cidr: Vec<IpNet>,
     /// Source ports for masquerade; neither nodePorts nor the host's ephemeral ports may be among them.
     #[arg(long, env = "PORTWAY_MASQUERADE_PORTS", value_name = "FIRST-LAST", default_value = "1024-29999")]
     pub masquerade_ports: PortRange,

@@ -5,11 +5,12 @@ mod endpoints;
 mod pods;
 mod services;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use proxy_common::net::AddressFlags;
 use proxy_common::service::Config;
 
@@ -30,6 +31,8 @@ pub fn compile_reporting(snapshot: &Snapshot) -> (Contents, Vec<Conflict>) {
     let pods = pods::PodNetwork::new(snapshot);
     let (frontends, conflicts) = services::frontends(snapshot, &pods);
     let contents = Contents {
+        sources: services::sources(snapshot, &frontends),
+        service_ranges: service_ranges(snapshot),
         addresses: addresses::addresses(snapshot, &frontends),
         frontends,
         pods: pods.local(snapshot),
@@ -51,6 +54,12 @@ fn config(snapshot: &Snapshot) -> Config {
         least_mtu: links.devices.values().map(|device| device.mtu).min().unwrap_or(0),
         zero: 0,
     }
+}
+
+/// Where addresses that no Service has are dropped: the ServiceCIDR objects', and the operator's.
+fn service_ranges(snapshot: &Snapshot) -> BTreeSet<IpNet> {
+    let objects = snapshot.state.service_cidrs.values().flat_map(|cidr| &cidr.prefixes);
+    objects.chain(&snapshot.settings.service_cidrs).copied().collect()
 }
 
 /// Two service ports claimed one frontend; the loser is not served there.

@@ -4,10 +4,11 @@
 
 mod dump;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol};
 use proxy_common::service::Config;
 
@@ -16,6 +17,10 @@ use proxy_common::service::Config;
 pub struct Contents {
     /// Where clients knock, and what it leads to.
     pub frontends: BTreeMap<Frontend, Target>,
+    /// Who is served at load balancer IPs, by service port; everybody where there is no entry (V3).
+    pub sources: BTreeSet<(Arc<str>, IpNet)>,
+    /// The cluster's Service ranges.
+    pub service_ranges: BTreeSet<IpNet>,
     /// What addresses are to this node.
     pub addresses: BTreeMap<IpAddr, AddressFlags>,
     /// Pods of this node by address.

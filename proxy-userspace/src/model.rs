@@ -46,6 +46,8 @@ pub struct Settings {
     pub nodeport_addresses: NodePortAddresses,
     /// Prefixes of the pod network, beside the nodes' podCIDRs.
     pub cluster_cidrs: Vec<IpNet>,
+    /// The cluster's Service ranges, beside those of ServiceCIDR objects.
+    pub service_cidrs: Vec<IpNet>,
     /// Source ports that masquerade gives (V12).
     pub masquerade_ports: PortRange,
     /// What clients get where a Local policy finds no backend here.
@@ -64,6 +66,7 @@ impl Default for Settings {
             node_name: "".into(),
             nodeport_addresses: NodePortAddresses::Primary,
             cluster_cidrs: Vec::new(),
+            service_cidrs: Vec::new(),
             masquerade_ports: PortRange { first: 1024, last: 29999 },
             local_refusal: LocalRefusal::default(),
             timeouts: Timeouts::default(),
@@ -169,6 +172,8 @@ pub struct State {
     pub nodes: BTreeMap<ObjectName, Node>,
     /// Namespaces by name.
     pub namespaces: BTreeMap<ObjectName, Namespace>,
+    /// The ranges of cluster IPs, where the API server has such objects (1.33).
+    pub service_cidrs: BTreeMap<ObjectName, ServiceCidr>,
     /// What makes pods, where the source tells (a directory of manifests does); for `doctor`.
     pub workloads: BTreeMap<WorkloadName, Workload>,
     /// Objects that cannot be used, and why.
@@ -236,6 +241,7 @@ impl State {
             Object::Pod(name, o) => put(&mut self.pods, name, o),
             Object::Node(name, o) => put(&mut self.nodes, name, o),
             Object::Namespace(name, o) => put(&mut self.namespaces, name, o),
+            Object::ServiceCidr(name, o) => put(&mut self.service_cidrs, name, o),
             Object::Workload(name, o) => put(&mut self.workloads, name, o),
         }
     }
@@ -248,6 +254,7 @@ impl State {
             Kind::Pod => self.pods.remove(name).is_some(),
             Kind::Node => self.nodes.remove(name).is_some(),
             Kind::Namespace => self.namespaces.remove(name).is_some(),
+            Kind::ServiceCIDR => self.service_cidrs.remove(name).is_some(),
             _ => self.workloads.remove(&WorkloadName { kind: *kind, name: name.clone() }).is_some(),
         })
     }

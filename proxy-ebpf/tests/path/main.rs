@@ -10,6 +10,7 @@ mod cluster_ip;
 mod early;
 mod life;
 mod node_port;
+mod options;
 mod ports;
 mod random;
 mod refusals;

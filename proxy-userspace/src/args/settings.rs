@@ -68,6 +68,7 @@ impl AgentArgs {
             device,
             nodeport_addresses,
             cluster_cidr,
+            service_cidr,
             masquerade_ports,
             refusal,
             timeouts,
@@ -78,6 +79,9 @@ impl AgentArgs {
             ..
         } = self;
         let StateDir { state_dir } = pins;
+        // What the API server writes down as a ServiceCIDR object, a source that plays it has as a flag.
+        let played = source.manifests.iter().flat_map(|_| &source.service_cluster_ip_range);
+        let service_cidrs = service_cidr.iter().chain(played).map(IpNet::trunc).collect();
         let node_ports = source.service_node_port_range;
         ensure!(
             masquerade_ports.last < node_ports.first || node_ports.last < masquerade_ports.first,
@@ -88,6 +92,7 @@ impl AgentArgs {
             node_name: source.node_name()?.into(),
             nodeport_addresses,
             cluster_cidrs: cluster_cidr.iter().map(IpNet::trunc).collect(),
+            service_cidrs,
             masquerade_ports,
             local_refusal: refusal.meaning(),
             timeouts: timeouts.meaning()?,

@@ -9,7 +9,7 @@ use proxy_common::service::ServiceFlags;
 
 use super::mark;
 use crate::contents::{Frontend, Target};
-use crate::model::{Links, Node, NodePortAddresses, ObjectName, Snapshot};
+use crate::model::{Links, Node, NodePortAddresses, ObjectName, Proxied, Snapshot};
 
 /// The flags of every address that has one.
 pub(super) fn addresses(snapshot: &Snapshot, frontends: &BTreeMap<Frontend, Target>) -> BTreeMap<IpAddr, AddressFlags> {
@@ -19,6 +19,10 @@ pub(super) fn addresses(snapshot: &Snapshot, frontends: &BTreeMap<Frontend, Targ
     }
     for addr in node_port_addresses(snapshot) {
         mark(&mut found, addr, AddressFlags::NODE_PORTS);
+    }
+    let foreign = snapshot.state.services.values().filter(|service| service.proxied == Proxied::OtherProxy);
+    for addr in foreign.flat_map(|service| &service.cluster_ips) {
+        mark(&mut found, *addr, AddressFlags::FOREIGN);
     }
     for (frontend, target) in frontends {
         if target.flags & ServiceFlags::CLUSTER_IP != 0 {

@@ -1,9 +1,10 @@
 //! Services to frontends and targets (V1-V7, V11), and who gets a frontend that two claim.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use proxy_common::service::{BackendFlags, ServiceFlags};
 
 use super::Conflict;
@@ -27,6 +28,29 @@ pub(super) fn frontends(snapshot: &Snapshot, pods: &PodNetwork) -> (BTreeMap<Fro
         }
     }
     settle(claims)
+}
+
+/// V3: the source ranges of the service ports that are served at load balancer IPs, each family by itself.
+pub(super) fn sources(snapshot: &Snapshot, frontends: &BTreeMap<Frontend, Target>) -> BTreeSet<(Arc<str>, IpNet)> {
+    let mut restricted = BTreeMap::<&str, BTreeSet<bool>>::new();
+    for (frontend, target) in frontends.iter().filter(|(_, target)| target.flags & ServiceFlags::SOURCE_RANGES != 0) {
+        restricted.entry(&target.service).or_default().insert(frontend.addr.is_ipv4());
+    }
+    let mut found = BTreeSet::new();
+    for (name, service) in snapshot.state.services.iter().filter(|(_, service)| !service.source_ranges.is_empty()) {
+        for id in service.ports.iter().map(|port| service_port_name(name, port)) {
+            let Some(families) = restricted.get(&*id) else { continue };
+            let ranges = service.source_ranges.iter().filter(|range| families.contains(&range.addr().is_ipv4()));
+            found.extend(ranges.map(|range| (id.clone(), *range)));
+        }
+    }
+    found
+}
+
+/// V3: whether load balancer IPs of a family are for some sources only. A range of all addresses means no restriction.
+fn is_restricted(service: &Service, v4: bool) -> bool {
+    let mut ranges = service.source_ranges.iter().filter(|range| range.addr().is_ipv4() == v4).peekable();
+    ranges.peek().is_some() && ranges.all(|range| range.prefix_len() > 0)
 }
 
 /// A Service with what its frontends depend on.
@@ -80,7 +104,7 @@ fn claim_port<'a>(claimant: &Claimant<'a>, cluster_ip: IpAddr, port: &ServicePor
             name,
             target: Target {
                 service: id.clone(),
-                flags: flags(service, rank, snapshot.settings.local_refusal),
+                flags: flags(service, rank, snapshot.settings.local_refusal) | source_flag(service, rank, v4),
                 affinity: service.affinity,
                 backends: backends.clone(),
             },
@@ -117,6 +141,10 @@ fn flags(service: &Service, rank: Rank, refusal: LocalRefusal) -> u32 {
         (TrafficPolicy::Local, Refusal::Reject) => kind | ServiceFlags::LOCAL,
         (TrafficPolicy::Local, Refusal::Drop) => kind | ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP,
     }
+}
+
+fn source_flag(service: &Service, rank: Rank, v4: bool) -> u32 {
+    if rank == Rank::LoadBalancer && is_restricted(service, v4) { ServiceFlags::SOURCE_RANGES } else { 0 }
 }
 
 /// Cluster IPs before others, then the older Service, then the lesser name.

@@ -9,17 +9,22 @@ use proxy_common::service::{BackendFlags, ServiceFlags};
 
 use super::{Backends, Contents, Endpoint, Frontend, Target};
 
-const SERVICE_FLAGS: [(u32, &str); 6] = [
+const SERVICE_FLAGS: [(u32, &str); 7] = [
     (ServiceFlags::CLUSTER_IP, "cluster-ip"),
     (ServiceFlags::NODE_PORT, "node-port"),
     (ServiceFlags::EXTERNAL_IP, "external-ip"),
     (ServiceFlags::LOAD_BALANCER, "load-balancer"),
     (ServiceFlags::LOCAL, "local"),
     (ServiceFlags::LOCAL_DROP, "local-drop"),
+    (ServiceFlags::SOURCE_RANGES, "source-ranges"),
 ];
 
-const ADDRESS_FLAGS: [(u32, &str); 3] =
-    [(AddressFlags::HOST, "host"), (AddressFlags::NODE_PORTS, "node-ports"), (AddressFlags::CLUSTER_IP, "cluster-ip")];
+const ADDRESS_FLAGS: [(u32, &str); 4] = [
+    (AddressFlags::HOST, "host"),
+    (AddressFlags::NODE_PORTS, "node-ports"),
+    (AddressFlags::CLUSTER_IP, "cluster-ip"),
+    (AddressFlags::FOREIGN, "foreign"),
+];
 
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,6 +46,14 @@ fn names(flags: u32, all: &[(u32, &'static str)]) -> Vec<&'static str> {
 impl fmt::Display for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.services(f)?;
+        if !self.sources.is_empty() {
+            writeln!(f, "sources")?;
+            self.sources.iter().try_for_each(|(service, range)| writeln!(f, "  {service} {range}"))?;
+        }
+        if !self.service_ranges.is_empty() {
+            writeln!(f, "service ranges")?;
+            self.service_ranges.iter().try_for_each(|range| writeln!(f, "  {range}"))?;
+        }
         section(f, "addresses", &self.addresses, |f, addr, flags| {
             write!(f, "{addr} {}", names(flags.0, &ADDRESS_FLAGS).join(" "))
         })?;

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use aya::Pod;
+use aya::maps::lpm_trie::{Key as Prefix, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use ipnet::IpNet;
 use proxy_common::event::COUNTERS;
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Addr4, Addr6, Address, AddressFlags, Device, IfIndex, LocalPod, Port};
-use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Name, Service, ServiceKey};
+use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey};
 
 use super::batch;
 use super::statedir::StateDir;
@@ -19,11 +21,16 @@ use crate::place::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
 /// A hash map that this value has open.
 pub type Hash<K, V> = HashMap<MapData, K, V>;
 
+/// A map of prefixes that this value has open; the values say nothing.
+type Trie<K> = LpmTrie<MapData, K, u32>;
+
 /// The maps of one address family.
 pub struct FamilyMaps<A> {
     services: Hash<ServiceKey<A>, Service>,
     backends: Hash<BackendKey, Backend<A>>,
     slots: Hash<EndpointKey<A>, u32>,
+    sources: Trie<SourceKey<A>>,
+    ranges: Trie<A>,
     addresses: Hash<A, AddressFlags>,
     pods: Hash<A, LocalPod>,
     /// Answered flows.
@@ -66,6 +73,7 @@ where
     ServiceKey<A>: Pod,
     Backend<A>: Pod,
     EndpointKey<A>: Pod,
+    SourceKey<A>: Pod,
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
@@ -74,6 +82,8 @@ where
             services: open(&format!("SERVICES{side}"), take)?,
             backends: open(&format!("BACKENDS{side}"), take)?,
             slots: open(&format!("SLOTS{side}"), take)?,
+            sources: open_trie(&format!("SOURCES{side}"), take)?,
+            ranges: open_trie(&format!("RANGES{side}"), take)?,
             addresses: open(&format!("ADDRESSES{side}"), take)?,
             pods: open(&format!("PODS{side}"), take)?,
             flows: open(&format!("FLOWS{side}"), take)?,
@@ -88,6 +98,12 @@ where
         let slots = batch::all(&self.slots).context("read SLOTS")?;
         let addresses = batch::all(&self.addresses).context("read ADDRESSES")?;
         let pods = batch::all(&self.pods).context("read PODS")?;
+        let sources = prefixes(&self.sources).context("read SOURCES")?;
+        let ranges = prefixes(&self.ranges).context("read RANGES")?;
+        let sources = sources.into_iter().filter_map(|(bits, key)| {
+            Some(Entry::Source(key.service, network(key.addr.ip(), bits.checked_sub(SOURCE_KEY_BITS)?)?))
+        });
+        let ranges = ranges.into_iter().filter_map(|(bits, addr)| Some(Entry::Range(network(addr.ip(), bits)?)));
         let services = services.iter().map(|(key, service)| Entry::Service(frontend(key), *service));
         let backends = backends.iter().map(|(key, backend)| slot_entry(side, key, backend));
         let slots = slots.iter().map(|(key, slot)| {
@@ -96,7 +112,7 @@ where
         });
         let addresses = addresses.iter().map(|(addr, flags)| Entry::Address(addr.ip(), *flags));
         let pods = pods.iter().map(|(addr, pod)| Entry::Pod(addr.ip(), *pod));
-        Ok(services.chain(backends).chain(slots).chain(addresses).chain(pods).collect())
+        Ok(services.chain(backends).chain(slots).chain(sources).chain(ranges).chain(addresses).chain(pods).collect())
     }
 
     /// The highest id of a service port that a flow names.
@@ -182,6 +198,12 @@ impl Maps {
             Entry::Endpoint(EndpointAt { generation, addr }, slot) => family!(self, addr.ip(), |key, maps| {
                 put(&mut maps.slots, EndpointKey::new(*generation, key, Port::new(addr.port())), *slot)
             }),
+            Entry::Source(id, range) => {
+                family!(self, range.addr(), |key, maps| Ok(maps.sources.insert(&source_key(*id, key, *range), 1, 0)?))
+            }
+            Entry::Range(range) => family!(self, range.addr(), |key, maps| {
+                Ok(maps.ranges.insert(&Prefix::new(u32::from(range.prefix_len()), key), 1, 0)?)
+            }),
             Entry::Address(addr, flags) => family!(self, *addr, |key, maps| put(&mut maps.addresses, key, *flags)),
             Entry::Pod(addr, pod) => family!(self, *addr, |key, maps| put(&mut maps.pods, key, *pod)),
             Entry::Device(index, device) => put(&mut self.devices, *index, *device),
@@ -217,6 +239,14 @@ impl Maps {
             Key::Endpoint(EndpointAt { generation, addr }) => family!(self, addr.ip(), |key, maps| {
                 delete(&mut maps.slots, EndpointKey::new(*generation, key, Port::new(addr.port())))
             }),
+            Key::Source(id, range) => {
+                family!(self, range.addr(), |key, maps| gone(maps.sources.remove(&source_key(*id, key, *range))))
+            }
+            Key::Range(range) => {
+                family!(self, range.addr(), |key, maps| gone(
+                    maps.ranges.remove(&Prefix::new(u32::from(range.prefix_len()), key))
+                ))
+            }
             Key::Address(addr) => family!(self, *addr, |key, maps| delete(&mut maps.addresses, key)),
             Key::Pod(addr) => family!(self, *addr, |key, maps| delete(&mut maps.pods, key)),
             Key::Device(index) => delete(&mut self.devices, *index),
@@ -234,9 +264,34 @@ fn put<K: Pod, V: Pod>(map: &mut Hash<K, V>, key: K, value: V) -> Result<()> {
     Ok(map.insert(key, value, 0)?)
 }
 
+fn open_trie<K: Pod>(name: &str, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Trie<K>> {
+    Trie::try_from(take(name)?).with_context(|| format!("open the map {name}"))
+}
+
+/// The elements of a trie: bits, and what they are bits of.
+fn prefixes<K: Pod>(trie: &Trie<K>) -> Result<Vec<(u32, K)>> {
+    let keys: Result<Vec<_>, MapError> = trie.keys().collect();
+    Ok(keys?.into_iter().map(|key| (key.prefix_len(), key.data())).collect())
+}
+
+fn source_key<A: Pod>(service: u32, addr: A, range: IpNet) -> Prefix<SourceKey<A>>
+where
+    SourceKey<A>: Pod,
+{
+    Prefix::new(SOURCE_KEY_BITS + u32::from(range.prefix_len()), SourceKey { service, addr })
+}
+
+fn network(addr: IpAddr, bits: u32) -> Option<IpNet> {
+    IpNet::new(addr, u8::try_from(bits).ok()?).ok()
+}
+
 /// Deletes an element; one that is gone already is well.
 pub fn delete<K: Pod, V: Pod>(map: &mut Hash<K, V>, key: K) -> Result<()> {
-    match map.remove(&key) {
+    gone(map.remove(&key))
+}
+
+fn gone(removed: Result<(), MapError>) -> Result<()> {
+    match removed {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => Ok(other?),

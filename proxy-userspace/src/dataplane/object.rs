@@ -17,13 +17,19 @@ use super::statedir::{StateDir, names_in, remove};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
 
 /// The maps that outlive an agent.
-pub const PINNED: [&str; 18] = [
+pub const PINNED: [&str; 24] = [
     "SERVICES4",
     "SERVICES6",
     "BACKENDS4",
     "BACKENDS6",
     "SLOTS4",
     "SLOTS6",
+    "SOURCES4",
+    "SOURCES6",
+    "RANGES4",
+    "RANGES6",
+    "AFFINITY4",
+    "AFFINITY6",
     "ADDRESSES4",
     "ADDRESSES6",
     "PODS4",

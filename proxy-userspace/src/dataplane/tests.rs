@@ -40,6 +40,10 @@ fn contents() -> Contents {
             (frontend("::", 30080), target(2, v6.clone())),
             (frontend("fd00:96::7", 80), target(1, v6)),
         ]),
+        sources: ["198.51.100.0/24", "2001:db8::/32"]
+            .map(|range| ("default/web:http".into(), range.parse().expect("a prefix")))
+            .into(),
+        service_ranges: ["10.96.0.0/12", "fd00:10:96::/112"].map(|range| range.parse().expect("a prefix")).into(),
         addresses: BTreeMap::from([(addr("192.0.2.1"), AddressFlags(3)), (addr("2001:db8::1"), AddressFlags(1))]),
         pods: BTreeMap::from([(addr("10.244.1.2"), LocalPod { device: IfIndex(7) }), (addr("fd00::2"), LocalPod::default())]),
         devices: BTreeMap::from([(IfIndex(2), Device { mtu: 1500, ..Device::default() })]),

@@ -51,6 +51,7 @@ pub enum Kind {
     Node,
     Namespace,
     NetworkPolicy,
+    ServiceCIDR,
     Deployment,
     ReplicaSet,
     StatefulSet,
@@ -89,6 +90,7 @@ pub enum Object {
     Pod(ObjectName, Pod),
     Node(ObjectName, Node),
     Namespace(ObjectName, Namespace),
+    ServiceCidr(ObjectName, ServiceCidr),
     Workload(WorkloadName, Workload),
 }
 
@@ -101,6 +103,7 @@ impl Object {
             Self::Pod(name, _) => (Kind::Pod, name),
             Self::Node(name, _) => (Kind::Node, name),
             Self::Namespace(name, _) => (Kind::Namespace, name),
+            Self::ServiceCidr(name, _) => (Kind::ServiceCIDR, name),
             Self::Workload(WorkloadName { kind, name }, _) => (*kind, name),
         };
         ObjectRef { kind, name: name.clone() }
@@ -112,7 +115,7 @@ impl Object {
 pub struct Service {
     /// Whether it is ours to serve (V1).
     pub proxied: Proxied,
-    /// Its cluster IPs, at most one of each family; a family without one is not served.
+    /// Its cluster IPs, at most one of each family; a family without one is not served. Also those of another proxy's Service.
     pub cluster_ips: Vec<IpAddr>,
     /// `spec.externalIPs`.
     pub external_ips: BTreeSet<IpAddr>,
@@ -330,6 +333,13 @@ pub struct Node {
 pub struct Namespace {
     /// Its labels.
     pub labels: Labels,
+}
+
+/// A ServiceCIDR: ranges that cluster IPs are given out from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// `spec.cidrs`.
+    pub prefixes: BTreeSet<IpNet>,
 }
 
 /// A Deployment, ReplicaSet, StatefulSet or DaemonSet by name.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod};
 use proxy_common::service::{Config, Service};
 
@@ -65,6 +66,10 @@ pub enum Entry {
     Backend(SlotKey, Slot),
     /// Of `SLOTS*`.
     Endpoint(EndpointAt, u32),
+    /// Of `SOURCES*`: a prefix of the sources that the service port of an id serves.
+    Source(u32, IpNet),
+    /// Of `RANGES*`.
+    Range(IpNet),
     /// Of `ADDRESSES*`.
     Address(IpAddr, AddressFlags),
     /// Of `PODS*`.
@@ -86,6 +91,10 @@ pub enum Key {
     Backend(SlotKey),
     /// Of `SLOTS*`.
     Endpoint(EndpointAt),
+    /// Of `SOURCES*`.
+    Source(u32, IpNet),
+    /// Of `RANGES*`.
+    Range(IpNet),
     /// Of `ADDRESSES*`.
     Address(IpAddr),
     /// Of `PODS*`.
@@ -111,12 +120,13 @@ pub struct Facts<'a> {
     pub addresses: &'a BTreeMap<IpAddr, AddressFlags>,
     pub pods: &'a BTreeMap<IpAddr, LocalPod>,
     pub devices: &'a BTreeMap<IfIndex, Device>,
+    pub ranges: &'a BTreeSet<IpNet>,
     pub config: Config,
 }
 
 impl<'a> From<&'a Contents> for Facts<'a> {
     fn from(c: &'a Contents) -> Self {
-        Self { addresses: &c.addresses, pods: &c.pods, devices: &c.devices, config: c.config }
+        Self { addresses: &c.addresses, pods: &c.pods, devices: &c.devices, ranges: &c.service_ranges, config: c.config }
     }
 }
 
@@ -126,6 +136,8 @@ pub struct Actual {
     services: BTreeMap<Frontend, Service>,
     backends: BTreeMap<SlotKey, Slot>,
     endpoints: BTreeMap<EndpointAt, u32>,
+    sources: BTreeSet<(u32, IpNet)>,
+    ranges: BTreeSet<IpNet>,
     addresses: BTreeMap<IpAddr, AddressFlags>,
     pods: BTreeMap<IpAddr, LocalPod>,
     devices: BTreeMap<IfIndex, Device>,
@@ -202,6 +214,8 @@ impl Actual {
     pub fn contents(&self) -> Contents {
         Contents {
             frontends: self.services.iter().map(|(f, s)| (*f, self.target(*f, s))).collect(),
+            sources: self.sources.iter().map(|(id, range)| (self.name_or_number(*id), *range)).collect(),
+            service_ranges: self.ranges.clone(),
             addresses: self.addresses.clone(),
             pods: self.pods.clone(),
             devices: self.devices.clone(),
@@ -209,8 +223,12 @@ impl Actual {
         }
     }
 
+    pub(super) fn sources(&self) -> &BTreeSet<(u32, IpNet)> {
+        &self.sources
+    }
+
     pub(super) fn facts(&self) -> Facts<'_> {
-        Facts { addresses: &self.addresses, pods: &self.pods, devices: &self.devices, config: self.config }
+        Facts { addresses: &self.addresses, pods: &self.pods, devices: &self.devices, ranges: &self.ranges, config: self.config }
     }
 
     pub(super) fn id(&self, label: &str) -> Option<u32> {
@@ -283,8 +301,16 @@ impl Actual {
             };
             list.push(Endpoint { addr, flags });
         }
-        let name = self.names.get(&service.id).cloned().unwrap_or_else(|| format!("#{}", service.id).into());
-        Target { service: name, flags: service.flags, affinity: service.affinity, backends: Arc::new(backends) }
+        Target {
+            service: self.name_or_number(service.id),
+            flags: service.flags,
+            affinity: service.affinity,
+            backends: Arc::new(backends),
+        }
+    }
+
+    fn name_or_number(&self, id: u32) -> Arc<str> {
+        self.names.get(&id).cloned().unwrap_or_else(|| format!("#{id}").into())
     }
 
     fn put(&mut self, entry: Entry) {
@@ -292,6 +318,8 @@ impl Actual {
             Entry::Service(frontend, service) => self.put_service(frontend, service),
             Entry::Backend(key, slot) => self.put_backend(key, slot),
             Entry::Endpoint(endpoint, slot) => self.put_endpoint(endpoint, slot),
+            Entry::Source(id, range) => _ = self.sources.insert((id, range)),
+            Entry::Range(range) => _ = self.ranges.insert(range),
             Entry::Address(addr, flags) => drop(self.addresses.insert(addr, flags)),
             Entry::Pod(addr, pod) => drop(self.pods.insert(addr, pod)),
             Entry::Device(index, device) => drop(self.devices.insert(index, device)),
@@ -305,6 +333,8 @@ impl Actual {
             Key::Service(frontend) => self.delete_service(&frontend),
             Key::Backend(key) => self.delete_backend(key),
             Key::Endpoint(endpoint) => self.delete_endpoint(endpoint),
+            Key::Source(id, range) => _ = self.sources.remove(&(id, range)),
+            Key::Range(range) => _ = self.ranges.remove(&range),
             Key::Address(addr) => drop(self.addresses.remove(&addr)),
             Key::Pod(addr) => drop(self.pods.remove(&addr)),
             Key::Device(index) => drop(self.devices.remove(&index)),

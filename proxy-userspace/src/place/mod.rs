@@ -20,6 +20,7 @@ pub fn place(contents: &Contents, actual: &Actual) -> Vec<Write> {
     let mut plan = Plan::new(contents, actual);
     contents.frontends.keys().for_each(|frontend| plan.frontend(*frontend));
     actual.services().keys().filter(|f| !contents.frontends.contains_key(f)).for_each(|f| plan.frontend(*f));
+    plan.sources();
     plan.facts(actual.facts());
     plan.writes()
 }
@@ -28,6 +29,7 @@ pub fn place(contents: &Contents, actual: &Actual) -> Vec<Write> {
 pub fn place_changes(before: &Contents, contents: &Contents, actual: &Actual) -> Vec<Write> {
     let mut plan = Plan::new(contents, actual);
     changes(&before.frontends, &contents.frontends).for_each(|(frontend, _)| plan.frontend(*frontend));
+    plan.sources();
     plan.facts(before.into());
     plan.writes()
 }

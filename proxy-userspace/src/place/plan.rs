@@ -1,7 +1,7 @@
 //! The writes of one step, collected by kind so that they come out in the safe order.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
 
@@ -24,6 +24,7 @@ pub struct Plan<'a> {
     next_generation: u32,
     facts: Vec<Write>,
     names: Vec<Write>,
+    sources: Vec<Write>,
     slots: Vec<Write>,
     services: Vec<Write>,
     gone: Vec<Write>,
@@ -41,6 +42,7 @@ impl<'a> Plan<'a> {
             next_generation: actual.next_generation(),
             facts: Vec::new(),
             names: Vec::new(),
+            sources: Vec::new(),
             slots: Vec::new(),
             services: Vec::new(),
             gone: Vec::new(),
@@ -50,7 +52,7 @@ impl<'a> Plan<'a> {
 
     /// First facts, then what services refer to, then services; then the same backwards for what is gone.
     pub fn writes(self) -> Vec<Write> {
-        [self.facts, self.names, self.slots, self.services, self.gone, self.gone_facts].concat()
+        [self.facts, self.names, self.sources, self.slots, self.services, self.gone, self.gone_facts].concat()
     }
 
     /// Plans what one frontend needs to be as the contents say.
@@ -80,9 +82,21 @@ impl<'a> Plan<'a> {
         for (key, value) in changes(is.pods, &self.contents.pods) {
             self.fact(*key, value);
         }
+        let ought = &self.contents.service_ranges;
+        self.facts.extend(ought.difference(is.ranges).map(|range| Write::Put(Entry::Range(*range))));
+        self.gone_facts.extend(is.ranges.difference(ought).map(|range| Write::Delete(Key::Range(*range))));
         for (key, value) in changes(is.addresses, &self.contents.addresses) {
             self.fact(*key, value);
         }
+    }
+
+    /// Plans who is served at load balancer IPs: what is allowed anew before the services, what is not any more after them.
+    pub fn sources(&mut self) {
+        let contents = self.contents;
+        let ought: BTreeSet<_> = contents.sources.iter().map(|(service, range)| (self.id(service), *range)).collect();
+        let is = self.actual.sources();
+        self.sources.extend(ought.difference(is).map(|(id, range)| Write::Put(Entry::Source(*id, *range))));
+        self.gone_facts.extend(is.difference(&ought).map(|(id, range)| Write::Delete(Key::Source(*id, *range))));
     }
 
     fn fact<K, V: Fact<K>>(&mut self, key: K, value: Option<&V>) {

@@ -1,9 +1,10 @@
 //! Random histories against a model of the kernel that knows nothing of ids.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol};
 use proxy_common::service::{Config, Service};
@@ -17,6 +18,8 @@ struct Kernel {
     services: BTreeMap<Frontend, Service>,
     backends: BTreeMap<SlotKey, Slot>,
     endpoints: BTreeMap<EndpointAt, u32>,
+    sources: BTreeSet<(u32, IpNet)>,
+    ranges: BTreeSet<IpNet>,
     addresses: BTreeMap<IpAddr, AddressFlags>,
     pods: BTreeMap<IpAddr, LocalPod>,
     devices: BTreeMap<IfIndex, Device>,
@@ -30,6 +33,8 @@ impl Kernel {
             Write::Put(Entry::Service(k, v)) => drop(self.services.insert(k, v)),
             Write::Put(Entry::Backend(k, v)) => drop(self.backends.insert(k, v)),
             Write::Put(Entry::Endpoint(k, v)) => drop(self.endpoints.insert(k, v)),
+            Write::Put(Entry::Source(id, range)) => _ = self.sources.insert((id, range)),
+            Write::Put(Entry::Range(range)) => _ = self.ranges.insert(range),
             Write::Put(Entry::Address(k, v)) => drop(self.addresses.insert(k, v)),
             Write::Put(Entry::Pod(k, v)) => drop(self.pods.insert(k, v)),
             Write::Put(Entry::Device(k, v)) => drop(self.devices.insert(k, v)),
@@ -38,6 +43,8 @@ impl Kernel {
             Write::Delete(Key::Service(k)) => assert!(self.services.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Backend(k)) => assert!(self.backends.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Endpoint(k)) => assert!(self.endpoints.remove(&k).is_some(), "deletes {k:?} that is not there"),
+            Write::Delete(Key::Source(id, k)) => assert!(self.sources.remove(&(id, k)), "deletes {k:?} that is not there"),
+            Write::Delete(Key::Range(k)) => assert!(self.ranges.remove(&k), "deletes {k:?} that is not there"),
             Write::Delete(Key::Address(k)) => assert!(self.addresses.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Pod(k)) => assert!(self.pods.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Device(k)) => assert!(self.devices.remove(&k).is_some(), "deletes {k:?} that is not there"),
@@ -50,12 +57,14 @@ impl Kernel {
         let services = self.services.iter().map(|(k, v)| Entry::Service(*k, *v));
         let backends = self.backends.iter().map(|(k, v)| Entry::Backend(*k, *v));
         let endpoints = self.endpoints.iter().map(|(k, v)| Entry::Endpoint(*k, *v));
+        let sources = self.sources.iter().map(|(id, range)| Entry::Source(*id, *range));
+        let ranges = self.ranges.iter().map(|range| Entry::Range(*range));
         let addresses = self.addresses.iter().map(|(k, v)| Entry::Address(*k, *v));
         let pods = self.pods.iter().map(|(k, v)| Entry::Pod(*k, *v));
         let devices = self.devices.iter().map(|(k, v)| Entry::Device(*k, *v));
         let names = self.names.iter().map(|(k, v)| Entry::Name(*k, v.clone()));
         let facts = addresses.chain(pods).chain(devices).chain([Entry::Config(self.config)]);
-        services.chain(backends).chain(endpoints).chain(names).chain(facts).collect()
+        services.chain(backends).chain(endpoints).chain(sources).chain(ranges).chain(names).chain(facts).collect()
     }
 
     /// Whatever a packet can meet: each service's slots are all there, belong to it alone, and its name is known.
@@ -127,6 +136,10 @@ fn frontends() -> impl Strategy<Value = BTreeMap<Frontend, Target>> {
     })
 }
 
+fn prefix(bits: u8) -> IpNet {
+    IpNet::new(Ipv4Addr::new(10, 0, 0, 0).into(), bits).expect("a prefix")
+}
+
 prop_compose! {
     fn contents()(
         frontends in frontends(),
@@ -134,8 +147,14 @@ prop_compose! {
         pods in prop::collection::btree_map(0u8..5, 0u32..3, 0..4),
         devices in prop::collection::btree_map(1u32..4, 1400u32..1402, 0..3),
         secret in 0u64..2,
+        served in prop::collection::btree_set((0usize..6, 8u8..11), 0..4),
+        ranges in prop::collection::btree_set(8u8..12, 0..3),
     ) -> Contents {
+        let services: Vec<_> = frontends.values().map(|target| target.service.clone()).collect();
+        let source = |(service, bits): (usize, u8)| Some((services.get(service)?.clone(), prefix(bits)));
         Contents {
+            sources: served.into_iter().filter_map(source).collect(),
+            service_ranges: ranges.into_iter().map(prefix).collect(),
             frontends,
             addresses: addresses.into_iter().map(|(a, flags)| (address(Side::V4, a), AddressFlags(flags))).collect(),
             pods: pods.into_iter().map(|(a, device)| (address(Side::V6, a), LocalPod { device: IfIndex(device) })).collect(),

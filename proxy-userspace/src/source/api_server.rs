@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use futures::stream::{BoxStream, Stream, StreamExt, select_all};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::DeserializeGuard;
 use kube::runtime::utils::{Backoff, WatchStreamExt};
@@ -31,11 +32,13 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) async fn spawn(kubeconfig: Option<PathBuf>, news: News) -> Result<()> {
     let client = Client::try_from(config(kubeconfig).await?).context("set up the client of the API server")?;
     let watches = vec![
-        watch::<Service>(&client, "!service.kubernetes.io/service-proxy-name"),
+        // Other proxies' Services too (V1): their addresses are not to be taken for nobody's.
+        watch::<Service>(&client, ""),
         watch::<EndpointSlice>(&client, "!service.kubernetes.io/headless"),
         watch::<Pod>(&client, ""),
         watch::<Node>(&client, ""),
         watch::<Namespace>(&client, ""),
+        watch::<ServiceCIDR>(&client, ""),
         probe(client).boxed(),
     ];
     tokio::spawn(forward(select_all(watches), news));
@@ -73,6 +76,11 @@ async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut news: News) {
             Step::Update(update) => news.send(update).await,
             Step::Listed(kind) if unlisted.remove(&kind) && unlisted.is_empty() => news.send(Update::Synced).await,
             Step::Listed(_) => Ok(()),
+            // Not there before Kubernetes 1.33, and nobody waits for it.
+            Step::Lost(Kind::ServiceCIDR, error) => {
+                tracing::debug!("watch of ServiceCIDRs: {error}; trying again");
+                Ok(())
+            }
             Step::Lost(kind, error) => {
                 tracing::info!("watch of {kind}s: {error}; trying again");
                 Ok(())

@@ -64,8 +64,8 @@ impl Seen {
         for counter in [Counter::Established, Counter::TableFull, Counter::Fallback, Counter::Fragment, Counter::LeftToTc] {
             assert!(self.counted[counter.name()] > 0, "nothing was counted as {}", counter.name());
         }
-        for reason in [Reason::NoBackend, Reason::TtlExceeded, Reason::TooBig] {
-            assert!(self.counted[reason.name()] > 0, "nothing was answered because of {}", reason.name());
+        for reason in [Reason::NoBackend, Reason::TtlExceeded, Reason::TooBig, Reason::SourceNotAllowed, Reason::NoSuchService] {
+            assert!(self.counted[reason.name()] > 0, "nothing was stopped because of {}", reason.name());
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result};
 use proxy_common::flow::FlowKey;
 use proxy_common::net::{Address as _, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, V4, V6};
-use proxy_common::service::{Backend, BackendFlags, BackendKey, Config, Service, ServiceFlags, ServiceKey};
+use proxy_common::service::{Backend, BackendFlags, BackendKey, Config, Service, ServiceFlags, ServiceKey, SourceKey};
 use proxy_ebpf::Table;
 use proxy_ebpf::fake::Memory;
 use rand::rngs::StdRng;
@@ -33,6 +33,8 @@ pub const REMOTE: Dotted = [10, 244, 2, 10];
 const NODE_PORTS: Dotted = [0; 4];
 const VIP: Dotted = [10, 96, 0, 10];
 const VIP_B: Dotted = [10, 96, 0, 11];
+/// Beside them, and no Service's.
+const NOBODY: Dotted = [10, 96, 0, 9];
 const EXTERNAL: Dotted = [203, 0, 113, 200];
 
 const CLIENTS: [Dotted; 5] = [CLIENT, [198, 51, 100, 8], [203, 0, 113, 5], [203, 0, 113, 6], [192, 0, 2, 9]];
@@ -167,10 +169,25 @@ pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F
     memory.config.least_mtu = memory.devices.values().map(|device| device.mtu).min().unwrap_or(0);
 }
 
+/// Source ranges of service ports, and the cluster's Service ranges, anew.
+fn ranges<F: Net>(dice: &mut Dice, memory: &mut Memory<F>) {
+    let whole = if F::V6 { 128 } else { 32 };
+    memory.sources.clear();
+    memory.ranges.clear();
+    for service in 1..=FRONTENDS.len() as u32 {
+        let (addr, short) = (F::at(dice.pick(&CLIENTS)), dice.pick(&[0, 1, 8, 20]));
+        memory.sources.insert((SourceKey { service, addr }, whole - short));
+    }
+    if dice.chance(80) {
+        memory.ranges.insert((F::at(VIP), whole - dice.pick(&[4, 8, 16])));
+    }
+}
+
 /// Services anew: frontends of all kinds, intervals of all shapes, now and then a slot that is missing or another's.
 pub fn serve<F: Net>(dice: &mut Dice, memory: &mut Memory<F>) {
     memory.services.clear();
     memory.backends.clear();
+    ranges(dice, memory);
     for (number, (dotted, port)) in FRONTENDS.into_iter().enumerate() {
         let (id, generation) = (number as u32 + 1, dice.number() as u32);
         let slots = if dice.chance(15) { 0 } else { 1 + dice.below(4) };
@@ -189,7 +206,7 @@ pub fn serve<F: Net>(dice: &mut Dice, memory: &mut Memory<F>) {
             flags: flags(dice, dotted),
             id,
             generation,
-            affinity: 0,
+            affinity: dice.pick(&[0, 0, 0, 60]),
             local_len: local_len as u32,
             cluster_first: cluster_first as u32,
             cluster_len: (slots - cluster_first) as u32,
@@ -208,7 +225,8 @@ fn flags(dice: &mut Dice, dotted: Dotted) -> u32 {
         VIP | VIP_B => ServiceFlags::CLUSTER_IP,
         _ => dice.pick(&[ServiceFlags::EXTERNAL_IP, ServiceFlags::LOAD_BALANCER]),
     };
-    kind | dice.pick(&[0, 0, 0, ServiceFlags::LOCAL, ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP])
+    let sources = if dice.chance(15) { ServiceFlags::SOURCE_RANGES } else { 0 };
+    kind | sources | dice.pick(&[0, 0, 0, ServiceFlags::LOCAL, ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP])
 }
 
 /// A packet at a hook.
@@ -282,6 +300,7 @@ pub fn any_flow<F: Net>(dice: &mut Dice, memory: &Memory<F>) -> Option<(Table, F
 fn opening<F: Net>(dice: &mut Dice) -> (Hook, Segment) {
     let (dotted, port) = dice.pick(&FRONTENDS);
     let dotted = if dotted == NODE_PORTS { dice.pick(&[NODE, NODE, NODE, NODE_B]) } else { dotted };
+    let dotted = if dice.chance(3) { NOBODY } else { dotted };
     let (hook, src) = if dice.chance(60) { (Hook::FromDevice, dice.pick(&CLIENTS)) } else { (Hook::FromPod, dice.pick(&PODS)) };
     let port = if dice.chance(5) { 81 } else { port };
     let client = (src, 40000 + dice.below(12) as u16);

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use aya::Pod;
+use aya::maps::lpm_trie::{Key as Prefix, LpmTrie};
 use aya::maps::{Array, HashMap};
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::FlowKey;
 use proxy_common::net::{V4, V6};
-use proxy_common::service::Config;
+use proxy_common::service::{Config, SOURCE_KEY_BITS};
 use proxy_ebpf::Table;
 use proxy_ebpf::fake::{Flows, Memory};
 
@@ -28,12 +29,16 @@ pub trait Maps: Net {
 }
 
 macro_rules! maps {
-    ($family:ty, $services:literal, $backends:literal, $slots:literal, $addresses:literal, $pods:literal, $flows:literal, $opening:literal) => {
+    ($family:ty, $services:literal, $backends:literal, $slots:literal, $sources:literal, $ranges:literal, $affinity:literal, $addresses:literal, $pods:literal, $flows:literal, $opening:literal) => {
         impl Maps for $family {
             fn fill(loaded: &mut Loaded, memory: &Memory<Self>) -> Result<()> {
                 equal(loaded, $services, &memory.services)?;
                 equal(loaded, $backends, &memory.backends)?;
                 equal(loaded, $slots, &memory.slots())?;
+                let sources = memory.sources.iter().map(|(key, bits)| (SOURCE_KEY_BITS + bits, *key));
+                prefixes(loaded, $sources, sources.collect())?;
+                prefixes(loaded, $ranges, memory.ranges.iter().map(|(addr, bits)| (*bits, *addr)).collect())?;
+                equal(loaded, $affinity, &memory.affinity.borrow())?;
                 equal(loaded, $addresses, &memory.addresses)?;
                 equal(loaded, $pods, &memory.pods)?;
                 equal(loaded, $flows, &memory.established.borrow())?;
@@ -57,8 +62,8 @@ macro_rules! maps {
     };
 }
 
-maps!(V4, "SERVICES4", "BACKENDS4", "SLOTS4", "ADDRESSES4", "PODS4", "FLOWS4", "OPENING4");
-maps!(V6, "SERVICES6", "BACKENDS6", "SLOTS6", "ADDRESSES6", "PODS6", "FLOWS6", "OPENING6");
+maps!(V4, "SERVICES4", "BACKENDS4", "SLOTS4", "SOURCES4", "RANGES4", "AFFINITY4", "ADDRESSES4", "PODS4", "FLOWS4", "OPENING4");
+maps!(V6, "SERVICES6", "BACKENDS6", "SLOTS6", "SOURCES6", "RANGES6", "AFFINITY6", "ADDRESSES6", "PODS6", "FLOWS6", "OPENING6");
 
 fn name(table: Table, flows: &'static str, opening: &'static str) -> &'static str {
     match table {
@@ -85,6 +90,16 @@ fn equal<K: Pod + Ord, V: Pod>(loaded: &mut Loaded, name: &str, wanted: &BTreeMa
         map.remove(key).with_context(|| format!("remove from {name}"))?;
     }
     wanted.iter().try_for_each(|(key, value)| map.insert(key, value, 0)).with_context(|| format!("write {name}"))
+}
+
+/// Makes a trie hold just these prefixes.
+fn prefixes<K: Pod>(loaded: &mut Loaded, name: &str, wanted: Vec<(u32, K)>) -> Result<()> {
+    let map = loaded.ebpf.map_mut(name).with_context(|| format!("find {name}"))?;
+    let mut map: LpmTrie<_, K, u32> = map.try_into().with_context(|| format!("open {name}"))?;
+    let found = map.keys().collect::<Result<Vec<_>, _>>().with_context(|| format!("read {name}"))?;
+    found.iter().try_for_each(|key| map.remove(key)).with_context(|| format!("empty {name}"))?;
+    let mut put = wanted.into_iter().map(|(bits, key)| Prefix::new(bits, key));
+    put.try_for_each(|key| map.insert(&key, 1, 0)).with_context(|| format!("write {name}"))
 }
 
 /// Writes the settings.

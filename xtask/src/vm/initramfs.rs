@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// In the order in which they are inserted: what a module needs comes before it.
-const MODULES: [&str; 9] = [
+const MODULES: [&str; 10] = [
     "net/llc/llc",
     "net/802/stp",
     "net/bridge/bridge",
@@ -19,6 +19,7 @@ const MODULES: [&str; 9] = [
     "drivers/net/dummy",
     "drivers/net/veth",
     "net/sched/sch_ingress",
+    "net/sched/cls_bpf",
 ];
 /// Where older kernels have them.
 const OLD_PLACES: [(&str, &str); 1] = [("drivers/net/vxlan/vxlan", "drivers/net/vxlan")];

@@ -1,13 +1,14 @@
-//! Nodes and Namespaces.
+//! Nodes, Namespaces and ServiceCIDRs.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Convert, Field, address, label, prefix};
-use crate::model::{Kind, Namespace, Node, Object, ObjectName};
+use crate::model::{Kind, Namespace, Node, Object, ObjectName, ServiceCidr};
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
@@ -44,6 +45,20 @@ impl Convert for core::Node {
 fn addresses(node: &core::Node, of_type: &str) -> Result<Vec<IpAddr>, Field> {
     let all = node.status.iter().flat_map(|s| s.addresses.iter().flatten()).enumerate();
     all.filter(|(_, a)| a.type_ == of_type).map(|(i, a)| address(&a.address, format!("status.addresses[{i}].address"))).collect()
+}
+
+impl Convert for networking::ServiceCIDR {
+    const KIND: Kind = Kind::ServiceCIDR;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field> {
+        let cidrs = self.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten()).enumerate();
+        let prefixes = cidrs.map(|(i, cidr)| prefix(cidr, &format!("spec.cidrs[{i}]"))).collect::<Result<_, _>>()?;
+        Ok(Some(Object::ServiceCidr(name, ServiceCidr { prefixes })))
+    }
 }
 
 impl Convert for core::Namespace {

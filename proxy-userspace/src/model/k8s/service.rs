@@ -27,7 +27,12 @@ impl Convert for core::Service {
         let served = matches!(proxied, Proxied::Yes | Proxied::NoClusterIp);
         let service = Service {
             proxied,
-            cluster_ips: if proxied == Proxied::Yes { cluster_ips(&spec)? } else { Vec::new() },
+            cluster_ips: match proxied {
+                Proxied::Yes => cluster_ips(&spec)?,
+                // Whatever is wrong with it is another proxy's business.
+                Proxied::OtherProxy => cluster_ips(&spec).unwrap_or_default(),
+                Proxied::Headless | Proxied::NoClusterIp | Proxied::ExternalName => Vec::new(),
+            },
             external_ips: if served { external_ips(&spec)? } else { BTreeSet::new() },
             load_balancer_ips: if served { load_balancer_ips(self)? } else { BTreeSet::new() },
             source_ranges: source_ranges(&spec, &name),

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -145,7 +146,9 @@ fn items(mut document: Value) -> Vec<Value> {
 /// An object of a kind that we know, or why it cannot be read. Empty documents and other kinds are none.
 fn object(mut document: Value, modified: Option<SystemTime>) -> Option<(ObjectRef, Result<Manifest, Invalid>)> {
     let kind = KINDS.into_iter().find(|kind| document["kind"].as_str() == Some(&kind.to_string()))?;
-    if !matches!(kind, Kind::Node | Kind::Namespace) && document["metadata"]["namespace"].as_str().is_none_or(str::is_empty) {
+    if !matches!(kind, Kind::Node | Kind::Namespace | Kind::ServiceCIDR)
+        && document["metadata"]["namespace"].as_str().is_none_or(str::is_empty)
+    {
         document.get_mut("metadata")?.as_object_mut()?.insert("namespace".to_owned(), "default".into());
     }
     let metadata = &document["metadata"];
@@ -159,13 +162,14 @@ fn object(mut document: Value, modified: Option<SystemTime>) -> Option<(ObjectRe
     Some((reference, manifest))
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 11] = [
     Kind::Service,
     Kind::EndpointSlice,
     Kind::Pod,
     Kind::Node,
     Kind::Namespace,
     Kind::NetworkPolicy,
+    Kind::ServiceCIDR,
     Kind::Deployment,
     Kind::ReplicaSet,
     Kind::StatefulSet,
@@ -179,6 +183,7 @@ fn typed(kind: Kind, document: Value, modified: Option<SystemTime>) -> Result<Ma
         Kind::Pod => other(parse::<Pod>(document)?),
         Kind::Node => other(parse::<Node>(document)?),
         Kind::Namespace => other(parse::<Namespace>(document)?),
+        Kind::ServiceCIDR => other(parse::<ServiceCIDR>(document)?),
         Kind::Deployment => other(parse::<Deployment>(document)?),
         Kind::ReplicaSet => other(parse::<ReplicaSet>(document)?),
         Kind::StatefulSet => other(parse::<StatefulSet>(document)?),

@@ -1,0 +1,136 @@
+//! What a Service may ask for beyond a backend: affinity (V13), source ranges (V3), and nobody at its neighbours' addresses.
+
+use proxy_common::event::Reason;
+use proxy_common::net::AddressFlags;
+use proxy_common::service::{ServiceFlags, SourceKey};
+use proxy_ebpf::Action;
+
+use crate::both_families;
+use crate::world::*;
+
+both_families!(
+    a_client_stays_with_its_backend_over_all_frontends,
+    affinity_ends_after_its_time_and_each_connection_renews_it,
+    affinity_ends_when_the_endpoint_leaves_the_set_that_applies,
+    clients_are_apart_and_without_affinity_they_spread,
+    sources_out_of_range_are_dropped_before_anything_else,
+    addresses_of_the_service_ranges_that_no_service_has_are_dropped,
+);
+
+const BACKENDS: [Dotted; 3] = [POD_A, POD_B, REMOTE];
+
+/// A nodePort and a cluster IP of one service port with affinity, and three backends.
+fn sticky<F: Net>(seconds: u32) -> Node<F> {
+    let backends = BACKENDS.map(pod::<F>);
+    let mut node = Node::<F>::new().with_cluster_ip(0, &backends).with_node_port(0, &backends);
+    node.tables.services.values_mut().for_each(|service| (service.affinity, service.id) = (seconds, 7));
+    node
+}
+
+/// The backend that a new connection from this port of a client gets.
+fn backend<F: Net>(node: &Node<F>, client: Dotted, port: u16, to: End) -> std::net::SocketAddr {
+    for protocol in PROTOCOLS {
+        let hop = node.from_device(&opening::<F>(protocol, (client, port), to));
+        assert!(matches!(hop.said, Ok(Action::Pod(_) | Action::Neighbour(_))), "{hop:?}");
+    }
+    let hop = node.from_device(&opening::<F>(PROTOCOLS[0], (client, port), to));
+    crate::segment::Segment::read(hop.bytes()).expect("a valid packet").dst
+}
+
+/// V13: keyed by the client's address per service port, not per VIP, protocol or port of the client.
+fn a_client_stays_with_its_backend_over_all_frontends<F: Net>() {
+    let node = sticky::<F>(100);
+    let first = backend(&node, CLIENT, 40000, (NODE, NODE_PORT));
+    for port in 40001..40020 {
+        assert_eq!(backend(&node, CLIENT, port, (NODE, NODE_PORT)), first);
+        assert_eq!(backend(&node, CLIENT, port, (VIP, 80)), first);
+    }
+}
+
+/// V13: refreshed by each new connection, ends after the timeout.
+fn affinity_ends_after_its_time_and_each_connection_renews_it<F: Net>() {
+    let mut ended = false;
+    for port in 1..40 {
+        let mut node = sticky::<F>(100);
+        let first = backend(&node, CLIENT, port, (NODE, NODE_PORT));
+        for again in 1..4 {
+            node.later(99);
+            assert_eq!(backend(&node, CLIENT, port + 1000 * again, (NODE, NODE_PORT)), first);
+        }
+        node.later(101);
+        ended |= backend(&node, CLIENT, port + 5000, (NODE, NODE_PORT)) != first;
+    }
+    assert!(ended, "no client ever moved after its time");
+}
+
+/// V13: ends when the endpoint leaves the set that applies: the Local one where the policy says so, or both.
+fn affinity_ends_when_the_endpoint_leaves_the_set_that_applies<F: Net>() {
+    let mut node = sticky::<F>(100);
+    let first = backend(&node, CLIENT, 40000, (NODE, NODE_PORT));
+    let left: Vec<_> = BACKENDS.into_iter().filter(|dotted| F::ip(*dotted) != first.ip()).collect();
+    node = node.with_node_port(0, &left.iter().map(|dotted| pod::<F>(*dotted)).collect::<Vec<_>>());
+    node.tables.services.values_mut().for_each(|service| (service.affinity, service.id) = (100, 7));
+    let second = backend(&node, CLIENT, 40001, (NODE, NODE_PORT));
+    assert_ne!(second, first);
+
+    let node = Node::<F>::new().with_node_port(ServiceFlags::LOCAL, &[pod::<F>(POD_A), pod::<F>(REMOTE)]);
+    let mut node = Node::<F> { tables: node.tables };
+    node.tables.services.values_mut().for_each(|service| (service.affinity, service.local_len) = (100, 1));
+    // A pod reaches the Cluster set (V11) and may stay with the remote backend; the Local set that applies from outside has not got it.
+    let remote = (1..60).find(|port| {
+        node.tables.affinity.borrow_mut().clear();
+        let syn = opening::<F>(PROTOCOLS[0], (POD_B, *port), (NODE, NODE_PORT));
+        node.from_pod(VETH_B, &syn).said == Ok(Action::Neighbour(ETH))
+    });
+    assert!(remote.is_some(), "the hash never chose the remote backend");
+    node.from_device(&opening::<F>(PROTOCOLS[0], (POD_B, 999), (NODE, NODE_PORT))).goes(Action::Pod(VETH_A));
+}
+
+/// V15: others go elsewhere.
+fn clients_are_apart_and_without_affinity_they_spread<F: Net>() {
+    let node = sticky::<F>(100);
+    let clients = (1..60).map(|host| backend(&node, [198, 51, 100, host], 40000, (NODE, NODE_PORT)));
+    assert_eq!(clients.collect::<std::collections::BTreeSet<_>>().len(), 3);
+    let node = sticky::<F>(0);
+    let ports = (1..60).map(|port| backend(&node, CLIENT, port, (NODE, NODE_PORT)));
+    assert_eq!(ports.collect::<std::collections::BTreeSet<_>>().len(), 3);
+}
+
+/// Table of verdicts, first row: pods included, and before anybody asks whether there is a backend.
+fn sources_out_of_range_are_dropped_before_anything_else<F: Net>() {
+    for backends in [&[pod::<F>(POD_A)][..], &[]] {
+        let mut node = Node::<F>::new().with_node_port(ServiceFlags::SOURCE_RANGES | ServiceFlags::LOCAL, backends);
+        node.tables.sources.insert((SourceKey { service: 1, addr: F::at(CLIENT) }, if F::V6 { 120 } else { 24 }));
+        node.tables.sources.insert((SourceKey { service: 2, addr: F::at([203, 0, 113, 0]) }, 0));
+        for protocol in PROTOCOLS {
+            let out = opening::<F>(protocol, ([203, 0, 113, 9], 40000), (NODE, NODE_PORT));
+            node.from_device(&out).dropped(Reason::SourceNotAllowed);
+            node.from_pod(VETH_B, &opening::<F>(protocol, (POD_B, 1), (NODE, NODE_PORT))).dropped(Reason::SourceNotAllowed);
+            let within = opening::<F>(protocol, ([198, 51, 100, 250], 40000), (NODE, NODE_PORT));
+            if backends.is_empty() {
+                node.from_device(&within).refused(ETH);
+            } else {
+                node.from_device(&within).goes(Action::Pod(VETH_A));
+            }
+        }
+    }
+}
+
+/// Table of verdicts: dropped, unless it is the host's (V20) or another proxy's (V1).
+fn addresses_of_the_service_ranges_that_no_service_has_are_dropped<F: Net>() {
+    const NOBODY: Dotted = [10, 96, 0, 77];
+    for protocol in PROTOCOLS {
+        let mut node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
+        let syn = opening::<F>(protocol, (POD_B, 40000), (NOBODY, 80));
+        node.from_pod(VETH_B, &syn).untouched();
+        node.tables.ranges.insert((F::at([10, 96, 0, 0]), if F::V6 { 112 } else { 16 }));
+        node.from_pod(VETH_B, &syn).dropped(Reason::NoSuchService);
+        node.from_device(&opening::<F>(protocol, (CLIENT, 40000), (NOBODY, 80))).dropped(Reason::NoSuchService);
+        node.from_pod(VETH_B, &syn.clone().to(end::<F>((VIP, 80)))).goes(Action::Pod(VETH_A));
+        node.from_pod(VETH_B, &syn.clone().to(end::<F>((CLIENT, 80)))).untouched();
+        for flag in [AddressFlags::HOST, AddressFlags::FOREIGN] {
+            node.tables.addresses.insert(F::at(NOBODY), AddressFlags(flag));
+            node.from_pod(VETH_B, &syn).untouched();
+        }
+    }
+}
