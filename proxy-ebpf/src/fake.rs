@@ -58,6 +58,9 @@ impl<const EARLY: bool> Packet for Bytes<EARLY> {
 /// A table of flows.
 pub type Flows<F> = BTreeMap<FlowKey<<F as Family>::Addr>, Flow<<F as Family>::Addr>>;
 
+/// Whom clients stay with, by client and service port.
+pub type Affinities<F> = BTreeMap<AffinityKey<<F as Family>::Addr>, Affinity<<F as Family>::Addr>>;
+
 /// The tables of one family in memory; every field is the test's to fill and to read.
 #[derive(Clone, Debug)]
 pub struct Memory<F: Family> {
@@ -70,7 +73,7 @@ pub struct Memory<F: Family> {
     /// The cluster's Service ranges: prefixes of addresses, in bits.
     pub ranges: BTreeSet<(F::Addr, u32)>,
     /// Whom clients stay with.
-    pub affinity: RefCell<BTreeMap<AffinityKey<F::Addr>, Affinity<F::Addr>>>,
+    pub affinity: RefCell<Affinities<F>>,
     /// What addresses are.
     pub addresses: BTreeMap<F::Addr, AddressFlags>,
     /// Local pods.
