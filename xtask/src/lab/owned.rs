@@ -160,8 +160,9 @@ fn abandoned(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> + use<> {
 pub fn clean_up_on_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Failing means that somebody else handles the signals; the next lab then sweeps.
-        let _ = ctrlc::try_set_handler(|| {
+        // Also where a shell had the signals ignored, as for what it runs in the background. Failing means that somebody else of this
+        // program handles them; the next lab then sweeps.
+        let _ = ctrlc::set_handler(|| {
             let live = live();
             live.values().rev().for_each(Thing::remove);
             std::process::exit(130);
