@@ -252,13 +252,15 @@ fn claim<F: Family, T: Tables<F>>(
     if config.masquerade_len == 0 {
         return Err(Reason::NoMasqueradePort);
     }
-    let random = tables.random();
+    let mut random = tables.random();
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
-        key.dport = masquerade_port(config, random.wrapping_add(attempt.wrapping_mul(0x9e37_79b9)));
+        key.dport = masquerade_port(config, random);
         if claim_key(tables, key, flow) {
             return Ok(());
         }
+        // Multiplied, not stepped: two that meet at one port must part again, or the taken ports grow together (Numerical Recipes' generator).
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         attempt += 1;
     }
     Err(Reason::NoMasqueradePort)

@@ -68,13 +68,22 @@ impl Loaded {
 
     /// The same with the packet path's log at a level of `aya_log::Level`, 0 for none.
     pub fn logging(level: u8) -> Result<Self> {
+        Self::sized(level, &[("FLOWS4", CAPACITY), ("FLOWS6", CAPACITY), ("OPENING4", 4096), ("OPENING6", 4096)])
+    }
+
+    /// With tables of the size that the agent uses.
+    pub fn of_full_size() -> Result<Self> {
+        Self::sized(0, &[])
+    }
+
+    fn sized(level: u8, sizes: &[(&str, u32)]) -> Result<Self> {
         let kernel = KernelVersion::current().context("ask for the kernel's version")?;
         if kernel < MEMCG {
             setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).context("raise the limit of locked memory")?;
         }
         let mut loader = EbpfLoader::new();
-        for (name, size) in [("FLOWS4", CAPACITY), ("FLOWS6", CAPACITY), ("OPENING4", 4096), ("OPENING6", 4096)] {
-            loader.map_max_entries(name, size);
+        for (name, size) in sizes {
+            loader.map_max_entries(name, *size);
         }
         loader.override_global("AYA_LOG_LEVEL", &level, true);
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
