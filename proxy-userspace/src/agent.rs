@@ -39,6 +39,8 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     if let Some(cgroup) = cgroup {
         warn!(cgroup = %cgroup.display(), "this version has no socket hooks: processes of this host reach Services through its devices");
     }
+    // First what may be a slip of the pen: a kubeconfig that is not there is no reason to load anything.
+    let updates = source::spawn(source).await?;
     let mut plane = Dataplane::open(&Options { state_dir: state_dir.clone(), xdp: choice(xdp) })?;
     let actual = plane.read()?;
     let service = complete(service, &actual)?;
@@ -66,7 +68,6 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     if let Some(log) = plane.take_log() {
         tasks.spawn(log.run());
     }
-    let updates = source::spawn(source).await?;
     let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, metrics };
     let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);
     tasks.spawn(sync.run(Inputs { updates, found }));

@@ -56,6 +56,8 @@ async fn config(kubeconfig: Option<PathBuf>) -> Result<Config> {
         };
     };
     let read = || format!("read kubeconfig {}", path.display());
+    // kube's own error for this says everything twice.
+    std::fs::File::open(&path).with_context(read)?;
     let kubeconfig = Kubeconfig::read_from(&path).with_context(read)?;
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(read)
 }
