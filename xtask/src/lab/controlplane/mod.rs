@@ -169,7 +169,12 @@ impl ControlPlane {
     fn wait_until_ready(&mut self) -> Result<()> {
         let own = ObjectRef::namespaced("v1", "Service", "default", "kubernetes");
         wait_for("the API server", PATIENCE, || {
-            for daemon in self.apiserver.iter_mut().chain([&mut self.etcd, &mut self.manager]) {
+            // On a busy machine it gives up on an API server that is not healthy within ten seconds.
+            if self.manager.ended()?.is_some() {
+                let (args, log) = (manager_args(&self.dir.path().join("admin.kubeconfig")), self.dir.path().join("manager.log"));
+                self.manager = Daemon::spawn(&self.binaries.controller_manager, &args, &self.spec.netns, &log)?;
+            }
+            for daemon in self.apiserver.iter_mut().chain([&mut self.etcd]) {
                 if let Some(status) = daemon.ended()? {
                     bail!("{status}; {}", daemon.last_words());
                 }
