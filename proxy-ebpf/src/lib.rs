@@ -49,6 +49,8 @@ pub struct Change {
     pub udp: bool,
     /// IPv6: no header checksum compensates the addresses.
     pub v6: bool,
+    /// Partial sum of the change of what no checksum in the packet covers: IPv6's hop limit.
+    pub uncovered: u32,
 }
 
 /// Plain bytes: what may be copied from and to a packet.

@@ -13,8 +13,8 @@ use aya_ebpf::bindings::{
     TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup, xdp_action, xdp_md,
 };
 use aya_ebpf::helpers::{
-    bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
-    bpf_skb_change_tail, bpf_skb_change_type,
+    bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh,
+    bpf_redirect_peer, bpf_skb_change_tail, bpf_skb_change_type,
 };
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::lpm_trie::Key as Prefix;
@@ -24,7 +24,7 @@ use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, V4, V6, checksum_update};
+use proxy_common::net::{Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, V4, V6, checksum_update, sum_add};
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey,
 };
@@ -371,6 +371,12 @@ impl Packet for Skb<'_> {
         if !done {
             self.context.l4_csum_replace(offset, 0, addresses, pseudo).ok()?;
         }
+        // Where the kernel keeps a sum of the whole packet (CHECKSUM_COMPLETE), that must not miss what no checksum compensates.
+        let missed = if change.v6 && !done { sum_add(change.addresses, change.uncovered) } else { change.uncovered };
+        if missed != 0 {
+            // SAFETY: the context of this program. It refuses where there is no such sum, and then nothing is missed.
+            unsafe { bpf_csum_update(self.context.skb.skb, missed) };
+        }
         self.context.l4_csum_replace(offset, 0, u64::from(change.ports), mangled).ok()
     }
     #[inline(always)]
@@ -644,11 +650,14 @@ hook!(
     to_device: to_device4, to_device6, unless forwarded
 );
 
-/// Whether a VLAN tag lies beside the packet: then it is the business of the VLAN's own device, which meets it without.
+/// Whether a VLAN tag lies beside the packet: then it is the business of the VLAN's own device, which meets it without. The tag of VLAN 0
+/// says a priority only, and its frames are the device's own.
 #[inline(always)]
 fn is_tagged(context: &TcContext) -> bool {
+    const VLAN: u32 = 0xfff;
+    let skb = context.skb.skb;
     // SAFETY: the context of this program.
-    unsafe { (*context.skb.skb).vlan_present != 0 }
+    unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN != 0 }
 }
 
 /// Whether a packet leaving by a node device was forwarded: only packets of a socket of this host can be replies of a backend here.

@@ -27,13 +27,15 @@ pub fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow
     let key = &headers.key;
     let addresses = sum_add(sum_diff(key.src.sum(), flow.src.sum()), sum_diff(key.dst.sum(), flow.dst.sum()));
     let ports = sum_add(sum_diff(key.sport.word(), flow.sport.word()), sum_diff(key.dport.word(), flow.dport.word()));
+    let hops = |ttl: u8| u32::from(u16::from_ne_bytes([0, ttl]));
+    let uncovered = if F::V6 && ttl != headers.ttl { sum_diff(hops(headers.ttl), hops(ttl)) } else { 0 };
     let udp = key.protocol == Protocol::UDP;
     let checksum = headers.transport + if udp { 6 } else { 16 };
     let [a, b] = flow.sport.bytes();
     let [c, d] = flow.dport.bytes();
     F::write(packet, headers, flow.src, flow.dst, ttl)
         .and_then(|()| packet.store(headers.transport, &[a, b, c, d]))
-        .and_then(|()| packet.fix_checksum(checksum, Change { addresses, ports, udp, v6: F::V6 }))
+        .and_then(|()| packet.fix_checksum(checksum, Change { addresses, ports, udp, v6: F::V6, uncovered }))
         .ok_or(Reason::RewriteFailed)
 }
 

@@ -11,8 +11,9 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use proxy_common::event::{Counter, Reason};
+use proxy_common::event::Reason;
 use proxy_common::net::{IfIndex, V4, V6};
+use proxy_ebpf::Table;
 
 use crate::connect;
 use crate::generate::{self, Remote};
@@ -31,25 +32,36 @@ fn frames_with_a_tag_are_the_vlan_devices_business() -> Result<()> {
     })
 }
 
-/// A SYN to the nodePort opens a flow; the same inside of a VLAN, whose tag the kernel keeps beside the packet, does not.
+/// A SYN to the nodePort opens a flow, also with a priority (VLAN 0); the same inside of a VLAN, whose tag the kernel keeps beside the
+/// packet, does not.
 fn tagged<F: Maps>(network: &Network) -> Result<()> {
     let mut loaded = Loaded::new()?;
     let mut memory = generate::node_port_to::<F>(network, &[Remote::Pod]);
     memory.config.masquerade_len = 64;
     F::fill(&mut loaded, &memory)?;
     attach(&mut loaded, DEVICES[0])?;
-    let mut in_vlan = connect::<F>(1).bytes();
-    in_vlan.splice(12..12, [0x81, 0x00, 0x00, 100]);
-    send("peer0", &in_vlan)?;
-    send("peer0", &connect::<F>(2).bytes())?;
+    for (client, tag) in [(1, Some([0x00, 100])), (2, Some([0xe0, 0])), (3, None)] {
+        let mut frame = connect::<F>(client).bytes();
+        if let Some([a, b]) = tag {
+            frame.splice(12..12, [0x81, 0x00, a, b]);
+        }
+        send("peer0", &frame)?;
+    }
     let deadline = Instant::now() + PATIENCE;
-    // Frames of one device keep their order: once the second is counted, the first has been met.
-    while loaded.counter(Counter::Opened.index())? == 0 {
-        ensure!(Instant::now() < deadline, "no frame has met the program");
+    // Frames of one device keep their order: once the last has opened its flow, all have been met.
+    while !has_flow::<F>(&loaded, 3)? {
+        ensure!(Instant::now() < deadline, "not all frames have met the program");
         std::thread::sleep(Duration::from_millis(5));
     }
-    ensure!(loaded.counter(Counter::Opened.index())? == 1, "the tagged frame opened a flow");
+    ensure!(has_flow::<F>(&loaded, 2)?, "the frame with a priority opened no flow");
+    ensure!(!has_flow::<F>(&loaded, 1)?, "the frame of a VLAN opened a flow");
     Ok(())
+}
+
+/// Whether the client of this port has a half-open flow.
+fn has_flow<F: Maps>(loaded: &Loaded, client: u16) -> Result<bool> {
+    let flows = F::flows(loaded, Table::Opening)?;
+    Ok(flows.keys().any(|key| key.sport.number() == client && key.dport.number() == generate::NODE_PORT))
 }
 
 fn attach(loaded: &mut Loaded, device: &str) -> Result<()> {
