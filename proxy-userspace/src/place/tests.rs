@@ -224,17 +224,31 @@ proptest! {
     }
 
     #[test]
-    fn damage_is_repaired(next in contents(), lost in any::<prop::sample::Index>()) {
+    fn damage_is_repaired(next in contents(), lost in any::<prop::sample::Index>(), unfound in any::<prop::sample::Index>()) {
         let mut kernel = Kernel::default();
         place(&next, &kernel.read()).iter().for_each(|write| kernel.apply(write));
         if !kernel.backends.is_empty() {
             let key = *kernel.backends.keys().nth(lost.index(kernel.backends.len())).expect("the index is within");
             kernel.backends.remove(&key);
         }
+        if !kernel.endpoints.is_empty() {
+            let key = *kernel.endpoints.keys().nth(unfound.index(kernel.endpoints.len())).expect("the index is within");
+            kernel.endpoints.remove(&key);
+        }
         place(&next, &kernel.read()).iter().for_each(|write| kernel.apply(write));
         kernel.check();
         prop_assert_eq!(kernel.read().contents(), next);
     }
+}
+
+/// A newer agent over the maps of one that knew of no such endpoints.
+#[test]
+fn endpoints_that_were_never_written_are_added() {
+    let mut kernel = Kernel::default();
+    place(&one_service(&[1, 2]), &kernel.read()).iter().for_each(|write| kernel.apply(write));
+    kernel.endpoints.clear();
+    place(&one_service(&[1, 2]), &kernel.read()).iter().for_each(|write| kernel.apply(write));
+    kernel.check();
 }
 
 fn one_service(hosts: &[u8]) -> Contents {

@@ -72,16 +72,18 @@ enum Step {
 
 /// Passes steps on; says [`Update::Synced`] when every kind was listed.
 async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut news: News) {
-    let mut unlisted: BTreeSet<_> = [Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Node, Kind::Namespace].into();
+    const WAITED_FOR: [Kind; 6] = [Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Node, Kind::Namespace, Kind::ServiceCIDR];
+    let mut unlisted: BTreeSet<_> = WAITED_FOR.into();
     while let Some(step) = steps.next().await {
         let sent = match step {
             Step::Update(update) => news.send(update).await,
             Step::Listed(kind) if unlisted.remove(&kind) && unlisted.is_empty() => news.send(Update::Synced).await,
             Step::Listed(_) => Ok(()),
-            // Not there before Kubernetes 1.33, and nobody waits for it.
+            // Before Kubernetes 1.33 there are none, which is not to be waited for; an API server that is away is.
             Step::Lost(Kind::ServiceCIDR, error) => {
                 tracing::debug!("watch of ServiceCIDRs: {error}; trying again");
-                Ok(())
+                let absent = is_absent(&error) && unlisted.remove(&Kind::ServiceCIDR) && unlisted.is_empty();
+                if absent { news.send(Update::Synced).await } else { Ok(()) }
             }
             Step::Lost(kind, error) => {
                 tracing::info!("watch of {kind}s: {error}; trying again");
@@ -91,6 +93,14 @@ async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut news: News) {
         if let Err(Closed) = sent {
             return;
         }
+    }
+}
+
+/// Whether the API server answered that it has no such kind, or does not let us see it.
+fn is_absent(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) => matches!(status.code, 403 | 404),
+        _ => false,
     }
 }
 
