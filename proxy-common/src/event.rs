@@ -74,6 +74,8 @@ counted! {
     Counter {
         /// Packets of flows that were sent on.
         Forwarded = "forwarded",
+        /// Those of them that XDP sent on.
+        ForwardedEarly = "forwarded_early",
         /// Packets of redirectable flows that went through the stack instead.
         Fallback = "fallback",
         /// Flows opened.

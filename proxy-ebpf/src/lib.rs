@@ -508,6 +508,7 @@ fn forward_early<F: Ip, P: Packet, T: Tables<F>>(
     rewrite::apply(packet, headers, flow, Way::Neighbour)?;
     rewrite::link(packet, &link)?;
     tables.count(Counter::Forwarded);
+    tables.count(Counter::ForwardedEarly);
     Ok(Action::Transmit(out))
 }
 

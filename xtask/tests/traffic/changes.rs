@@ -1,0 +1,41 @@
+//! Endpoints come and go; a bad object costs itself; a lost API server costs nothing.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use xtask::lab::controlplane::wait_for;
+use xtask::lab::probe::Kind;
+use xtask::lab::topology::{Join, Wiring};
+
+use crate::cluster::{Cluster, IN_FORCE, WEB};
+
+#[test]
+fn changes_take_effect_and_bad_objects_cost_only_themselves() -> Result<()> {
+    let mut cluster = Cluster::start(Wiring::Bridge, Join::Routes)?;
+    let node3 = cluster.lab.node("node3")?.addresses().v4.into();
+    let ready = |status: &str| json!({ "conditions": [{ "type": "Ready", "status": status }] });
+    cluster.plane.client().patch_status(&cluster.pod_ref("web-3"), &ready("False"))?;
+    wait_for("web-3 to leave", IN_FORCE, || {
+        Ok((cluster.far(Kind::Http, node3, WEB, 30)?.pods() == ["web-1", "web-2"]).then_some(()))
+    })?;
+    let bad = json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": { "name": "bad", "namespace": "default", "labels": { "kubernetes.io/service-name": "host" } },
+        "addressType": "FQDN",
+        "endpoints": [{ "addresses": ["no-address.example"] }],
+        "ports": [{ "name": "http", "port": 8088 }],
+    });
+    cluster.plane.client().apply(&bad)?;
+    cluster.plane.client().patch_status(&cluster.pod_ref("web-3"), &ready("True"))?;
+    cluster.settle()?;
+    cluster.plane.stop_apiserver();
+    let tally = cluster.far(Kind::Http, node3, WEB, 60)?;
+    ensure!(tally.pods().len() == 3 && tally.unserved() == 0, "without an API server: {tally:?}");
+    cluster.plane.start_apiserver()?;
+    cluster.plane.client().patch_status(&cluster.pod_ref("web-1"), &ready("False"))?;
+    wait_for("web-1 to leave after the API server came back", Duration::from_secs(60), || {
+        Ok((cluster.far(Kind::Http, node3, WEB, 30)?.pods() == ["web-2", "web-3"]).then_some(()))
+    })
+}

@@ -1,0 +1,167 @@
+//! Owns the cluster that the traffic goes through: a lab, a control plane beside its router, and an agent on each node.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use xtask::lab::agent::{Agent, AgentSpec, Source};
+use xtask::lab::controlplane::{ControlPlane, ControlPlaneSpec, ObjectRef, User, wait_for};
+use xtask::lab::host::Tools;
+use xtask::lab::netns::Namespace;
+use xtask::lab::node::Node;
+use xtask::lab::probe::{self, Kind, Tally};
+use xtask::lab::topology::{Join, PodSpec, ROUTER, Serves, Topology, Wiring};
+use xtask::lab::{Lab, objects};
+
+/// How long a change may take to be in force everywhere; generous, for the machine is shared.
+pub const IN_FORCE: Duration = Duration::from_secs(10);
+const DEPLOY: &str = include_str!("../../../deploy/portway.yaml");
+/// The nodePort of the web pods' HTTP.
+pub const WEB: u16 = 30080;
+/// The nodePort of their UDP echo.
+pub const WEB_UDP: u16 = 30053;
+/// The nodePort of their TCP echo.
+pub const WEB_ECHO: u16 = 30007;
+/// The nodePort of the backend in a node's own network.
+pub const HOST: u16 = 30090;
+
+/// A lab, a control plane beside its router, and an agent on each node. Agents go first.
+pub struct Cluster {
+    pub agents: Vec<Agent>,
+    pub spec: AgentSpec,
+    pub plane: ControlPlane,
+    pub lab: Lab,
+}
+
+impl Cluster {
+    pub fn start(wiring: Wiring, join: Join) -> Result<Self> {
+        Self::start_with(wiring, join, &[], |_| Ok(()))
+    }
+
+    /// `prepare` changes the lab before there are agents; these get `arguments` besides the usual ones.
+    pub fn start_with(
+        wiring: Wiring,
+        join: Join,
+        arguments: &[&str],
+        prepare: impl FnOnce(&mut Lab) -> Result<()>,
+    ) -> Result<Self> {
+        let mut lab = Lab::start(topology(wiring, join), Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
+        prepare(&mut lab)?;
+        let ranges = ["10.96.0.0/12", "fd00:10:96::/112"].map(|range| range.parse().expect("a prefix"));
+        let netns = lab.router().path();
+        let plane = ControlPlane::start(&ControlPlaneSpec { netns, address: ROUTER.v4.into(), service_ranges: ranges.to_vec() })?;
+        plane.client().apply_yaml(DEPLOY)?;
+        for node in lab.nodes() {
+            apply_with_status(&plane, &objects::node(node))?;
+        }
+        for (node, pod) in lab.pods() {
+            apply_with_status(&plane, &objects::pod(node, pod))?;
+        }
+        for object in services() {
+            plane.client().apply(&object)?;
+        }
+        let account = User::ServiceAccount { namespace: "portway".into(), name: "portway".into() };
+        let spec = AgentSpec::new(lab.tools(), Source::Kubeconfig(plane.kubeconfig(&account)?), lab.directory()).with(arguments);
+        let agents = lab.nodes().iter().map(|node| spec.start(node)).collect::<Result<Vec<_>>>()?;
+        let cluster = Self { agents, spec, plane, lab };
+        cluster.settle()?;
+        Ok(cluster)
+    }
+
+    /// Waits until every node leads to all three web pods, by both families, and to the backend in a node's own network.
+    pub fn settle(&self) -> Result<()> {
+        let mut lacks = String::new();
+        let settled = wait_for("all nodes to serve", IN_FORCE, || {
+            lacks = self.lacks()?.unwrap_or_default();
+            Ok(lacks.is_empty().then_some(()))
+        });
+        settled
+            .with_context(|| self.agents.iter().map(Agent::log_tail).collect::<Vec<_>>().join("\n---\n"))
+            .with_context(|| lacks)
+    }
+
+    /// The first node that does not lead to all that it ought to, and what came of the requests.
+    fn lacks(&self) -> Result<Option<String>> {
+        for node in self.lab.nodes() {
+            for ip in node.addresses().both() {
+                let web = self.far(Kind::Http, ip, WEB, 30)?;
+                let host = self.far(Kind::Http, ip, HOST, 2)?;
+                if web.pods() != ["web-1", "web-2", "web-3"] || host.served() != 2 {
+                    return Ok(Some(format!("{} by {ip}: web {web:?}, host {host:?}", node.name())));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    pub fn far(&self, kind: Kind, ip: IpAddr, port: u16, count: usize) -> Result<Tally> {
+        ask(self.lab.far_client(), kind, ip, port, count)
+    }
+
+    pub fn pod_ref(&self, name: &str) -> ObjectRef {
+        ObjectRef::namespaced("v1", "Pod", "default", name)
+    }
+
+    pub fn cluster_ips(&self, service: &str) -> Result<Vec<IpAddr>> {
+        let target = ObjectRef::namespaced("v1", "Service", "default", service);
+        let object = self.plane.client().get(&target)?.context("find the Service")?;
+        let ips = object["spec"]["clusterIPs"].as_array().context("find its cluster IPs")?;
+        ips.iter().map(|ip| ip.as_str().unwrap_or_default().parse().context("read a cluster IP")).collect()
+    }
+
+    /// A counter of a node's packet path, as `/metrics` tells it.
+    pub fn event(&self, node: &Node, name: &str) -> Result<u64> {
+        let text = node.ns().run(|| metrics().context("ask for metrics"))?;
+        let line = text.lines().find(|line| line.starts_with("portway_events") && line.contains(&format!("\"{name}\"")));
+        let line = line.with_context(|| format!("find {name} in\n{text}"))?;
+        line.rsplit(' ').next().and_then(|value| value.parse().ok()).with_context(|| format!("read {line}"))
+    }
+}
+
+fn metrics() -> Result<String> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect("127.0.0.1:10249")?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn apply_with_status(plane: &ControlPlane, object: &Value) -> Result<()> {
+    let mut bare = object.clone();
+    let status = bare.as_object_mut().and_then(|fields| fields.remove("status")).context("find the status")?;
+    plane.client().apply(&bare)?;
+    plane.client().patch_status(&ObjectRef::of(object)?, &status).map(drop)
+}
+
+fn topology(wiring: Wiring, join: Join) -> Topology {
+    let web = |name: &str| {
+        let pod = PodSpec::new(name).label("app", "web");
+        pod.serving_as("http", 8080, Serves::Http).serving_as("names", 53, Serves::UdpEcho).serving_as("echo", 7, Serves::TcpEcho)
+    };
+    let host = PodSpec::new("host-1").label("app", "host").serving_as("http", 8088, Serves::Http).on_host_network();
+    let topology = Topology::new(wiring, join).node("node1", vec![web("web-1"), web("web-2")]);
+    topology.node("node2", vec![web("web-3"), PodSpec::new("visitor")]).node("node3", vec![host])
+}
+
+fn services() -> Vec<Value> {
+    let service = |name: &str, ports: Value| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": { "name": name, "namespace": "default" },
+            "spec": { "type": "NodePort", "ipFamilyPolicy": "RequireDualStack", "selector": { "app": name }, "ports": ports },
+        })
+    };
+    let web = json!([
+        { "name": "http", "port": 80, "targetPort": "http", "nodePort": WEB },
+        { "name": "names", "protocol": "UDP", "port": 53, "targetPort": "names", "nodePort": WEB_UDP },
+        { "name": "echo", "port": 7, "targetPort": "echo", "nodePort": WEB_ECHO },
+    ]);
+    vec![service("web", web), service("host", json!([{ "name": "http", "port": 80, "targetPort": 8088, "nodePort": HOST }]))]
+}
+
+pub fn ask(from: &Namespace, kind: Kind, ip: IpAddr, port: u16, count: usize) -> Result<Tally> {
+    from.run(|| Ok(probe::survey(kind, SocketAddr::new(ip, port), count)))
+}

@@ -1,0 +1,6 @@
+//! Traffic through Portway in the lab, with a real API server as the source of the objects and an agent on each node.
+
+mod changes;
+mod cluster;
+mod kill;
+mod reach;
