@@ -17,7 +17,9 @@ pub mod process;
 pub mod server;
 pub mod topology;
 pub mod wire;
+mod xdp;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -38,7 +40,9 @@ pub struct Lab {
     near: Namespace,
     far: Namespace,
     router: Namespace,
-    _lan: Namespace,
+    lan: Namespace,
+    /// Programs at the switch's ports.
+    far_ends: Vec<OwnedFd>,
     directory: OwnedDir,
     _cgroup: OwnedDir,
 }
@@ -63,7 +67,7 @@ impl Lab {
         let nodes = (1..).zip(places).zip(spaces.nodes.drain(..));
         let nodes = nodes.map(|((n, place), ns)| Node::new(topology.clone(), n, place, ns)).collect();
         let Spaces { lan, router, near, far, .. } = spaces;
-        let mut lab = Self { id, tools, nodes, near, far, router, _lan: lan, directory, _cgroup: cgroup };
+        let mut lab = Self { id, tools, nodes, near, far, router, lan, far_ends: Vec::new(), directory, _cgroup: cgroup };
         lab.start_pods(&topology)?;
         Ok(lab)
     }
@@ -96,6 +100,22 @@ impl Lab {
     /// The router between the LAN and the far client.
     pub fn router(&self) -> &Namespace {
         &self.router
+    }
+
+    /// Lets XDP in the nodes' devices send frames, as it can on cards: a frame that goes through a veth pair has its whole checksum, which
+    /// XDP corrects, and the switch takes frames that were sent by XDP.
+    ///
+    /// # Errors
+    /// If ethtool is missing or fails, or the kernel refuses.
+    pub fn let_xdp_send(&mut self) -> Result<()> {
+        let hosts = [&self.near, &self.far, &self.router].into_iter().chain(self.nodes.iter().map(Node::ns));
+        hosts.chain(self.pods().map(|(_, pod)| pod.ns())).try_for_each(|ns| ns.switch_checksum_offload_off("eth0"))?;
+        self.router.switch_checksum_offload_off("eth1")?;
+        for port in (0..2 + self.nodes.len()).map(wire::switch_port) {
+            self.lan.switch_checksum_offload_off(&port)?;
+            self.far_ends.push(xdp::pass_all(&self.lan, &port)?);
+        }
+        Ok(())
     }
 
     /// All nodes.

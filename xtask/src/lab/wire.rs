@@ -33,10 +33,16 @@ pub fn rp_filter(filter: RpFilter) -> [(&'static str, &'static str); 2] {
 pub fn switch<'a>(members: impl IntoIterator<Item = &'a str>) -> String {
     let mut script = "link add br0 type bridge mcast_snooping 0\nlink set br0 up\n".to_owned();
     for (n, member) in members.into_iter().enumerate() {
-        line(&mut script, format_args!("link add port{n} type veth peer name eth0 netns {member}"));
-        line(&mut script, format_args!("link set port{n} master br0 up"));
+        let port = switch_port(n);
+        line(&mut script, format_args!("link add {port} type veth peer name eth0 netns {member}"));
+        line(&mut script, format_args!("link set {port} master br0 up"));
     }
     script
+}
+
+/// The name of the switch's `n`th port, counted from 0.
+pub fn switch_port(n: usize) -> String {
+    format!("port{n}")
 }
 
 /// The router: `eth0` on the LAN, `eth1` to the far client in the namespace `far`, routes to the pods of `nodes` nodes.
