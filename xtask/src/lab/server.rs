@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result};
 use mio::net::{TcpListener, TcpStream, UdpSocket};
 use mio::{Events, Interest, Poll, Token};
+use nix::sys::socket::{Backlog, listen};
 use slab::Slab;
 
 use super::dns::{self, Record};
@@ -34,6 +35,9 @@ pub struct PodServerArgs {
     #[arg(long)]
     pub record: Vec<Record>,
 }
+
+/// How many connections may wait to be accepted: as long as another process has the CPU, and the kernel allows no more.
+const WAITING: i32 = 4096;
 
 /// Serves until killed; prints a line when all addresses are served.
 ///
@@ -88,6 +92,7 @@ impl Server {
         let http = args.http.iter().map(|addr| (addr, Speaks::Http));
         for (addr, speaks) in http.chain(args.tcp_echo.iter().map(|addr| (addr, Speaks::Echo))) {
             let listener = TcpListener::bind(*addr).with_context(|| format!("listen on {addr}"))?;
+            listen(&listener, Backlog::new(WAITING)?).with_context(|| format!("let {WAITING} connections to {addr} wait"))?;
             server.add(Source::Listener(listener, speaks))?;
         }
         let echo = args.udp_echo.iter().map(|addr| (addr, Talks::Echo));
