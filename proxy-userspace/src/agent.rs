@@ -6,23 +6,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use jiff::Timestamp;
 use proxy_common::net::IfIndex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::args::Xdp;
 use crate::args::settings::AgentSettings;
 use crate::dataplane::{Clock, Dataplane, Options, StateDir, XdpChoice, hz};
 use crate::flows::{self, Law};
-use crate::health::{Vitals, serve_health, serve_metrics};
+use crate::health::{Vitals, serve_health, serve_services};
 use crate::links::{self, Wanted};
-use crate::metrics::{Exporter, Metrics};
+use crate::metrics::{Exporter, Metrics, serve_metrics};
 use crate::model::{Settings, Snapshot};
 use crate::place::Actual;
+use crate::shadow;
 use crate::source;
-use crate::sync::{Inputs, Outputs, Sync};
+use crate::sync::{Audience, Inputs, Outputs, Reports, Sync};
 
 /// Pause before an address that could not be listened on is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
@@ -41,7 +44,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let service = complete(service, &actual)?;
     let metrics = Arc::new(Metrics::default());
     let (tell_serving, serving) = watch::channel(None);
-    let (tell_vitals, vitals) = watch::channel(Vitals::default());
+    let (tell_vitals, vitals) = watch::channel(Vitals::starting(Instant::now()));
     let (tell_wanted, wanted) = watch::channel(Wanted { devices, ..Wanted::default() });
     let (tell_found, found) = watch::channel(None);
     let mut tasks = JoinSet::new();
@@ -54,13 +57,17 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     });
     tasks.spawn(links::run(wanted, tell_found, known_pods(&actual)));
     if let Some(bind) = health_bind {
-        tasks.spawn(keep_health(bind, vitals));
+        tasks.spawn(keep_health(bind, vitals.clone(), metrics.clone()));
     }
     if let Some(bind) = metrics_bind {
         tasks.spawn(keep_metrics(bind, metrics.exporter(plane.open_maps()?)));
     }
+    let events = source::events(&source, &service.node_name).await?;
     let updates = source::spawn(source).await?;
-    let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, metrics };
+    let (reports, Audience { checks, node_ports }) = Reports::new(events.clone(), metrics.clone(), Timestamp::now());
+    tasks.spawn(serve_services(checks, vitals, events.clone()));
+    tasks.spawn(shadow::run(node_ports, events));
+    let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, reports, metrics };
     let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);
     tasks.spawn(sync.run(Inputs { updates, found }));
     until_told(&mut tasks).await
@@ -103,9 +110,9 @@ fn choice(xdp: Xdp) -> XdpChoice {
 }
 
 /// An address that is taken costs what is served there, not the forwarding.
-async fn keep_health(bind: SocketAddr, vitals: watch::Receiver<Vitals>) -> Result<()> {
+async fn keep_health(bind: SocketAddr, vitals: watch::Receiver<Vitals>, metrics: Arc<Metrics>) -> Result<()> {
     loop {
-        refused("health", serve_health(bind, vitals.clone()).await);
+        refused("health", serve_health(bind, vitals.clone(), metrics.clone()).await);
         tokio::time::sleep(LISTEN_AGAIN).await;
     }
 }

@@ -1,6 +1,5 @@
 //! `portway doctor`: the usual mistakes in Services and on this host, each with what to do about it.
 
-mod host;
 mod labels;
 mod node_ports;
 mod services;
@@ -15,10 +14,11 @@ use serde::Serialize;
 
 use crate::args::{DoctorArgs, Output};
 use crate::compile::compile_reporting;
+use crate::listeners::listeners;
 use crate::model::{Connection, Kind, ObjectRef, Snapshot, State};
 use crate::source;
 
-pub use host::{Listener, listeners};
+pub use crate::listeners::Listener;
 
 /// How long the source may take to list everything.
 const PATIENCE: Duration = Duration::from_secs(20);
