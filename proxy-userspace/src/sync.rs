@@ -166,7 +166,7 @@ impl Sync {
     /// Tells `links` which pods and addresses there are now, and health how our Node is.
     fn ask_links(&mut self) {
         let Snapshot { settings, state, .. } = &self.snapshot;
-        let vitals = node_vitals(state, &settings.node_name);
+        let vitals = NodeVitals::of(state, &settings.node_name);
         self.outputs.vitals.send_if_modified(|all| std::mem::replace(&mut all.node, vitals) != vitals);
         let now = wanted(&self.snapshot, self.outputs.wanted.borrow().devices.clone());
         self.outputs.wanted.send_if_modified(|wanted| {
@@ -346,15 +346,6 @@ pub fn wanted(snapshot: &Snapshot, devices: Vec<String>) -> Wanted {
 fn local_pods(state: &State, node: &Arc<str>) -> BTreeSet<IpAddr> {
     let ours = |pod: &&crate::model::Pod| pod.node.as_ref() == Some(node) && !pod.host_network && !pod.finished();
     state.pods.values().filter(ours).flat_map(|pod| pod.addresses.iter().copied()).collect()
-}
-
-fn node_vitals(state: &State, name: &Arc<str>) -> NodeVitals {
-    match state.nodes.get(&ObjectName::cluster(name)) {
-        Some(node) if node.leaving => NodeVitals::Leaving,
-        Some(_) => NodeVitals::Present,
-        None if state.nodes.is_empty() => NodeVitals::Unknown,
-        None => NodeVitals::Missing,
-    }
 }
 
 /// V14: the endpoints that serve, of each service port that speaks UDP, by its name in the kernel.

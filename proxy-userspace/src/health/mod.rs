@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::{ObjectName, State};
+
 pub use proxy::serve_health;
 pub use services::{Checks, answer_at, serve_services};
 
@@ -49,6 +51,16 @@ pub enum NodeVitals {
 }
 
 impl NodeVitals {
+    /// Those of the Node of this name.
+    pub fn of(state: &State, name: &str) -> Self {
+        match state.nodes.get(&ObjectName::cluster(name)) {
+            Some(node) if node.leaving => Self::Leaving,
+            Some(_) => Self::Present,
+            None if state.nodes.is_empty() => Self::Unknown,
+            None => Self::Missing,
+        }
+    }
+
     /// Whether load balancers may choose the node.
     pub fn eligible(self) -> bool {
         matches!(self, Self::Unknown | Self::Present)

@@ -258,7 +258,7 @@ fn v23_health_knows_how_the_node_is() {
         let _changed = state.apply(update);
         state
     };
-    let vitals = |state: &State| node_vitals(state, &"n1".into());
+    let vitals = |state: &State| NodeVitals::of(state, "n1");
     assert_eq!(vitals(&State::default()), NodeVitals::Unknown);
     assert_eq!(vitals(&state(node())), NodeVitals::Present);
     assert_eq!(vitals(&state(Update::Apply(Object::Node(ObjectName::cluster("n2"), Node::default())))), NodeVitals::Missing);
