@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +19,11 @@ use crate::args::Xdp;
 use crate::args::settings::AgentSettings;
 use crate::dataplane::{Clock, Dataplane, Options, StateDir, XdpChoice, hz};
 use crate::flows::{self, Law};
+use crate::foreign;
 use crate::health::{Vitals, serve_health, serve_services};
 use crate::links::{self, Wanted};
 use crate::metrics::{Exporter, Metrics, serve_metrics};
-use crate::model::{Settings, Snapshot};
+use crate::model::{ForwardFirewall, Settings, Snapshot, TranslatedWay};
 use crate::place::Actual;
 use crate::shadow;
 use crate::source;
@@ -41,7 +43,10 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     }
     let plane = Dataplane::open(&Options { state_dir: state_dir.clone(), xdp: choice(xdp) })?;
     let actual = plane.read()?;
-    let service = complete(service, &actual)?;
+    let service = Settings { forward_firewall: look_around(&state_dir), ..complete(service, &actual)? };
+    if service.translated_way() == TranslatedWay::Stack {
+        warn!("--host-firewall respect: this version cannot do that yet; redirected packets pass the firewall by");
+    }
     let metrics = Arc::new(Metrics::default());
     let (tell_serving, serving) = watch::channel(None);
     let (tell_vitals, vitals) = watch::channel(Vitals::starting(Instant::now()));
@@ -93,6 +98,11 @@ fn complete(settings: Settings, actual: &Actual) -> Result<Settings> {
     let kept = actual.config().secret;
     let secret = if kept == 0 { RandomState::new().hash_one(std::process::id()) } else { kept };
     Ok(Settings { secret, hz: hz()?, ..settings })
+}
+
+/// The state directory lies where other data planes pin theirs.
+fn look_around(state_dir: &Path) -> ForwardFirewall {
+    foreign::tell(&foreign::find(state_dir.parent().unwrap_or(state_dir)))
 }
 
 fn known_pods(actual: &Actual) -> std::collections::BTreeMap<IpAddr, IfIndex> {

@@ -11,6 +11,7 @@ pub mod dataplane;
 pub mod doctor;
 pub mod events;
 pub mod flows;
+pub mod foreign;
 pub mod health;
 pub mod http;
 pub mod links;
