@@ -26,8 +26,7 @@ pub(super) struct Seen {
 
 pub(super) fn look(bpffs: &Path) -> Seen {
     let devices = devices();
-    let mut programs: Vec<_> = devices.iter().flat_map(|(_, device)| tcx(device)).collect();
-    programs.extend(clsact(&devices));
+    let programs = programs(&devices);
     Seen { tables: tables(), pins: pins(bpffs), programs, devices: devices.into_iter().map(|(_, name)| name).collect() }
 }
 
@@ -65,8 +64,14 @@ fn run(tool: &str, arguments: &[&str]) -> Option<String> {
     }
 }
 
+/// Those of anybody, by tcx and in filters.
+pub(super) fn programs(devices: &[(u32, String)]) -> Vec<(String, String)> {
+    let by_tcx = devices.iter().flat_map(|(_, device)| tcx(device));
+    by_tcx.chain(clsact(devices)).collect()
+}
+
 /// Not by sysfs, which shows the namespace that it was mounted in.
-fn devices() -> Vec<(u32, String)> {
+pub(super) fn devices() -> Vec<(u32, String)> {
     let Ok(devices) = nix::net::if_::if_nameindex() else { return Vec::new() };
     devices.iter().map(|device| (device.index(), device.name().to_string_lossy().into_owned())).collect()
 }

@@ -89,5 +89,11 @@ pub fn tell(found: &[Foreign]) -> ForwardFirewall {
     if filtered { ForwardFirewall::Present } else { ForwardFirewall::Absent }
 }
 
+/// The programs on the devices of the calling thread's network namespace, for the tests of those who attach some.
+#[cfg(test)]
+pub(crate) fn programs_here() -> Vec<(String, String)> {
+    look::programs(&look::devices())
+}
+
 #[cfg(test)]
 mod tests;
