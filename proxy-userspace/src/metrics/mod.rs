@@ -28,6 +28,7 @@ type Latency = Labelled<Labels, Histogram, fn() -> Histogram>;
 type Time = Gauge<f64, AtomicU64>;
 
 /// What the agent counts; the packet path's counters are read when somebody asks.
+#[derive(Default)]
 pub struct Metrics {
     kube_proxy: KubeProxy,
     failures: Counter,
@@ -94,19 +95,6 @@ const CODES: [&str; 2] = ["200", "503"];
 
 fn family(family: Family) -> Labels {
     [("ip_family", family.name())]
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Self {
-            kube_proxy: KubeProxy::default(),
-            failures: Counter::default(),
-            connected: Gauge::default(),
-            writes: Counter::default(),
-            flows: Labelled::default(),
-            ended: Labelled::default(),
-        }
-    }
 }
 
 impl Default for KubeProxy {
