@@ -3,15 +3,17 @@
 use std::future::pending;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use jiff::Timestamp;
 use proxy_common::net::IfIndex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::args::settings::AgentSettings;
@@ -19,13 +21,15 @@ use crate::args::{self, Output, PinArgs, Xdp};
 use crate::cli;
 use crate::dataplane::{Clock, Dataplane, Options, StateDir, XdpChoice, hz};
 use crate::flows::{self, Law};
-use crate::health::{Vitals, serve_health, serve_metrics};
+use crate::foreign;
+use crate::health::{Vitals, serve_health, serve_services};
 use crate::links::{self, Wanted};
-use crate::metrics::{Exporter, Metrics};
-use crate::model::{Settings, Snapshot};
+use crate::metrics::{Exporter, Metrics, serve_metrics};
+use crate::model::{ForwardFirewall, Settings, Snapshot, TranslatedWay};
 use crate::place::Actual;
+use crate::shadow;
 use crate::source;
-use crate::sync::{Inputs, Outputs, Sync};
+use crate::sync::{Audience, Inputs, Outputs, Reports, Sync};
 
 /// Pause before an address that could not be listened on is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
@@ -40,13 +44,17 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
         warn!(cgroup = %cgroup.display(), "this version has no socket hooks: processes of this host reach Services through its devices");
     }
     // First what may be a slip of the pen: a kubeconfig that is not there is no reason to load anything.
+    let events = source::events(&source, &service.node_name).await?;
     let updates = source::spawn(source).await?;
     let mut plane = Dataplane::open(&Options { state_dir: state_dir.clone(), xdp: choice(xdp) })?;
     let actual = plane.read()?;
-    let service = complete(service, &actual)?;
+    let service = Settings { forward_firewall: look_around(&state_dir), ..complete(service, &actual)? };
+    if service.translated_way() == TranslatedWay::Stack {
+        warn!("--host-firewall respect: this version cannot do that yet; redirected packets pass the firewall by");
+    }
     let metrics = Arc::new(Metrics::default());
     let (tell_serving, serving) = watch::channel(None);
-    let (tell_vitals, vitals) = watch::channel(Vitals::default());
+    let (tell_vitals, vitals) = watch::channel(Vitals::starting(Instant::now()));
     let (tell_wanted, wanted) = watch::channel(Wanted { devices, ..Wanted::default() });
     let (tell_found, found) = watch::channel(None);
     let mut tasks = JoinSet::new();
@@ -60,7 +68,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let status = status_once(once, vitals.clone(), state_dir);
     tasks.spawn(links::run(wanted, tell_found, known_pods(&actual)));
     if let Some(bind) = health_bind {
-        tasks.spawn(keep_health(bind, vitals));
+        tasks.spawn(keep_health(bind, vitals.clone(), metrics.clone()));
     }
     if let Some(bind) = metrics_bind {
         tasks.spawn(keep_metrics(bind, metrics.exporter(plane.open_maps()?)));
@@ -68,7 +76,10 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     if let Some(log) = plane.take_log() {
         tasks.spawn(log.run());
     }
-    let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, metrics };
+    let (reports, Audience { checks, node_ports }) = Reports::new(events.clone(), metrics.clone(), Timestamp::now());
+    tasks.spawn(serve_services(checks, vitals, events.clone()));
+    tasks.spawn(shadow::run(node_ports, events));
+    let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, reports, metrics };
     let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);
     tasks.spawn(sync.run(Inputs { updates, found }));
     tokio::select! {
@@ -109,6 +120,11 @@ fn complete(settings: Settings, actual: &Actual) -> Result<Settings> {
     Ok(Settings { secret, hz: hz()?, ..settings })
 }
 
+/// The state directory lies where other data planes pin theirs.
+fn look_around(state_dir: &Path) -> ForwardFirewall {
+    foreign::tell(&foreign::find(state_dir.parent().unwrap_or(state_dir)))
+}
+
 fn known_pods(actual: &Actual) -> std::collections::BTreeMap<IpAddr, IfIndex> {
     let known = actual.pods().iter().filter(|(_, pod)| pod.device != IfIndex::NONE);
     known.map(|(addr, pod)| (*addr, pod.device)).collect()
@@ -124,9 +140,9 @@ fn choice(xdp: Xdp) -> XdpChoice {
 }
 
 /// An address that is taken costs what is served there, not the forwarding.
-async fn keep_health(bind: SocketAddr, vitals: watch::Receiver<Vitals>) -> Result<()> {
+async fn keep_health(bind: SocketAddr, vitals: watch::Receiver<Vitals>, metrics: Arc<Metrics>) -> Result<()> {
     loop {
-        refused("health", serve_health(bind, vitals.clone()).await);
+        refused("health", serve_health(bind, vitals.clone(), metrics.clone()).await);
         tokio::time::sleep(LISTEN_AGAIN).await;
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-use crate::model::{NodePortAddresses, PortRange, Refusal, Timeouts};
+use crate::model::{HostFirewall, NodePortAddresses, PortRange, Refusal, Timeouts};
 
 /// Kubernetes Services in eBPF: one agent per node in place of kube-proxy.
 #[derive(Debug, Parser)]
@@ -95,6 +95,9 @@ pub struct AgentArgs {
     /// The cgroup (v2) whose processes reach Services by their sockets; none if not given.
     #[arg(long, env = "PORTWAY_CGROUP", value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
+    /// What is done about rules of this host's firewall for forwarded packets.
+    #[arg(long, env = "PORTWAY_HOST_FIREWALL", value_enum, default_value = "bypass")]
+    pub host_firewall: HostFirewall,
     /// How XDP is attached.
     #[arg(long, env = "PORTWAY_XDP", value_enum, default_value = "auto")]
     pub xdp: Xdp,
@@ -169,6 +172,9 @@ pub struct DoctorArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub source: SourceArgs,
+    /// Where eBPF objects of other data planes would be pinned.
+    #[arg(long, env = "PORTWAY_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
     /// How it is printed.
     #[arg(long, short, value_enum, default_value = "text")]
     pub output: Output,

@@ -2,6 +2,8 @@
 
 mod addresses;
 mod endpoints;
+mod health;
+mod local;
 mod pods;
 mod services;
 
@@ -19,6 +21,8 @@ use crate::model::{ObjectName, Snapshot};
 
 pub use addresses::node_port_addresses;
 pub use endpoints::serving_endpoints;
+pub use health::{HealthCheck, HealthChecks, PortConflict, health_checks, local_ready_endpoints};
+pub use local::{NoLocalEndpoints, no_local_endpoints};
 pub use services::service_port_name;
 
 /// What the maps ought to hold; see [`compile_reporting`].

@@ -1,6 +1,6 @@
 //! `portway doctor`: the usual mistakes in Services and on this host, each with what to do about it.
 
-mod host;
+mod beside;
 mod labels;
 mod node_ports;
 mod services;
@@ -15,10 +15,12 @@ use serde::Serialize;
 
 use crate::args::{DoctorArgs, Output};
 use crate::compile::compile_reporting;
+use crate::foreign;
+use crate::listeners::listeners;
 use crate::model::{Connection, Kind, ObjectRef, Snapshot, State};
 use crate::source;
 
-pub use host::{Listener, listeners};
+pub use crate::listeners::Listener;
 
 /// How long the source may take to list everything.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,12 +61,13 @@ impl fmt::Display for Finding {
 
 /// Reads the objects and the host, prints what it finds; the exit status is 1 if that is anything.
 pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
-    let DoctorArgs { source, output } = args;
+    let DoctorArgs { source, bpffs, output } = args;
     let mut snapshot = Snapshot::default();
     snapshot.settings.node_name = source.node_name()?.into();
     snapshot.state = state(source).await?;
     let listeners = listeners().context("read the host's sockets")?;
-    let findings = examine(&snapshot, &listeners);
+    let mut findings = examine(&snapshot, &listeners);
+    findings.extend(beside::findings(&foreign::find(&bpffs), &snapshot.settings.node_name));
     print(&findings, &snapshot.state, output).context("print")?;
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -9,12 +9,17 @@ pub mod compile;
 pub mod contents;
 pub mod dataplane;
 pub mod doctor;
+pub mod events;
 pub mod flows;
+pub mod foreign;
 pub mod health;
+pub mod http;
 pub mod links;
+pub mod listeners;
 pub mod metrics;
 pub mod model;
 pub mod place;
+pub mod shadow;
 pub mod source;
 pub mod sync;
 

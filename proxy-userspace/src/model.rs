@@ -52,6 +52,10 @@ pub struct Settings {
     pub masquerade_ports: PortRange,
     /// What clients get where a Local policy finds no backend here.
     pub local_refusal: LocalRefusal,
+    /// What the operator wants of firewalls for forwarded packets.
+    pub host_firewall: HostFirewall,
+    /// Whether this host had one when the agent started.
+    pub forward_firewall: ForwardFirewall,
     /// How long flows live.
     pub timeouts: Timeouts,
     /// Key of the hash that chooses backends (V15); `main` draws it once and keeps it over restarts.
@@ -69,11 +73,52 @@ impl Default for Settings {
             service_cidrs: Vec::new(),
             masquerade_ports: PortRange { first: 1024, last: 29999 },
             local_refusal: LocalRefusal::default(),
+            host_firewall: HostFirewall::default(),
+            forward_firewall: ForwardFirewall::default(),
             timeouts: Timeouts::default(),
             secret: 0,
             hz: 0,
         }
     }
+}
+
+impl Settings {
+    /// The way of flows that could be redirected. The packet path learns of it in `compile::config` and nowhere else.
+    pub fn translated_way(&self) -> TranslatedWay {
+        match (self.host_firewall, self.forward_firewall) {
+            (HostFirewall::Respect, ForwardFirewall::Present) => TranslatedWay::Stack,
+            _ => TranslatedWay::Redirect,
+        }
+    }
+}
+
+/// What the operator wants of this host's firewalls for forwarded packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HostFirewall {
+    /// Translated packets pass them by, for speed.
+    #[default]
+    Bypass,
+    /// Where there is one, translated packets take the stack's way through it.
+    Respect,
+}
+
+/// Whether this host has rules that refuse forwarded packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForwardFirewall {
+    /// None was found.
+    #[default]
+    Absent,
+    /// There is at least one.
+    Present,
+}
+
+/// How translated packets leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TranslatedWay {
+    /// Straight to their device.
+    Redirect,
+    /// Through the stack and its forward hooks.
+    Stack,
 }
 
 /// The addresses of this host that nodePorts are served on (V8).

@@ -1,6 +1,7 @@
 //! Where objects come from: an API server, or a directory of manifests that plays one. Both give one stream of updates.
 
 mod api_server;
+mod events;
 pub mod manifests;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,8 @@ use tokio::sync::mpsc;
 
 use crate::args::settings::SourceSettings;
 use crate::model::{Invalid, ObjectRef, Update};
+
+pub use events::events;
 
 /// Updates that may wait for the one who applies them.
 const QUEUE: usize = 4096;

@@ -3,12 +3,15 @@
 //! Nothing is written before the first lists and the first look at the host's network are there (V1). There is no minimum period:
 //! news that wait are taken together, and what they come to is applied at once.
 
+mod reports;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use jiff::Timestamp;
 use proxy_common::net::Protocol;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -20,9 +23,12 @@ use crate::dataplane::Dataplane;
 use crate::flows::Serving;
 use crate::health::{NodeVitals, Vitals};
 use crate::links::{Found, Wanted};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Pass};
 use crate::model::{Changed, Kind, Node, Object, ObjectName, Snapshot, State, Update};
 use crate::place::{Actual, place, place_changes, retire};
+use reports::{Change, seconds};
+
+pub use reports::{Audience, Reports};
 
 /// Slots and names that nothing refers to any more are kept this long: no packet is under way for longer.
 const GRACE: Duration = Duration::from_millis(100);
@@ -49,6 +55,8 @@ pub struct Outputs {
     pub serving: watch::Sender<Option<Arc<Serving>>>,
     /// What health is judged by.
     pub vitals: watch::Sender<Vitals>,
+    /// What follows for others.
+    pub reports: Reports,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -65,7 +73,6 @@ pub struct Sync {
     retry_at: Option<Instant>,
     /// Until when the first sync waits for devices; set when all else is there.
     first_until: Option<Instant>,
-    conflicts: BTreeSet<String>,
 }
 
 /// What the kernel is known to hold.
@@ -89,18 +96,7 @@ impl Sync {
     /// A task over the loaded data plane; `actual` is what it holds, `snapshot` has the settings.
     pub fn new(snapshot: Snapshot, plane: Dataplane, actual: Actual, outputs: Outputs) -> Self {
         let (placed, dirty) = (Placed::Never, Dirty::default());
-        Self {
-            snapshot,
-            plane,
-            actual,
-            placed,
-            outputs,
-            dirty,
-            retire_at: None,
-            retry_at: None,
-            first_until: None,
-            conflicts: BTreeSet::new(),
-        }
+        Self { snapshot, plane, actual, placed, outputs, dirty, retire_at: None, retry_at: None, first_until: None }
     }
 
     /// Runs until a source ends, which is an error, for whoever supervises us.
@@ -132,16 +128,11 @@ impl Sync {
         for _ in 0..BATCH {
             let Some(update) = next else { break };
             asks_links |= concerns_links(&update, &self.snapshot);
-            if self.snapshot.state.apply(update) == Changed::Yes {
-                self.note_change();
-            }
+            _ = self.take(update);
             next = more.try_recv().ok();
         }
-        if let Some(update) = next
-            && self.snapshot.state.apply(update) == Changed::Yes
-        {
-            asks_links = true;
-            self.note_change();
+        if let Some(update) = next {
+            asks_links |= self.take(update) == Changed::Yes;
         }
         self.outputs.metrics.connection(&self.snapshot.state.connection);
         if asks_links && self.snapshot.state.synced {
@@ -149,13 +140,24 @@ impl Sync {
         }
     }
 
+    fn take(&mut self, update: Update) -> Changed {
+        let change = Change::of(&update);
+        self.outputs.reports.heard(&change);
+        let changed = self.snapshot.state.apply(update);
+        if changed == Changed::Yes {
+            self.outputs.reports.matters(change, Timestamp::now());
+            self.note_change();
+        }
+        changed
+    }
+
     fn note_change(&mut self) {
         self.dirty.objects = true;
         let synced = self.snapshot.state.synced;
         self.outputs.vitals.send_if_modified(|vitals| {
-            let first = synced && vitals.waiting_since.is_none();
+            let first = synced && !vitals.waiting();
             if first {
-                vitals.waiting_since = Some(Instant::now());
+                vitals.queue(Instant::now());
             }
             first
         });
@@ -164,7 +166,8 @@ impl Sync {
     /// Tells `links` which pods and addresses there are now, and health how our Node is.
     fn ask_links(&mut self) {
         let Snapshot { settings, state, .. } = &self.snapshot;
-        let vitals = node_vitals(state, &settings.node_name);
+        let before = self.outputs.vitals.borrow().node;
+        let vitals = NodeVitals::of(state, &settings.node_name, before);
         self.outputs.vitals.send_if_modified(|all| std::mem::replace(&mut all.node, vitals) != vitals);
         let now = wanted(&self.snapshot, self.outputs.wanted.borrow().devices.clone());
         self.outputs.wanted.send_if_modified(|wanted| {
@@ -228,18 +231,18 @@ impl Sync {
             device.flags |= self.plane.device_flags(*index);
         }
         let (contents, conflicts) = compile_reporting(&self.snapshot);
-        self.tell_conflicts(conflicts.iter().map(ToString::to_string).collect());
+        self.outputs.reports.compiled(&self.snapshot, &contents, &conflicts);
         let compiled = started.elapsed();
-        let writes = match &self.placed {
-            Placed::Wholly(before) => place_changes(before, &contents, &self.actual),
-            Placed::Partly | Placed::Never => place(&contents, &self.actual),
+        let (pass, writes) = match &self.placed {
+            Placed::Wholly(before) => (Pass::Partial, place_changes(before, &contents, &self.actual)),
+            Placed::Partly | Placed::Never => (Pass::Full, place(&contents, &self.actual)),
         };
         let planned = started.elapsed();
         let count = writes.len();
         let serving = self.announce_serving();
         let errors = self.plane.apply(writes, &mut self.actual);
         self.settle_serving(serving);
-        self.outputs.metrics.synced(started.elapsed(), unix_seconds(), count);
+        self.outputs.metrics.synced(pass, started.elapsed(), seconds(Timestamp::now()), count);
         if count > 0 {
             let micros = |from: Duration, to: Duration| (to.saturating_sub(from)).as_micros() as u64;
             let (compile, plan, apply) =
@@ -262,7 +265,8 @@ impl Sync {
             return;
         }
         self.placed = Placed::Wholly(Box::new(contents));
-        self.outputs.vitals.send_if_modified(|vitals| vitals.waiting_since.take().is_some());
+        self.outputs.reports.settled(Timestamp::now());
+        self.outputs.vitals.send_modify(|vitals| vitals.update(Instant::now()));
     }
 
     /// Until the writes are done flows may lead to old and to new backends.
@@ -293,11 +297,6 @@ impl Sync {
         Serving { endpoints: serving.iter().filter_map(by_id).collect(), unknown_from: self.actual.next_id() }
     }
 
-    fn tell_conflicts(&mut self, now: BTreeSet<String>) {
-        now.difference(&self.conflicts).for_each(|conflict| warn!("{conflict}"));
-        self.conflicts = now;
-    }
-
     /// The grace period of the last writes is over.
     fn retire(&mut self) {
         self.retire_at = None;
@@ -315,11 +314,6 @@ async fn until(instant: Option<Instant>) {
         Some(instant) => sleep_until(instant).await,
         None => std::future::pending().await,
     }
-}
-
-fn unix_seconds() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Whether an update may change what `links` is to look for.
@@ -356,15 +350,6 @@ pub fn wanted(snapshot: &Snapshot, devices: Vec<String>) -> Wanted {
 fn local_pods(state: &State, node: &Arc<str>) -> BTreeSet<IpAddr> {
     let ours = |pod: &&crate::model::Pod| pod.node.as_ref() == Some(node) && !pod.host_network && !pod.finished();
     state.pods.values().filter(ours).flat_map(|pod| pod.addresses.iter().copied()).collect()
-}
-
-fn node_vitals(state: &State, name: &Arc<str>) -> NodeVitals {
-    match state.nodes.get(&ObjectName::cluster(name)) {
-        Some(node) if node.leaving => NodeVitals::Leaving,
-        Some(_) => NodeVitals::Present,
-        None if state.nodes.is_empty() => NodeVitals::Unknown,
-        None => NodeVitals::Missing,
-    }
 }
 
 /// V14: the endpoints that serve, of each service port that speaks UDP, by its name in the kernel.

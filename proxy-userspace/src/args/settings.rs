@@ -9,14 +9,14 @@ use clap::builder::PossibleValue;
 use ipnet::IpNet;
 
 use super::{AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TimeoutArgs, Xdp};
-use crate::model::{LocalRefusal, NodePortAddresses, PortRange, Refusal, Settings, Timeouts};
+use crate::model::{ForwardFirewall, HostFirewall, LocalRefusal, NodePortAddresses, PortRange, Refusal, Settings, Timeouts};
 
 /// What `portway agent` is to do.
 #[derive(Clone, Debug)]
 pub struct AgentSettings {
     /// Where objects come from.
     pub source: SourceSettings,
-    /// What reaches the maps; `secret` and `hz` are still 0.
+    /// What reaches the maps; `secret` and `hz` are still 0, and nobody has looked for a firewall.
     pub service: Settings,
     /// Devices by name; empty means that they are to be found.
     pub devices: Vec<String>,
@@ -74,6 +74,7 @@ impl AgentArgs {
             timeouts,
             pins,
             cgroup,
+            host_firewall,
             xdp,
             once,
             ..
@@ -95,6 +96,8 @@ impl AgentArgs {
             service_cidrs,
             masquerade_ports,
             local_refusal: refusal.meaning(),
+            host_firewall,
+            forward_firewall: ForwardFirewall::Absent,
             timeouts: timeouts.meaning()?,
             secret: 0,
             hz: 0,
@@ -218,10 +221,24 @@ impl clap::ValueEnum for Refusal {
     }
 }
 
+impl clap::ValueEnum for HostFirewall {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Bypass, Self::Respect]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Bypass => PossibleValue::new("bypass").help("translated packets pass it by; the log says so"),
+            Self::Respect => PossibleValue::new("respect").help("where there is one, they take the stack's way through it"),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{Cli, Command};
     use super::*;
+    use crate::model::TranslatedWay;
     use clap::Parser;
 
     fn agent(args: &str) -> Result<AgentSettings> {
@@ -272,6 +289,18 @@ mod tests {
     fn once_may_say_how_it_prints() {
         let once = |args: &str| agent(args).expect("settings").once;
         assert_eq!((once(""), once("--once"), once("--once=json")), (None, Some(Output::Text), Some(Output::Json)));
+    }
+
+    #[test]
+    fn translated_packets_take_the_stacks_way_only_where_that_is_wanted_and_needed() {
+        for (typed, found, way) in [
+            ("", ForwardFirewall::Present, TranslatedWay::Redirect),
+            ("--host-firewall respect", ForwardFirewall::Absent, TranslatedWay::Redirect),
+            ("--host-firewall respect", ForwardFirewall::Present, TranslatedWay::Stack),
+        ] {
+            let settings = agent(&format!("--node-name node-a {typed}")).expect("settings").service;
+            assert_eq!(Settings { forward_firewall: found, ..settings }.translated_way(), way, "{typed} {found:?}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::{device_name, lines, table};
 use crate::dataplane::{FlowTable, Hook, Maps, StateDir, Verified, names_in, program_id, programs_in};
+use crate::foreign::{self, Foreign};
 
 pub struct Status {
     dir: String,
@@ -21,6 +22,7 @@ pub struct Status {
     pods_without_device: usize,
     flows: Flows,
     counters: Vec<(&'static str, &'static str, u64)>,
+    foreign: Vec<Foreign>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -62,6 +64,7 @@ pub fn read(dir: &StateDir) -> Result<Status> {
         pods_without_device: contents.pods.values().filter(|pod| pod.device == IfIndex::NONE).count(),
         flows,
         counters: counters(&maps)?,
+        foreign: foreign::find(dir.root().parent().unwrap_or(dir.root())),
     })
 }
 
@@ -92,7 +95,11 @@ pub fn text(status: &Status) -> String {
     let _ok = writeln!(out, "Agent:     {agent}\nState:     {}", status.dir);
     let _ok = writeln!(out, "Services:  {} ports, {} frontends", status.service_ports, status.frontends);
     let _ok = writeln!(out, "Pods:      {} here, {} of them without a known device", status.pods, status.pods_without_device);
-    let _ok = writeln!(out, "Flows:     {} established, {} half-open\n", status.flows.established, status.flows.half_open);
+    let _ok = writeln!(out, "Flows:     {} established, {} half-open", status.flows.established, status.flows.half_open);
+    for foreign in &status.foreign {
+        let _ok = writeln!(out, "Beside it: {foreign}; {}", foreign.consequence());
+    }
+    out.push('\n');
     let mut hooks = table(&["DEVICE", "HOOK", "BY", "PROGRAM"]);
     for Attached { hook, device, by, program } in &status.hooks {
         let program = program.map_or("-".into(), |id| id.to_string());
@@ -116,6 +123,7 @@ impl From<&Status> for Value {
         let program = |p: &Verified| json!({ "id": p.id, "name": p.name, "verifiedInstructions": p.instructions });
         let counters: serde_json::Map<_, _> =
             status.counters.iter().map(|(name, _, value)| ((*name).into(), (*value).into())).collect();
+        let foreign = |f: &Foreign| json!({ "kind": f.kind.name(), "name": f.name, "evidence": f.evidence });
         json!({
             "stateDir": status.dir,
             "running": status.agent == Agent::Running,
@@ -127,6 +135,7 @@ impl From<&Status> for Value {
             "hooks": status.hooks.iter().map(hook).collect::<Vec<_>>(),
             "programs": status.programs.iter().map(program).collect::<Vec<_>>(),
             "counters": counters,
+            "foreign": status.foreign.iter().map(foreign).collect::<Vec<_>>(),
         })
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Everything is pinned below one state directory: killing the agent stops nothing, and its successor takes over what it finds.
 
+mod attached;
 mod batch;
 mod clock;
 mod flowtable;
@@ -27,6 +28,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use proxy_common::net::{Device, IfIndex};
 use tracing::{debug, info};
 
+pub use attached::tcx_programs;
 pub use batch::Walk;
 pub use clock::{Clock, hz};
 pub use flowtable::FlowTable;

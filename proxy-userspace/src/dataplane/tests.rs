@@ -316,6 +316,24 @@ fn clsact_filters_are_replaced_in_place_and_unload_takes_them_and_our_qdiscs_onl
 }
 
 #[test]
+fn programs_of_anybody_are_seen_by_name_in_filters_and_by_tcx() {
+    for use_clsact in [None, Some(super::hooks::Hooks::use_clsact as fn(&mut super::hooks::Hooks))] {
+        let (node, other) = (Namespace::new(), Namespace::new());
+        let (dir, found) = (node.state_dir(), two_devices(&node, &other));
+        let programs = node.run(move || {
+            let mut plane = open(&dir, XdpChoice::Off);
+            use_clsact.into_iter().for_each(|choose| choose(&mut plane.hooks));
+            assert_eq!(plane.attach(&found).expect("attach").len(), 0);
+            let programs = crate::foreign::programs_here();
+            drop(plane);
+            unload_all(dir);
+            programs
+        });
+        assert!(programs.contains(&("eth0".to_owned(), "from_device".to_owned())), "{programs:?}");
+    }
+}
+
+#[test]
 fn a_full_map_costs_the_service_that_does_not_fit_and_no_other() {
     let node = Namespace::new();
     let dir = node.state_dir();

@@ -6,7 +6,35 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use proxy_common::net::Protocol;
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// That of an address.
+    pub fn of(addr: IpAddr) -> Self {
+        if addr.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Its name as Kubernetes writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+}
 
 /// Labels, or a selector of equal form.
 pub type Labels = BTreeMap<String, String>;
@@ -133,7 +161,7 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     /// Seconds of ClientIP affinity, 0 for none (V13).
     pub affinity: u32,
-    /// Where load balancers ask whether this node has a backend (V22).
+    /// Where load balancers ask whether this node has a backend; only with type LoadBalancer and policy Local (V22).
     pub health_check_node_port: Option<u16>,
     /// Pods count as endpoints before they are ready.
     pub publish_not_ready: bool,
@@ -216,8 +244,12 @@ pub struct EndpointSlice {
     pub service: ObjectName,
     /// Ports that have a name (it may be empty) and a number (V2).
     pub ports: Vec<SlicePort>,
-    /// Endpoints, all of one address family.
+    /// The address family of all its endpoints.
+    pub family: Family,
+    /// Endpoints.
     pub endpoints: Vec<SliceEndpoint>,
+    /// When that happened which this slice tells of, as its controller dates it (V24).
+    pub triggered: Option<Timestamp>,
 }
 
 /// One port of a slice.
@@ -309,8 +341,19 @@ pub struct ContainerPort {
     pub name: Option<Arc<str>>,
     /// Its number.
     pub port: u16,
+    /// The port of the node that leads to it, if it asks for one.
+    pub host_port: Option<HostPort>,
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
+}
+
+/// A port of the node that leads to a container, served by the CNI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// The address of the node; `None` is all of them.
+    pub addr: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
 }
 
 /// A Node.

@@ -30,7 +30,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts the watches; fails where the configuration does, not where the server is away.
 pub(super) async fn spawn(kubeconfig: Option<PathBuf>, news: News) -> Result<()> {
-    let client = Client::try_from(config(kubeconfig).await?).context("set up the client of the API server")?;
+    let client = client(kubeconfig).await?;
     let watches = vec![
         // Other proxies' Services too (V1): their addresses are not to be taken for nobody's.
         watch::<Service>(&client, ""),
@@ -43,6 +43,10 @@ pub(super) async fn spawn(kubeconfig: Option<PathBuf>, news: News) -> Result<()>
     ];
     tokio::spawn(forward(select_all(watches), news));
     Ok(())
+}
+
+pub(super) async fn client(kubeconfig: Option<PathBuf>) -> Result<Client> {
+    Client::try_from(config(kubeconfig).await?).context("set up the client of the API server")
 }
 
 /// The file given, else the pod's service account, else the user's own kubeconfig.

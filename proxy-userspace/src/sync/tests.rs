@@ -7,9 +7,10 @@ use proxy_common::service::BackendFlags;
 
 use super::*;
 use crate::dataplane::{Maps, Options, StateDir, XdpChoice};
+use crate::events::Events;
 use crate::links;
 use crate::model::{
-    EndpointSlice, ObjectRef, Phase, Pod, Proxied, Service, ServicePort, Settings, SliceEndpoint, SlicePort, TargetPort,
+    EndpointSlice, Family, ObjectRef, Phase, Pod, Proxied, Service, ServicePort, Settings, SliceEndpoint, SlicePort, TargetPort,
     TrafficPolicy,
 };
 use crate::testing::Namespace;
@@ -72,6 +73,8 @@ fn slice(protocol: Protocol, endpoints: &[(&str, bool)]) -> Update {
     let slice = EndpointSlice {
         service: ObjectName::new("default", "web"),
         ports: vec![SlicePort { name: "http".into(), protocol, port: 80 }],
+        family: Family::V4,
+        triggered: None,
         endpoints: endpoints.iter().map(endpoint).collect(),
     };
     Update::Apply(Object::EndpointSlice(ObjectName::new("default", "web-1"), slice))
@@ -99,7 +102,9 @@ impl Agent {
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(links::run(wanted, tell_found, earlier));
         let settings = Settings { node_name: "n1".into(), hz: 250, secret: 9, ..Settings::default() };
-        let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, metrics: Arc::default() };
+        let metrics = Arc::<Metrics>::default();
+        let (reports, _) = Reports::new(Events::default(), metrics.clone(), Timestamp::now());
+        let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, reports, metrics };
         let sync = Sync::new(Snapshot { settings, ..Snapshot::default() }, plane, actual, outputs);
         tasks.spawn(sync.run(Inputs { updates: inbox, found }));
         Self { dir: StateDir::at(root), updates, serving, vitals, tasks }
@@ -169,7 +174,7 @@ fn nothing_is_written_before_the_lists_are_complete_and_then_everything_is() {
         let flags: Vec<_> =
             contents.frontends.values().flat_map(|target| &target.backends.cluster_only).map(|e| e.flags).collect();
         assert!(flags.contains(&BackendFlags::POD), "{flags:?}");
-        assert!(agent.vitals.borrow().waiting_since.is_none());
+        assert!(!agent.vitals.borrow().waiting());
         agent.kill().await;
     });
 }
@@ -253,7 +258,7 @@ fn v23_health_knows_how_the_node_is() {
         let _changed = state.apply(update);
         state
     };
-    let vitals = |state: &State| node_vitals(state, &"n1".into());
+    let vitals = |state: &State| NodeVitals::of(state, "n1", NodeVitals::Unknown);
     assert_eq!(vitals(&State::default()), NodeVitals::Unknown);
     assert_eq!(vitals(&state(node())), NodeVitals::Present);
     assert_eq!(vitals(&state(Update::Apply(Object::Node(ObjectName::cluster("n2"), Node::default())))), NodeVitals::Missing);

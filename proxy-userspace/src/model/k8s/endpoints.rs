@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Convert, Field, label, port, protocol, unicast};
-use crate::model::{EndpointSlice, Kind, Object, ObjectName, SliceEndpoint, SlicePort};
+use crate::model::{EndpointSlice, Family, Kind, Object, ObjectName, SliceEndpoint, SlicePort};
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
 impl Convert for discovery::EndpointSlice {
@@ -27,7 +29,9 @@ impl Convert for discovery::EndpointSlice {
         let slice = EndpointSlice {
             service: ObjectName::new(&name.namespace, service),
             ports: ports(self)?,
+            family: family(self)?,
             endpoints: endpoints(self)?,
+            triggered: triggered(&self.metadata),
         };
         Ok(Some(Object::EndpointSlice(name, slice)))
     }
@@ -44,12 +48,21 @@ fn ports(slice: &discovery::EndpointSlice) -> Result<Vec<SlicePort>, Field> {
     read.collect()
 }
 
+fn family(slice: &discovery::EndpointSlice) -> Result<Family, Field> {
+    match slice.address_type.as_str() {
+        "IPv4" => Ok(Family::V4),
+        "IPv6" => Ok(Family::V6),
+        other => Err(Field::new("addressType", format!("`{other}` is none: IPv4, IPv6 or FQDN"))),
+    }
+}
+
+/// Only a metric depends on it (V24), so a bad one costs nothing.
+fn triggered(metadata: &ObjectMeta) -> Option<Timestamp> {
+    metadata.annotations.as_ref()?.get(TRIGGERED)?.parse().ok()
+}
+
 fn endpoints(slice: &discovery::EndpointSlice) -> Result<Vec<SliceEndpoint>, Field> {
-    let v4 = match slice.address_type.as_str() {
-        "IPv4" => true,
-        "IPv6" => false,
-        other => return Err(Field::new("addressType", format!("`{other}` is none: IPv4, IPv6 or FQDN"))),
-    };
+    let family = family(slice)?;
     let mut found = Vec::new();
     for (i, endpoint) in slice.endpoints.iter().enumerate() {
         let path = format!("endpoints[{i}].addresses[0]");
@@ -57,7 +70,7 @@ fn endpoints(slice: &discovery::EndpointSlice) -> Result<Vec<SliceEndpoint>, Fie
             return Err(Field::new(format!("endpoints[{i}].addresses"), "an endpoint needs an address"));
         };
         let addr = unicast(text, &path)?;
-        if addr.is_ipv4() != v4 {
+        if Family::of(addr) != family {
             return Err(Field::new(path, format!("`{text}` in a slice of addressType {}", slice.address_type)));
         }
         found.push(slice_endpoint(endpoint, addr));
@@ -105,6 +118,18 @@ mod tests {
         assert_eq!(slice.ports.iter().map(|p| (&*p.name, p.port)).collect::<Vec<_>>(), [("c", 3)]);
         let e = &slice.endpoints[0];
         assert_eq!((e.ready, e.serving, e.terminating), (true, true, false));
+    }
+
+    #[test]
+    fn v24_when_its_change_happened_and_nothing_where_that_is_no_time() {
+        for (time, read) in [("2026-01-02T03:04:05.123456789Z", Some(1_767_323_045)), ("yesterday", None)] {
+            let metadata = json!({"namespace": "shop", "name": "web-x", "labels": {"kubernetes.io/service-name": "web"},
+                "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": time}});
+            let Update::Apply(Object::EndpointSlice(_, slice)) = converted(json!({"metadata": metadata})) else {
+                panic!("refused")
+            };
+            assert_eq!(slice.triggered.map(|t| t.as_second()), read);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Convert, Field, created, port, protocol, unicast};
-use crate::model::{ContainerPort, Kind, Object, ObjectName, Phase, Pod};
+use crate::model::{ContainerPort, HostPort, Kind, Object, ObjectName, Phase, Pod};
 
 impl Convert for core::Pod {
     const KIND: Kind = Kind::Pod;
@@ -58,11 +58,19 @@ pub(super) fn container_ports(spec: &core::PodSpec, path: &str) -> Result<Vec<Co
                 container: container.name.as_str().into(),
                 name: p.name.as_deref().filter(|name| !name.is_empty()).map(Arc::from),
                 port: port(p.container_port, format!("{path}.ports[{i}].containerPort"))?,
+                host_port: host_port(p),
                 protocol: protocol(p.protocol.as_deref(), format!("{path}.ports[{i}].protocol"))?,
             });
         }
     }
     Ok(found)
+}
+
+/// Only warnings depend on it, so a bad one costs nothing.
+fn host_port(p: &core::ContainerPort) -> Option<HostPort> {
+    let port = u16::try_from(p.host_port?).ok().filter(|port| *port != 0)?;
+    let addr = p.host_ip.as_deref().and_then(|ip| ip.parse().ok()).filter(|ip: &IpAddr| !ip.is_unspecified());
+    Some(HostPort { addr, port })
 }
 
 fn phase(name: Option<&str>) -> Phase {

@@ -40,10 +40,7 @@ impl Convert for core::Service {
             external_policy: policy(spec.external_traffic_policy.as_deref()),
             internal_policy: policy(spec.internal_traffic_policy.as_deref()),
             affinity: affinity(&spec)?,
-            health_check_node_port: match spec.health_check_node_port {
-                None | Some(0) => None,
-                Some(number) => Some(port(number, "spec.healthCheckNodePort")?),
-            },
+            health_check_node_port: if served { health_check_node_port(&spec)? } else { None },
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
             selector: spec.selector.unwrap_or_default(),
             created: created(&self.metadata),
@@ -134,6 +131,16 @@ fn policy(name: Option<&str>) -> TrafficPolicy {
     if name == Some("Local") { TrafficPolicy::Local } else { TrafficPolicy::Cluster }
 }
 
+/// V22: load balancers ask where it matters on which node the backends are.
+fn health_check_node_port(spec: &core::ServiceSpec) -> Result<Option<u16>, Field> {
+    let asked =
+        spec.type_.as_deref() == Some("LoadBalancer") && policy(spec.external_traffic_policy.as_deref()) == TrafficPolicy::Local;
+    match spec.health_check_node_port {
+        Some(number) if asked && number != 0 => port(number, "spec.healthCheckNodePort").map(Some),
+        _ => Ok(None),
+    }
+}
+
 /// V13.
 fn affinity(spec: &core::ServiceSpec) -> Result<u32, Field> {
     if spec.session_affinity.as_deref() != Some("ClientIP") {
@@ -201,6 +208,18 @@ mod tests {
         {
             let Update::Apply(Object::Service(_, service)) = converted(spec) else { panic!("refused") };
             assert_eq!(service.proxied, kind);
+        }
+    }
+
+    #[test]
+    fn v22_only_a_load_balancer_with_policy_local_is_asked_for_its_health() {
+        for (kind, policy, asked) in
+            [("LoadBalancer", "Local", Some(31234)), ("LoadBalancer", "Cluster", None), ("NodePort", "Local", None)]
+        {
+            let spec = json!({"type": kind, "externalTrafficPolicy": policy, "healthCheckNodePort": 31234,
+                "clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+            let Update::Apply(Object::Service(_, service)) = converted(spec) else { panic!("refused") };
+            assert_eq!(service.health_check_node_port, asked, "{kind} {policy}");
         }
     }
 

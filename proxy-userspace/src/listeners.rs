@@ -21,15 +21,21 @@ pub struct Listener {
 
 /// Every socket that listens in this process's network namespace.
 pub fn listeners() -> Result<Vec<Listener>> {
+    listeners_on(|_| true)
+}
+
+/// Those on some ports; processes are searched only if there are any, for that takes a while.
+pub fn listeners_on(wanted: impl Fn(u16) -> bool) -> Result<Vec<Listener>> {
     let tcp = [procfs::net::tcp().context("read /proc/net/tcp")?, procfs::net::tcp6().unwrap_or_default()];
     let tcp =
         tcp.into_iter().flatten().filter(|s| s.state == TcpState::Listen).map(|s| (s.local_address, s.inode, Protocol::TCP));
     let udp = [procfs::net::udp().context("read /proc/net/udp")?, procfs::net::udp6().unwrap_or_default()];
     let unconnected = |s: &procfs::net::UdpNetEntry| s.state != UdpState::Established;
     let udp = udp.into_iter().flatten().filter(unconnected).map(|s| (s.local_address, s.inode, Protocol::UDP));
-    let owners = owners();
+    let sockets: Vec<_> = tcp.chain(udp).filter(|(addr, ..)| wanted(addr.port())).collect();
+    let owners = if sockets.is_empty() { BTreeMap::new() } else { owners() };
     let listener = |(addr, inode, protocol)| Listener { addr, protocol, process: owners.get(&inode).cloned() };
-    Ok(tcp.chain(udp).map(listener).collect())
+    Ok(sockets.into_iter().map(listener).collect())
 }
 
 /// Processes by the sockets that they hold, as far as they may be seen.

@@ -1,0 +1,211 @@
+//! Which Services load balancers may ask about at which port and addresses, and how many backends this node has (V22).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::node_port_addresses;
+use crate::model::{NodePortAddresses, ObjectName, Proxied, Service, Snapshot, State, UnixTime};
+
+/// What is asked about one Service (V22).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// `spec.healthCheckNodePort`.
+    pub port: u16,
+    /// Where it is served: the addresses that nodePorts are served on (V8), of the Service's families.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Addresses of its ready endpoints on this node, of both families.
+    pub local_endpoints: BTreeSet<IpAddr>,
+}
+
+impl HealthCheck {
+    /// How many endpoints a load balancer counts that asks at `addr`: those of that family, so that a dual-stack pod is one.
+    pub fn weight(&self, addr: IpAddr) -> usize {
+        self.local_endpoints.iter().filter(|endpoint| endpoint.is_ipv4() == addr.is_ipv4()).count()
+    }
+}
+
+/// All that is asked on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealthChecks {
+    /// What is served, by Service.
+    pub served: BTreeMap<ObjectName, HealthCheck>,
+    /// Services that are not served, because another has their port.
+    pub conflicts: Vec<PortConflict>,
+}
+
+/// Two Services have the same healthCheckNodePort.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortConflict {
+    /// The port.
+    pub port: u16,
+    /// Who has it.
+    pub winner: ObjectName,
+    /// Who has not.
+    pub loser: ObjectName,
+}
+
+impl fmt::Display for PortConflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { port, winner, loser } = self;
+        write!(f, "the health of Service {loser} is not served at port {port}: Service {winner} has it")
+    }
+}
+
+/// V22; of two Services with one port the older has it, then the one with the lesser name.
+pub fn health_checks(snapshot: &Snapshot) -> HealthChecks {
+    let mut asked: Vec<_> = snapshot.state.services.iter().filter_map(asked).collect();
+    if asked.is_empty() {
+        return HealthChecks::default();
+    }
+    asked.sort_by_key(|(port, name, service)| (*port, service.created.unwrap_or(UnixTime::MAX), *name));
+    let addresses = listen_addresses(snapshot);
+    let mut local = local_ready_endpoints(&snapshot.state, &snapshot.settings.node_name);
+    let mut owners: BTreeMap<u16, &ObjectName> = BTreeMap::new();
+    let mut checks = HealthChecks::default();
+    for (port, name, service) in asked {
+        if let Some(winner) = owners.get(&port) {
+            checks.conflicts.push(PortConflict { port, winner: (*winner).clone(), loser: name.clone() });
+            continue;
+        }
+        owners.insert(port, name);
+        let local_endpoints = local.remove(name).unwrap_or_default();
+        let check = HealthCheck { port, addresses: of_families(&addresses, service), local_endpoints };
+        checks.served.insert(name.clone(), check);
+    }
+    checks
+}
+
+fn asked<'a>((name, service): (&'a ObjectName, &'a Service)) -> Option<(u16, &'a ObjectName, &'a Service)> {
+    let port = service.health_check_node_port.filter(|_| service.proxied == Proxied::Yes)?;
+    Some((port, name, service))
+}
+
+fn of_families(addresses: &BTreeSet<IpAddr>, service: &Service) -> BTreeSet<IpAddr> {
+    let served = |addr: &&IpAddr| service.cluster_ips.iter().any(|ip| ip.is_ipv4() == addr.is_ipv4());
+    addresses.iter().filter(served).copied().collect()
+}
+
+/// V8, as far as this host has them (an ExternalIP often is another host's, which translates it), and loopback where the operator's
+/// prefixes have it: a process of this host may ask there. A link-local address cannot be listened on without its device, and no load
+/// balancer asks there.
+fn listen_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+    let link_local = |addr: &IpAddr| matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let mut addresses = node_port_addresses(snapshot);
+    addresses.retain(|addr| !link_local(addr) && snapshot.links.host_addresses.contains_key(addr));
+    if let NodePortAddresses::Within(prefixes) = &snapshot.settings.nodeport_addresses {
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+        addresses.extend(loopback.into_iter().filter(|addr| prefixes.iter().any(|prefix| prefix.contains(addr))));
+    }
+    addresses
+}
+
+/// The ready endpoints on `node`, by Service; one that has several ports or slices counts once. Terminating ones never count: load
+/// balancers have to look elsewhere before the last of them is gone.
+pub fn local_ready_endpoints(state: &State, node: &str) -> BTreeMap<ObjectName, BTreeSet<IpAddr>> {
+    let mut found: BTreeMap<ObjectName, BTreeSet<IpAddr>> = BTreeMap::new();
+    for slice in state.slices.values().filter(|slice| !slice.ports.is_empty()) {
+        let here = slice.endpoints.iter().filter(|e| e.ready && e.node.as_deref() == Some(node));
+        for endpoint in here {
+            found.entry(slice.service.clone()).or_default().insert(endpoint.addr);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::settings::Ranges;
+    use crate::model::PortRange;
+    use crate::source::manifests::Directory;
+    use proxy_common::net::{Device, IfIndex};
+
+    const SLICES: &str = "---
+kind: EndpointSlice
+metadata: {namespace: shop, name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: a, port: 80}, {name: b, port: 81}]
+endpoints:
+- {addresses: [10.244.1.2], nodeName: n1}
+- {addresses: [10.244.1.3], nodeName: n1, conditions: {ready: false, serving: true, terminating: true}}
+- {addresses: [10.244.2.2], nodeName: n2}
+---
+kind: EndpointSlice
+metadata: {namespace: shop, name: web-2, labels: {kubernetes.io/service-name: web}}
+addressType: IPv6
+ports: [{name: a, port: 80}]
+endpoints: [{addresses: ['fd00:244:1::2'], nodeName: n1}]
+";
+
+    fn service(name: &str, created: &str, port: u16, ips: &str) -> String {
+        format!(
+            "---\nkind: Service\nmetadata: {{namespace: shop, name: {name}, creationTimestamp: '2026-01-0{created}T00:00:00Z'}}\n\
+             spec: {{type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: {port}, clusterIP: {ips}, \
+             ports: [{{name: a, port: 80}}]}}\n"
+        )
+    }
+
+    fn snapshot(yaml: &str) -> Snapshot {
+        let ranges = Ranges { node_ports: PortRange { first: 30000, last: 32767 }, cluster_ips: Vec::new() };
+        let mut directory = Directory::new("unused".into());
+        directory.take("all.yaml".into(), yaml.to_owned(), None);
+        let mut snapshot = Snapshot::default();
+        snapshot.settings.node_name = "n1".into();
+        directory.updates(&ranges).into_iter().for_each(|update| _ = snapshot.state.apply(update));
+        assert!(snapshot.state.invalid.is_empty(), "{:?}", snapshot.state.invalid);
+        snapshot.links.devices = [(IfIndex(2), Device::default())].into();
+        snapshot.links.host_addresses =
+            ["192.0.2.1", "2001:db8::1", "fe80::1"].map(|a| (a.parse().expect("an address"), IfIndex(2))).into();
+        snapshot
+    }
+
+    fn name(name: &str) -> ObjectName {
+        ObjectName::new("shop", name)
+    }
+
+    fn ips(texts: &[&str]) -> BTreeSet<IpAddr> {
+        texts.iter().map(|t| t.parse().expect("an address")).collect()
+    }
+
+    #[test]
+    fn v22_distinct_local_ready_endpoints_count_per_family() {
+        let dual = service("web", "1", 31234, "10.96.0.1, clusterIPs: [10.96.0.1, 'fd00:96::1']");
+        let checks = health_checks(&snapshot(&format!("{SLICES}{dual}")));
+        let check = &checks.served[&name("web")];
+        assert_eq!((check.port, &check.addresses), (31234, &ips(&["192.0.2.1", "2001:db8::1"])));
+        assert_eq!(check.local_endpoints, ips(&["10.244.1.2", "fd00:244:1::2"]));
+        assert_eq!(["192.0.2.1", "2001:db8::1"].map(|a| check.weight(a.parse().expect("an address"))), [1, 1]);
+    }
+
+    #[test]
+    fn v22_a_service_of_one_family_is_served_at_addresses_of_that_family() {
+        let checks = health_checks(&snapshot(&service("web", "1", 31234, "'fd00:96::1'")));
+        let check = &checks.served[&name("web")];
+        assert_eq!((&check.addresses, check.local_endpoints.len()), (&ips(&["2001:db8::1"]), 0));
+    }
+
+    #[test]
+    fn v22_of_two_services_with_one_port_the_older_has_it() {
+        let both = service("a", "2", 31234, "10.96.0.1") + &service("b", "1", 31234, "10.96.0.2");
+        let checks = health_checks(&snapshot(&both));
+        assert_eq!(checks.served.keys().collect::<Vec<_>>(), [&name("b")]);
+        assert_eq!(
+            checks.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["the health of Service shop/a is not served at port 31234: Service shop/b has it"]
+        );
+    }
+
+    #[test]
+    fn v8_loopback_only_where_the_operator_says_so() {
+        let mut snapshot = snapshot(&service("web", "1", 31234, "10.96.0.1"));
+        let mut at = |prefixes: &[&str]| {
+            let prefixes = prefixes.iter().map(|p| p.parse().expect("a prefix")).collect();
+            snapshot.settings.nodeport_addresses = NodePortAddresses::Within(prefixes);
+            health_checks(&snapshot).served[&name("web")].addresses.clone()
+        };
+        assert_eq!(at(&["127.0.0.0/8"]), ips(&["127.0.0.1"]));
+        assert_eq!(at(&["192.0.2.0/24"]), ips(&["192.0.2.1"]));
+        assert_eq!(at(&["0.0.0.0/0"]), ips(&["127.0.0.1", "192.0.2.1"]));
+    }
+}

@@ -1,0 +1,89 @@
+//! Warnings about objects: to the log, and to the API server as Events where there is one; each cause once.
+
+use std::collections::BTreeSet;
+
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use crate::model::ObjectRef;
+
+/// Something about an object that its owner should know.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Warning {
+    /// Which object.
+    pub object: ObjectRef,
+    /// What has happened, as one word in the manner of Events.
+    pub reason: &'static str,
+    /// What was being done, likewise.
+    pub action: &'static str,
+    /// The whole in a sentence; at most 1 kB is kept.
+    pub note: String,
+}
+
+/// Where warnings go. Without an API server they are lines of the log only.
+#[derive(Clone, Debug, Default)]
+pub struct Events {
+    sender: Option<mpsc::Sender<Warning>>,
+}
+
+impl Events {
+    /// Warnings also go to whoever receives these.
+    pub fn to(sender: mpsc::Sender<Warning>) -> Self {
+        Self { sender: Some(sender) }
+    }
+
+    fn tell(&self, warning: Warning) {
+        warn!(reason = warning.reason, "{}: {}", warning.object, warning.note);
+        if let Some(sender) = &self.sender
+            && sender.try_send(warning).is_err()
+        {
+            warn!("too many Events wait for the API server; this one is a line of the log only");
+        }
+    }
+}
+
+/// The warnings of one origin that hold now.
+#[derive(Debug)]
+pub struct Warnings {
+    events: Events,
+    told: BTreeSet<Warning>,
+}
+
+impl Warnings {
+    /// None hold yet.
+    pub fn new(events: Events) -> Self {
+        Self { events, told: BTreeSet::new() }
+    }
+
+    /// These hold now: those that did not before are told. What has gone and comes back is told again.
+    pub fn are(&mut self, now: BTreeSet<Warning>) {
+        now.difference(&self.told).for_each(|warning| self.events.tell(warning.clone()));
+        self.told = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Kind, ObjectName};
+
+    #[test]
+    fn each_cause_is_told_once_and_again_only_after_it_was_gone() {
+        let warning = |note: &str| Warning {
+            object: ObjectRef { kind: Kind::Service, name: ObjectName::new("shop", "web") },
+            reason: "Reason",
+            action: "Act",
+            note: note.to_owned(),
+        };
+        let (sender, mut told) = mpsc::channel(8);
+        let mut warnings = Warnings::new(Events::to(sender));
+        let mut told_after = |now: &[&str]| {
+            warnings.are(now.iter().map(|note| warning(note)).collect());
+            std::iter::from_fn(|| told.try_recv().ok()).map(|w| w.note).collect::<Vec<_>>()
+        };
+        assert_eq!(told_after(&["a"]), ["a"]);
+        assert_eq!(told_after(&["a", "b"]), ["b"]);
+        assert_eq!(told_after(&["b"]), [""; 0]);
+        assert_eq!(told_after(&["a", "b"]), ["a"]);
+    }
+}

@@ -1,0 +1,99 @@
+//! Who else handles this host's packets: other data planes, and firewalls that a redirected packet never meets.
+//!
+//! Looking is I/O and never fails: what cannot be read is not found. Judging what was seen is pure.
+
+mod judge;
+mod look;
+mod rules;
+
+use std::fmt;
+use std::path::Path;
+
+use tracing::warn;
+
+use crate::model::ForwardFirewall;
+
+/// Somebody else who handles packets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Foreign {
+    /// What it does.
+    pub kind: Kind,
+    /// Its name, as people call it.
+    pub name: String,
+    /// By what it was recognised.
+    pub evidence: String,
+}
+
+/// What somebody else does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// It translates Services, or judges pods' packets, too.
+    DataPlane,
+    /// It refuses some of the packets that this host forwards; those that are redirected pass it by.
+    Firewall,
+}
+
+impl Kind {
+    /// Its name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DataPlane => "dataPlane",
+            Self::Firewall => "firewall",
+        }
+    }
+}
+
+impl fmt::Display for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.evidence)
+    }
+}
+
+impl Foreign {
+    /// What that means, in a sentence.
+    pub fn consequence(&self) -> &'static str {
+        match self.kind {
+            Kind::DataPlane => "it handles packets of Services or pods on this node too, and each may undo what the other does",
+            Kind::Firewall => {
+                "packets that Portway redirects between clients and pods pass it by; with --host-firewall respect they do not"
+            }
+        }
+    }
+
+    /// What to do about it.
+    pub fn advice(&self) -> &'static str {
+        match self.kind {
+            Kind::DataPlane => "let only one of them serve this node, and remove what the other has left (kube-proxy --cleanup)",
+            Kind::Firewall => {
+                "say the same in a NetworkPolicy or in loadBalancerSourceRanges, or run with --host-firewall respect"
+            }
+        }
+    }
+}
+
+/// All that is found from the calling thread's network namespace; `bpffs` is where eBPF objects are pinned.
+pub fn find(bpffs: &Path) -> Vec<Foreign> {
+    judge::judge(&look::look(bpffs))
+}
+
+/// Says it in the log, and whether forwarded packets are filtered.
+pub fn tell(found: &[Foreign]) -> ForwardFirewall {
+    for foreign in found {
+        let what = match foreign.kind {
+            Kind::DataPlane => "another data plane",
+            Kind::Firewall => "a firewall for forwarded packets",
+        };
+        warn!(evidence = foreign.evidence, "{what} is on this node: {}; {}", foreign.name, foreign.consequence());
+    }
+    let filtered = found.iter().any(|foreign| foreign.kind == Kind::Firewall);
+    if filtered { ForwardFirewall::Present } else { ForwardFirewall::Absent }
+}
+
+/// The programs on the devices of the calling thread's network namespace, for the tests of those who attach some.
+#[cfg(test)]
+pub(crate) fn programs_here() -> Vec<(String, String)> {
+    look::programs(&look::devices())
+}
+
+#[cfg(test)]
+mod tests;

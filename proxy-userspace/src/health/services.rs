@@ -1,0 +1,147 @@
+//! The servers that load balancers ask which nodes have backends (V22): one listener for each address and port.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use super::answer::{self, Answer};
+use super::{TOO_LONG, Vitals};
+use crate::compile::HealthCheck;
+use crate::events::{Events, Warning, Warnings};
+use crate::model::{Kind, ObjectName, ObjectRef};
+
+/// Pause before an address that could not be listened on is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is to be served, by Service.
+pub type Checks = BTreeMap<ObjectName, HealthCheck>;
+
+/// Serves what `checks` says, as it changes; an address that is taken becomes a warning about the Service and is tried again.
+///
+/// # Errors
+/// If whoever tells the checks has gone.
+pub async fn serve_services(mut checks: watch::Receiver<Checks>, vitals: watch::Receiver<Vitals>, events: Events) -> Result<()> {
+    let asked = Asked { checks: checks.clone(), vitals, at: SocketAddr::from(([0, 0, 0, 0], 0)) };
+    let mut open = BTreeMap::new();
+    let mut warnings = Warnings::new(events);
+    loop {
+        let wanted = listeners(&checks.borrow_and_update());
+        close_others(&mut open, &wanted).await;
+        let refused = listen(&mut open, &wanted, &asked).await;
+        let complete = refused.is_empty();
+        warnings.are(refused);
+        tokio::select! {
+            changed = checks.changed() => if changed.is_err() {
+                bail!("nobody tells any more whose health is asked for");
+            },
+            () = sleep(LISTEN_AGAIN), if !complete => {}
+        }
+    }
+}
+
+/// Where is listened, and for whom.
+fn listeners(checks: &Checks) -> BTreeMap<SocketAddr, ObjectName> {
+    let of = |(name, check): (&ObjectName, &HealthCheck)| {
+        let (name, port) = (name.clone(), check.port);
+        check.addresses.clone().into_iter().map(move |ip| (SocketAddr::new(ip, port), name.clone()))
+    };
+    checks.iter().flat_map(of).collect()
+}
+
+/// A listener; dropping it ends its connections too, each after the answer that it is giving.
+struct Server {
+    _end: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+/// When this is done the addresses are free again.
+async fn close_others(open: &mut BTreeMap<SocketAddr, Server>, wanted: &BTreeMap<SocketAddr, ObjectName>) {
+    let gone: Vec<_> = open.extract_if(.., |at, server| !wanted.contains_key(at) || server.task.is_finished()).collect();
+    for (at, Server { _end, task }) in gone {
+        drop(_end);
+        task.abort();
+        // It was told to end; how it did is of no interest.
+        _ = task.await;
+        debug!(%at, "health is not asked for any more");
+    }
+}
+
+/// Opens what is missing, and says what could not be opened.
+async fn listen(
+    open: &mut BTreeMap<SocketAddr, Server>,
+    wanted: &BTreeMap<SocketAddr, ObjectName>,
+    asked: &Asked,
+) -> BTreeSet<Warning> {
+    let mut refused = BTreeSet::new();
+    for (at, name) in wanted {
+        if open.contains_key(at) {
+            continue;
+        }
+        match TcpListener::bind(at).await {
+            Ok(listener) => _ = open.insert(*at, serve(listener, Asked { at: *at, ..asked.clone() })),
+            Err(error) => _ = refused.insert(not_served(name, *at, &error)),
+        }
+    }
+    refused
+}
+
+/// kube-proxy's words for it.
+fn not_served(name: &ObjectName, at: SocketAddr, error: &std::io::Error) -> Warning {
+    Warning {
+        object: ObjectRef { kind: Kind::Service, name: name.clone() },
+        reason: "FailedToStartServiceHealthcheck",
+        action: "Listen",
+        note: format!("cannot listen on {at} for the health check of Service {name}: {error}; trying again"),
+    }
+}
+
+fn serve(listener: TcpListener, asked: Asked) -> Server {
+    let (end, ended) = oneshot::channel::<()>();
+    let at = asked.at;
+    let router = Router::new().fallback(reply).with_state(asked);
+    let task = tokio::spawn(async move {
+        let told = async { _ = ended.await };
+        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(told).await {
+            warn!(%at, error = %error, "the server of a Service's health has ended");
+        }
+    });
+    debug!(%at, "health may be asked for");
+    Server { _end: end, task }
+}
+
+/// What an answer is made of; the Service is looked up for each, so that a changed count or owner is seen at once.
+#[derive(Clone)]
+struct Asked {
+    checks: watch::Receiver<Checks>,
+    vitals: watch::Receiver<Vitals>,
+    at: SocketAddr,
+}
+
+async fn reply(State(asked): State<Asked>) -> Response {
+    let vitals = *asked.vitals.borrow();
+    match answer_at(&asked.checks.borrow(), asked.at, &vitals, Instant::now()) {
+        Some(answer) => answer.into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+/// V22: the answer to whoever asks at this address and port; `None` if no Service is asked about there.
+pub fn answer_at(checks: &Checks, at: SocketAddr, vitals: &Vitals, now: Instant) -> Option<Answer> {
+    let here = |(_, check): &(&ObjectName, &HealthCheck)| check.port == at.port() && check.addresses.contains(&at.ip());
+    let (name, check) = checks.iter().find(here)?;
+    Some(answer::service(name, check.weight(at.ip()), vitals, now, TOO_LONG))
+}
+
+#[cfg(test)]
+mod tests;

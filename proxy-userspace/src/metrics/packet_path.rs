@@ -1,0 +1,50 @@
+//! The counters that lie in the kernel, read when somebody asks.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use proxy_common::event;
+
+use crate::dataplane::Maps;
+
+/// The maps that have them.
+pub struct PacketPath(Mutex<Maps>);
+
+impl PacketPath {
+    /// Those of these maps.
+    pub fn new(maps: Maps) -> Self {
+        Self(Mutex::new(maps))
+    }
+}
+
+impl fmt::Debug for PacketPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PacketPath")
+    }
+}
+
+impl Collector for PacketPath {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let counters = self.0.lock().unwrap_or_else(PoisonError::into_inner).counters();
+        let counters = counters.map_err(|error| {
+            tracing::warn!("{error:#}");
+            fmt::Error
+        })?;
+        let value = |index: u32| ConstCounter::new(counters.get(index as usize).copied().unwrap_or_default());
+        let help = "Packets that were dropped, by reason";
+        let mut drops = encoder.encode_descriptor("portway_drops", help, None, MetricType::Counter)?;
+        for reason in event::Reason::ALL {
+            value(reason.index()).encode(drops.encode_family(&[("reason", reason.name())])?)?;
+        }
+        let help = "What else the packet path counts";
+        let mut events = encoder.encode_descriptor("portway_events", help, None, MetricType::Counter)?;
+        for counter in event::Counter::ALL {
+            value(counter.index()).encode(events.encode_family(&[("event", counter.name())])?)?;
+        }
+        Ok(())
+    }
+}

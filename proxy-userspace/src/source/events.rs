@@ -1,0 +1,81 @@
+//! Makes Events of warnings, where objects come from an API server.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use k8s_openapi::api::core::v1::{ObjectReference, Service};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client};
+use tokio::sync::mpsc;
+use tracing::info;
+
+use super::api_server;
+use crate::args::settings::SourceSettings;
+use crate::events::{Events, Warning};
+use crate::model::{Kind, ObjectName};
+
+/// Events that may wait for the API server.
+const QUEUE: usize = 256;
+/// How often an Event is tried, with pauses that double.
+const TRIES: u32 = 6;
+/// The API server refuses longer notes.
+const NOTE: usize = 1024;
+
+/// Where the agent of this node tells what is wrong with objects.
+///
+/// # Errors
+/// If the configuration of the API server's client cannot be used.
+pub async fn events(settings: &SourceSettings, node: &str) -> Result<Events> {
+    let SourceSettings::ApiServer { kubeconfig } = settings else { return Ok(Events::default()) };
+    let client = api_server::client(kubeconfig.clone()).await?;
+    let reporter = Reporter { controller: "portway".into(), instance: Some(node.into()) };
+    let (sender, warnings) = mpsc::channel(QUEUE);
+    tokio::spawn(publish_all(client, reporter, warnings));
+    Ok(Events::to(sender))
+}
+
+async fn publish_all(client: Client, reporter: Reporter, mut warnings: mpsc::Receiver<Warning>) {
+    while let Some(warning) = warnings.recv().await {
+        for attempt in 0..TRIES {
+            match publish(&client, &reporter, &warning).await {
+                Ok(()) => break,
+                Err(error) => info!("Event for {}: {error}", warning.object),
+            }
+            tokio::time::sleep(Duration::from_secs(1 << attempt)).await;
+        }
+    }
+}
+
+async fn publish(client: &Client, reporter: &Reporter, warning: &Warning) -> kube::Result<()> {
+    let event = Event {
+        type_: EventType::Warning,
+        reason: warning.reason.into(),
+        note: Some(cut(&warning.note).to_owned()),
+        action: warning.action.into(),
+        secondary: None,
+    };
+    let object = reference(client, warning).await?;
+    // A recorder that lives on would take a second cause with the same reason for a repetition of the first.
+    Recorder::new(client.clone(), reporter.clone()).publish(&event, &object).await
+}
+
+fn cut(note: &str) -> &str {
+    &note[..note.floor_char_boundary(NOTE)]
+}
+
+/// With the uid, by which `kubectl describe` finds an object's Events.
+async fn reference(client: &Client, warning: &Warning) -> kube::Result<ObjectReference> {
+    let ObjectName { namespace, name } = &warning.object.name;
+    let uid = match warning.object.kind {
+        Kind::Service => Api::<Service>::namespaced(client.clone(), namespace).get_metadata_opt(name).await?,
+        _ => None,
+    };
+    Ok(ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some(warning.object.kind.to_string()),
+        namespace: Some(namespace.to_string()),
+        name: Some(name.to_string()),
+        uid: uid.and_then(|object| object.metadata.uid),
+        ..ObjectReference::default()
+    })
+}

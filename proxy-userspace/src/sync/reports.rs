@@ -1,0 +1,153 @@
+//! What follows from each sync for others: whose health is asked for, which nodePorts there are, warnings, and kube-proxy's metrics.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use crate::compile::{Conflict, PortConflict, health_checks, no_local_endpoints};
+use crate::contents::Contents;
+use crate::events::{Events, Warning, Warnings};
+use crate::health::Checks;
+use crate::metrics::{Counted, Metrics};
+use crate::model::{Family, Kind, Object, ObjectName, ObjectRef, Snapshot, Update};
+use crate::shadow::{NodePorts, node_ports};
+
+/// Who wants to know.
+pub struct Reports {
+    checks: watch::Sender<Checks>,
+    node_ports: watch::Sender<NodePorts>,
+    warnings: Warnings,
+    metrics: Arc<Metrics>,
+    pending: Pending,
+}
+
+/// The ends that others hold.
+pub struct Audience {
+    /// Whose health is asked for (V22).
+    pub checks: watch::Receiver<Checks>,
+    /// Which nodePorts there are (V8).
+    pub node_ports: watch::Receiver<NodePorts>,
+}
+
+/// Changes that are not in force yet.
+struct Pending {
+    endpoints: usize,
+    services: usize,
+    /// When that happened which they tell of (V24).
+    triggers: Vec<(Family, Timestamp)>,
+    /// Older ones are nobody's delay: they were there before us.
+    since: Timestamp,
+}
+
+impl Reports {
+    /// Nothing is reported yet; the agent starts at `now`.
+    pub fn new(events: Events, metrics: Arc<Metrics>, now: Timestamp) -> (Self, Audience) {
+        let (tell_checks, checks) = watch::channel(Checks::default());
+        let (tell_node_ports, node_ports) = watch::channel(NodePorts::default());
+        let pending = Pending { endpoints: 0, services: 0, triggers: Vec::new(), since: now };
+        let warnings = Warnings::new(events);
+        let reports = Self { checks: tell_checks, node_ports: tell_node_ports, warnings, metrics, pending };
+        (reports, Audience { checks, node_ports })
+    }
+
+    /// An update was heard of.
+    pub fn heard(&self, change: &Change) {
+        if let Some(what) = change.counted {
+            self.metrics.heard(what);
+        }
+    }
+
+    /// It changes what ought to be in force.
+    pub fn matters(&mut self, change: Change, now: Timestamp) {
+        let Pending { endpoints, services, triggers, since } = &mut self.pending;
+        match change.counted {
+            Some(Counted::Endpoints) => *endpoints += 1,
+            Some(Counted::Services) => *services += 1,
+            None => {}
+        }
+        triggers.extend(change.trigger.filter(|(_, time)| time > since));
+        self.tell_pending();
+        self.metrics.queued(seconds(now));
+    }
+
+    /// Everything heard of until now is in force.
+    pub fn settled(&mut self, now: Timestamp) {
+        for (family, time) in self.pending.triggers.drain(..) {
+            self.metrics.programmed(family, now.duration_since(time).try_into().unwrap_or_default());
+        }
+        (self.pending.endpoints, self.pending.services) = (0, 0);
+        self.tell_pending();
+    }
+
+    fn tell_pending(&self) {
+        self.metrics.pending(Counted::Endpoints, self.pending.endpoints);
+        self.metrics.pending(Counted::Services, self.pending.services);
+    }
+
+    /// What the snapshot was compiled to.
+    pub fn compiled(&mut self, snapshot: &Snapshot, contents: &Contents, conflicts: &[Conflict]) {
+        self.metrics.no_local_endpoints(&no_local_endpoints(contents));
+        let health = health_checks(snapshot);
+        let taken = conflicts.iter().map(frontend_taken).chain(health.conflicts.iter().map(port_taken));
+        self.warnings.are(taken.collect::<BTreeSet<_>>());
+        send_changed(&self.checks, health.served);
+        send_changed(&self.node_ports, node_ports(snapshot, contents));
+    }
+}
+
+fn send_changed<T: PartialEq>(to: &watch::Sender<T>, now: T) {
+    to.send_if_modified(|old| {
+        let changed = *old != now;
+        *old = now;
+        changed
+    });
+}
+
+/// Seconds since 1970, as metrics have time.
+pub fn seconds(time: Timestamp) -> f64 {
+    time.as_duration().as_secs_f64()
+}
+
+fn frontend_taken(conflict: &Conflict) -> Warning {
+    let reason = if conflict.frontend.addr.is_unspecified() { "NodePortTaken" } else { "AddressTaken" };
+    warning(&conflict.object, reason, "Serve", conflict.to_string())
+}
+
+fn port_taken(conflict: &PortConflict) -> Warning {
+    warning(&conflict.loser, "HealthCheckNodePortTaken", "Listen", conflict.to_string())
+}
+
+fn warning(service: &ObjectName, reason: &'static str, action: &'static str, note: String) -> Warning {
+    Warning { object: ObjectRef { kind: Kind::Service, name: service.clone() }, reason, action, note }
+}
+
+/// What metrics count of an update.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    counted: Option<Counted>,
+    trigger: Option<(Family, Timestamp)>,
+}
+
+impl Change {
+    /// An endpoint's removal tells the time of the change before, so that a deleted slice has no trigger.
+    pub fn of(update: &Update) -> Self {
+        let kind = match update {
+            Update::Apply(object) => object.reference().kind,
+            Update::Delete(object) => object.kind,
+            Update::Invalid(invalid) => invalid.object.kind,
+            Update::Synced | Update::Connection(_) => return Self { counted: None, trigger: None },
+        };
+        let counted = match kind {
+            Kind::EndpointSlice => Some(Counted::Endpoints),
+            Kind::Service => Some(Counted::Services),
+            _ => None,
+        };
+        let trigger = match update {
+            Update::Apply(Object::EndpointSlice(_, slice)) => slice.triggered.map(|time| (slice.family, time)),
+            _ => None,
+        };
+        Self { counted, trigger }
+    }
+}
