@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod container;
 pub mod controlplane;
+pub mod counters;
 pub mod dns;
 pub mod facts;
 pub mod hold;

@@ -8,7 +8,7 @@ use xtask::lab::controlplane::wait_for;
 use xtask::lab::probe::Kind;
 use xtask::lab::topology::{Join, Wiring};
 
-use crate::cluster::{Cluster, IN_FORCE, WEB};
+use crate::cluster::{Cluster, HOST, IN_FORCE, WEB};
 
 #[test]
 fn changes_take_effect_and_bad_objects_cost_only_themselves() -> Result<()> {
@@ -36,6 +36,32 @@ fn changes_take_effect_and_bad_objects_cost_only_themselves() -> Result<()> {
     cluster.plane.start_apiserver()?;
     cluster.plane.client().patch_status(&cluster.pod_ref("web-1"), &ready("False"))?;
     wait_for("web-1 to leave after the API server came back", Duration::from_secs(60), || {
+        Ok((cluster.far(Kind::Http, node3, WEB, 30)?.pods() == ["web-2", "web-3"]).then_some(()))
+    })
+}
+
+/// The API server comes back without memory of what was: an object went while nobody watched, and the agents' watches are answered 410.
+#[test]
+fn what_went_while_nobody_watched_is_found_out_after_410_gone() -> Result<()> {
+    let mut cluster = Cluster::start(Wiring::PointToPoint, Join::Routes)?;
+    let node3 = cluster.lab.node("node3")?.addresses().v4.into();
+    cluster.plane.stop_apiserver();
+    cluster.plane.lose_history_and("services/specs/default/host")?;
+    ensure!(cluster.far(Kind::Http, node3, WEB, 60)?.unserved() == 0, "without an API server");
+    ensure!(cluster.far(Kind::Http, node3, HOST, 20)?.served() == 20, "the Service is not known to be gone yet");
+    cluster.plane.start_apiserver()?;
+    wait_for("the Service to go", Duration::from_secs(60), || {
+        let web = cluster.far(Kind::Http, node3, WEB, 10)?;
+        ensure!(web.unserved() == 0, "meanwhile: {web}");
+        Ok((cluster.far(Kind::Http, node3, HOST, 2)?.refused == 2).then_some(()))
+    })?;
+    for agent in &cluster.agents {
+        let log = agent.log();
+        ensure!(log.contains("too old resource version"), "no watch was answered 410:\n{log}");
+    }
+    let ready = json!({ "conditions": [{ "type": "Ready", "status": "False" }] });
+    cluster.plane.client().patch_status(&cluster.pod_ref("web-1"), &ready)?;
+    wait_for("web-1 to leave", IN_FORCE, || {
         Ok((cluster.far(Kind::Http, node3, WEB, 30)?.pods() == ["web-2", "web-3"]).then_some(()))
     })
 }

@@ -1,9 +1,10 @@
 //! Owns the cluster that the traffic goes through: a lab, a control plane beside its router, and an agent on each node.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use xtask::lab::agent::{Agent, AgentSpec, Source};
 use xtask::lab::controlplane::{ControlPlane, ControlPlaneSpec, ObjectRef, User, wait_for};
@@ -32,6 +33,25 @@ pub struct Cluster {
     pub spec: AgentSpec,
     pub plane: ControlPlane,
     pub lab: Lab,
+    _turn: Turn,
+}
+
+/// Tests that measure run alone, the others beside each other.
+enum Turn {
+    Shared(#[expect(dead_code, reason = "held until the cluster goes")] RwLockReadGuard<'static, ()>),
+    Alone(#[expect(dead_code, reason = "held until the cluster goes")] RwLockWriteGuard<'static, ()>),
+}
+
+static TURNS: RwLock<()> = RwLock::new(());
+
+impl Turn {
+    fn shared() -> Self {
+        Self::Shared(TURNS.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn alone() -> Self {
+        Self::Alone(TURNS.write().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Cluster {
@@ -39,8 +59,23 @@ impl Cluster {
         Self::start_with(wiring, join, &[], |_| Ok(()))
     }
 
+    /// The same, while no other cluster of this program runs: for what is measured.
+    pub fn start_alone(wiring: Wiring, join: Join) -> Result<Self> {
+        Self::start_in(Turn::alone(), wiring, join, &[], |_| Ok(()))
+    }
+
     /// `prepare` changes the lab before there are agents; these get `arguments` besides the usual ones.
     pub fn start_with(
+        wiring: Wiring,
+        join: Join,
+        arguments: &[&str],
+        prepare: impl FnOnce(&mut Lab) -> Result<()>,
+    ) -> Result<Self> {
+        Self::start_in(Turn::shared(), wiring, join, arguments, prepare)
+    }
+
+    fn start_in(
+        turn: Turn,
         wiring: Wiring,
         join: Join,
         arguments: &[&str],
@@ -64,7 +99,7 @@ impl Cluster {
         let account = User::ServiceAccount { namespace: "portway".into(), name: "portway".into() };
         let spec = AgentSpec::new(lab.tools(), Source::Kubeconfig(plane.kubeconfig(&account)?), lab.directory()).with(arguments);
         let agents = lab.nodes().iter().map(|node| spec.start(node)).collect::<Result<Vec<_>>>()?;
-        let cluster = Self { agents, spec, plane, lab };
+        let cluster = Self { agents, spec, plane, lab, _turn: turn };
         cluster.settle()?;
         Ok(cluster)
     }
@@ -112,10 +147,21 @@ impl Cluster {
 
     /// A counter of a node's packet path, as `/metrics` tells it.
     pub fn event(&self, node: &Node, name: &str) -> Result<u64> {
+        self.metric(node, "portway_events", name)
+    }
+
+    /// How many packets the packet path of a node has dropped, for whatever reason.
+    pub fn drops(&self, node: &str) -> Result<u64> {
+        self.metric(self.lab.node(node)?, "portway_drops", "")
+    }
+
+    /// The sum of a metric's values whose labels have the value `label`, or of all if that is empty, as `/metrics` tells it.
+    pub fn metric(&self, node: &Node, name: &str, label: &str) -> Result<u64> {
         let text = node.ns().run(|| metrics().context("ask for metrics"))?;
-        let line = text.lines().find(|line| line.starts_with("portway_events") && line.contains(&format!("\"{name}\"")));
-        let line = line.with_context(|| format!("find {name} in\n{text}"))?;
-        line.rsplit(' ').next().and_then(|value| value.parse().ok()).with_context(|| format!("read {line}"))
+        let wanted = |line: &&str| line.starts_with(name) && (label.is_empty() || line.contains(&format!("\"{label}\"")));
+        let values: Vec<&str> = text.lines().filter(wanted).filter_map(|line| line.rsplit(' ').next()).collect();
+        ensure!(!values.is_empty(), "no {name} {label} in\n{text}");
+        values.into_iter().map(|value| value.parse::<u64>().with_context(|| format!("read {name} {label}"))).sum()
     }
 }
 
@@ -164,4 +210,10 @@ fn services() -> Vec<Value> {
 
 pub fn ask(from: &Namespace, kind: Kind, ip: IpAddr, port: u16, count: usize) -> Result<Tally> {
     from.run(|| Ok(probe::survey(kind, SocketAddr::new(ip, port), count)))
+}
+
+/// The host's load averages, for figures that depend on them.
+pub fn load_average() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/loadavg").context("read the load average")?;
+    Ok(text.split(' ').take(2).collect::<Vec<_>>().join(" "))
 }

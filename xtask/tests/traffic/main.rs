@@ -3,5 +3,6 @@
 mod changes;
 mod cluster;
 mod kill;
+mod latency;
 mod reach;
 mod xdp;

@@ -99,7 +99,28 @@ fn by_xdp(cluster: &Cluster, least: u64, work: impl FnOnce() -> Result<()>) -> R
 
 #[test]
 fn native_over_routes() -> Result<()> {
-    let cluster = Cluster::start_with(Wiring::PointToPoint, Join::Routes, &["--xdp", "native"], |lab| lab.let_xdp_send())?;
+    xdp_forwards("native", Wiring::PointToPoint, Join::Routes)
+}
+
+#[test]
+fn generic_over_routes() -> Result<()> {
+    xdp_forwards("generic", Wiring::Bridge, Join::Routes)
+}
+
+fn xdp_forwards(mode: &str, wiring: Wiring, join: Join) -> Result<()> {
+    let cluster = Cluster::start_with(wiring, join, &["--xdp", mode], |lab| lab.let_xdp_send())?;
     only_xdp_forwards(&cluster)?;
     everything_is_reached(&cluster)
+}
+
+/// A tunnel has no XDP program, and XDP cannot send into it: tc does, and nothing is lost.
+#[test]
+fn native_beside_a_tunnel() -> Result<()> {
+    let cluster = Cluster::start_with(Wiring::Bridge, Join::Vxlan, &["--xdp", "native"], |lab| lab.let_xdp_send())?;
+    everything_is_reached(&cluster)?;
+    let node = cluster.lab.node("node3")?;
+    let [early, left] = [cluster.event(node, "forwarded_early")?, cluster.event(node, "left_to_tc")?];
+    ensure!(left > 0, "XDP has not met the flows");
+    println!("{early} packets by XDP, {left} left to tc");
+    Ok(())
 }

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
@@ -125,6 +127,30 @@ impl Client {
         let path = format!("{}/status", self.path(target)?);
         let change = json!({ "status": status });
         self.send(Method::PATCH, &path, Body::Merge(&change)).with_context(|| format!("patch the status of {target}"))
+    }
+
+    /// Watches one object from now on: `heed` gets each event, an object with `type` and `object`, as soon as it can be read, until it breaks.
+    ///
+    /// # Errors
+    /// If the server ends the watch first.
+    pub fn watch(&self, target: &ObjectRef, mut heed: impl FnMut(&Value) -> ControlFlow<()> + Send) -> Result<()> {
+        let path = self.path(target)?;
+        let (list, name) = path.rsplit_once('/').context("split a path")?;
+        let url = format!("{}{list}?watch=true&fieldSelector=metadata.name%3D{name}", self.url);
+        let talk = || {
+            enter(&self.netns)?;
+            let request = Request::get(url).header("Authorization", format!("Bearer {}", self.token));
+            let request = self.agent.configure_request(request.body(()).context("write a request")?);
+            let mut answer = self.agent.run(request.timeout_global(None).build()).context("start a watch")?;
+            for line in BufReader::new(answer.body_mut().as_reader()).lines() {
+                let event = serde_json::from_str(&line.context("read a watch")?).context("parse an event")?;
+                if heed(&event).is_break() {
+                    return Ok(());
+                }
+            }
+            bail!("the watch of {target} has ended")
+        };
+        thread::scope(|scope| scope.spawn(talk).join()).map_err(|_| anyhow!("a watch panicked"))?
     }
 
     /// Posts to a subresource, such as `token` or `binding`.
@@ -282,7 +308,7 @@ fn root(api_version: &str) -> String {
 }
 
 /// Moves this thread, and no other, into a network namespace.
-fn enter(netns: &Path) -> Result<()> {
+pub fn enter(netns: &Path) -> Result<()> {
     let file = File::open(netns).with_context(|| format!("open {}", netns.display()))?;
     setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter {}", netns.display()))
 }

@@ -3,6 +3,7 @@
 
 mod binaries;
 mod client;
+mod etcd;
 mod kubelet;
 mod pki;
 mod process;
@@ -156,6 +157,13 @@ impl ControlPlane {
     /// Kills the API server; etcd and the controllers stay.
     pub fn stop_apiserver(&mut self) {
         self.apiserver = None;
+    }
+
+    /// Removes an object from etcd behind the API server's back, by its key below `/registry`, and makes etcd forget its history: whoever
+    /// watched before cannot be told what happened, and is answered 410 (Gone).
+    pub fn lose_history_and(&self, key: &str) -> Result<()> {
+        let revision = etcd::remove(&self.spec.netns, &format!("/registry/{key}"))?;
+        etcd::compact(&self.spec.netns, &revision)
     }
 
     /// Starts the API server again, and returns when it is ready.
