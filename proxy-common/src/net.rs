@@ -279,6 +279,20 @@ impl AddressFlags {
     }
 }
 
+/// What the addresses of a prefix are; value of the `RANGES` maps, where the longest prefix counts.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct RangeKind(pub u32);
+
+impl RangeKind {
+    /// Nothing of these: a node's address inside a wider prefix.
+    pub const NONE: Self = Self(0);
+    /// Cluster IPs are given out from it: one that no Service has is dropped.
+    pub const SERVICES: Self = Self(1);
+    /// Of the pod network: clients from other nodes are pods (V11).
+    pub const PODS: Self = Self(2);
+}
+
 /// A pod of this node and the host side of its device; value of the `PODS` maps, key its address.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]

@@ -10,7 +10,7 @@ macro_rules! plain {
 }
 
 plain! {
-    net::Addr4, net::Addr6, net::AddressFlags, net::IfIndex, net::LocalPod, net::Device,
+    net::Addr4, net::Addr6, net::AddressFlags, net::RangeKind, net::IfIndex, net::LocalPod, net::Device,
     flow::FlowKey<net::Addr4>, flow::FlowKey<net::Addr6>, flow::Flow<net::Addr4>, flow::Flow<net::Addr6>,
     service::ServiceKey<net::Addr4>, service::ServiceKey<net::Addr6>, service::Service, service::BackendKey,
     service::Backend<net::Addr4>, service::Backend<net::Addr6>, service::EndpointKey<net::Addr4>, service::EndpointKey<net::Addr6>,

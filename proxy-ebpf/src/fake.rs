@@ -7,7 +7,7 @@ use std::vec::Vec;
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, checksum_update};
+use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, checksum_update};
 use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
 
 use crate::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
@@ -70,8 +70,8 @@ pub struct Memory<F: Family> {
     pub backends: BTreeMap<BackendKey, Backend<F::Addr>>,
     /// Source ranges by service port: prefixes of addresses, in bits.
     pub sources: BTreeSet<(SourceKey<F::Addr>, u32)>,
-    /// The cluster's Service ranges: prefixes of addresses, in bits.
-    pub ranges: BTreeSet<(F::Addr, u32)>,
+    /// What addresses are by their prefixes, these in bits.
+    pub ranges: BTreeMap<(F::Addr, u32), RangeKind>,
     /// Whom clients stay with.
     pub affinity: RefCell<Affinities<F>>,
     /// What addresses are.
@@ -88,6 +88,8 @@ pub struct Memory<F: Family> {
     pub now: u32,
     /// What the next call for randomness returns; counts up.
     pub random: Cell<u32>,
+    /// Turns taken, by counter.
+    pub turns: RefCell<BTreeMap<u8, u32>>,
     /// How many refusals are left.
     pub refusals: Cell<u32>,
     /// Established flows.
@@ -110,7 +112,7 @@ impl<F: Family> Default for Memory<F> {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
             sources: BTreeSet::new(),
-            ranges: BTreeSet::new(),
+            ranges: BTreeMap::new(),
             affinity: RefCell::default(),
             addresses: BTreeMap::new(),
             pods: BTreeMap::new(),
@@ -128,6 +130,7 @@ impl<F: Family> Default for Memory<F> {
             },
             now: 1_000_000,
             random: Cell::new(0),
+            turns: RefCell::default(),
             refusals: Cell::new(u32::MAX),
             established: RefCell::default(),
             opening: RefCell::default(),
@@ -228,8 +231,9 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn is_source(&self, key: &SourceKey<F::Addr>) -> bool {
         self.sources.iter().any(|(range, bits)| range.service == key.service && within(&range.addr, *bits, &key.addr))
     }
-    fn is_service_range(&self, addr: &F::Addr) -> bool {
-        self.ranges.iter().any(|(range, bits)| within(range, *bits, addr))
+    fn range(&self, addr: &F::Addr) -> RangeKind {
+        let around = self.ranges.iter().filter(|((range, bits), _)| within(range, *bits, addr));
+        around.max_by_key(|((_, bits), _)| *bits).map(|(_, kind)| *kind).unwrap_or_default()
     }
     fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity<F::Addr>> {
         self.affinity.borrow().get(key).copied()
@@ -257,6 +261,12 @@ impl<F: Family> Tables<F> for Memory<F> {
     }
     fn random(&self) -> u32 {
         self.random.replace(self.random.get().wrapping_add(0x1234_5677))
+    }
+    fn turn(&self, counter: u32) -> u32 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(counter as u8).or_default();
+        *turn = turn.wrapping_add(1);
+        turn.wrapping_sub(1)
     }
     fn may_answer(&self) -> bool {
         let left = self.refusals.get();

@@ -14,7 +14,7 @@ pub mod fake;
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, Hook, Way};
-use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, Port, Protocol};
+use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, Port, Protocol, RangeKind};
 use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
 
 use parse::{Headers, Ip};
@@ -188,8 +188,8 @@ pub trait Tables<F: Family> {
     fn slot(&self, key: &EndpointKey<F::Addr>) -> Option<u32>;
     /// Whether a client is in the source ranges of a service port (V3).
     fn is_source(&self, key: &SourceKey<F::Addr>) -> bool;
-    /// Whether an address lies in the cluster's Service ranges.
-    fn is_service_range(&self, addr: &F::Addr) -> bool;
+    /// What the longest prefix says that has an address.
+    fn range(&self, addr: &F::Addr) -> RangeKind;
     /// The endpoint that a client stays with (V13).
     fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity<F::Addr>>;
     /// Lets a client stay with an endpoint.
@@ -208,6 +208,8 @@ pub trait Tables<F: Family> {
     fn now(&self) -> u32;
     /// 32 random bits.
     fn random(&self) -> u32;
+    /// How often this was asked before, roughly: for one of 256 counters (the low byte of `counter`) that packets of all CPUs share.
+    fn turn(&self, counter: u32) -> u32;
     /// Whether one more ICMP error may be sent: those that we make are rate-limited.
     fn may_answer(&self) -> bool;
     /// Counts.

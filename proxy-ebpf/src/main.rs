@@ -24,7 +24,9 @@ use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, V4, V6, checksum_update, sum_add};
+use proxy_common::net::{
+    Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, V4, V6, checksum_update, sum_add,
+};
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey,
 };
@@ -54,7 +56,7 @@ macro_rules! family {
         #[map(name = $son)]
         static $sources: LpmTrie<SourceKey<$addr>, u32> = LpmTrie::with_max_entries(65536, 0);
         #[map(name = $rn)]
-        static $ranges: LpmTrie<$addr, u32> = LpmTrie::with_max_entries(1024, 0);
+        static $ranges: LpmTrie<$addr, RangeKind> = LpmTrie::with_max_entries(131_072, 0);
         #[map(name = $afn)]
         static $affinity: LruHashMap<AffinityKey<$addr>, Affinity<$addr>> = LruHashMap::with_max_entries(65536, 0);
         #[map(name = $an)]
@@ -152,8 +154,8 @@ macro_rules! family {
                 $sources.get(Prefix::new(SOURCE_KEY_BITS + 8 * size_of::<$addr>() as u32, *key)).is_some()
             }
             #[inline(always)]
-            fn is_service_range(&self, addr: &$addr) -> bool {
-                $ranges.get(Prefix::new(8 * size_of::<$addr>() as u32, *addr)).is_some()
+            fn range(&self, addr: &$addr) -> RangeKind {
+                $ranges.get(Prefix::new(8 * size_of::<$addr>() as u32, *addr)).copied().unwrap_or_default()
             }
             #[inline(always)]
             fn affinity(&self, key: &AffinityKey<$addr>) -> Option<Affinity<$addr>> {
@@ -206,6 +208,10 @@ macro_rules! family {
                 unsafe { bpf_get_prandom_u32() }
             }
             #[inline(always)]
+            fn turn(&self, counter: u32) -> u32 {
+                take_turn(counter)
+            }
+            #[inline(always)]
             fn may_answer(&self) -> bool {
                 answer_left()
             }
@@ -250,6 +256,8 @@ static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 static NAMES: HashMap<u32, Name> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 #[map(name = "COUNTERS")]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
+#[map(name = "TURNS")]
+static TURNS: Array<u32> = Array::with_max_entries(256, 0);
 #[map(name = "ANSWERS")]
 static ANSWERS_LEFT: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
 
@@ -326,6 +334,18 @@ fn count(index: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: this CPU's own element.
         unsafe { *counter += 1 };
+    }
+}
+
+/// Counts up without a lock: two CPUs that meet take the same turn, and the later one finds its port taken.
+#[inline(always)]
+fn take_turn(counter: u32) -> u32 {
+    let Some(turn) = TURNS.get_ptr_mut(counter & 0xff) else { return 0 };
+    // SAFETY: the element lives as long as the program, is aligned, and is read and written whole.
+    unsafe {
+        let taken = turn.read_volatile();
+        turn.write_volatile(taken.wrapping_add(1));
+        taken
     }
 }
 

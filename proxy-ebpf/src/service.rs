@@ -2,7 +2,7 @@
 
 use proxy_common::event::Reason;
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{Address, AddressFlags, Family, hash3};
+use proxy_common::net::{Address, AddressFlags, Family, RangeKind, hash3};
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceFlags, ServiceKey, SourceKey,
 };
@@ -27,7 +27,7 @@ pub fn select<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Re
     }
     // V20: an address of this host is the host's, even one of the Service ranges.
     let taken = AddressFlags::HOST | AddressFlags::FOREIGN;
-    if address.0 & taken == 0 && tables.is_service_range(&key.dst) { Err(Reason::NoSuchService) } else { Ok(None) }
+    if address.0 & taken == 0 && tables.range(&key.dst) == RangeKind::SERVICES { Err(Reason::NoSuchService) } else { Ok(None) }
 }
 
 /// V17: whether what a flow's packets ask for still leads to the flow's backend, for a client of some origin.
@@ -59,7 +59,7 @@ pub fn choose<F: Family, T: Tables<F>>(
     if service.has(ServiceFlags::SOURCE_RANGES) && !tables.is_source(&SourceKey { service: service.id, addr: key.src }) {
         return Err(Reason::SourceNotAllowed);
     }
-    let slots = interval(service, origin)?;
+    let slots = interval(tables, service, origin, &key.src)?;
     if service.affinity == 0 {
         return backend(tables, service, by_hash(key, slots, config.secret));
     }
@@ -101,11 +101,18 @@ fn backend<F: Family, T: Tables<F>>(tables: &T, service: &Service, slot: u32) ->
     found.filter(|backend| backend.generation == service.generation).ok_or(Reason::BackendMissing)
 }
 
-/// The slots that may serve a client of `origin`: first and number (V5, V7, V11 and the table of verdicts).
+/// The slots that may serve a client of `origin`: first and number (V5, V7, V11 and the table of verdicts). An external policy of Local is
+/// for clients outside; pods of other nodes are none of these.
 #[inline(always)]
-fn interval(service: &Service, origin: Origin) -> Result<(u32, u32), Reason> {
+fn interval<F: Family, T: Tables<F>>(
+    tables: &T,
+    service: &Service,
+    origin: Origin,
+    client: &F::Addr,
+) -> Result<(u32, u32), Reason> {
     let internal = service.has(ServiceFlags::CLUSTER_IP);
-    let local = service.has(ServiceFlags::LOCAL) && (internal || origin == Origin::Outside);
+    let local =
+        service.has(ServiceFlags::LOCAL) && (internal || origin == Origin::Outside && tables.range(client) != RangeKind::PODS);
     let len = if local { service.local_len } else { service.cluster_len };
     if len > 0 {
         return Ok((if local { 0 } else { service.cluster_first }, len));

@@ -194,9 +194,10 @@ pub enum Output {
 pub enum Xdp {
     /// Where the driver can.
     Auto,
-    /// In the driver, or fail.
+    /// In the driver, or fail. Over a veth it breaks packets whose checksum the sender leaves to the device, as most do; and the far end must
+    /// have an XDP program, too.
     Native,
-    /// In the stack: slower than tc on most devices, works on all.
+    /// In the stack: slower than tc on most devices, works on all with whole checksums (not over a veth, see `native`).
     Generic,
     /// Not at all: tc does everything.
     Off,

@@ -7,13 +7,13 @@ mod local;
 mod pods;
 mod services;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use proxy_common::net::AddressFlags;
+use proxy_common::net::{AddressFlags, RangeKind};
 use proxy_common::service::Config;
 
 use crate::contents::{Contents, Frontend};
@@ -36,7 +36,7 @@ pub fn compile_reporting(snapshot: &Snapshot) -> (Contents, Vec<Conflict>) {
     let (frontends, conflicts) = services::frontends(snapshot, &pods);
     let contents = Contents {
         sources: services::sources(snapshot, &frontends),
-        service_ranges: service_ranges(snapshot),
+        ranges: ranges(snapshot, &pods),
         addresses: addresses::addresses(snapshot, &frontends),
         frontends,
         pods: pods.local(snapshot),
@@ -60,10 +60,11 @@ fn config(snapshot: &Snapshot) -> Config {
     }
 }
 
-/// Where addresses that no Service has are dropped: the ServiceCIDR objects', and the operator's.
-fn service_ranges(snapshot: &Snapshot) -> BTreeSet<IpNet> {
+/// The pod network, and where addresses that no Service has are dropped: the ServiceCIDR objects', and the operator's.
+fn ranges(snapshot: &Snapshot, pods: &pods::PodNetwork<'_>) -> BTreeMap<IpNet, RangeKind> {
     let objects = snapshot.state.service_cidrs.values().flat_map(|cidr| &cidr.prefixes);
-    objects.chain(&snapshot.settings.service_cidrs).copied().collect()
+    let services = objects.chain(&snapshot.settings.service_cidrs).map(|range| (range.trunc(), RangeKind::SERVICES));
+    pods.ranges(snapshot).into_iter().chain(services).collect()
 }
 
 /// Two service ports claimed one frontend; the loser is not served there.

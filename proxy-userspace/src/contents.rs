@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol};
+use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol, RangeKind};
 use proxy_common::service::Config;
 
 /// Everything that the maps ought to hold on this node.
@@ -19,8 +19,8 @@ pub struct Contents {
     pub frontends: BTreeMap<Frontend, Target>,
     /// Who is served at load balancer IPs, by service port; everybody where there is no entry (V3).
     pub sources: BTreeSet<(Arc<str>, IpNet)>,
-    /// The cluster's Service ranges.
-    pub service_ranges: BTreeSet<IpNet>,
+    /// What the addresses of prefixes are; the longest prefix counts.
+    pub ranges: BTreeMap<IpNet, RangeKind>,
     /// What addresses are to this node.
     pub addresses: BTreeMap<IpAddr, AddressFlags>,
     /// Pods of this node by address.

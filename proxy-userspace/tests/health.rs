@@ -166,7 +166,7 @@ fn assert_step(snapshot: &Snapshot, step: &Value, (vitals, now): (&Vitals, Insta
 fn v23_healthz_and_livez_are_answered_as_kube_proxy_does() {
     for case in cases("proxy_health") {
         let patience = Duration::from_secs(case["config"]["timeout_seconds"].as_u64().expect("seconds"));
-        let node = |object: &Value| NodeVitals::of(&state(std::slice::from_ref(object)), "test-node");
+        let node = |object: &Value| NodeVitals::of(&state(std::slice::from_ref(object)), "test-node", NodeVitals::Unknown);
         let mut vitals = Vitals { node: node(&case["config"]["node"]), ..Vitals::default() };
         let base = Timestamp::from_second(1_800_000_000).expect("a time");
         let mut at = Moment { now: Instant::now(), wall: base };

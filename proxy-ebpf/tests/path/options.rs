@@ -1,7 +1,7 @@
 //! What a Service may ask for beyond a backend: affinity (V13), source ranges (V3), and nobody at its neighbours' addresses.
 
 use proxy_common::event::Reason;
-use proxy_common::net::AddressFlags;
+use proxy_common::net::{AddressFlags, RangeKind};
 use proxy_common::service::{ServiceFlags, SourceKey};
 use proxy_ebpf::Action;
 
@@ -15,6 +15,7 @@ both_families!(
     clients_are_apart_and_without_affinity_they_spread,
     sources_out_of_range_are_dropped_before_anything_else,
     addresses_of_the_service_ranges_that_no_service_has_are_dropped,
+    pods_of_other_nodes_short_circuit_the_external_policy,
 );
 
 const BACKENDS: [Dotted; 3] = [POD_A, POD_B, REMOTE];
@@ -116,6 +117,26 @@ fn sources_out_of_range_are_dropped_before_anything_else<F: Net>() {
     }
 }
 
+/// V11: other nodes' pods reach the Cluster set, masqueraded where the backend is elsewhere (V9); whoever has an address inside their
+/// range that is a node's is outside.
+fn pods_of_other_nodes_short_circuit_the_external_policy<F: Net>() {
+    const OTHER: Dotted = [10, 244, 2, 77];
+    for protocol in PROTOCOLS {
+        let node = Node::<F>::new().with_node_port(ServiceFlags::LOCAL, &[pod::<F>(REMOTE)]).without_local_backends();
+        let mut node = node.with_cluster_ip(ServiceFlags::LOCAL, &[pod::<F>(REMOTE)]).without_local_backends();
+        let (to_node, to_vip) = ([(NODE, NODE_PORT), (VIP, 80)]).map(|to| opening::<F>(protocol, (OTHER, 40000), to)).into();
+        node.from_device(&to_node).refused(ETH);
+        node.tables.ranges.insert((F::at([10, 244, 0, 0]), if F::V6 { 112 } else { 16 }), RangeKind::PODS);
+        let left = node.from_device(&to_node).goes(Action::Neighbour(ETH));
+        assert_eq!((left.src.ip(), left.dst), (end::<F>((NODE, 0)).ip(), end::<F>((REMOTE, 8080))));
+        node.from_device(&to_vip).dropped(Reason::AwaitLocalBackend);
+        node.from_device(&opening::<F>(protocol, (CLIENT, 40000), (NODE, NODE_PORT))).refused(ETH);
+
+        node.tables.ranges.insert((F::at(OTHER), if F::V6 { 128 } else { 32 }), RangeKind::NONE);
+        node.from_device(&opening::<F>(protocol, (OTHER, 40001), (NODE, NODE_PORT))).refused(ETH);
+    }
+}
+
 /// Table of verdicts: dropped, unless it is the host's (V20) or another proxy's (V1).
 fn addresses_of_the_service_ranges_that_no_service_has_are_dropped<F: Net>() {
     const NOBODY: Dotted = [10, 96, 0, 77];
@@ -123,7 +144,7 @@ fn addresses_of_the_service_ranges_that_no_service_has_are_dropped<F: Net>() {
         let mut node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
         let syn = opening::<F>(protocol, (POD_B, 40000), (NOBODY, 80));
         node.from_pod(VETH_B, &syn).untouched();
-        node.tables.ranges.insert((F::at([10, 96, 0, 0]), if F::V6 { 112 } else { 16 }));
+        node.tables.ranges.insert((F::at([10, 96, 0, 0]), if F::V6 { 112 } else { 16 }), RangeKind::SERVICES);
         node.from_pod(VETH_B, &syn).dropped(Reason::NoSuchService);
         node.from_device(&opening::<F>(protocol, (CLIENT, 40000), (NOBODY, 80))).dropped(Reason::NoSuchService);
         node.from_pod(VETH_B, &syn.clone().to(end::<F>((VIP, 80)))).goes(Action::Pod(VETH_A));

@@ -19,6 +19,7 @@ both_families!(
     port_is_kept_where_only_the_forward_half_was_evicted,
     range_without_ports_masquerades_nothing,
     crowded_range_still_finds_a_port,
+    a_port_that_was_given_back_rests_until_the_range_has_come_round,
 );
 
 /// One client port through two frontends to one backend: the second connection gets another source port, and each reply its own way.
@@ -125,4 +126,32 @@ fn crowded_range_still_finds_a_port<F: Net>() {
         let syn = opening::<F>(Protocol::TCP, (CLIENT, 1000 + client), (NODE, NODE_PORT));
         node.from_device(&syn).goes(Action::Neighbour(ETH));
     }
+    // In turn the rest is used up, and then comes the block that is taken.
+    for client in 0..2048 {
+        let (from, to) = ((CLIENT, 10_000 + client), (NODE, NODE_PORT));
+        let left = node.from_device(&opening::<F>(Protocol::TCP, from, to)).goes(Action::Neighbour(ETH));
+        give_back(&node, from, to, left.src.port());
+    }
+}
+
+/// The backend that closed a connection may hold its port in TIME_WAIT: another connection on it would not be answered at once.
+fn a_port_that_was_given_back_rests_until_the_range_has_come_round<F: Net>() {
+    let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+    (node.tables.config.masquerade_first, node.tables.config.masquerade_len) = (2000, 512);
+    let ports: Vec<u16> = (0..1024)
+        .map(|client| {
+            let (from, to) = ((CLIENT, 10_000 + client), (NODE, NODE_PORT));
+            let port = node.from_device(&opening::<F>(Protocol::TCP, from, to)).goes(Action::Neighbour(ETH)).src.port();
+            give_back(&node, from, to, port);
+            port
+        })
+        .collect();
+    assert_eq!(ports[..512].iter().collect::<BTreeSet<_>>().len(), 512);
+    assert_eq!(ports[..512], ports[512..]);
+}
+
+/// The flow ends.
+fn give_back<F: Net>(node: &Node<F>, from: End, to: End, port: u16) {
+    node.tables.remove_flow(Table::Opening, &key::<F>(Protocol::TCP, from, to));
+    node.tables.remove_flow(Table::Opening, &key::<F>(Protocol::TCP, (REMOTE, 8080), (NODE, port)));
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use proxy_common::net::LocalPod;
+use proxy_common::net::{LocalPod, RangeKind};
 
 use crate::model::{ObjectName, Phase, Pod, Snapshot};
 
@@ -34,6 +34,18 @@ impl<'a> PodNetwork<'a> {
     pub(super) fn contains(&self, addr: IpAddr) -> bool {
         self.owners.contains_key(&addr)
             || (!self.node_addresses.contains(&addr) && self.prefixes.iter().any(|prefix| prefix.contains(&addr)))
+    }
+
+    /// V11: by which prefixes an address is known as a pod's: those of the pod network but for nodes' addresses, and other nodes' pods
+    /// whose addresses are in none.
+    pub(super) fn ranges(&self, snapshot: &Snapshot) -> BTreeMap<IpNet, RangeKind> {
+        let inside = |addr: &IpAddr| self.prefixes.iter().any(|prefix| prefix.contains(addr));
+        let nodes = self.node_addresses.iter().filter(|addr| inside(addr)).map(|addr| (*addr, RangeKind::NONE));
+        let elsewhere = |pod: &Pod| pod.node.as_deref() != Some(&*snapshot.settings.node_name);
+        let others = self.owners.iter().filter(|(addr, pod)| elsewhere(pod) && !inside(addr));
+        let others = others.map(|(addr, _)| (*addr, RangeKind::PODS));
+        let prefixes = self.prefixes.iter().map(|prefix| (prefix.trunc(), RangeKind::PODS));
+        prefixes.chain(nodes.chain(others).map(|(addr, kind)| (IpNet::from(addr), kind))).collect()
     }
 
     /// The addresses of this node's pods, with their devices as far as they are found.

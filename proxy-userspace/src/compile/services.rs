@@ -40,11 +40,25 @@ pub(super) fn sources(snapshot: &Snapshot, frontends: &BTreeMap<Frontend, Target
     for (name, service) in snapshot.state.services.iter().filter(|(_, service)| !service.source_ranges.is_empty()) {
         for id in service.ports.iter().map(|port| service_port_name(name, port)) {
             let Some(families) = restricted.get(&*id) else { continue };
-            let ranges = service.source_ranges.iter().filter(|range| families.contains(&range.addr().is_ipv4()));
-            found.extend(ranges.map(|range| (id.clone(), *range)));
+            let ranges = service.source_ranges.iter().copied().chain(looped_back(snapshot, service));
+            found.extend(ranges.filter(|range| families.contains(&range.addr().is_ipv4())).map(|range| (id.clone(), range)));
         }
     }
     found
+}
+
+/// Where the host itself has the load balancer's address, its packets to the Service come from there: they are allowed if the node's own
+/// address is.
+fn looped_back(snapshot: &Snapshot, service: &Service) -> Vec<IpNet> {
+    let own = snapshot.state.nodes.get(&ObjectName::cluster(&snapshot.settings.node_name));
+    let own = own.into_iter().flat_map(|node| &node.internal_ips).chain(snapshot.links.host_addresses.keys());
+    let allowed = |v4: bool| {
+        let mut own = own.clone().filter(|ip| ip.is_ipv4() == v4);
+        own.any(|ip| service.source_ranges.iter().any(|range| range.contains(ip)))
+    };
+    let families = [true, false].map(|v4| (v4, allowed(v4)));
+    let ips = service.load_balancer_ips.iter().filter(|ip| families.contains(&(ip.is_ipv4(), true)));
+    ips.map(|ip| IpNet::from(*ip)).collect()
 }
 
 /// V3: whether load balancer IPs of a family are for some sources only. A range of all addresses means no restriction.

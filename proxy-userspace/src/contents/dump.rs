@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::net::{Address, AddressFlags, Device, IfIndex};
+use proxy_common::net::{Address, AddressFlags, Device, IfIndex, RangeKind};
 use proxy_common::service::{BackendFlags, ServiceFlags};
 
 use super::{Backends, Contents, Endpoint, Frontend, Target};
@@ -50,9 +50,8 @@ impl fmt::Display for Contents {
             writeln!(f, "sources")?;
             self.sources.iter().try_for_each(|(service, range)| writeln!(f, "  {service} {range}"))?;
         }
-        if !self.service_ranges.is_empty() {
-            writeln!(f, "service ranges")?;
-            self.service_ranges.iter().try_for_each(|range| writeln!(f, "  {range}"))?;
+        if !self.ranges.is_empty() {
+            section(f, "ranges", &self.ranges, |f, range, kind| write!(f, "{range} {}", range_word(*kind)))?;
         }
         section(f, "addresses", &self.addresses, |f, addr, flags| {
             write!(f, "{addr} {}", names(flags.0, &ADDRESS_FLAGS).join(" "))
@@ -66,6 +65,14 @@ impl fmt::Display for Contents {
         let last = u32::from(c.masquerade_first) + u32::from(c.masquerade_len).saturating_sub(1);
         writeln!(f, "config\n  masquerade-ports {}-{last}", c.masquerade_first)?;
         writeln!(f, "  opening-timeout {} udp-timeout {}", c.opening_timeout, c.udp_timeout)
+    }
+}
+
+fn range_word(kind: RangeKind) -> &'static str {
+    match kind {
+        RangeKind::SERVICES => "services",
+        RangeKind::PODS => "pods",
+        _ => "nodes",
     }
 }
 

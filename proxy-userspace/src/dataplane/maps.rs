@@ -10,7 +10,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::IpNet;
 use proxy_common::event::COUNTERS;
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{Addr4, Addr6, Address, AddressFlags, Device, IfIndex, LocalPod, Port};
+use proxy_common::net::{Addr4, Addr6, Address, AddressFlags, Device, IfIndex, LocalPod, Port, RangeKind};
 use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey};
 
 use super::batch;
@@ -22,15 +22,15 @@ use crate::place::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
 pub type Hash<K, V> = HashMap<MapData, K, V>;
 
 /// A map of prefixes that this value has open; the values say nothing.
-type Trie<K> = LpmTrie<MapData, K, u32>;
+type Trie<K, V> = LpmTrie<MapData, K, V>;
 
 /// The maps of one address family.
 pub struct FamilyMaps<A> {
     services: Hash<ServiceKey<A>, Service>,
     backends: Hash<BackendKey, Backend<A>>,
     slots: Hash<EndpointKey<A>, u32>,
-    sources: Trie<SourceKey<A>>,
-    ranges: Trie<A>,
+    sources: Trie<SourceKey<A>, u32>,
+    ranges: Trie<A, RangeKind>,
     addresses: Hash<A, AddressFlags>,
     pods: Hash<A, LocalPod>,
     /// Answered flows.
@@ -100,10 +100,10 @@ where
         let pods = batch::all(&self.pods).context("read PODS")?;
         let sources = prefixes(&self.sources).context("read SOURCES")?;
         let ranges = prefixes(&self.ranges).context("read RANGES")?;
-        let sources = sources.into_iter().filter_map(|(bits, key)| {
+        let sources = sources.into_iter().filter_map(|(bits, key, _)| {
             Some(Entry::Source(key.service, network(key.addr.ip(), bits.checked_sub(SOURCE_KEY_BITS)?)?))
         });
-        let ranges = ranges.into_iter().filter_map(|(bits, addr)| Some(Entry::Range(network(addr.ip(), bits)?)));
+        let ranges = ranges.into_iter().filter_map(|(bits, addr, kind)| Some(Entry::Range(network(addr.ip(), bits)?, kind)));
         let services = services.iter().map(|(key, service)| Entry::Service(frontend(key), *service));
         let backends = backends.iter().map(|(key, backend)| slot_entry(side, key, backend));
         let slots = slots.iter().map(|(key, slot)| {
@@ -201,8 +201,8 @@ impl Maps {
             Entry::Source(id, range) => {
                 family!(self, range.addr(), |key, maps| Ok(maps.sources.insert(&source_key(*id, key, *range), 1, 0)?))
             }
-            Entry::Range(range) => family!(self, range.addr(), |key, maps| {
-                Ok(maps.ranges.insert(&Prefix::new(u32::from(range.prefix_len()), key), 1, 0)?)
+            Entry::Range(range, kind) => family!(self, range.addr(), |key, maps| {
+                Ok(maps.ranges.insert(&Prefix::new(u32::from(range.prefix_len()), key), *kind, 0)?)
             }),
             Entry::Address(addr, flags) => family!(self, *addr, |key, maps| put(&mut maps.addresses, key, *flags)),
             Entry::Pod(addr, pod) => family!(self, *addr, |key, maps| put(&mut maps.pods, key, *pod)),
@@ -264,14 +264,14 @@ fn put<K: Pod, V: Pod>(map: &mut Hash<K, V>, key: K, value: V) -> Result<()> {
     Ok(map.insert(key, value, 0)?)
 }
 
-fn open_trie<K: Pod>(name: &str, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Trie<K>> {
+fn open_trie<K: Pod, V: Pod>(name: &str, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Trie<K, V>> {
     Trie::try_from(take(name)?).with_context(|| format!("open the map {name}"))
 }
 
-/// The elements of a trie: bits, and what they are bits of.
-fn prefixes<K: Pod>(trie: &Trie<K>) -> Result<Vec<(u32, K)>> {
-    let keys: Result<Vec<_>, MapError> = trie.keys().collect();
-    Ok(keys?.into_iter().map(|key| (key.prefix_len(), key.data())).collect())
+/// The elements of a trie: bits, what they are bits of, and what is said of it.
+fn prefixes<K: Pod, V: Pod>(trie: &Trie<K, V>) -> Result<Vec<(u32, K, V)>> {
+    let all: Result<Vec<_>, MapError> = trie.iter().collect();
+    Ok(all?.into_iter().map(|(key, value)| (key.prefix_len(), key.data(), value)).collect())
 }
 
 fn source_key<A: Pod>(service: u32, addr: A, range: IpNet) -> Prefix<SourceKey<A>>

@@ -26,7 +26,7 @@ use aya::Ebpf;
 use aya::programs::{Program, SchedClassifier, Xdp};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use proxy_common::net::{Device, IfIndex};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 pub use attached::tcx_programs;
 pub use batch::Walk;
@@ -146,7 +146,9 @@ impl Dataplane {
     /// Brings the programs to the devices that were found, and lets go of those that are not ours any more. Gives what was refused.
     pub fn attach(&mut self, found: &Found) -> Result<Vec<anyhow::Error>> {
         let wanted = wanted_hooks(found, self.xdp);
+        let before = self.hooks.attached().clone();
         let refused = self.hooks.update(&mut self.ebpf, &wanted, &found.present)?;
+        self.hooks.attached().difference(&before).for_each(|hook| warn_of_partial_checksums(*hook, found));
         if let Some(migration) = self.migration.take() {
             migration.finish(&self.dir).context("put new maps in the place of old ones")?;
         }
@@ -202,6 +204,18 @@ fn xdp_point(xdp: XdpChoice, driver: Driver) -> Option<Point> {
         (XdpChoice::Off, _) | (_, Driver::Tunnel) | (XdpChoice::Auto, Driver::Software) => None,
         (XdpChoice::Auto, Driver::Card) | (XdpChoice::Native, _) => Some(Point::XdpNative),
         (XdpChoice::Generic, _) => Some(Point::XdpGeneric),
+    }
+}
+
+/// What a process on this host sends over a veth carries half a checksum, which XDP cannot tell from a whole one.
+fn warn_of_partial_checksums(hook: Hook, found: &Found) {
+    let xdp = matches!(hook.point, Point::XdpNative | Point::XdpGeneric);
+    if xdp && found.drivers.get(&hook.device) == Some(&Driver::Software) {
+        let device = found.names.get(&hook.device).map(String::as_str).unwrap_or_default();
+        warn!(
+            device,
+            "XDP on a device without hardware spoils packets whose checksum their sender left to it; use --xdp auto or off"
+        );
     }
 }
 

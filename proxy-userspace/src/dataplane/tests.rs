@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{HashMap, IterableMap as _, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{Addr4, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol};
+use proxy_common::net::{Addr4, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, RangeKind};
 use proxy_common::service::{Config, Service, ServiceKey};
 
 use super::{Clock, Dataplane, Maps, Options, Point, StateDir, Walk, XdpChoice, hz, unload};
@@ -43,7 +43,9 @@ fn contents() -> Contents {
         sources: ["198.51.100.0/24", "2001:db8::/32"]
             .map(|range| ("default/web:http".into(), range.parse().expect("a prefix")))
             .into(),
-        service_ranges: ["10.96.0.0/12", "fd00:10:96::/112"].map(|range| range.parse().expect("a prefix")).into(),
+        ranges: [("10.96.0.0/12", RangeKind::SERVICES), ("fd00::/64", RangeKind::PODS)]
+            .map(|(range, kind)| (range.parse().expect("a prefix"), kind))
+            .into(),
         addresses: BTreeMap::from([(addr("192.0.2.1"), AddressFlags(3)), (addr("2001:db8::1"), AddressFlags(1))]),
         pods: BTreeMap::from([(addr("10.244.1.2"), LocalPod { device: IfIndex(7) }), (addr("fd00::2"), LocalPod::default())]),
         devices: BTreeMap::from([(IfIndex(2), Device { mtu: 1500, ..Device::default() })]),

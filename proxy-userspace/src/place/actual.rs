@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod};
+use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, RangeKind};
 use proxy_common::service::{Config, Service};
 
 use super::plan::label;
@@ -69,7 +69,7 @@ pub enum Entry {
     /// Of `SOURCES*`: a prefix of the sources that the service port of an id serves.
     Source(u32, IpNet),
     /// Of `RANGES*`.
-    Range(IpNet),
+    Range(IpNet, RangeKind),
     /// Of `ADDRESSES*`.
     Address(IpAddr, AddressFlags),
     /// Of `PODS*`.
@@ -120,13 +120,13 @@ pub struct Facts<'a> {
     pub addresses: &'a BTreeMap<IpAddr, AddressFlags>,
     pub pods: &'a BTreeMap<IpAddr, LocalPod>,
     pub devices: &'a BTreeMap<IfIndex, Device>,
-    pub ranges: &'a BTreeSet<IpNet>,
+    pub ranges: &'a BTreeMap<IpNet, RangeKind>,
     pub config: Config,
 }
 
 impl<'a> From<&'a Contents> for Facts<'a> {
     fn from(c: &'a Contents) -> Self {
-        Self { addresses: &c.addresses, pods: &c.pods, devices: &c.devices, ranges: &c.service_ranges, config: c.config }
+        Self { addresses: &c.addresses, pods: &c.pods, devices: &c.devices, ranges: &c.ranges, config: c.config }
     }
 }
 
@@ -137,7 +137,7 @@ pub struct Actual {
     backends: BTreeMap<SlotKey, Slot>,
     endpoints: BTreeMap<EndpointAt, u32>,
     sources: BTreeSet<(u32, IpNet)>,
-    ranges: BTreeSet<IpNet>,
+    ranges: BTreeMap<IpNet, RangeKind>,
     addresses: BTreeMap<IpAddr, AddressFlags>,
     pods: BTreeMap<IpAddr, LocalPod>,
     devices: BTreeMap<IfIndex, Device>,
@@ -215,7 +215,7 @@ impl Actual {
         Contents {
             frontends: self.services.iter().map(|(f, s)| (*f, self.target(*f, s))).collect(),
             sources: self.sources.iter().map(|(id, range)| (self.name_or_number(*id), *range)).collect(),
-            service_ranges: self.ranges.clone(),
+            ranges: self.ranges.clone(),
             addresses: self.addresses.clone(),
             pods: self.pods.clone(),
             devices: self.devices.clone(),
@@ -319,7 +319,7 @@ impl Actual {
             Entry::Backend(key, slot) => self.put_backend(key, slot),
             Entry::Endpoint(endpoint, slot) => self.put_endpoint(endpoint, slot),
             Entry::Source(id, range) => _ = self.sources.insert((id, range)),
-            Entry::Range(range) => _ = self.ranges.insert(range),
+            Entry::Range(range, kind) => _ = self.ranges.insert(range, kind),
             Entry::Address(addr, flags) => drop(self.addresses.insert(addr, flags)),
             Entry::Pod(addr, pod) => drop(self.pods.insert(addr, pod)),
             Entry::Device(index, device) => drop(self.devices.insert(index, device)),

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
 
-use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod};
+use ipnet::IpNet;
+use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, RangeKind};
 use proxy_common::service::Service;
 
 use super::actual::{Actual, EndpointAt, Entry, Facts, Key, Side, Slot, SlotKey, Write};
@@ -82,9 +83,9 @@ impl<'a> Plan<'a> {
         for (key, value) in changes(is.pods, &self.contents.pods) {
             self.fact(*key, value);
         }
-        let ought = &self.contents.service_ranges;
-        self.facts.extend(ought.difference(is.ranges).map(|range| Write::Put(Entry::Range(*range))));
-        self.gone_facts.extend(is.ranges.difference(ought).map(|range| Write::Delete(Key::Range(*range))));
+        for (key, value) in changes(is.ranges, &self.contents.ranges) {
+            self.fact(*key, value);
+        }
         for (key, value) in changes(is.addresses, &self.contents.addresses) {
             self.fact(*key, value);
         }
@@ -202,6 +203,15 @@ pub fn label(service: &str) -> Cow<'_, str> {
 trait Fact<K>: Copy {
     fn entry(&self, key: K) -> Entry;
     fn key(key: K) -> Key;
+}
+
+impl Fact<IpNet> for RangeKind {
+    fn entry(&self, key: IpNet) -> Entry {
+        Entry::Range(key, *self)
+    }
+    fn key(key: IpNet) -> Key {
+        Key::Range(key)
+    }
 }
 
 impl Fact<IpAddr> for AddressFlags {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol};
+use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol, RangeKind};
 use proxy_common::service::{Config, Service};
 
 use super::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write, place, place_changes, retire};
@@ -19,7 +19,7 @@ struct Kernel {
     backends: BTreeMap<SlotKey, Slot>,
     endpoints: BTreeMap<EndpointAt, u32>,
     sources: BTreeSet<(u32, IpNet)>,
-    ranges: BTreeSet<IpNet>,
+    ranges: BTreeMap<IpNet, RangeKind>,
     addresses: BTreeMap<IpAddr, AddressFlags>,
     pods: BTreeMap<IpAddr, LocalPod>,
     devices: BTreeMap<IfIndex, Device>,
@@ -34,7 +34,7 @@ impl Kernel {
             Write::Put(Entry::Backend(k, v)) => drop(self.backends.insert(k, v)),
             Write::Put(Entry::Endpoint(k, v)) => drop(self.endpoints.insert(k, v)),
             Write::Put(Entry::Source(id, range)) => _ = self.sources.insert((id, range)),
-            Write::Put(Entry::Range(range)) => _ = self.ranges.insert(range),
+            Write::Put(Entry::Range(range, kind)) => _ = self.ranges.insert(range, kind),
             Write::Put(Entry::Address(k, v)) => drop(self.addresses.insert(k, v)),
             Write::Put(Entry::Pod(k, v)) => drop(self.pods.insert(k, v)),
             Write::Put(Entry::Device(k, v)) => drop(self.devices.insert(k, v)),
@@ -44,7 +44,7 @@ impl Kernel {
             Write::Delete(Key::Backend(k)) => assert!(self.backends.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Endpoint(k)) => assert!(self.endpoints.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Source(id, k)) => assert!(self.sources.remove(&(id, k)), "deletes {k:?} that is not there"),
-            Write::Delete(Key::Range(k)) => assert!(self.ranges.remove(&k), "deletes {k:?} that is not there"),
+            Write::Delete(Key::Range(k)) => assert!(self.ranges.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Address(k)) => assert!(self.addresses.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Pod(k)) => assert!(self.pods.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Device(k)) => assert!(self.devices.remove(&k).is_some(), "deletes {k:?} that is not there"),
@@ -58,7 +58,7 @@ impl Kernel {
         let backends = self.backends.iter().map(|(k, v)| Entry::Backend(*k, *v));
         let endpoints = self.endpoints.iter().map(|(k, v)| Entry::Endpoint(*k, *v));
         let sources = self.sources.iter().map(|(id, range)| Entry::Source(*id, *range));
-        let ranges = self.ranges.iter().map(|range| Entry::Range(*range));
+        let ranges = self.ranges.iter().map(|(range, kind)| Entry::Range(*range, *kind));
         let addresses = self.addresses.iter().map(|(k, v)| Entry::Address(*k, *v));
         let pods = self.pods.iter().map(|(k, v)| Entry::Pod(*k, *v));
         let devices = self.devices.iter().map(|(k, v)| Entry::Device(*k, *v));
@@ -148,13 +148,13 @@ prop_compose! {
         devices in prop::collection::btree_map(1u32..4, 1400u32..1402, 0..3),
         secret in 0u64..2,
         served in prop::collection::btree_set((0usize..6, 8u8..11), 0..4),
-        ranges in prop::collection::btree_set(8u8..12, 0..3),
+        ranges in prop::collection::btree_map(8u8..12, 0u32..3, 0..3),
     ) -> Contents {
         let services: Vec<_> = frontends.values().map(|target| target.service.clone()).collect();
         let source = |(service, bits): (usize, u8)| Some((services.get(service)?.clone(), prefix(bits)));
         Contents {
             sources: served.into_iter().filter_map(source).collect(),
-            service_ranges: ranges.into_iter().map(prefix).collect(),
+            ranges: ranges.into_iter().map(|(bits, kind)| (prefix(bits), RangeKind(kind))).collect(),
             frontends,
             addresses: addresses.into_iter().map(|(a, flags)| (address(Side::V4, a), AddressFlags(flags))).collect(),
             pods: pods.into_iter().map(|(a, device)| (address(Side::V6, a), LocalPod { device: IfIndex(device) })).collect(),

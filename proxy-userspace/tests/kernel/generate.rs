@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 use proxy_common::flow::FlowKey;
-use proxy_common::net::{Address as _, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, V4, V6};
+use proxy_common::net::{Address as _, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, RangeKind, V4, V6};
 use proxy_common::service::{Backend, BackendFlags, BackendKey, Config, Service, ServiceFlags, ServiceKey, SourceKey};
 use proxy_ebpf::Table;
 use proxy_ebpf::fake::Memory;
@@ -179,7 +179,11 @@ fn ranges<F: Net>(dice: &mut Dice, memory: &mut Memory<F>) {
         memory.sources.insert((SourceKey { service, addr }, whole - short));
     }
     if dice.chance(80) {
-        memory.ranges.insert((F::at(VIP), whole - dice.pick(&[4, 8, 16])));
+        memory.ranges.insert((F::at(VIP), whole - dice.pick(&[4, 8, 16])), RangeKind::SERVICES);
+    }
+    if dice.chance(50) {
+        let kind = dice.pick(&[RangeKind::PODS, RangeKind::NONE, RangeKind::SERVICES]);
+        memory.ranges.insert((F::at(dice.pick(&CLIENTS)), whole - dice.pick(&[0, 1, 8, 20])), kind);
     }
 }
 

@@ -36,8 +36,8 @@ macro_rules! maps {
                 equal(loaded, $backends, &memory.backends)?;
                 equal(loaded, $slots, &memory.slots())?;
                 let sources = memory.sources.iter().map(|(key, bits)| (SOURCE_KEY_BITS + bits, *key));
-                prefixes(loaded, $sources, sources.collect())?;
-                prefixes(loaded, $ranges, memory.ranges.iter().map(|(addr, bits)| (*bits, *addr)).collect())?;
+                prefixes(loaded, $sources, sources.map(|(bits, key)| (bits, key, 1u32)).collect())?;
+                prefixes(loaded, $ranges, memory.ranges.iter().map(|((addr, bits), kind)| (*bits, *addr, *kind)).collect())?;
                 equal(loaded, $affinity, &memory.affinity.borrow())?;
                 equal(loaded, $addresses, &memory.addresses)?;
                 equal(loaded, $pods, &memory.pods)?;
@@ -93,13 +93,13 @@ fn equal<K: Pod + Ord, V: Pod>(loaded: &mut Loaded, name: &str, wanted: &BTreeMa
 }
 
 /// Makes a trie hold just these prefixes.
-fn prefixes<K: Pod>(loaded: &mut Loaded, name: &str, wanted: Vec<(u32, K)>) -> Result<()> {
+fn prefixes<K: Pod, V: Pod>(loaded: &mut Loaded, name: &str, wanted: Vec<(u32, K, V)>) -> Result<()> {
     let map = loaded.ebpf.map_mut(name).with_context(|| format!("find {name}"))?;
-    let mut map: LpmTrie<_, K, u32> = map.try_into().with_context(|| format!("open {name}"))?;
+    let mut map: LpmTrie<_, K, V> = map.try_into().with_context(|| format!("open {name}"))?;
     let found = map.keys().collect::<Result<Vec<_>, _>>().with_context(|| format!("read {name}"))?;
     found.iter().try_for_each(|key| map.remove(key)).with_context(|| format!("empty {name}"))?;
-    let mut put = wanted.into_iter().map(|(bits, key)| Prefix::new(bits, key));
-    put.try_for_each(|key| map.insert(&key, 1, 0)).with_context(|| format!("write {name}"))
+    let mut put = wanted.into_iter().map(|(bits, key, value)| (Prefix::new(bits, key), value));
+    put.try_for_each(|(key, value)| map.insert(&key, value, 0)).with_context(|| format!("write {name}"))
 }
 
 /// Writes the settings.
