@@ -17,7 +17,7 @@ use super::statedir::{StateDir, names_in, remove};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
 
 /// The maps that outlive an agent.
-pub const PINNED: [&str; 24] = [
+pub const PINNED: [&str; 25] = [
     "SERVICES4",
     "SERVICES6",
     "BACKENDS4",
@@ -42,6 +42,7 @@ pub const PINNED: [&str; 24] = [
     "CONFIG",
     "NAMES",
     "COUNTERS",
+    "TURNS",
 ];
 
 /// The map of counters.
