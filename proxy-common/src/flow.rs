@@ -128,6 +128,9 @@ impl Role {
     pub const MASQUERADE: u8 = 4;
 }
 
+/// How many entries an established table has room for, two for each connection.
+pub const TABLE_ENTRIES: u32 = 262_144;
+
 /// What was seen of a connection; bits of [`Flow::state`].
 pub struct State;
 

@@ -21,6 +21,8 @@ pub enum Found<A> {
     Ours(Flow<A>),
     /// A flow that is rewritten at another hook: hands off.
     Elsewhere,
+    /// One that is over (V17), in this table, with this reply.
+    Over(Table, FlowKey<A>),
     /// None.
     None,
 }
@@ -36,9 +38,7 @@ pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook) -
     let now = tables.now();
     let age = now.wrapping_sub(flow.seen);
     if flow.is(Role::FORWARD) && headers.opens() && over(tables, table, headers, &flow, &mate, age) {
-        tables.remove_flow(table, &headers.key);
-        tables.remove_flow(table, &mate);
-        return Found::None;
+        return Found::Over(table, mate);
     }
     match table {
         Table::Established => note(tables, headers, &flow, &mate, now),
@@ -51,6 +51,22 @@ pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook) -
         Table::Opening => {}
     }
     Found::Ours(flow)
+}
+
+/// Removes both entries of a flow: the other one only if it is this flow's, for the LRU may have evicted it and another taken its key.
+#[inline(always)]
+pub fn forget<F: Family, T: Tables<F>>(tables: &T, table: Table, key: &FlowKey<F::Addr>, mate: &FlowKey<F::Addr>) {
+    tables.remove_flow(table, key);
+    if let Some(there) = table_of_mate(tables, key, mate) {
+        tables.remove_flow(there, mate);
+    }
+}
+
+/// Where the other direction of `key` is, if `mate` is its: while a flow is promoted they are apart.
+#[inline(always)]
+fn table_of_mate<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, mate: &FlowKey<F::Addr>) -> Option<Table> {
+    let (table, flow) = tables.flow(mate)?;
+    if flow.mate(key.protocol) == *key { Some(table) } else { None }
 }
 
 /// V17: whether a packet that may open a flow begins a new connection on the tuple of one that is over, or whose backend has left. A
@@ -66,7 +82,9 @@ fn over<F: Ip, T: Tables<F>>(
 ) -> bool {
     let config = tables.config().unwrap_or_default();
     let over = match table {
-        Table::Opening => age > config.opening_timeout.wrapping_mul(config.hz) || !tables.has_flow(Table::Opening, mate),
+        Table::Opening => {
+            age > config.opening_timeout.wrapping_mul(config.hz) || table_of_mate(tables, &headers.key, mate).is_none()
+        }
         Table::Established if headers.key.protocol == Protocol::UDP => age > config.udp_timeout.wrapping_mul(config.hz),
         Table::Established => State::closed(flow.state),
     };
@@ -211,6 +229,8 @@ pub fn open<F: Family, T: Tables<F>>(
     let Scratch { headers, flow, reply, .. } = scratch;
     let key = &headers.key;
     let src = plan.masquerade.unwrap_or(key.src);
+    let same_ends = reply.src == backend.addr && reply.sport == backend.port && reply.dst == src;
+    let before = if same_ends { reply.dport } else { Port::default() };
     *reply = FlowKey::new(key.protocol, backend.addr, backend.port, src, key.sport);
     *flow = Flow {
         src: key.dst,
@@ -225,7 +245,7 @@ pub fn open<F: Family, T: Tables<F>>(
         state: 0,
         role: role | Role::REPLY,
     };
-    claim(tables, reply, flow, key, config)?;
+    claim(tables, reply, flow, key, before, config)?;
     flow.src = src;
     flow.dst = backend.addr;
     flow.sport = reply.dport;
@@ -243,33 +263,42 @@ pub fn open<F: Family, T: Tables<F>>(
 /// masquerade range.
 ///
 /// Its ports are given out in turn, from a keyed start for each backend (RFC 6056, 3.3.4): a backend that closed a connection keeps its
-/// port in TIME_WAIT for a minute, and would not answer the SYN of another. Where most are taken, at random.
+/// port in TIME_WAIT for a minute, and would not answer the SYN of another. It does answer the same client's next one on the same tuple, whose
+/// timestamps go on, so that keeps its port. Where most are taken, at random, also those of closed connections.
 #[inline(always)]
 fn claim<F: Family, T: Tables<F>>(
     tables: &T,
     key: &mut FlowKey<F::Addr>,
     flow: &Flow<F::Addr>,
     forward: &FlowKey<F::Addr>,
+    before: Port,
     config: &Config,
 ) -> Result<(), Reason> {
-    if !flow.is(Role::MASQUERADE) && (claim_key(tables, key, flow) || claim_own(tables, key, flow, forward)) {
+    if !flow.is(Role::MASQUERADE) && (claim_key(tables, key, flow, Closed::Keep) || claim_own(tables, key, flow, forward)) {
         return Ok(());
     }
     if config.masquerade_len == 0 {
         return Err(Reason::NoMasqueradePort);
     }
+    if before.number().wrapping_sub(config.masquerade_first) < config.masquerade_len {
+        key.dport = before;
+        if claim_key(tables, key, flow, Closed::Keep) {
+            return Ok(());
+        }
+    }
     let start = hash3(key.src.fold(), key.sport.word(), u32::from(key.protocol.0), config.secret);
     let mut random = tables.random();
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
-        key.dport = if attempt < IN_TURN {
-            port_in_turn(config, start, tables.turn(start))
+        let closed;
+        (key.dport, closed) = if attempt < IN_TURN {
+            (port_in_turn(config, start, tables.turn(start)), Closed::Keep)
         } else {
             // Multiplied, not stepped: two that meet at one port must part again, or the taken ports grow together (Numerical Recipes' generator).
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            port_by(config, random)
+            (port_by(config, random), Closed::Replace)
         };
-        if claim_key(tables, key, flow) {
+        if claim_key(tables, key, flow, closed) {
             return Ok(());
         }
         attempt += 1;
@@ -310,14 +339,31 @@ fn port_by(config: &Config, random: u32) -> Port {
 /// Takes a reply's key if neither table has it. `Opening` comes first: promotion inserts into `Established` before it removes from
 /// `Opening`, so a key that moves meanwhile is seen in one of them.
 #[inline(always)]
-fn claim_key<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, reply: &Flow<F::Addr>) -> bool {
+fn claim_key<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, reply: &Flow<F::Addr>, closed: Closed) -> bool {
     match tables.insert_flow(Table::Opening, key, reply, Insert::New) {
         Ok(()) => {}
         Err(Refused::Exists | Refused::Full) => return false,
     }
-    if tables.has_flow(Table::Established, key) {
-        tables.remove_flow(Table::Opening, key);
-        return false;
+    if !tables.has_flow(Table::Established, key) {
+        return true;
     }
-    true
+    if closed == Closed::Replace
+        && let Some((Table::Established, there)) = tables.flow(key)
+        && key.protocol != Protocol::UDP
+        && State::closed(there.state)
+    {
+        forget(tables, Table::Established, key, &there.mate(key.protocol));
+        return true;
+    }
+    tables.remove_flow(Table::Opening, key);
+    false
+}
+
+/// What a connection that both ends have closed is to one that needs a port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closed {
+    /// As good as any other.
+    Keep,
+    /// Nothing.
+    Replace,
 }

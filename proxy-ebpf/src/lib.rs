@@ -113,7 +113,8 @@ pub struct Scratch<F: Family> {
     pub headers: Headers<F>,
     /// The flow that the packet belongs to or opens; while it is opened, first the entry of its reply.
     pub flow: Flow<F::Addr>,
-    /// The key of the reply's entry of a flow that is being opened.
+    /// The key of the reply's entry of a flow that is being opened; before, that of the connection that was over on the same tuple, with
+    /// a port of 0 if there was none.
     pub reply: FlowKey<F::Addr>,
     /// Why the packet is not sent on.
     pub reason: Reason,
@@ -285,7 +286,7 @@ pub fn early<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device:
     let Some(headers) = parse::headers::<F, P, T>(packet, tables)? else { return Ok(Action::Untouched) };
     match flow::find(tables, &headers, Hook::FromDevice) {
         flow::Found::Ours(flow) => forward_early(packet, tables, device, &headers, &flow),
-        flow::Found::Elsewhere | flow::Found::None => Ok(Action::Untouched),
+        flow::Found::Elsewhere | flow::Found::Over(..) | flow::Found::None => Ok(Action::Untouched),
     }
 }
 
@@ -387,7 +388,15 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
     match flow::find(tables, &scratch.headers, origin.hook()) {
         flow::Found::Ours(flow) => scratch.flow = flow,
         flow::Found::Elsewhere => return Stage::Untouched,
-        flow::Found::None => return Stage::Open,
+        flow::Found::Over(table, reply) => {
+            scratch.reply = reply;
+            flow::forget(tables, table, &scratch.headers.key, &scratch.reply);
+            return Stage::Open;
+        }
+        flow::Found::None => {
+            scratch.reply.dport = Port::default();
+            return Stage::Open;
+        }
     }
     may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device)
 }

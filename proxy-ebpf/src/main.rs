@@ -23,7 +23,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Reason};
-use proxy_common::flow::{Flow, FlowKey};
+use proxy_common::flow::{Flow, FlowKey, TABLE_ENTRIES};
 use proxy_common::net::{
     Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, V4, V6, checksum_update, sum_add,
 };
@@ -64,7 +64,7 @@ macro_rules! family {
         #[map(name = $pn)]
         static $pods: HashMap<$addr, LocalPod> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
         #[map(name = $fln)]
-        static $flows: HashMap<FlowKey<$addr>, Flow<$addr>> = HashMap::with_max_entries(262_144, 0);
+        static $flows: HashMap<FlowKey<$addr>, Flow<$addr>> = HashMap::with_max_entries(TABLE_ENTRIES, 0);
         #[map(name = $on)]
         static $opening: LruHashMap<FlowKey<$addr>, Flow<$addr>> = LruHashMap::with_max_entries(65536, 0);
         #[map(name = $dn)]

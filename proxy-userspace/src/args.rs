@@ -139,7 +139,7 @@ pub struct TimeoutArgs {
     /// The same once one end has closed.
     #[arg(long, env = "PORTWAY_TCP_CLOSE_WAIT_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp_close_wait)]
     pub tcp_close_wait_timeout: u32,
-    /// The same once both have closed, or one has reset it.
+    /// The same once both have closed, or one has reset it; less where the table is more than half full.
     #[arg(long, env = "PORTWAY_TCP_CLOSED_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp_closed)]
     pub tcp_closed_timeout: u32,
     /// Seconds of silence after which an answered UDP flow is forgotten.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use proxy_common::flow::{Flow, FlowKey, Role, State};
+use proxy_common::flow::{Flow, FlowKey, Role, State, TABLE_ENTRIES};
 use proxy_common::net::{Address, Protocol};
 use tokio::sync::watch;
 use tracing::{debug, warn};
@@ -78,7 +78,24 @@ pub struct Law {
     pub serving: Option<Arc<Serving>>,
 }
 
+/// How many entries the last sweep left in the established tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct InUse {
+    /// `FLOWS4`.
+    pub v4: u64,
+    /// `FLOWS6`.
+    pub v6: u64,
+}
+
 impl Law {
+    /// The law for a table that had so many entries: closed connections make room for others, the sooner the fuller it is beyond half.
+    pub fn for_table(&self, in_use: u64) -> Self {
+        let room = u64::from(TABLE_ENTRIES).saturating_sub(in_use);
+        let closed = u64::from(self.timeouts.tcp_closed) * 2 * room / u64::from(TABLE_ENTRIES);
+        let closed = u32::try_from(closed).unwrap_or(u32::MAX).min(self.timeouts.tcp_closed);
+        Self { timeouts: Timeouts { tcp_closed: closed, ..self.timeouts }, ..self.clone() }
+    }
+
     /// Whether a flow has ended at `now`, its last packet in either direction having been seen `age` jiffies ago.
     pub fn judge<A: Address>(&self, protocol: Protocol, flow: &Flow<A>, age: u32) -> Option<Ended> {
         if protocol == Protocol::UDP && self.backend_is_gone(flow) {
@@ -120,10 +137,12 @@ pub async fn run(
     mut serving: watch::Receiver<Option<Arc<Serving>>>,
     metrics: Arc<Metrics>,
 ) {
+    let mut in_use = InUse::default();
     loop {
         law.serving = serving.borrow_and_update().clone();
-        if let Err(error) = sweep(&mut maps, &clock, &law, &metrics).await {
-            warn!(error = format!("{error:#}"), "cannot sweep the flow tables; trying again");
+        match sweep(&mut maps, &clock, &law, in_use, &metrics).await {
+            Ok(now) => in_use = now,
+            Err(error) => warn!(error = format!("{error:#}"), "cannot sweep the flow tables; trying again"),
         }
         tokio::select! {
             changed = serving.changed() => if changed.is_err() { return },
@@ -132,18 +151,19 @@ pub async fn run(
     }
 }
 
-/// Walks all flow tables once.
-pub async fn sweep(maps: &mut Maps, clock: &Clock, law: &Law, metrics: &Metrics) -> Result<()> {
+/// Walks all flow tables once; `before` is what the last time gave.
+pub async fn sweep(maps: &mut Maps, clock: &Clock, law: &Law, before: InUse, metrics: &Metrics) -> Result<InUse> {
     let Maps { v4, v6, .. } = maps;
-    let established4 = walk(&mut v4.flows, clock, law, metrics, Which::Established).await.context("FLOWS4")?;
-    let established6 = walk(&mut v6.flows, clock, law, metrics, Which::Established).await.context("FLOWS6")?;
+    let (law4, law6) = (law.for_table(before.v4), law.for_table(before.v6));
+    let established4 = walk(&mut v4.flows, clock, &law4, metrics, Which::Established).await.context("FLOWS4")?;
+    let established6 = walk(&mut v6.flows, clock, &law6, metrics, Which::Established).await.context("FLOWS6")?;
     let opening4 = walk(&mut v4.opening, clock, law, metrics, Which::Opening).await.context("OPENING4")?;
     let opening6 = walk(&mut v6.opening, clock, law, metrics, Which::Opening).await.context("OPENING6")?;
     metrics.flows_in_use("ipv4", "established", established4);
     metrics.flows_in_use("ipv6", "established", established6);
     metrics.flows_in_use("ipv4", "opening", opening4);
     metrics.flows_in_use("ipv6", "opening", opening6);
-    Ok(())
+    Ok(InUse { v4: established4, v6: established6 })
 }
 
 /// Which table is walked: the half-open age in their LRU, so that only those without backend are taken out.
@@ -153,7 +173,7 @@ enum Which {
     Opening,
 }
 
-/// Gives the number of entries that were met.
+/// Gives the number of entries that are left, roughly: both halves of a flow may have been met before it ended.
 async fn walk<A: Address>(
     table: &mut impl FlowTable<A>,
     clock: &Clock,
@@ -171,6 +191,7 @@ async fn walk<A: Address>(
                 continue;
             }
             if let Some(ended) = end(table, &key, now, law)? {
+                met = met.saturating_sub(1);
                 metrics.flow_ended(ended);
                 debug!(?key, ended = ended.name(), "a flow has ended");
             }

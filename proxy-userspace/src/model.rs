@@ -192,7 +192,7 @@ pub struct Timeouts {
     pub tcp: u32,
     /// TCP, one end has sent FIN.
     pub tcp_close_wait: u32,
-    /// TCP, closed by both or reset.
+    /// TCP, closed by both or reset: as long as TIME_WAIT, if the table has room.
     pub tcp_closed: u32,
     /// UDP that was answered.
     pub udp: u32,
@@ -200,7 +200,7 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { opening: 30, tcp: 86_400, tcp_close_wait: 3_600, tcp_closed: 10, udp: 120 }
+        Self { opening: 30, tcp: 86_400, tcp_close_wait: 3_600, tcp_closed: 60, udp: 120 }
     }
 }
 

@@ -7,7 +7,7 @@ use proxy_common::net::Protocol;
 use proxy_ebpf::{Action, Table, Tables};
 
 use crate::both_families;
-use crate::segment::ACK;
+use crate::segment::{ACK, FIN, Segment};
 use crate::world::*;
 
 both_families!(
@@ -20,6 +20,8 @@ both_families!(
     range_without_ports_masquerades_nothing,
     crowded_range_still_finds_a_port,
     a_port_that_was_given_back_rests_until_the_range_has_come_round,
+    a_client_that_comes_again_on_its_tuple_gets_its_port_again,
+    where_all_ports_are_taken_those_of_closed_connections_are_given,
 );
 
 /// One client port through two frontends to one backend: the second connection gets another source port, and each reply its own way.
@@ -148,6 +150,38 @@ fn a_port_that_was_given_back_rests_until_the_range_has_come_round<F: Net>() {
         .collect();
     assert_eq!(ports[..512].iter().collect::<BTreeSet<_>>().len(), 512);
     assert_eq!(ports[..512], ports[512..]);
+}
+
+/// V17: the backend's TIME_WAIT takes the same client's next connection, whose timestamps go on, but hardly another's.
+fn a_client_that_comes_again_on_its_tuple_gets_its_port_again<F: Net>() {
+    let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
+    let open = |client| opening::<F>(Protocol::TCP, (CLIENT, client), (NODE, NODE_PORT));
+    let (first, other) = (connect_and_close(&node, &open(1)), connect_and_close(&node, &open(2)));
+    assert_ne!(first, other);
+    let again = node.from_device(&open(1)).goes(Action::Neighbour(ETH));
+    assert_eq!(again.src.port(), first);
+    assert_ne!(node.from_device(&open(3)).goes(Action::Neighbour(ETH)).src.port(), first);
+}
+
+/// V12: a closed connection is the first to make room.
+fn where_all_ports_are_taken_those_of_closed_connections_are_given<F: Net>() {
+    let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE)]);
+    let open = |client| opening::<F>(Protocol::TCP, (CLIENT, client), (NODE, NODE_PORT));
+    connect_and_close(&node, &open(1));
+    let left = node.from_device(&open(2)).goes(Action::Neighbour(ETH));
+    assert_eq!(left.src, end::<F>((NODE, 2000)));
+    assert_eq!(node.flows(), (2, 0), "nothing is left of the closed one");
+    assert_eq!(node.from_device(&left.answer()).goes(Action::Neighbour(ETH)).dst, end::<F>((CLIENT, 2)));
+    node.from_device(&open(3)).dropped(Reason::NoMasqueradePort);
+}
+
+/// A whole connection to the remote backend; gives its masquerade port.
+fn connect_and_close<F: Net>(node: &Node<F>, syn: &Segment) -> u16 {
+    let left = node.from_device(syn).goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer()).goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
+    node.from_device(&syn.clone().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
+    left.src.port()
 }
 
 /// The flow ends.

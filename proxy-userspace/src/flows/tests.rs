@@ -62,6 +62,15 @@ fn v18_each_kind_lives_as_long_as_its_timeout() {
 }
 
 #[test]
+fn closed_flows_go_the_sooner_the_fuller_the_table_is() {
+    let law = Law { timeouts: Timeouts::default(), ..law(None) };
+    let eighths = |n: u64| law.for_table(u64::from(TABLE_ENTRIES) / 8 * n).timeouts;
+    assert_eq!([0, 4, 5, 6, 7, 8].map(|n| eighths(n).tcp_closed), [60, 60, 45, 30, 15, 0]);
+    assert_eq!(law.for_table(u64::MAX).timeouts.tcp_closed, 0);
+    assert_eq!(eighths(8).tcp, law.timeouts.tcp, "those that are open stay");
+}
+
+#[test]
 fn v14_udp_flows_end_with_their_backend_and_tcp_flows_do_not() {
     let law = law(Some(serving()));
     let judge = |protocol, service, dst| {
@@ -99,7 +108,7 @@ fn survivors(law: Law, make: impl Fn(u32) -> Vec<[(FlowKey<Addr4>, Flow<Addr4>);
         for (key, flow) in make(clock.now().expect("now")).into_iter().flatten() {
             maps.v4.flows.insert(key, flow, 0).expect("insert a flow");
         }
-        sweep(&mut maps, &clock, &law, &Metrics::default()).await.expect("sweep");
+        sweep(&mut maps, &clock, &law, InUse::default(), &Metrics::default()).await.expect("sweep");
         let left = maps.v4.flows.all().expect("read");
         let mut ports: Vec<_> =
             left.iter().map(|(key, _)| if key.src == CLIENT { key.sport.number() } else { key.dport.number() }).collect();
