@@ -189,9 +189,15 @@ impl<F: Family> Tables<F> for Memory<F> {
         self.lookups.set(self.lookups.get() + 1);
         self.opening.borrow().get(key).map(|flow| (Table::Opening, *flow))
     }
-    fn has_flow(&self, table: Table, key: &FlowKey<F::Addr>) -> bool {
-        self.lookups.set(self.lookups.get() + 1);
-        self.table(table).borrow().contains_key(key)
+    fn state(&self, key: &FlowKey<F::Addr>) -> Option<u8> {
+        self.established.borrow().get(key).map(|flow| flow.state)
+    }
+    fn table_of_mate(&self, key: &FlowKey<F::Addr>, mate: &FlowKey<F::Addr>) -> Option<Table> {
+        let of = |flows: &Flows<F>| flows.get(mate).map(|flow| flow.mate(key.protocol) == *key);
+        let (established, opening) = (of(&self.established.borrow()), of(&self.opening.borrow()));
+        let (table, is_mate) =
+            established.map(|mate| (Table::Established, mate)).or(opening.map(|mate| (Table::Opening, mate)))?;
+        is_mate.then_some(table)
     }
     fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
         // Like the kernel's: the half-open entry is changed in place, then copied.

@@ -57,16 +57,9 @@ pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook) -
 #[inline(always)]
 pub fn forget<F: Family, T: Tables<F>>(tables: &T, table: Table, key: &FlowKey<F::Addr>, mate: &FlowKey<F::Addr>) {
     tables.remove_flow(table, key);
-    if let Some(there) = table_of_mate(tables, key, mate) {
+    if let Some(there) = tables.table_of_mate(key, mate) {
         tables.remove_flow(there, mate);
     }
-}
-
-/// Where the other direction of `key` is, if `mate` is its: while a flow is promoted they are apart.
-#[inline(always)]
-fn table_of_mate<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, mate: &FlowKey<F::Addr>) -> Option<Table> {
-    let (table, flow) = tables.flow(mate)?;
-    if flow.mate(key.protocol) == *key { Some(table) } else { None }
 }
 
 /// V17: whether a packet that may open a flow begins a new connection on the tuple of one that is over, or whose backend has left. A
@@ -83,7 +76,7 @@ fn over<F: Ip, T: Tables<F>>(
     let config = tables.config().unwrap_or_default();
     let over = match table {
         Table::Opening => {
-            age > config.opening_timeout.wrapping_mul(config.hz) || table_of_mate(tables, &headers.key, mate).is_none()
+            age > config.opening_timeout.wrapping_mul(config.hz) || tables.table_of_mate(&headers.key, mate).is_none()
         }
         Table::Established if headers.key.protocol == Protocol::UDP => age > config.udp_timeout.wrapping_mul(config.hz),
         Table::Established => State::closed(flow.state),
@@ -344,19 +337,11 @@ fn claim_key<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, reply:
         Ok(()) => {}
         Err(Refused::Exists | Refused::Full) => return false,
     }
-    if !tables.has_flow(Table::Established, key) {
-        return true;
-    }
-    if closed == Closed::Replace
-        && let Some((Table::Established, there)) = tables.flow(key)
-        && key.protocol != Protocol::UDP
-        && State::closed(there.state)
-    {
-        forget(tables, Table::Established, key, &there.mate(key.protocol));
-        return true;
-    }
-    tables.remove_flow(Table::Opening, key);
-    false
+    let Some(state) = tables.state(key) else { return true };
+    let replace = closed == Closed::Replace && key.protocol != Protocol::UDP && State::closed(state);
+    // The forward half of a replaced connection stays until it is swept, or its client comes again: it is closed, and leads nowhere else.
+    tables.remove_flow(if replace { Table::Established } else { Table::Opening }, key);
+    replace
 }
 
 /// What a connection that both ends have closed is to one that needs a port.

@@ -171,8 +171,10 @@ pub struct Route {
 pub trait Tables<F: Family> {
     /// The entry of a flow: the established one, else the half-open one.
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Table, Flow<F::Addr>)>;
-    /// Whether a table has an entry for a flow.
-    fn has_flow(&self, table: Table, key: &FlowKey<F::Addr>) -> bool;
+    /// Bits of `State` of an established flow's entry.
+    fn state(&self, key: &FlowKey<F::Addr>) -> Option<u8>;
+    /// The table that has the entry of `mate`, if that is the other direction of `key`; while a flow is promoted the two are apart.
+    fn table_of_mate(&self, key: &FlowKey<F::Addr>, mate: &FlowKey<F::Addr>) -> Option<Table>;
     /// Copies a half-open flow's entry to the established ones, with this time and further bits of `State`.
     fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted>;
     /// Records a flow.

@@ -84,11 +84,20 @@ macro_rules! family {
                 Some((table, unsafe { *found }))
             }
             #[inline(always)]
-            fn has_flow(&self, table: Table, key: &FlowKey<$addr>) -> bool {
-                match table {
-                    Table::Established => $flows.get_ptr(key).is_some(),
-                    Table::Opening => $opening.get_ptr(key).is_some(),
-                }
+            fn state(&self, key: &FlowKey<$addr>) -> Option<u8> {
+                // SAFETY: as above.
+                $flows.get_ptr(key).map(|flow| unsafe { (*flow).state })
+            }
+            #[inline(always)]
+            fn table_of_mate(&self, key: &FlowKey<$addr>, mate: &FlowKey<$addr>) -> Option<Table> {
+                let (table, flow) = match $flows.get_ptr(mate) {
+                    Some(flow) => (Table::Established, flow),
+                    None => (Table::Opening, $opening.get_ptr(mate)?),
+                };
+                // SAFETY: as above; compared in place, for there is no room on the stack.
+                let flow = unsafe { &*flow };
+                let same = flow.dst == key.src && flow.src == key.dst && flow.dport == key.sport && flow.sport == key.dport;
+                if same { Some(table) } else { None }
             }
             #[inline(always)]
             fn promote_flow(&self, key: &FlowKey<$addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
