@@ -2,6 +2,7 @@
 
 mod addresses;
 mod endpoints;
+mod health;
 mod pods;
 mod services;
 
@@ -17,7 +18,8 @@ use crate::contents::{Contents, Frontend};
 use crate::model::{ObjectName, Snapshot};
 
 pub use addresses::node_port_addresses;
-pub use endpoints::serving_endpoints;
+pub use endpoints::{known_endpoints, serving_endpoints};
+pub use health::local_ready_endpoints;
 pub use services::service_port_name;
 
 /// What the maps ought to hold; see [`compile_reporting`].

@@ -368,7 +368,7 @@ fn node_vitals(state: &State, name: &Arc<str>) -> NodeVitals {
 }
 
 /// V14: the endpoints that serve, of each service port that speaks UDP, by its name in the kernel.
-fn serving_endpoints(state: &State) -> BTreeMap<Arc<str>, BTreeSet<SocketAddr>> {
+pub fn serving_endpoints(state: &State) -> BTreeMap<Arc<str>, BTreeSet<SocketAddr>> {
     let udp = state.services.iter().filter(|(_, service)| service.ports.iter().any(|port| port.protocol == Protocol::UDP));
     let names: BTreeSet<_> = udp.clone().map(|(name, _)| name).collect();
     let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -379,7 +379,8 @@ fn serving_endpoints(state: &State) -> BTreeMap<Arc<str>, BTreeSet<SocketAddr>> 
     for (name, service) in udp {
         let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
         for port in service.ports.iter().filter(|port| port.protocol == Protocol::UDP) {
-            serving.insert(crate::compile::service_port_name(name, port), crate::compile::serving_endpoints(port, slices));
+            let endpoints = crate::compile::serving_endpoints(service, port, slices);
+            serving.insert(crate::compile::service_port_name(name, port), endpoints);
         }
     }
     serving

@@ -138,6 +138,14 @@ pub struct Service {
     pub created: Option<UnixTime>,
 }
 
+impl Service {
+    /// Who may use the load balancer IPs of `ip`'s family (V3); empty is everybody, and so is a list with a /0.
+    pub fn load_balancer_sources(&self, ip: IpAddr) -> BTreeSet<IpNet> {
+        let ranges = self.source_ranges.iter().filter(|range| range.addr().is_ipv4() == ip.is_ipv4());
+        if ranges.clone().any(|range| range.prefix_len() == 0) { BTreeSet::new() } else { ranges.copied().collect() }
+    }
+}
+
 /// Whether a Service is ours to serve (V1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxied {
@@ -245,6 +253,13 @@ pub struct SliceEndpoint {
     pub zone_hints: BTreeSet<Arc<str>>,
     /// Nodes that should use it (V6).
     pub node_hints: BTreeSet<Arc<str>>,
+}
+
+impl SliceEndpoint {
+    /// Whether it runs on this node (V2).
+    pub fn is_on(&self, node: &str) -> bool {
+        self.node.as_deref() == Some(node)
+    }
 }
 
 /// A Pod.
