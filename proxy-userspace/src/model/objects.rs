@@ -138,14 +138,6 @@ pub struct Service {
     pub created: Option<UnixTime>,
 }
 
-impl Service {
-    /// Who may use the load balancer IPs of `ip`'s family (V3); empty is everybody, and so is a list with a /0.
-    pub fn load_balancer_sources(&self, ip: IpAddr) -> BTreeSet<IpNet> {
-        let ranges = self.source_ranges.iter().filter(|range| range.addr().is_ipv4() == ip.is_ipv4());
-        if ranges.clone().any(|range| range.prefix_len() == 0) { BTreeSet::new() } else { ranges.copied().collect() }
-    }
-}
-
 /// Whether a Service is ours to serve (V1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxied {
