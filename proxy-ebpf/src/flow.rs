@@ -21,8 +21,8 @@ pub enum Found<A> {
     Ours(Flow<A>),
     /// A flow that is rewritten at another hook: hands off.
     Elsewhere,
-    /// One that is over (V17), in this table, with this reply.
-    Over(Table, FlowKey<A>),
+    /// One that is over (V17), in this table. (The flow and not its reply's key: what both variants have shares its place on the stack.)
+    Over(Flow<A>, Table),
     /// None.
     None,
 }
@@ -38,7 +38,7 @@ pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook) -
     let now = tables.now();
     let age = now.wrapping_sub(flow.seen);
     if flow.is(Role::FORWARD) && headers.opens() && over(tables, table, headers, &flow, &mate, age) {
-        return Found::Over(table, mate);
+        return Found::Over(flow, table);
     }
     match table {
         Table::Established => note(tables, headers, &flow, &mate, now),

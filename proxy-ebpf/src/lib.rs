@@ -390,8 +390,8 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
     match flow::find(tables, &scratch.headers, origin.hook()) {
         flow::Found::Ours(flow) => scratch.flow = flow,
         flow::Found::Elsewhere => return Stage::Untouched,
-        flow::Found::Over(table, reply) => {
-            scratch.reply = reply;
+        flow::Found::Over(flow, table) => {
+            scratch.reply = flow.mate(scratch.headers.key.protocol);
             flow::forget(tables, table, &scratch.headers.key, &scratch.reply);
             return Stage::Open;
         }

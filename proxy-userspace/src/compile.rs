@@ -20,7 +20,7 @@ use crate::contents::{Contents, Frontend};
 use crate::model::{ObjectName, Snapshot};
 
 pub use addresses::node_port_addresses;
-pub use endpoints::serving_endpoints;
+pub use endpoints::{known_endpoints, serving_endpoints};
 pub use health::{HealthCheck, HealthChecks, PortConflict, health_checks, local_ready_endpoints};
 pub use local::{NoLocalEndpoints, no_local_endpoints};
 pub use services::service_port_name;

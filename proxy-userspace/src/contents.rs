@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol, RangeKind};
-use proxy_common::service::Config;
+use proxy_common::service::{Config, ServiceFlags};
 
 /// Everything that the maps ought to hold on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +29,19 @@ pub struct Contents {
     pub devices: BTreeMap<IfIndex, Device>,
     /// The packet path's settings.
     pub config: Config,
+}
+
+impl Contents {
+    /// The service ports that have a frontend of these kinds (bits of `ServiceFlags`) whose policy Local finds no backend on this
+    /// node, while there are some elsewhere.
+    pub fn without_local_backend(&self, kinds: u32) -> BTreeSet<&Arc<str>> {
+        let local = |target: &&Target| target.flags & kinds != 0 && target.flags & ServiceFlags::LOCAL != 0;
+        let elsewhere = |target: &&Target| {
+            let Backends { local_only, both, cluster_only } = &*target.backends;
+            local_only.is_empty() && both.is_empty() && !cluster_only.is_empty()
+        };
+        self.frontends.values().filter(local).filter(elsewhere).map(|target| &target.service).collect()
+    }
 }
 
 /// A frontend: one address (unspecified for nodePorts, of either family), port and protocol.

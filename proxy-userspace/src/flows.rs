@@ -41,7 +41,10 @@ impl Serving {
     }
 
     fn allows(&self, service: u32, backend: SocketAddr) -> bool {
-        service >= self.unknown_from || self.endpoints.get(&service).is_some_and(|endpoints| endpoints.contains(&backend))
+        // A flow that no Service opened is none that a Service's backends could end.
+        service == 0
+            || service >= self.unknown_from
+            || self.endpoints.get(&service).is_some_and(|endpoints| endpoints.contains(&backend))
     }
 }
 

@@ -130,6 +130,15 @@ pub enum NodePortAddresses {
     Within(Vec<IpNet>),
 }
 
+impl NodePortAddresses {
+    /// Whether nodePorts are served on `addr`, an address of this host, as far as prefixes tell; a family that they do not mention
+    /// is served on all its addresses.
+    pub fn have_within(prefixes: &[IpNet], addr: IpAddr) -> bool {
+        let mut same_family = prefixes.iter().filter(|p| p.addr().is_ipv4() == addr.is_ipv4()).peekable();
+        same_family.peek().is_none() || same_family.any(|prefix| prefix.contains(&addr))
+    }
+}
+
 /// An inclusive range of port numbers, never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRange {

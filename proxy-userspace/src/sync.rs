@@ -4,6 +4,7 @@
 //! news that wait are taken together, and what they come to is applied at once.
 
 mod reports;
+mod triggers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +30,7 @@ use crate::place::{Actual, place, place_changes, retire};
 use reports::{Change, seconds};
 
 pub use reports::{Audience, Reports};
+pub use triggers::{Trigger, Triggers};
 
 /// Slots and names that nothing refers to any more are kept this long: no packet is under way for longer.
 const GRACE: Duration = Duration::from_millis(100);
@@ -141,7 +143,7 @@ impl Sync {
     }
 
     fn take(&mut self, update: Update) -> Changed {
-        let change = Change::of(&update);
+        let change = Change::of(&update, &self.snapshot.state);
         self.outputs.reports.heard(&change);
         let changed = self.snapshot.state.apply(update);
         if changed == Changed::Yes {
@@ -353,7 +355,7 @@ fn local_pods(state: &State, node: &Arc<str>) -> BTreeSet<IpAddr> {
 }
 
 /// V14: the endpoints that serve, of each service port that speaks UDP, by its name in the kernel.
-fn serving_endpoints(state: &State) -> BTreeMap<Arc<str>, BTreeSet<SocketAddr>> {
+pub fn serving_endpoints(state: &State) -> BTreeMap<Arc<str>, BTreeSet<SocketAddr>> {
     let udp = state.services.iter().filter(|(_, service)| service.ports.iter().any(|port| port.protocol == Protocol::UDP));
     let names: BTreeSet<_> = udp.clone().map(|(name, _)| name).collect();
     let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -364,7 +366,8 @@ fn serving_endpoints(state: &State) -> BTreeMap<Arc<str>, BTreeSet<SocketAddr>> 
     for (name, service) in udp {
         let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
         for port in service.ports.iter().filter(|port| port.protocol == Protocol::UDP) {
-            serving.insert(crate::compile::service_port_name(name, port), crate::compile::serving_endpoints(port, slices));
+            let endpoints = crate::compile::serving_endpoints(service, port, slices);
+            serving.insert(crate::compile::service_port_name(name, port), endpoints);
         }
     }
     serving

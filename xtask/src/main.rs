@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use xtask::lab::{container, hold, probe, server};
-use xtask::{build, demo, load, setup, test, tidy, vm};
+use xtask::{build, conform, demo, load, setup, test, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -19,6 +19,7 @@ enum Command {
     Build(build::Args),
     Load(load::LoadArgs),
     Unload(load::UnloadArgs),
+    Conform(conform::Args),
     Demo(demo::Args),
     Test(test::Args),
     Tidy(tidy::Args),
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Build(args) => build::run(&args),
         Command::Load(args) => load::run_load(&args),
         Command::Unload(args) => load::run_unload(&args),
+        Command::Conform(args) => conform::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),

@@ -2,16 +2,22 @@
 
 use crate::counts::Counts;
 use crate::setup::{self, Component};
-use crate::{sh, tidy, vm};
+use crate::{conform, sh, tidy, vm};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Run every test: sources, units, kernel, lab, other kernels
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// A directory of cases, against which conformance is tested (but for SCTP, which is not there yet); it is not if there is none
+    #[arg(long, value_name = "DIR", env = "PORTWAY_CASES")]
+    cases: Vec<PathBuf>,
+}
 
 /// A target of integration tests, which cargo finds.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,7 +36,7 @@ struct Done {
 }
 
 /// Runs all steps, also after one has failed; the last line says how many tests passed and failed.
-pub fn run(_: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the kernel and lab tests load programs and make network namespaces: run `cargo xtask test` as root");
     }
@@ -40,11 +46,17 @@ pub fn run(_: &Args) -> Result<()> {
     for Target { package, name } in targets()? {
         done.push(step(&format!("{package}: {name}"), || cargo_test(&["--package", &package, "--test", &name])));
     }
+    if !args.cases.is_empty() {
+        let arguments = || conform::arguments(&args.cases).map(|all| [all, vec!["--without-sctp".to_owned()]].concat());
+        done.push(step("conformance, without SCTP", || cargo_test(&arguments()?)));
+    }
     for release in vm::Release::ALL {
         let passed = |passed| Counts { passed, ..Counts::default() };
         done.push(step(&format!("vm: kernel {}", release.name()), || vm::test(release).map(passed)));
     }
-    summary(&done)
+    let not_run =
+        args.cases.is_empty().then_some("conformance was not run: no cases were named (`cargo xtask test --cases DIR`)");
+    summary(&done, not_run)
 }
 
 /// The kernel tests first: where a program does not load, the lab has nothing to say.
@@ -52,6 +64,8 @@ fn targets() -> Result<Vec<Target>> {
     let metadata = sh::output(sh::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("read cargo's metadata")?;
     let mut targets = integration_tests(&metadata);
+    // Without cases it has nothing to say, with them it is a step of its own.
+    targets.retain(|target| target.name != conform::TARGET);
     targets.sort_by(|a, b| (&a.package, &a.name).cmp(&(&b.package, &b.name)));
     Ok(targets)
 }
@@ -86,7 +100,7 @@ fn complaint(counts: Counts) -> Option<String> {
 }
 
 /// Runs cargo's tests, shows what they print, and counts them.
-fn cargo_test(arguments: &[&str]) -> Result<Counts> {
+fn cargo_test(arguments: &[impl AsRef<OsStr>]) -> Result<Counts> {
     let mut cargo = sh::cargo();
     cargo.args(["test", "--no-fail-fast"]).args(arguments).stdout(Stdio::piped());
     let (counts, succeeded) = count(&mut cargo)?;
@@ -108,7 +122,7 @@ fn count(cargo: &mut Command) -> Result<(Counts, bool)> {
     Ok((counts, child.wait().context("wait for the tests")?.success()))
 }
 
-fn summary(done: &[Done]) -> Result<()> {
+fn summary(done: &[Done], not_run: Option<&str>) -> Result<()> {
     println!("\n{:<32} {:<8} {:>6} {:>8}", "step", "result", "tests", "seconds");
     for step in done {
         let result = if step.failure.is_none() { "ok" } else { "FAILED" };
@@ -119,6 +133,7 @@ fn summary(done: &[Done]) -> Result<()> {
             println!("{}: {why}", step.name);
         }
     }
+    not_run.into_iter().for_each(|what| println!("{what}"));
     let (passed, failed) = totals(done);
     // Alone on its line, for whoever reads the end of a log.
     println!("{passed} passed, {failed} failed");

@@ -44,13 +44,8 @@ pub fn node_port_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     }
 }
 
-/// A family that no prefix mentions is served on all its addresses.
 fn within(links: &Links, prefixes: &[IpNet]) -> BTreeSet<IpAddr> {
-    let selected = |addr: &IpAddr| {
-        let mut same_family = prefixes.iter().filter(|p| p.addr().is_ipv4() == addr.is_ipv4()).peekable();
-        same_family.peek().is_none() || same_family.any(|prefix| prefix.contains(addr))
-    };
-    links.host_addresses.keys().copied().filter(selected).collect()
+    links.host_addresses.keys().copied().filter(|addr| NodePortAddresses::have_within(prefixes, *addr)).collect()
 }
 
 /// The first InternalIP of each family, else the first ExternalIP.

@@ -32,10 +32,16 @@ pub(super) fn endpoints<'a>(port: &ServicePort, v4: bool, slices: &[&'a Endpoint
     found
 }
 
-/// V14: the endpoints of a service port, of either family, that answer.
-pub fn serving_endpoints(port: &ServicePort, slices: &[&EndpointSlice]) -> BTreeSet<SocketAddr> {
-    let all = endpoints(port, true, slices).into_iter().chain(endpoints(port, false, slices));
-    all.filter(|(_, endpoint)| endpoint.ready || endpoint.serving).map(|(addr, _)| addr).collect()
+/// V2: the endpoints of a service port, of either family, whatever their conditions.
+pub fn known_endpoints<'a>(port: &ServicePort, slices: &[&'a EndpointSlice]) -> BTreeMap<SocketAddr, &'a SliceEndpoint> {
+    endpoints(port, true, slices).into_iter().chain(endpoints(port, false, slices)).collect()
+}
+
+/// V14: the endpoints of a service port, of either family, that answer; also those that its Service publishes without asking
+/// whether they do, or their flows would end over and over.
+pub fn serving_endpoints(service: &Service, port: &ServicePort, slices: &[&EndpointSlice]) -> BTreeSet<SocketAddr> {
+    let answers = |e: &SliceEndpoint| e.serving || (e.ready && service.publish_not_ready);
+    known_endpoints(port, slices).into_iter().filter(|(_, endpoint)| answers(endpoint)).map(|(addr, _)| addr).collect()
 }
 
 /// V7: both sets, laid out as intervals; the Local set is empty where no policy of the Service asks for it.
@@ -75,7 +81,7 @@ fn cluster_set(all: &Endpoints, place: &Place) -> BTreeSet<SocketAddr> {
 
 /// V5; topology is ignored (V6).
 fn local_set(all: &Endpoints, place: &Place) -> BTreeSet<SocketAddr> {
-    usable(all.iter().filter(|(_, e)| e.node.as_deref() == Some(place.node)))
+    usable(all.iter().filter(|(_, e)| e.is_on(place.node)))
 }
 
 /// V5: the ready ones; if there are none, those that serve while they terminate.

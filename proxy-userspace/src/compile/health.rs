@@ -105,7 +105,7 @@ fn listen_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
 pub fn local_ready_endpoints(state: &State, node: &str) -> BTreeMap<ObjectName, BTreeSet<IpAddr>> {
     let mut found: BTreeMap<ObjectName, BTreeSet<IpAddr>> = BTreeMap::new();
     for slice in state.slices.values().filter(|slice| !slice.ports.is_empty()) {
-        let here = slice.endpoints.iter().filter(|e| e.ready && e.node.as_deref() == Some(node));
+        let here = slice.endpoints.iter().filter(|e| e.ready && e.is_on(node));
         for endpoint in here {
             found.entry(slice.service.clone()).or_default().insert(endpoint.addr);
         }

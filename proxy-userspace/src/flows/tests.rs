@@ -82,6 +82,7 @@ fn v14_udp_flows_end_with_their_backend_and_tcp_flows_do_not() {
     assert_eq!(judge(Protocol::UDP, 1, other), Some(Ended::BackendGone));
     assert_eq!(judge(Protocol::UDP, 2, BACKEND), Some(Ended::BackendGone), "the service is gone");
     assert_eq!(judge(Protocol::UDP, 5, BACKEND), None, "a service younger than what we know");
+    assert_eq!(judge(Protocol::UDP, 0, other), None, "no Service opened it");
     assert_eq!(judge(Protocol::TCP, 1, other), None);
 }
 

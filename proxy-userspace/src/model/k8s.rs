@@ -9,9 +9,14 @@ mod workload;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use anyhow::bail;
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use proxy_common::net::Protocol;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::{Invalid, Kind, Object, ObjectName, ObjectRef, UnixTime, Update};
 
@@ -57,6 +62,32 @@ pub fn seen<K: Convert>(object: &K) -> Update {
         Ok(Some(object)) => Update::Apply(object),
         Ok(None) => Update::Delete(reference),
         Err(field) => Update::Invalid(field.of(reference)),
+    }
+}
+
+/// What an object that the API server shows as JSON means to us; one that is not of its kind's form is bad.
+///
+/// # Errors
+/// Where it is of no kind that nodes care for.
+pub fn seen_json(object: Value) -> anyhow::Result<Update> {
+    Ok(match object["kind"].as_str() {
+        Some("Service") => seen_as::<core::Service>(object),
+        Some("EndpointSlice") => seen_as::<discovery::EndpointSlice>(object),
+        Some("Pod") => seen_as::<core::Pod>(object),
+        Some("Node") => seen_as::<core::Node>(object),
+        Some("Namespace") => seen_as::<core::Namespace>(object),
+        other => bail!("an object of kind {other:?}"),
+    })
+}
+
+fn seen_as<K: Convert + DeserializeOwned>(object: Value) -> Update {
+    let [namespace, name] = ["namespace", "name"].map(|key| object["metadata"][key].as_str().unwrap_or_default().to_owned());
+    match serde_path_to_error::deserialize::<_, K>(object) {
+        Ok(object) => seen(&object),
+        Err(error) => {
+            let object = ObjectRef { kind: K::KIND, name: ObjectName::new(&namespace, &name) };
+            Update::Invalid(Field::new(error.path().to_string(), error.inner().to_string()).of(object))
+        }
     }
 }
 
@@ -130,6 +161,15 @@ mod tests {
         for text in ["", "10.0.0", "10..0.1", "10.0.0.256", "web.example", "10.0.0.1/32"] {
             assert!(address(text, "f").is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_object_of_the_wrong_form_is_bad_and_of_an_unknown_kind_an_error() {
+        let object =
+            serde_json::json!({"kind": "Service", "metadata": {"namespace": "shop", "name": "web"}, "spec": {"ports": 80}});
+        let Ok(Update::Invalid(invalid)) = seen_json(object) else { panic!("taken") };
+        assert_eq!((invalid.object.to_string(), invalid.field), ("Service shop/web".into(), "spec.ports".into()));
+        assert!(seen_json(serde_json::json!({"kind": "Ingress"})).is_err());
     }
 
     #[test]

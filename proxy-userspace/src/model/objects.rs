@@ -282,6 +282,13 @@ pub struct SliceEndpoint {
     pub node_hints: BTreeSet<Arc<str>>,
 }
 
+impl SliceEndpoint {
+    /// Whether it runs on this node (V2).
+    pub fn is_on(&self, node: &str) -> bool {
+        self.node.as_deref() == Some(node)
+    }
+}
+
 /// A Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::triggers::{Trigger, Triggers};
 use crate::compile::{Conflict, PortConflict, health_checks, no_local_endpoints};
 use crate::contents::Contents;
 use crate::events::{Events, Warning, Warnings};
 use crate::health::Checks;
 use crate::metrics::{Counted, Metrics};
-use crate::model::{Family, Kind, Object, ObjectName, ObjectRef, Snapshot, Update};
+use crate::model::{Kind, ObjectName, ObjectRef, Snapshot, State, Update};
 use crate::shadow::{NodePorts, node_ports};
 
 /// Who wants to know.
@@ -35,10 +36,7 @@ pub struct Audience {
 struct Pending {
     endpoints: usize,
     services: usize,
-    /// When that happened which they tell of (V24).
-    triggers: Vec<(Family, Timestamp)>,
-    /// Older ones are nobody's delay: they were there before us.
-    since: Timestamp,
+    triggers: Triggers,
 }
 
 impl Reports {
@@ -46,7 +44,7 @@ impl Reports {
     pub fn new(events: Events, metrics: Arc<Metrics>, now: Timestamp) -> (Self, Audience) {
         let (tell_checks, checks) = watch::channel(Checks::default());
         let (tell_node_ports, node_ports) = watch::channel(NodePorts::default());
-        let pending = Pending { endpoints: 0, services: 0, triggers: Vec::new(), since: now };
+        let pending = Pending { endpoints: 0, services: 0, triggers: Triggers::since(now) };
         let warnings = Warnings::new(events);
         let reports = Self { checks: tell_checks, node_ports: tell_node_ports, warnings, metrics, pending };
         (reports, Audience { checks, node_ports })
@@ -61,20 +59,20 @@ impl Reports {
 
     /// It changes what ought to be in force.
     pub fn matters(&mut self, change: Change, now: Timestamp) {
-        let Pending { endpoints, services, triggers, since } = &mut self.pending;
+        let Pending { endpoints, services, triggers } = &mut self.pending;
         match change.counted {
             Some(Counted::Endpoints) => *endpoints += 1,
             Some(Counted::Services) => *services += 1,
             None => {}
         }
-        triggers.extend(change.trigger.filter(|(_, time)| time > since));
+        change.trigger.into_iter().for_each(|trigger| triggers.wait(trigger));
         self.tell_pending();
         self.metrics.queued(seconds(now));
     }
 
     /// Everything heard of until now is in force.
     pub fn settled(&mut self, now: Timestamp) {
-        for (family, time) in self.pending.triggers.drain(..) {
+        for (family, time) in self.pending.triggers.take().into_values().flatten() {
             self.metrics.programmed(family, now.duration_since(time).try_into().unwrap_or_default());
         }
         (self.pending.endpoints, self.pending.services) = (0, 0);
@@ -124,15 +122,15 @@ fn warning(service: &ObjectName, reason: &'static str, action: &'static str, not
 }
 
 /// What metrics count of an update.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Change {
     counted: Option<Counted>,
-    trigger: Option<(Family, Timestamp)>,
+    trigger: Option<Trigger>,
 }
 
 impl Change {
-    /// An endpoint's removal tells the time of the change before, so that a deleted slice has no trigger.
-    pub fn of(update: &Update) -> Self {
+    /// What an update says that is about to change `state`.
+    pub fn of(update: &Update, state: &State) -> Self {
         let kind = match update {
             Update::Apply(object) => object.reference().kind,
             Update::Delete(object) => object.kind,
@@ -144,10 +142,6 @@ impl Change {
             Kind::Service => Some(Counted::Services),
             _ => None,
         };
-        let trigger = match update {
-            Update::Apply(Object::EndpointSlice(_, slice)) => slice.triggered.map(|time| (slice.family, time)),
-            _ => None,
-        };
-        Self { counted, trigger }
+        Self { counted, trigger: Trigger::of(update, state) }
     }
 }

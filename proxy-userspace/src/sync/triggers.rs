@@ -1,0 +1,61 @@
+//! When the changes were made that the kernel does not have yet, as EndpointSlices tell it (V24).
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::model::{Family, Kind, Object, ObjectName, State, Update};
+
+/// What an update says of the time of its change, for the Service that its slice belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// It was made then.
+    At(ObjectName, Family, Timestamp),
+    /// A slice went; it tells no time, and those of its Service before do not count any more.
+    Gone(ObjectName),
+}
+
+impl Trigger {
+    /// What an update tells that is about to change `state`; `None` if nothing.
+    pub fn of(update: &Update, state: &State) -> Option<Self> {
+        match update {
+            Update::Apply(Object::EndpointSlice(_, slice)) => {
+                slice.triggered.map(|time| Self::At(slice.service.clone(), slice.family, time))
+            }
+            Update::Delete(object) if object.kind == Kind::EndpointSlice => {
+                state.slices.get(&object.name).map(|slice| Self::Gone(slice.service.clone()))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The times that wait for the kernel, by Service.
+#[derive(Clone, Debug)]
+pub struct Triggers {
+    began: Timestamp,
+    waiting: BTreeMap<ObjectName, Vec<(Family, Timestamp)>>,
+}
+
+impl Triggers {
+    /// Those of changes made after `began`: what happened before this agent was there is nobody's delay.
+    pub fn since(began: Timestamp) -> Self {
+        Self { began, waiting: BTreeMap::new() }
+    }
+
+    /// A change is to be brought to the kernel.
+    pub fn wait(&mut self, trigger: Trigger) {
+        match trigger {
+            Trigger::At(service, family, time) if time > self.began => {
+                self.waiting.entry(service).or_default().push((family, time));
+            }
+            Trigger::At(..) => {}
+            Trigger::Gone(service) => _ = self.waiting.remove(&service),
+        }
+    }
+
+    /// The kernel has everything: what waited until now.
+    pub fn take(&mut self) -> BTreeMap<ObjectName, Vec<(Family, Timestamp)>> {
+        std::mem::take(&mut self.waiting)
+    }
+}

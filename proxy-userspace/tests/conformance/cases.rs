@@ -1,0 +1,482 @@
+//! The cases' forms, as they stand in the files: null and an empty list are alike, and an expectation that nobody here knows is an error.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result};
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use crate::report::Weight;
+
+/// Reads a file of one kind; an error names the field.
+pub fn read<T: DeserializeOwned>(value: Value) -> Result<T> {
+    serde_path_to_error::deserialize(value).context("understand its cases")
+}
+
+fn nullable<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// A change of an object.
+#[derive(Deserialize)]
+pub struct Event {
+    /// add, update or delete.
+    pub op: String,
+    /// The object, or the one that goes.
+    pub object: Value,
+}
+
+/// A file of new connections and what becomes of them.
+#[derive(Deserialize)]
+pub struct FlowFile {
+    pub config: FlowConfig,
+    #[serde(default, deserialize_with = "nullable")]
+    pub objects: Vec<Value>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub flows: Vec<Flow>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub steps: Vec<FlowStep>,
+    pub expect_no_local_endpoints: Option<NoLocalEndpoints>,
+}
+
+/// The node that flows meet.
+#[derive(Deserialize)]
+pub struct FlowConfig {
+    pub node_name: String,
+    pub primary_node_ip: IpAddr,
+    pub node_ips: Vec<IpAddr>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub nodeport_addresses: Vec<String>,
+    /// None: pods cannot be told apart.
+    pub local_pod_cidrs: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub service_cidrs: Vec<String>,
+    pub zone: Option<String>,
+}
+
+/// The next state of the objects, and the flows to check then.
+#[derive(Deserialize)]
+pub struct FlowStep {
+    #[serde(default, deserialize_with = "nullable")]
+    pub changes: Vec<Event>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub objects: Vec<Value>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub flows: Vec<Flow>,
+}
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    Pod,
+    Node,
+    External,
+}
+
+/// What becomes of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expect {
+    Reject,
+    Drop,
+    Forward,
+    Pass,
+}
+
+/// A new connection.
+#[derive(Deserialize)]
+pub struct Flow {
+    pub name: String,
+    pub origin: Origin,
+    pub source_ip: IpAddr,
+    pub protocol: String,
+    pub dest_ip: IpAddr,
+    pub dest_port: u16,
+    pub expect: Expect,
+    #[serde(default, deserialize_with = "nullable")]
+    pub endpoints: Vec<SocketAddr>,
+    #[serde(default)]
+    pub masquerade: bool,
+    #[serde(default)]
+    advisory: bool,
+}
+
+impl Flow {
+    pub fn weight(&self) -> Weight {
+        weight(self.advisory)
+    }
+}
+
+fn weight(advisory: bool) -> Weight {
+    if advisory { Weight::Advisory } else { Weight::Binding }
+}
+
+/// Service ports with a Local policy that have endpoints, but none here.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoLocalEndpoints {
+    pub internal: usize,
+    pub external: usize,
+}
+
+/// `topology.json`.
+#[derive(Deserialize)]
+pub struct TopologyFile {
+    pub cases: Vec<TopologyCase>,
+}
+
+/// A Service and its endpoints as a node sees them.
+#[derive(Deserialize)]
+pub struct TopologyCase {
+    pub name: String,
+    pub config: Place,
+    pub objects: Vec<Value>,
+    pub expect: TopologyExpect,
+    #[serde(default)]
+    advisory: bool,
+}
+
+impl TopologyCase {
+    pub fn weight(&self) -> Weight {
+        weight(self.advisory)
+    }
+}
+
+/// Where a node stands.
+#[derive(Deserialize)]
+pub struct Place {
+    #[serde(default)]
+    pub node_name: String,
+    pub zone: Option<String>,
+    pub ip_family: Option<String>,
+    /// From when on changes are timed.
+    pub tracker_start: Option<Timestamp>,
+}
+
+/// Which endpoints are for whom.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopologyExpect {
+    #[serde(deserialize_with = "nullable")]
+    pub cluster_endpoints: Vec<SocketAddr>,
+    #[serde(deserialize_with = "nullable")]
+    pub local_endpoints: Vec<SocketAddr>,
+    #[serde(deserialize_with = "nullable")]
+    pub all_endpoints: Vec<SocketAddr>,
+    pub has_any_endpoints: bool,
+}
+
+/// `nodeport_addresses.json`.
+#[derive(Deserialize)]
+pub struct AddressFile {
+    #[serde(default)]
+    pub node_ips: Vec<AddressCase>,
+    #[serde(default)]
+    pub contains_ipv4_loopback: Vec<LoopbackCase>,
+}
+
+/// The addresses of a host that nodePorts are served on.
+#[derive(Deserialize)]
+pub struct AddressCase {
+    pub name: String,
+    #[serde(deserialize_with = "nullable")]
+    pub nodeport_addresses: Vec<String>,
+    pub interfaces: Vec<Interface>,
+    /// By family.
+    pub expect: BTreeMap<String, AddressExpect>,
+}
+
+#[derive(Deserialize)]
+pub struct Interface {
+    #[serde(deserialize_with = "nullable")]
+    pub addresses: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddressExpect {
+    #[serde(deserialize_with = "nullable")]
+    pub ips: Vec<IpAddr>,
+    pub match_all: bool,
+}
+
+/// Whether the prefixes have an address of IPv4's loopback, by family.
+#[derive(Deserialize)]
+pub struct LoopbackCase {
+    pub name: String,
+    #[serde(deserialize_with = "nullable")]
+    pub nodeport_addresses: Vec<String>,
+    pub expect: BTreeMap<String, bool>,
+}
+
+/// `udp_cleanup.json`.
+#[derive(Deserialize)]
+pub struct UdpFile {
+    pub cases: Vec<UdpCase>,
+}
+
+#[derive(Deserialize)]
+pub struct UdpCase {
+    pub name: String,
+    pub config: Place,
+    pub objects: Vec<Value>,
+    pub flows: Vec<UdpFlow>,
+}
+
+/// A flow that there is when the Service has become as it is.
+#[derive(Debug, Deserialize)]
+pub struct UdpFlow {
+    pub protocol: String,
+    /// None: an address of the node.
+    pub orig_dst: Option<IpAddr>,
+    pub orig_dst_port: u16,
+    pub reply_src: IpAddr,
+    /// None: that of the destination.
+    pub reply_src_port: Option<u16>,
+    pub expect: Fate,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    Keep,
+    Delete,
+}
+
+/// Keys of which `slices.json` and its like have at least one.
+pub const OF_SLICES: [&str; 10] = [
+    "endpoint_maps",
+    "slice_updates",
+    "endpoint_updates",
+    "slice_changes",
+    "cache_cleanup",
+    "trigger_times",
+    "local_ready_ips",
+    "service_ports",
+    "service_updates",
+    "service_cidrs",
+];
+
+/// `slices.json`.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SliceFile {
+    #[serde(rename = "name")]
+    _name: String,
+    #[serde(rename = "source")]
+    _source: String,
+    pub endpoint_maps: Vec<EventCase>,
+    pub slice_updates: Vec<EventCase>,
+    pub endpoint_updates: Vec<EventCase>,
+    pub slice_changes: Vec<EventCase>,
+    pub cache_cleanup: Vec<EventCase>,
+    pub trigger_times: Vec<EventCase>,
+    pub local_ready_ips: Vec<ReadyCase>,
+    pub service_ports: Vec<ServiceCase>,
+    pub service_updates: Vec<EventCase>,
+    pub service_cidrs: Vec<RangeCase>,
+}
+
+/// Objects that change, step by step.
+#[derive(Deserialize)]
+pub struct EventCase {
+    pub name: String,
+    pub config: Place,
+    pub steps: Vec<EventStep>,
+    #[serde(default)]
+    advisory: bool,
+}
+
+impl EventCase {
+    pub fn weight(&self) -> Weight {
+        weight(self.advisory)
+    }
+}
+
+#[derive(Deserialize)]
+pub struct EventStep {
+    #[serde(default, deserialize_with = "nullable")]
+    pub events: Vec<Event>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub expect: EventExpect,
+}
+
+/// What is known after a step; what is not said is not checked.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventExpect {
+    /// `namespace/name`: only its endpoints are meant.
+    pub service: Option<String>,
+    pub endpoints: Option<BTreeMap<String, Vec<KnownEndpoint>>>,
+    pub changed: Option<bool>,
+    pub udp_cleanup_needed: Option<bool>,
+    pub local_ready_endpoints: Option<BTreeMap<String, usize>>,
+    pub changed_services: Option<Vec<String>>,
+    pub services_tracked: Option<usize>,
+    pub pending_services: Option<usize>,
+    pub change_trigger_times: Option<BTreeMap<String, Vec<Timestamp>>>,
+    pub service_ports: Option<Vec<String>>,
+    pub health_check_node_ports: Option<BTreeMap<String, u16>>,
+    pub updated_services: Option<Vec<String>>,
+}
+
+/// An endpoint; conditions that are not said are not checked.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KnownEndpoint {
+    pub endpoint: SocketAddr,
+    pub local: bool,
+    pub ready: Option<bool>,
+    pub serving: Option<bool>,
+    pub terminating: Option<bool>,
+}
+
+/// The cluster's Service ranges, step by step.
+#[derive(Deserialize)]
+pub struct RangeCase {
+    pub name: String,
+    pub config: Place,
+    pub steps: Vec<RangeStep>,
+}
+
+#[derive(Deserialize)]
+pub struct RangeStep {
+    #[serde(deserialize_with = "nullable")]
+    pub service_cidrs: Vec<String>,
+    pub expect: RangeExpect,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RangeExpect {
+    #[serde(deserialize_with = "nullable")]
+    pub service_cidrs: Vec<String>,
+}
+
+/// Endpoints by service port, and the local ready ones by Service.
+#[derive(Deserialize)]
+pub struct ReadyCase {
+    pub name: String,
+    pub endpoints: BTreeMap<String, Vec<KnownEndpoint>>,
+    pub expect: ReadyExpect,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadyExpect {
+    pub local_ready_ips: BTreeMap<String, Vec<IpAddr>>,
+}
+
+/// A Service and its ports.
+#[derive(Deserialize)]
+pub struct ServiceCase {
+    pub name: String,
+    pub config: Place,
+    pub object: Option<Value>,
+    pub expect: ServiceExpect,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceExpect {
+    pub service_ports: BTreeMap<String, PortExpect>,
+}
+
+/// What is known of a service port.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortExpect {
+    pub cluster_ip: IpAddr,
+    pub port: u16,
+    pub protocol: String,
+    pub health_check_node_port: u16,
+    #[serde(deserialize_with = "nullable")]
+    pub external_ips: Vec<IpAddr>,
+    #[serde(deserialize_with = "nullable")]
+    pub load_balancer_ips: Vec<IpAddr>,
+    #[serde(deserialize_with = "nullable")]
+    pub load_balancer_source_ranges: Vec<String>,
+}
+
+/// `health.json`.
+#[derive(Deserialize)]
+pub struct HealthFile {
+    #[serde(default)]
+    pub service_health: Vec<ServiceHealthCase>,
+    #[serde(default)]
+    pub proxy_health: Vec<ProxyHealthCase>,
+    #[serde(default)]
+    pub local_ready_endpoints: Vec<EventCase>,
+}
+
+/// The servers of healthCheckNodePorts, step by step.
+#[derive(Deserialize)]
+pub struct ServiceHealthCase {
+    pub name: String,
+    pub config: ServiceHealthConfig,
+    pub steps: Vec<ServiceHealthStep>,
+}
+
+#[derive(Deserialize)]
+pub struct ServiceHealthConfig {
+    #[serde(deserialize_with = "nullable")]
+    pub nodeport_addresses: Vec<String>,
+}
+
+/// What is told, and what comes of it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceHealthStep {
+    pub set_health_ports: Option<BTreeMap<String, u16>>,
+    pub set_local_endpoints: Option<BTreeMap<String, usize>>,
+    pub set_proxy_healthy: Option<bool>,
+    pub expect_services: BTreeMap<String, Value>,
+    #[serde(deserialize_with = "nullable")]
+    pub expect_listening: Vec<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    pub requests: Vec<ServiceRequest>,
+}
+
+#[derive(Deserialize)]
+pub struct ServiceRequest {
+    pub service: String,
+    #[serde(flatten)]
+    pub asked: Asked,
+}
+
+/// A request and its answer.
+#[derive(Deserialize)]
+pub struct Asked {
+    pub path: String,
+    pub status: u16,
+    pub headers: BTreeMap<String, String>,
+    pub body: Value,
+}
+
+/// `/healthz` and `/livez`, step by step.
+#[derive(Deserialize)]
+pub struct ProxyHealthCase {
+    pub name: String,
+    pub config: ProxyHealthConfig,
+    pub steps: Vec<ProxyHealthStep>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyHealthConfig {
+    pub timeout_seconds: u64,
+    #[serde(default)]
+    pub node: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyHealthStep {
+    #[serde(default, deserialize_with = "nullable")]
+    pub events: Vec<BTreeMap<String, Value>>,
+    pub request: Asked,
+}

@@ -1,0 +1,196 @@
+//! What was checked, what differs, and what is owed otherwise than the cases say; the exit status follows from it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::rules::{Row, Rule};
+
+/// What came of the checks of one file.
+pub struct Tally {
+    /// What the next checks are about.
+    pub row: Row,
+    /// Flows whose packets went through the library.
+    pub library: usize,
+    /// Flows whose packets went through the loaded programs.
+    pub programs: usize,
+    /// Flows of the node's own processes, which the library's choice of a backend judged: no hook meets their packets.
+    pub of_node: usize,
+    /// Other comparisons.
+    pub others: usize,
+    differences: Vec<(Row, String)>,
+    advisory: Vec<String>,
+    otherwise: BTreeMap<Rule, usize>,
+    missing: BTreeMap<(Row, &'static str), usize>,
+    lines: Vec<String>,
+}
+
+/// How much is printed of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Every check.
+    All,
+    /// What differs.
+    Differences,
+}
+
+/// Whether a case binds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// It does.
+    Binding,
+    /// What comes out may differ.
+    Advisory,
+}
+
+impl Tally {
+    /// Notes a check by its name: `difference` says what differs.
+    pub fn note(&mut self, name: &str, weight: Weight, difference: Option<String>) {
+        match (difference, weight) {
+            (None, _) => self.lines.push(format!("  same     {name}")),
+            (Some(why), Weight::Binding) => self.differs(name, why),
+            (Some(why), Weight::Advisory) => self.advisory.push(format!("  advisory {name}: {why}")),
+        }
+    }
+
+    /// Compares two values that a case names.
+    pub fn compare<T: PartialEq + std::fmt::Debug>(&mut self, name: &str, weight: Weight, owed: &T, found: &T) {
+        self.others += 1;
+        let difference = (owed != found).then(|| format!("{found:?} came out, {owed:?} is owed"));
+        self.note(name, weight, difference);
+    }
+
+    /// Notes what differs.
+    pub fn differs(&mut self, name: &str, why: String) {
+        self.differences.push((self.row, format!("  DIFFERS  [{}] {name}: {why}", self.row)));
+    }
+
+    /// Notes that a rule owes something else than the case says.
+    pub fn otherwise(&mut self, rule: Rule) {
+        *self.otherwise.entry(rule).or_default() += 1;
+    }
+
+    /// Notes what nobody can check yet: as long as there is any of it, the cases are not met.
+    pub fn missing(&mut self, row: Row, what: &'static str, count: usize) {
+        if count > 0 {
+            *self.missing.entry((row, what)).or_default() += count;
+        }
+    }
+
+    /// Whether nothing was checked, and nothing left out.
+    pub fn is_empty(&self) -> bool {
+        let Self { library, programs, of_node, others, .. } = self;
+        library + programs + of_node + others == 0 && self.missing.is_empty()
+    }
+
+    fn differing(&self) -> usize {
+        self.differences.len() + self.missing.values().sum::<usize>()
+    }
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            row: Row::File,
+            library: 0,
+            programs: 0,
+            of_node: 0,
+            others: 0,
+            differences: Vec::new(),
+            advisory: Vec::new(),
+            otherwise: BTreeMap::new(),
+            missing: BTreeMap::new(),
+            lines: Vec::new(),
+        }
+    }
+}
+
+/// What came of all files.
+#[derive(Default)]
+pub struct Report {
+    /// What is known not to be there yet: its differences are shown, and do not count.
+    pub left_out: Option<Row>,
+    files: usize,
+    differing: usize,
+    all: Tally,
+}
+
+impl Report {
+    /// Prints a file's line, and what is to be said in detail.
+    pub fn add(&mut self, file: &Path, tally: Tally, detail: Detail) {
+        let Tally { library, programs, of_node, others, .. } = tally;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let differences = tally.differing();
+        let counted = differences - tally.differing_in(self.left_out);
+        println!(
+            "{name:<56} flows: library {library:>3}, programs {programs:>3}, of the node {of_node:>3}; others {others:>3}; differences {differences}"
+        );
+        let same = tally.lines.iter().filter(|_| detail == Detail::All);
+        same.chain(&tally.advisory).chain(tally.differences.iter().map(|(_, line)| line)).for_each(|line| println!("{line}"));
+        for ((row, what), count) in &tally.missing {
+            println!("  DIFFERS  [{row}] {name}: not covered yet: {count} ({what})");
+        }
+        self.files += 1;
+        self.differing += usize::from(counted > 0);
+        self.all.take(tally);
+    }
+
+    /// Prints the sums; success if there was no difference, nothing left out, and both ways were gone equally often.
+    pub fn conclude(self) -> ExitCode {
+        let Self { left_out, files, differing, all } = self;
+        let Tally { library, programs, of_node, others, advisory, otherwise, .. } = &all;
+        println!(
+            "\nfiles {files}; flows through the library {library}, through the loaded programs {programs}; other checks {others}"
+        );
+        println!("flows of the node itself, judged by the library's choice alone until a hook meets them: {of_node}");
+        for (rule, times) in otherwise {
+            println!("owed otherwise than the cases say, by {rule}: {times}");
+        }
+        println!("advisory differences: {}", advisory.len());
+        println!("differences: {}", all.differing());
+        for (row, times) in all.by_row() {
+            println!("  {times:>4}  {row}");
+        }
+        let equal = library == programs;
+        if !equal {
+            println!("the two ways were not gone equally often");
+        }
+        let excuse = left_out.is_none_or(|_| all.differing_in(left_out) > 0);
+        if let Some(row) = left_out {
+            println!("{row} is left out: its {} differences do not count", all.differing_in(left_out));
+        }
+        if !excuse {
+            println!("nothing is different there any more: it need not be left out");
+        }
+        let passed = differing == 0 && equal && excuse;
+        let verdict = if passed { "ok" } else { "FAILED" };
+        // By files, in the words of Rust's test runner, which `cargo xtask test` counts.
+        println!("test result: {verdict}. {} passed; {differing} failed; 0 ignored;", files - differing);
+        if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+impl Tally {
+    fn take(&mut self, more: Self) {
+        self.library += more.library;
+        self.programs += more.programs;
+        self.of_node += more.of_node;
+        self.others += more.others;
+        self.differences.extend(more.differences);
+        self.advisory.extend(more.advisory);
+        more.otherwise.into_iter().for_each(|(rule, times)| *self.otherwise.entry(rule).or_default() += times);
+        more.missing.into_iter().for_each(|((row, what), count)| self.missing(row, what, count));
+    }
+
+    fn differing_in(&self, row: Option<Row>) -> usize {
+        row.and_then(|row| self.by_row().get(&row).copied()).unwrap_or(0)
+    }
+
+    fn by_row(&self) -> BTreeMap<Row, usize> {
+        let differences = self.differences.iter().map(|(row, _)| (*row, 1));
+        let missing = self.missing.iter().map(|((row, _), count)| (*row, *count));
+        let mut rows = BTreeMap::new();
+        differences.chain(missing).for_each(|(row, count)| *rows.entry(row).or_default() += count);
+        rows
+    }
+}

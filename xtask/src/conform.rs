@@ -1,0 +1,57 @@
+//! `cargo xtask conform`: what Portway does against cases that others have written down, on fake tables and in the kernel.
+
+use crate::setup::{self, Component};
+use crate::sh;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Compare what Portway does with what cases say
+#[derive(clap::Args)]
+pub struct Args {
+    /// Directories of cases, or single files, whose checks are all listed
+    #[arg(required = true, value_name = "DIR|FILE")]
+    paths: Vec<PathBuf>,
+    /// List every check of every file
+    #[arg(long)]
+    verbose: bool,
+    /// Do not count the differences of SCTP, which is not there yet
+    #[arg(long)]
+    without_sctp: bool,
+}
+
+/// Runs the cases; an error where something differs, is not covered, or is not there.
+pub fn run(args: &Args) -> Result<()> {
+    setup::ensure(&Component::BUILD)?;
+    let flags = [(args.verbose, "--verbose"), (args.without_sctp, "--without-sctp")];
+    let flags = flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag);
+    sh::run(sh::cargo().args(["test", "--quiet"]).args(arguments(&args.paths)?).args(flags))
+}
+
+/// What `cargo test` is told to run the cases in these places.
+pub fn arguments(paths: &[PathBuf]) -> Result<Vec<String>> {
+    ensure!(nix::unistd::geteuid().is_root(), "the programs are loaded for it: run it as root");
+    let places = paths.iter().map(|path| place(path)).collect::<Result<Vec<_>>>()?;
+    let test = ["--package", "proxy-userspace", "--test", TARGET, "--"].map(str::to_owned);
+    Ok(test.into_iter().chain(places).collect())
+}
+
+/// The target of integration tests that runs them.
+pub const TARGET: &str = "conformance";
+
+/// The path from the root, as the test runs elsewhere.
+fn place(path: &Path) -> Result<String> {
+    let Ok(place) = fs::canonicalize(path) else { bail!("no cases at {}", path.display()) };
+    place.into_os_string().into_string().ok().with_context(|| format!("name {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_that_are_not_there_are_an_error_that_names_the_place() {
+        let why = place(Path::new("/nowhere/cases")).expect_err("found");
+        assert_eq!(why.to_string(), "no cases at /nowhere/cases");
+    }
+}
