@@ -75,7 +75,8 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<Report> {
     let files = files(&args.paths)?;
     let mut kernel = Kernel::new()?;
-    let mut report = Report { left_out: args.without_sctp.then_some(Row::Sctp), ..Report::default() };
+    let mut report = Report::default();
+    report.left_out = args.without_sctp.then_some(Row::Sctp);
     for file in files {
         let detail = if args.verbose || args.paths.contains(&file) { Detail::All } else { Detail::Differences };
         let mut tally = Tally::default();
