@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use xtask::lab::{container, hold, probe, server};
-use xtask::{build, demo, load, setup, test, tidy, vm};
+use xtask::{build, compare, demo, load, setup, test, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -20,6 +20,7 @@ enum Command {
     Load(load::LoadArgs),
     Unload(load::UnloadArgs),
     Demo(demo::Args),
+    Compare(compare::Args),
     Test(test::Args),
     Tidy(tidy::Args),
     Vm(vm::Args),
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Load(args) => load::run_load(&args),
         Command::Unload(args) => load::run_unload(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Vm(args) => vm::run(&args),
