@@ -1,6 +1,7 @@
 //! Portway's own commands as a library: each module is one command of `cargo xtask`, or what several of them share.
 
 pub mod build;
+pub mod compare;
 pub mod conform;
 pub mod counts;
 pub mod demo;

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use xtask::lab::{container, hold, probe, server};
-use xtask::{build, conform, demo, load, setup, test, tidy, vm};
+use xtask::{build, compare, conform, demo, load, setup, test, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -21,6 +21,7 @@ enum Command {
     Unload(load::UnloadArgs),
     Conform(conform::Args),
     Demo(demo::Args),
+    Compare(compare::Args),
     Test(test::Args),
     Tidy(tidy::Args),
     Vm(vm::Args),
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Unload(args) => load::run_unload(&args),
         Command::Conform(args) => conform::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Vm(args) => vm::run(&args),

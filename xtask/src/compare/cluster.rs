@@ -1,0 +1,168 @@
+//! Owns one side of the comparison: a lab with a control plane of its own, the objects, and one of the two data planes on its nodes.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::rows::{Client, Protocol, Row, Target};
+use super::scene::{self, FAR_WAY, NEAR_WAY, SERVICE_RANGES, SERVICES, Service};
+use crate::lab::agent::{Agent, AgentSpec, Source};
+use crate::lab::controlplane::{ControlPlane, ControlPlaneSpec, KubeProxy, ObjectRef, ProxySpec, User, wait_for};
+use crate::lab::host::Tools;
+use crate::lab::netns::Namespace;
+use crate::lab::probe;
+use crate::lab::topology::{Family, Join, ROUTER, Wiring};
+use crate::lab::{Lab, objects};
+
+const DEPLOY: &str = include_str!("../../../deploy/portway.yaml");
+/// How long slices may take to follow pods, and data planes to follow slices; generous, for machines are slow in CI.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Refusals are counted here, so that none may be lost to the kernel's own limit of one a second for each client.
+const UNLIMITED_ICMP: &[(&str, &str)] = &[("ipv4/icmp_ratelimit", "0"), ("ipv6/icmp/ratelimit", "0")];
+
+/// Whose data plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// kube-proxy in nftables mode.
+    KubeProxy,
+    /// Portway.
+    Portway,
+}
+
+/// What forwards on the nodes, for as long as it is not dropped.
+#[derive(Debug)]
+enum DataPlane {
+    KubeProxy { _running: Vec<KubeProxy> },
+    Portway { _running: Vec<Agent> },
+}
+
+/// A side that runs; its data plane goes first.
+#[derive(Debug)]
+pub struct Cluster {
+    _data_plane: DataPlane,
+    _plane: ControlPlane,
+    lab: Lab,
+}
+
+impl Cluster {
+    /// Brings up a side, and returns when its data plane serves.
+    ///
+    /// # Errors
+    /// If any of it does not start, or does not serve in time.
+    pub fn start(side: Side, wiring: Wiring, join: Join, tools: Tools) -> Result<Self> {
+        let lab = Lab::start(scene::topology(wiring, join), tools)?;
+        lab.router().ip(&scene::routes(FAR_WAY))?;
+        lab.near_client().ip(&scene::routes(NEAR_WAY))?;
+        stop_loops(lab.router())?;
+        lab.nodes().iter().try_for_each(|node| node.ns().sysctls(UNLIMITED_ICMP))?;
+        let ranges = SERVICE_RANGES.iter().map(|range| range.parse().context("read a Service range"));
+        let service_ranges = ranges.collect::<Result<_>>()?;
+        let plane =
+            ControlPlane::start(&ControlPlaneSpec { netns: lab.router().path(), address: ROUTER.v4.into(), service_ranges })?;
+        apply(&plane, &lab)?;
+        let data_plane = match side {
+            Side::KubeProxy => DataPlane::KubeProxy { _running: start_kube_proxies(&plane, &lab)? },
+            Side::Portway => DataPlane::Portway { _running: start_agents(&plane, &lab)? },
+        };
+        let cluster = Self { _data_plane: data_plane, _plane: plane, lab };
+        cluster.wait_until_served()?;
+        Ok(cluster)
+    }
+
+    /// The lab that it runs in.
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// The namespace of a client.
+    ///
+    /// # Errors
+    /// If there is no such pod or node.
+    pub fn namespace(&self, client: Client) -> Result<&Namespace> {
+        Ok(match client {
+            Client::Near => self.lab.near_client(),
+            Client::Far => self.lab.far_client(),
+            Client::Pod(name, _) => self.lab.pod(name)?.ns(),
+            Client::Process(node) => self.lab.node(&format!("node{node}"))?.ns(),
+        })
+    }
+
+    /// Waits until the first and the last Service are served at every node and to every pod: they come to the kernel all at once, devices of
+    /// pods one by one.
+    fn wait_until_served(&self) -> Result<()> {
+        let clients =
+            [("client-1", 1), ("client-3", 3), ("web-1", 1)].map(|(name, node)| (Client::Pod(name, node), Target::ClusterIp));
+        let nodes = [1, 2, 3].map(|node| (Client::Far, Target::NodePort(node)));
+        let services = [&SERVICES[0], &SERVICES[7]];
+        for (client, target) in clients.into_iter().chain(nodes) {
+            for (service, family) in services.into_iter().flat_map(|service| Family::BOTH.map(|family| (service, family))) {
+                let row = Row { client, service, target, family, protocol: Protocol::Tcp };
+                wait_for(&row.to_string(), PATIENCE, || self.serves(&row))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn serves(&self, row: &Row) -> Result<Option<()>> {
+        let answer = self.namespace(row.client)?.run(|| Ok(probe::ask(row.kind(), row.addr())))?;
+        Ok(answer.served().map(drop))
+    }
+}
+
+/// What a node leaves untouched goes to its default gateway, the router, which would send it back until its hop limit is used up, and the
+/// client would hear of that sooner or later: the router drops it. The clients have other ways to the nodes.
+fn stop_loops(router: &Namespace) -> Result<()> {
+    for (family, network) in ["-4", "-6"].into_iter().zip(scene::ROUTED_NETWORKS) {
+        let rule = ["rule", "add", "iif", "eth0", "to", network, "blackhole"];
+        router.output(Command::new("ip").arg(family).args(rule))?;
+    }
+    Ok(())
+}
+
+/// Gives the API server all objects, and waits until slices have followed.
+fn apply(plane: &ControlPlane, lab: &Lab) -> Result<()> {
+    plane.client().apply_yaml(DEPLOY)?;
+    lab.nodes().iter().try_for_each(|node| apply_with_status(plane, &objects::node(node)))?;
+    lab.pods().try_for_each(|(node, pod)| apply_with_status(plane, &objects::pod(node, pod)))?;
+    for service in &SERVICES {
+        let object = plane.client().apply(&service.object())?;
+        plane.client().patch_status(&ObjectRef::of(&object)?, &service.status())?;
+    }
+    SERVICES
+        .iter()
+        .try_for_each(|service| wait_for(&format!("the slices of {}", service.name), PATIENCE, || has_slices(plane, service)))
+}
+
+fn apply_with_status(plane: &ControlPlane, object: &Value) -> Result<()> {
+    let mut bare = object.clone();
+    let status = bare.as_object_mut().and_then(|fields| fields.remove("status")).context("find the status")?;
+    plane.client().apply(&bare)?;
+    plane.client().patch_status(&ObjectRef::of(object)?, &status).map(drop)
+}
+
+/// Whether both families' slices have all endpoints; a Service without any has slices too, which are empty.
+fn has_slices(plane: &ControlPlane, service: &Service) -> Result<Option<()>> {
+    let selector = format!("kubernetes.io/service-name={}", service.name);
+    let slices = plane.client().list("discovery.k8s.io/v1", "EndpointSlice", Some("default"), &selector)?;
+    let endpoints: usize = slices.iter().map(|slice| slice["endpoints"].as_array().map_or(0, Vec::len)).sum();
+    Ok((slices.len() == 2 && endpoints == 2 * service.endpoints().len()).then_some(()))
+}
+
+fn start_kube_proxies(plane: &ControlPlane, lab: &Lab) -> Result<Vec<KubeProxy>> {
+    let ranges = ["10.244.0.0/16", "fd00:244::/32"].map(|range| range.parse().context("read a pod range"));
+    let cluster_cidrs = ranges.into_iter().collect::<Result<Vec<_>>>()?;
+    let spec = |node: &crate::lab::node::Node| ProxySpec {
+        netns: node.ns().path(),
+        node: node.name().to_owned(),
+        cluster_cidrs: cluster_cidrs.clone(),
+    };
+    lab.nodes().iter().map(|node| KubeProxy::start(plane, &spec(node))).collect()
+}
+
+fn start_agents(plane: &ControlPlane, lab: &Lab) -> Result<Vec<Agent>> {
+    let account = User::ServiceAccount { namespace: "portway".into(), name: "portway".into() };
+    let spec = AgentSpec::new(lab.tools(), Source::Kubeconfig(plane.kubeconfig(&account)?), lab.directory());
+    lab.nodes().iter().map(|node| spec.start(node)).collect()
+}

@@ -1,0 +1,172 @@
+//! Owns the list of intended differences: each rule says, from a row and from what kube-proxy made of it, what Portway has to make of it.
+
+use super::outcome::{End, Outcome, Seen};
+use super::rows::{Client, Row, Target};
+
+/// A difference that is meant.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// The number of the rule, or the table that has it.
+    pub number: &'static str,
+    /// The rule in a sentence.
+    pub says: &'static str,
+    /// What it makes of an outcome.
+    foresee: fn(&Row, &Outcome) -> Outcome,
+}
+
+/// All that are meant, in the order in which they apply.
+pub const INTENDED: [Rule; 4] = [
+    Rule {
+        number: "V11",
+        says: "pods of other nodes reach all endpoints of an externalTrafficPolicy Local Service, and the replies come back",
+        foresee: other_pods_reach_all,
+    },
+    Rule {
+        number: "verdict table",
+        says: "the nodePort of an externalTrafficPolicy Local Service refuses at once where no backend is, instead of dropping",
+        foresee: node_port_refuses,
+    },
+    Rule {
+        number: "V9",
+        says: "the client's address is kept for backends of the node that is asked, and for its pods",
+        foresee: client_is_kept,
+    },
+    Rule {
+        number: "V10",
+        says: "a pod that reaches itself sees the address that it asked for, instead of the node's",
+        foresee: hairpin_sees_frontend,
+    },
+];
+
+/// What is made of a row on both sides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The same.
+    Same,
+    /// What these rules want.
+    Intended(Vec<&'static str>),
+    /// Something else than this, which would be right.
+    Wrong(Outcome),
+    /// Not judged: socket hooks are not there yet.
+    NotYet,
+}
+
+/// Judges what Portway made of `row` by what kube-proxy did.
+pub fn judge(row: &Row, kube_proxy: &Outcome, portway: &Outcome) -> Verdict {
+    if row.needs_socket_hooks() {
+        return Verdict::NotYet;
+    }
+    let (mut foreseen, mut numbers) = (kube_proxy.clone(), Vec::new());
+    for rule in &INTENDED {
+        let next = (rule.foresee)(row, &foreseen);
+        if next != foreseen {
+            numbers.push(rule.number);
+        }
+        foreseen = next;
+    }
+    match foreseen == *portway {
+        false => Verdict::Wrong(foreseen),
+        true if numbers.is_empty() => Verdict::Same,
+        true => Verdict::Intended(numbers),
+    }
+}
+
+fn other_pods_reach_all(row: &Row, outcome: &Outcome) -> Outcome {
+    let endpoints = row.service.endpoints();
+    if !(row.is_external_local() && row.is_from_other_pod()) || endpoints.is_empty() {
+        return outcome.clone();
+    }
+    let served = endpoints.iter().map(|(pod, _)| End::Served { pod: (*pod).to_owned(), seen: Seen::Client });
+    Outcome(served.collect())
+}
+
+fn node_port_refuses(row: &Row, outcome: &Outcome) -> Outcome {
+    let none_here = !row.service.is_on(row.asked()) && !row.service.endpoints().is_empty();
+    let concerned = matches!(row.target, Target::NodePort(_)) && row.is_external_local() && row.is_from_outside() && none_here;
+    match concerned && *outcome == Outcome::only(End::TimedOut) {
+        true => Outcome::only(End::Refused),
+        false => outcome.clone(),
+    }
+}
+
+fn client_is_kept(row: &Row, outcome: &Outcome) -> Outcome {
+    let asked = row.asked();
+    let is_here = |pod: &str| row.service.endpoints().iter().any(|(name, at)| *name == pod && *at == asked);
+    outcome.with_clients(|pod, before| match () {
+        () if is_hairpin(row, pod) => before,
+        () if row.is_from_own_pod() || is_here(pod) => Seen::Client,
+        () => Seen::Node(asked),
+    })
+}
+
+fn hairpin_sees_frontend(row: &Row, outcome: &Outcome) -> Outcome {
+    let frontend = match row.target {
+        Target::NodePort(n) => Seen::Node(n),
+        _ => Seen::Frontend,
+    };
+    outcome.with_clients(|pod, before| if is_hairpin(row, pod) { frontend } else { before })
+}
+
+/// Whether `pod` reaches itself by way of its own node.
+fn is_hairpin(row: &Row, pod: &str) -> bool {
+    matches!(row.client, Client::Pod(name, _) if name == pod) && row.is_from_own_pod()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::rows::Protocol;
+    use crate::compare::scene::SERVICES;
+    use crate::lab::topology::Family;
+
+    fn row(service: &str, client: Client, target: Target) -> Row {
+        let service = SERVICES.iter().find(|found| found.name == service).expect("a Service");
+        Row { client, service, target, family: Family::V4, protocol: Protocol::Tcp }
+    }
+
+    fn served(by: &[(&str, Seen)]) -> Outcome {
+        Outcome(by.iter().map(|(pod, seen)| End::Served { pod: (*pod).to_owned(), seen: *seen }).collect())
+    }
+
+    #[test]
+    fn a_local_backend_sees_the_client_and_a_remote_one_the_node() {
+        let row = row("cluster", Client::Far, Target::NodePort(1));
+        let kube_proxy = served(&[("web-1", Seen::Node(1)), ("web-2", Seen::Node(1))]);
+        let kept = served(&[("web-1", Seen::Client), ("web-2", Seen::Node(1))]);
+        assert_eq!(judge(&row, &kube_proxy, &kept), Verdict::Intended(vec!["V9"]));
+        assert_eq!(judge(&row, &kube_proxy, &kube_proxy), Verdict::Wrong(kept), "a missing difference is wrong, too");
+    }
+
+    #[test]
+    fn an_endpoint_that_is_not_asked_is_wrong() {
+        let row = row("cluster", Client::Pod("client-1", 1), Target::ClusterIp);
+        let both = served(&[("web-1", Seen::Client), ("web-2", Seen::Client)]);
+        assert_eq!(judge(&row, &both, &both), Verdict::Same);
+        assert_eq!(judge(&row, &both, &served(&[("web-1", Seen::Client)])), Verdict::Wrong(both));
+    }
+
+    #[test]
+    fn only_node_ports_refuse_where_no_backend_is() {
+        let (dropped, refused) = (Outcome::only(End::TimedOut), Outcome::only(End::Refused));
+        let node_port = row("etp-local", Client::Near, Target::NodePort(3));
+        assert_eq!(judge(&node_port, &dropped, &refused), Verdict::Intended(vec!["verdict table"]));
+        let load_balancer = row("etp-local", Client::Near, Target::LoadBalancerIp(3));
+        assert_eq!(judge(&load_balancer, &dropped, &refused), Verdict::Wrong(dropped.clone()));
+        assert_eq!(judge(&load_balancer, &dropped, &dropped), Verdict::Same);
+    }
+
+    #[test]
+    fn pods_of_other_nodes_reach_all_endpoints_and_are_masqueraded_where_replies_would_miss_the_node() {
+        let row = row("etp-local", Client::Pod("client-3", 3), Target::NodePort(1));
+        let mut astray = served(&[("web-1", Seen::Client)]);
+        astray.0.insert(End::TimedOut);
+        let all = served(&[("web-1", Seen::Client), ("web-2", Seen::Node(1))]);
+        assert_eq!(judge(&row, &astray, &all), Verdict::Intended(vec!["V11", "V9"]));
+    }
+
+    #[test]
+    fn processes_are_not_judged() {
+        let row = row("cluster", Client::Process(1), Target::ClusterIp);
+        assert_eq!(judge(&row, &Outcome::only(End::Refused), &Outcome::only(End::TimedOut)), Verdict::NotYet);
+    }
+}
