@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use super::cluster::Cluster;
 use super::outcome::{self, Outcome};
-use super::rows::{Client, Row};
+use super::rows::{Client, Protocol, Row};
 use crate::lab::node::Node;
 use crate::lab::probe::{self, Answer};
 use crate::lab::topology::Family;
@@ -21,8 +21,8 @@ const WORKERS: usize = 6;
 const BURST: usize = 12;
 /// The same where each question is a process.
 const PROCESS_BURST: usize = 4;
-/// The kernel, which refuses for kube-proxy, sends one ICMPv6 error a second to a peer: by then it may send the next.
-const ICMPV6_PAUSE: Duration = Duration::from_millis(1100);
+/// By then a SYN has been sent twice.
+const TWO_SYNS: Duration = Duration::from_millis(1800);
 
 /// Asks all rows, and gives what came of each.
 ///
@@ -58,9 +58,8 @@ fn ask(cluster: &Cluster, row: &Row) -> Result<Outcome> {
     let own = own_address(cluster, row)?;
     let more = if row.needs_socket_hooks() { PROCESS_BURST } else { BURST };
     let mut answers = burst(cluster, row, 1)?;
-    if answers == [Answer::TimedOut] && row.family == Family::V6 {
-        std::thread::sleep(ICMPV6_PAUSE);
-        answers = burst(cluster, row, 1)?;
+    if answers == [Answer::TimedOut] && is_refused_late(cluster, row)? {
+        return Ok(Outcome::new(row, own, &[Answer::Refused]));
     }
     let refused = answers == [Answer::Refused];
     answers.extend(burst(cluster, row, if refused { 1 } else { more })?);
@@ -70,6 +69,14 @@ fn ask(cluster: &Cluster, row: &Row) -> Result<Outcome> {
         answers.extend(burst(cluster, row, more)?);
     }
     Ok(Outcome::new(row, own, &answers))
+}
+
+/// Whether a TCP client that waits for its second SYN is refused.
+fn is_refused_late(cluster: &Cluster, row: &Row) -> Result<bool> {
+    if (row.family, row.protocol) != (Family::V6, Protocol::Tcp) || row.needs_socket_hooks() {
+        return Ok(false);
+    }
+    cluster.namespace(row.client)?.run(|| Ok(probe::is_refused(row.addr(), TWO_SYNS)))
 }
 
 fn own_address(cluster: &Cluster, row: &Row) -> Result<IpAddr> {

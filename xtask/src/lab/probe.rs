@@ -125,6 +125,14 @@ fn parse_facts(text: &[u8]) -> io::Result<Facts> {
     String::from_utf8_lossy(text).parse().map_err(|e: anyhow::Error| io::Error::new(ErrorKind::InvalidData, format!("{e:#}")))
 }
 
+/// Whether a TCP connection is refused within `patience`.
+///
+/// Linux heeds an ICMPv6 error for a SYN only if no call holds the socket; over veth it is back before `connect` has let go, and what is
+/// sent again a second later is refused.
+pub fn is_refused(addr: SocketAddr, patience: Duration) -> bool {
+    TcpStream::connect_timeout(&addr, patience).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
 fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
