@@ -2,6 +2,7 @@
 
 mod confined;
 mod kernel;
+mod numbers;
 mod rules;
 mod source;
 
@@ -25,12 +26,17 @@ pub fn run(_: &Args) -> Result<()> {
         println!("{violation}");
     }
     println!("tidy: {} files, {} violations of the design's invariants", sources.len(), violations.len());
+    let unnamed = numbers::unnamed(&sources, &fixtures()?);
+    println!("tidy: rules that no test names: {}", if unnamed.is_empty() { "none".to_owned() } else { unnamed.join(", ") });
     setup::ensure(&[Component::Lints, Component::KernelCore, Component::BpfLinker])?;
     let format = sh::run(sh::cargo().args(["fmt", "--all", "--check"]));
     let lints = sh::run(sh::cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]));
     let kernel_lints = kernel::lint();
     if !violations.is_empty() {
         bail!("the sources break {} of the design's invariants", violations.len());
+    }
+    if !unnamed.is_empty() {
+        bail!("no test names {}", unnamed.join(", "));
     }
     format.context("check the format (`cargo fmt --all` mends it)")?;
     lints.context("check the lints")?;
@@ -45,6 +51,14 @@ fn sources() -> Result<Vec<Source>> {
     let listed = sh::output(&mut git).context("list the sources")?;
     let existing = listed.split('\0').filter(|path| !path.is_empty() && root.join(path).is_file());
     existing.map(|path| read(&root, path)).collect()
+}
+
+/// The texts of the compiler's fixtures.
+fn fixtures() -> Result<Vec<String>> {
+    let dir = sh::workspace().join("proxy-userspace/tests/fixtures");
+    let entries = fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))?;
+    let text = |entry: std::io::Result<fs::DirEntry>| fs::read_to_string(entry?.path());
+    entries.map(text).collect::<std::io::Result<_>>().context("read the fixtures")
 }
 
 fn read(root: &std::path::Path, path: &str) -> Result<Source> {
