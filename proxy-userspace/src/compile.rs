@@ -1,29 +1,32 @@
 //! From a snapshot of the cluster and the host to what the maps ought to hold: pure, and the same for equal snapshots.
 
 mod addresses;
+mod compiler;
 mod endpoints;
 mod health;
 mod local;
 mod pods;
 mod services;
+#[cfg(test)]
+mod tests;
+mod touched;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use proxy_common::net::{AddressFlags, RangeKind};
 use proxy_common::service::Config;
 
 use crate::contents::{Contents, Frontend};
 use crate::model::{ObjectName, Snapshot};
 
 pub use addresses::node_port_addresses;
+pub use compiler::Compiler;
 pub use endpoints::{known_endpoints, serving_endpoints};
 pub use health::{HealthCheck, HealthChecks, PortConflict, health_checks, local_ready_endpoints};
 pub use local::{NoLocalEndpoints, no_local_endpoints};
 pub use services::service_port_name;
+pub use touched::Touched;
 
 /// What the maps ought to hold; see [`compile_reporting`].
 pub fn compile(snapshot: &Snapshot) -> Contents {
@@ -32,18 +35,9 @@ pub fn compile(snapshot: &Snapshot) -> Contents {
 
 /// What the maps ought to hold, and where two Services claimed the same frontend.
 pub fn compile_reporting(snapshot: &Snapshot) -> (Contents, Vec<Conflict>) {
-    let pods = pods::PodNetwork::new(snapshot);
-    let (frontends, conflicts) = services::frontends(snapshot, &pods);
-    let contents = Contents {
-        sources: services::sources(snapshot, &frontends),
-        ranges: ranges(snapshot, &pods),
-        addresses: addresses::addresses(snapshot, &frontends),
-        frontends,
-        pods: pods.local(snapshot),
-        devices: snapshot.links.devices.clone(),
-        config: config(snapshot),
-    };
-    (contents, conflicts)
+    let mut compiler = Compiler::default();
+    compiler.compile(snapshot, &Touched::everything());
+    (compiler.contents().clone(), compiler.conflicts().cloned().collect())
 }
 
 fn config(snapshot: &Snapshot) -> Config {
@@ -60,11 +54,10 @@ fn config(snapshot: &Snapshot) -> Config {
     }
 }
 
-/// The pod network, and where addresses that no Service has are dropped: the ServiceCIDR objects', and the operator's.
-fn ranges(snapshot: &Snapshot, pods: &pods::PodNetwork<'_>) -> BTreeMap<IpNet, RangeKind> {
+/// Where addresses that no Service has are dropped: the ServiceCIDR objects', and the operator's.
+fn service_ranges(snapshot: &Snapshot) -> impl Iterator<Item = IpNet> + '_ {
     let objects = snapshot.state.service_cidrs.values().flat_map(|cidr| &cidr.prefixes);
-    let services = objects.chain(&snapshot.settings.service_cidrs).map(|range| (range.trunc(), RangeKind::SERVICES));
-    pods.ranges(snapshot).into_iter().chain(services).collect()
+    objects.chain(&snapshot.settings.service_cidrs).map(IpNet::trunc)
 }
 
 /// Two service ports claimed one frontend; the loser is not served there.
@@ -85,9 +78,4 @@ impl fmt::Display for Conflict {
         let Self { frontend, winner, loser, .. } = self;
         write!(f, "Service {loser} is not served at {frontend}: Service {winner} has it")
     }
-}
-
-/// Sets bits of an address's flags.
-fn mark(addresses: &mut BTreeMap<IpAddr, AddressFlags>, addr: IpAddr, flag: u32) {
-    addresses.entry(addr).or_default().0 |= flag;
 }

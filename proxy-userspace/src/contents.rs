@@ -2,6 +2,8 @@
 //!
 //! `compile` makes it, `place` turns it into writes, `dataplane` reads the kernel back into it; equality is judged here.
 
+mod delta;
+mod diff;
 mod dump;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +13,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol, RangeKind};
 use proxy_common::service::{Config, ServiceFlags};
+
+pub use delta::{Delta, set, unlike};
 
 /// Everything that the maps ought to hold on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -18,15 +18,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
-use crate::compile::compile_reporting;
-use crate::contents::Contents;
+use crate::compile::{Compiler, Touched};
 use crate::dataplane::Dataplane;
 use crate::flows::Serving;
 use crate::health::{NodeVitals, Vitals};
 use crate::links::{Found, Wanted};
 use crate::metrics::{Metrics, Pass};
 use crate::model::{Changed, Kind, Node, Object, ObjectName, Snapshot, State, Update};
-use crate::place::{Actual, place, place_changes, retire};
+use crate::place::{Actual, place, place_delta, retire};
 use reports::{Change, seconds};
 
 pub use reports::{Audience, Reports};
@@ -70,6 +69,9 @@ pub struct Sync {
     actual: Actual,
     placed: Placed,
     outputs: Outputs,
+    compiler: Compiler,
+    /// What the compiler has to look at.
+    touched: Touched,
     dirty: Dirty,
     retire_at: Option<Instant>,
     retry_at: Option<Instant>,
@@ -81,10 +83,10 @@ pub struct Sync {
 enum Placed {
     /// Nothing was written yet.
     Never,
-    /// Not quite these contents: a write was refused.
+    /// Not quite what the compiler says: a write was refused.
     Partly,
-    /// These contents.
-    Wholly(Box<Contents>),
+    /// What the compiler says.
+    Wholly,
 }
 
 /// What has changed since the last sync.
@@ -98,7 +100,9 @@ impl Sync {
     /// A task over the loaded data plane; `actual` is what it holds, `snapshot` has the settings.
     pub fn new(snapshot: Snapshot, plane: Dataplane, actual: Actual, outputs: Outputs) -> Self {
         let (placed, dirty) = (Placed::Never, Dirty::default());
-        Self { snapshot, plane, actual, placed, outputs, dirty, retire_at: None, retry_at: None, first_until: None }
+        let (compiler, touched) = (Compiler::default(), Touched::everything());
+        let (retire_at, retry_at, first_until) = (None, None, None);
+        Self { snapshot, plane, actual, placed, outputs, compiler, touched, dirty, retire_at, retry_at, first_until }
     }
 
     /// Runs until a source ends, which is an error, for whoever supervises us.
@@ -145,6 +149,7 @@ impl Sync {
     fn take(&mut self, update: Update) -> Changed {
         let change = Change::of(&update, &self.snapshot.state);
         self.outputs.reports.heard(&change);
+        self.touched.note(&update);
         let changed = self.snapshot.state.apply(update);
         if changed == Changed::Yes {
             self.outputs.reports.matters(change, Timestamp::now());
@@ -198,7 +203,7 @@ impl Sync {
             self.attach(&found)?;
             self.bring_in_step(&found);
         }
-        if matches!(self.placed, Placed::Wholly(_)) {
+        if matches!(self.placed, Placed::Wholly) {
             self.outputs.vitals.send_if_modified(|vitals| !std::mem::replace(&mut vitals.in_step, true));
         }
         self.dirty = Dirty::default();
@@ -228,16 +233,13 @@ impl Sync {
     /// Makes the maps hold what the snapshot and the found network come to.
     fn bring_in_step(&mut self, found: &Found) {
         let started = Instant::now();
-        self.snapshot.links = found.links.clone();
-        for (index, device) in &mut self.snapshot.links.devices {
-            device.flags |= self.plane.device_flags(*index);
-        }
-        let (contents, conflicts) = compile_reporting(&self.snapshot);
-        self.outputs.reports.compiled(&self.snapshot, &contents, &conflicts);
+        self.look_at_links(found);
+        let delta = self.compiler.compile(&self.snapshot, &std::mem::take(&mut self.touched));
         let compiled = started.elapsed();
+        let contents = self.compiler.contents();
         let (pass, writes) = match &self.placed {
-            Placed::Wholly(before) => (Pass::Partial, place_changes(before, &contents, &self.actual)),
-            Placed::Partly | Placed::Never => (Pass::Full, place(&contents, &self.actual)),
+            Placed::Wholly => (Pass::Partial, place_delta(&delta, contents, &self.actual)),
+            Placed::Partly | Placed::Never => (Pass::Full, place(contents, &self.actual)),
         };
         let planned = started.elapsed();
         let count = writes.len();
@@ -249,16 +251,26 @@ impl Sync {
             let micros = |from: Duration, to: Duration| (to.saturating_sub(from)).as_micros() as u64;
             let (compile, plan, apply) =
                 (compiled.as_micros() as u64, micros(compiled, planned), micros(planned, started.elapsed()));
-            let frontends = contents.frontends.len();
+            let frontends = self.compiler.contents().frontends.len();
             info!(writes = count, frontends, compile_us = compile, plan_us = plan, apply_us = apply, "the kernel is in step");
             self.retire_at = Some(Instant::now() + GRACE);
         } else {
             debug!(compile_us = compiled.as_micros() as u64, "nothing to write");
         }
-        self.conclude(contents, &errors);
+        self.outputs.reports.compiled(&self.snapshot, self.compiler.contents(), self.compiler.conflicts());
+        self.conclude(&errors);
     }
 
-    fn conclude(&mut self, contents: Contents, errors: &[anyhow::Error]) {
+    fn look_at_links(&mut self, found: &Found) {
+        let mut links = found.links.clone();
+        for (index, device) in &mut links.devices {
+            device.flags |= self.plane.device_flags(*index);
+        }
+        self.touched.note_links(&self.snapshot.links, &links);
+        self.snapshot.links = links;
+    }
+
+    fn conclude(&mut self, errors: &[anyhow::Error]) {
         if let Some(error) = errors.first() {
             warn!(refused = errors.len(), error = format!("{error:#}"), "the kernel refused writes; trying again");
             errors.iter().for_each(|_| self.outputs.metrics.write_failed());
@@ -266,7 +278,7 @@ impl Sync {
             self.retry_at = Some(Instant::now() + RETRY);
             return;
         }
-        self.placed = Placed::Wholly(Box::new(contents));
+        self.placed = Placed::Wholly;
         self.outputs.reports.settled(Timestamp::now());
         self.outputs.vitals.send_modify(|vitals| vitals.update(Instant::now()));
     }

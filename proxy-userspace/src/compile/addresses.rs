@@ -1,36 +1,11 @@
-//! What addresses are to this node: its own, those with nodePorts (V8), cluster IPs.
+//! Where nodePorts are served (V8).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use proxy_common::net::AddressFlags;
-use proxy_common::service::ServiceFlags;
 
-use super::mark;
-use crate::contents::{Frontend, Target};
-use crate::model::{Links, Node, NodePortAddresses, ObjectName, Proxied, Snapshot};
-
-/// The flags of every address that has one.
-pub(super) fn addresses(snapshot: &Snapshot, frontends: &BTreeMap<Frontend, Target>) -> BTreeMap<IpAddr, AddressFlags> {
-    let mut found = BTreeMap::new();
-    for addr in snapshot.links.host_addresses.keys() {
-        mark(&mut found, *addr, AddressFlags::HOST);
-    }
-    for addr in node_port_addresses(snapshot) {
-        mark(&mut found, addr, AddressFlags::NODE_PORTS);
-    }
-    let foreign = snapshot.state.services.values().filter(|service| service.proxied == Proxied::OtherProxy);
-    for addr in foreign.flat_map(|service| &service.cluster_ips) {
-        mark(&mut found, *addr, AddressFlags::FOREIGN);
-    }
-    for (frontend, target) in frontends {
-        if target.flags & ServiceFlags::CLUSTER_IP != 0 {
-            mark(&mut found, frontend.addr, AddressFlags::CLUSTER_IP);
-        }
-    }
-    found
-}
+use crate::model::{Links, Node, NodePortAddresses, ObjectName, Snapshot};
 
 /// V8: the addresses that nodePorts are served on.
 pub fn node_port_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {

@@ -9,61 +9,103 @@ use proxy_common::net::{LocalPod, RangeKind};
 
 use crate::model::{ObjectName, Phase, Pod, Snapshot};
 
-/// The pod network, as far as the cluster's objects tell.
-pub(super) struct PodNetwork<'a> {
-    owners: BTreeMap<IpAddr, &'a Pod>,
-    node_addresses: BTreeSet<IpAddr>,
+/// The pod network, as far as the cluster's objects tell, by address.
+#[derive(Debug, Default)]
+pub(super) struct PodNetwork {
+    /// The addresses that each pod was known to have.
+    addresses: BTreeMap<ObjectName, Vec<IpAddr>>,
+    /// The pods that have or had an address, the finished and those in the host's network too.
+    at: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
+    /// Nodes' addresses, and this host's.
+    nodes: BTreeSet<IpAddr>,
     prefixes: Vec<IpNet>,
 }
 
-impl<'a> PodNetwork<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot) -> Self {
-        let state = &snapshot.state;
-        let in_host_network = state.pods.values().filter(|pod| pod.host_network).flat_map(|pod| &pod.addresses);
-        let nodes = state.nodes.values().flat_map(|node| node.internal_ips.iter().chain(&node.external_ips));
-        let of_nodes = nodes.chain(in_host_network).chain(snapshot.links.host_addresses.keys());
-        let pod_cidrs = state.nodes.values().flat_map(|node| &node.pod_cidrs);
+impl PodNetwork {
+    /// With what nodes and the operator tell, and without pods.
+    pub(super) fn without_pods(snapshot: &Snapshot) -> Self {
+        let nodes = &snapshot.state.nodes;
+        let of_nodes = nodes.values().flat_map(|node| node.internal_ips.iter().chain(&node.external_ips));
+        let pod_cidrs = nodes.values().flat_map(|node| &node.pod_cidrs);
         Self {
-            owners: owners(&state.pods),
-            node_addresses: of_nodes.copied().collect(),
-            prefixes: snapshot.settings.cluster_cidrs.iter().chain(pod_cidrs).copied().collect(),
+            nodes: of_nodes.chain(snapshot.links.host_addresses.keys()).copied().collect(),
+            prefixes: snapshot.settings.cluster_cidrs.iter().chain(pod_cidrs).map(IpNet::trunc).collect(),
+            ..Self::default()
         }
     }
 
+    /// Takes a pod up as the snapshot has it, and gives the addresses that it concerns.
+    pub(super) fn update(&mut self, name: &ObjectName, snapshot: &Snapshot) -> Vec<IpAddr> {
+        let mut concerned = self.addresses.remove(name).unwrap_or_default();
+        for addr in &concerned {
+            if let Some(pods) = self.at.get_mut(addr) {
+                pods.remove(name);
+                if pods.is_empty() {
+                    self.at.remove(addr);
+                }
+            }
+        }
+        if let Some(pod) = snapshot.state.pods.get(name) {
+            pod.addresses.iter().for_each(|addr| _ = self.at.entry(*addr).or_default().insert(name.clone()));
+            self.addresses.insert(name.clone(), pod.addresses.clone());
+            concerned.extend(&pod.addresses);
+        }
+        concerned
+    }
+
+    /// Addresses of nodes, and prefixes of the pod network.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.nodes.iter().copied()
+    }
+
+    /// The prefixes of the pod network.
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.prefixes.iter().copied()
+    }
+
     /// Whether the address is a pod's on the pod network: a known pod's, or within its prefixes and no node's.
-    pub(super) fn contains(&self, addr: IpAddr) -> bool {
-        self.owners.contains_key(&addr)
-            || (!self.node_addresses.contains(&addr) && self.prefixes.iter().any(|prefix| prefix.contains(&addr)))
+    pub(super) fn contains(&self, snapshot: &Snapshot, addr: IpAddr) -> bool {
+        self.owner(snapshot, addr).is_some() || (!self.is_node(snapshot, addr) && self.is_inside(addr))
     }
 
-    /// V11: by which prefixes an address is known as a pod's: those of the pod network but for nodes' addresses, and other nodes' pods
-    /// whose addresses are in none.
-    pub(super) fn ranges(&self, snapshot: &Snapshot) -> BTreeMap<IpNet, RangeKind> {
-        let inside = |addr: &IpAddr| self.prefixes.iter().any(|prefix| prefix.contains(addr));
-        let nodes = self.node_addresses.iter().filter(|addr| inside(addr)).map(|addr| (*addr, RangeKind::NONE));
+    /// V11: what the packet path has to know of one address beside its prefixes: a node's inside of them, or another node's pod's outside.
+    pub(super) fn range(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<RangeKind> {
+        let inside = self.is_inside(addr);
         let elsewhere = |pod: &Pod| pod.node.as_deref() != Some(&*snapshot.settings.node_name);
-        let others = self.owners.iter().filter(|(addr, pod)| elsewhere(pod) && !inside(addr));
-        let others = others.map(|(addr, _)| (*addr, RangeKind::PODS));
-        let prefixes = self.prefixes.iter().map(|prefix| (prefix.trunc(), RangeKind::PODS));
-        prefixes.chain(nodes.chain(others).map(|(addr, kind)| (IpNet::from(addr), kind))).collect()
+        if inside && self.is_node(snapshot, addr) {
+            Some(RangeKind::NONE)
+        } else if !inside && self.owner(snapshot, addr).is_some_and(elsewhere) {
+            Some(RangeKind::PODS)
+        } else {
+            None
+        }
     }
 
-    /// The addresses of this node's pods, with their devices as far as they are found.
-    pub(super) fn local(&self, snapshot: &Snapshot) -> BTreeMap<IpAddr, LocalPod> {
-        let here = |pod: &Pod| pod.node.as_deref() == Some(&*snapshot.settings.node_name);
-        let device = |addr: &IpAddr| snapshot.links.pods.get(addr).copied().unwrap_or_default();
-        let local = self.owners.iter().filter(|(_, pod)| here(pod));
-        local.map(|(addr, _)| (*addr, LocalPod { device: device(addr) })).collect()
+    /// This node's pod at an address, with its device as far as that is found.
+    pub(super) fn local(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<LocalPod> {
+        let owner = self.owner(snapshot, addr)?;
+        let here = owner.node.as_deref() == Some(&*snapshot.settings.node_name);
+        here.then(|| LocalPod { device: snapshot.links.pods.get(&addr).copied().unwrap_or_default() })
+    }
+
+    /// P20, P22: finished pods own nothing; of several, a running one, then the newest.
+    fn owner<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> Option<&'a Pod> {
+        let pods = self.pods_at(snapshot, addr).filter(|(_, pod)| !pod.finished() && !pod.host_network);
+        pods.max_by_key(|(name, pod)| (pod.phase == Phase::Running, pod.created, Reverse(*name))).map(|(_, pod)| pod)
+    }
+
+    fn is_node(&self, snapshot: &Snapshot, addr: IpAddr) -> bool {
+        self.nodes.contains(&addr) || self.pods_at(snapshot, addr).any(|(_, pod)| pod.host_network)
+    }
+
+    fn is_inside(&self, addr: IpAddr) -> bool {
+        self.prefixes.iter().any(|prefix| prefix.contains(&addr))
+    }
+
+    fn pods_at<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> impl Iterator<Item = (&'a ObjectName, &'a Pod)> {
+        self.at.get(&addr).into_iter().flatten().filter_map(|name| snapshot.state.pods.get_key_value(name))
     }
 }
-
-/// P20, P22: finished pods own nothing; of several, a running one, then the newest.
-fn owners(pods: &BTreeMap<ObjectName, Pod>) -> BTreeMap<IpAddr, &Pod> {
-    let mut candidates: Vec<_> = pods.iter().filter(|(_, pod)| !pod.finished() && !pod.host_network).collect();
-    candidates.sort_by_key(|(name, pod)| (pod.phase == Phase::Running, pod.created, Reverse(*name)));
-    candidates.into_iter().flat_map(|(_, pod)| pod.addresses.iter().map(move |addr| (*addr, pod))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,13 +126,22 @@ mod tests {
         }
     }
 
+    /// With all pods, and their addresses.
+    fn network(snapshot: &Snapshot) -> (PodNetwork, BTreeSet<IpAddr>) {
+        let mut network = PodNetwork::without_pods(snapshot);
+        let addresses = snapshot.state.pods.keys().flat_map(|name| network.update(name, snapshot)).collect();
+        (network, addresses)
+    }
+
     fn local(pods: Vec<Pod>) -> Vec<String> {
         let mut snapshot = Snapshot::default();
         snapshot.settings.node_name = "here".into();
         for (i, pod) in pods.into_iter().enumerate() {
             snapshot.state.pods.insert(ObjectName::new("shop", &i.to_string()), pod);
         }
-        PodNetwork::new(&snapshot).local(&snapshot).keys().map(ToString::to_string).collect()
+        let (network, addresses) = network(&snapshot);
+        let local = addresses.into_iter().filter(|addr| network.local(&snapshot, *addr).is_some());
+        local.map(|addr| addr.to_string()).collect()
     }
 
     #[test]
@@ -115,8 +166,8 @@ mod tests {
         snapshot.settings.cluster_cidrs = vec!["192.0.2.0/24".parse().expect("a prefix")];
         let host = Pod { host_network: true, ..pod("192.0.2.1", Phase::Running, 1, "here") };
         snapshot.state.pods.insert(ObjectName::new("shop", "host"), host);
-        let network = PodNetwork::new(&snapshot);
-        assert!(!network.contains("192.0.2.1".parse().expect("an address")));
-        assert!(network.contains("192.0.2.2".parse().expect("an address")));
+        let (network, _) = network(&snapshot);
+        assert!(!network.contains(&snapshot, "192.0.2.1".parse().expect("an address")));
+        assert!(network.contains(&snapshot, "192.0.2.2".parse().expect("an address")));
     }
 }

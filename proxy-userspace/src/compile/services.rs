@@ -1,6 +1,6 @@
 //! Services to frontends and targets (V1-V7, V11), and who gets a frontend that two claim.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -11,40 +11,14 @@ use super::Conflict;
 use super::endpoints::{Place, backends, endpoints};
 use super::pods::PodNetwork;
 use crate::contents::{Frontend, Target};
-use crate::model::{
-    EndpointSlice, LocalRefusal, ObjectName, Proxied, Refusal, Service, ServicePort, Snapshot, TrafficPolicy, UnixTime,
-};
+use crate::model::{EndpointSlice, LocalRefusal, ObjectName, Refusal, Service, ServicePort, Snapshot, TrafficPolicy, UnixTime};
 
-/// Every frontend with its target, and the claims that lost.
-pub(super) fn frontends(snapshot: &Snapshot, pods: &PodNetwork) -> (BTreeMap<Frontend, Target>, Vec<Conflict>) {
-    let own_node = snapshot.state.nodes.get(&ObjectName::cluster(&snapshot.settings.node_name));
-    let place = Place { node: &snapshot.settings.node_name, zone: own_node.and_then(|node| node.zone.as_deref()) };
-    let slices = snapshot.state.slices_by_service();
-    let mut claims = Vec::new();
-    for (name, service) in &snapshot.state.services {
-        if service.proxied == Proxied::Yes {
-            let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
-            claim(&Claimant { name, service, slices, place: &place, pods, snapshot }, &mut claims);
-        }
+/// V3: whom the load balancer IPs of a Service serve, of both families.
+pub(super) fn sources(snapshot: &Snapshot, service: &Service) -> Vec<IpNet> {
+    if service.source_ranges.is_empty() {
+        return Vec::new();
     }
-    settle(claims)
-}
-
-/// V3: the source ranges of the service ports that are served at load balancer IPs, each family by itself.
-pub(super) fn sources(snapshot: &Snapshot, frontends: &BTreeMap<Frontend, Target>) -> BTreeSet<(Arc<str>, IpNet)> {
-    let mut restricted = BTreeMap::<&str, BTreeSet<bool>>::new();
-    for (frontend, target) in frontends.iter().filter(|(_, target)| target.flags & ServiceFlags::SOURCE_RANGES != 0) {
-        restricted.entry(&target.service).or_default().insert(frontend.addr.is_ipv4());
-    }
-    let mut found = BTreeSet::new();
-    for (name, service) in snapshot.state.services.iter().filter(|(_, service)| !service.source_ranges.is_empty()) {
-        for id in service.ports.iter().map(|port| service_port_name(name, port)) {
-            let Some(families) = restricted.get(&*id) else { continue };
-            let ranges = service.source_ranges.iter().copied().chain(looped_back(snapshot, service));
-            found.extend(ranges.filter(|range| families.contains(&range.addr().is_ipv4())).map(|range| (id.clone(), range)));
-        }
-    }
-    found
+    service.source_ranges.iter().copied().chain(looped_back(snapshot, service)).collect()
 }
 
 /// Where the host itself has the load balancer's address, its packets to the Service come from there: they are allowed if the node's own
@@ -68,26 +42,34 @@ fn is_restricted(service: &Service, v4: bool) -> bool {
 }
 
 /// A Service with what its frontends depend on.
-struct Claimant<'a> {
-    name: &'a ObjectName,
-    service: &'a Service,
-    slices: &'a [&'a EndpointSlice],
-    place: &'a Place<'a>,
-    pods: &'a PodNetwork<'a>,
-    snapshot: &'a Snapshot,
+pub(super) struct Claimant<'a> {
+    pub(super) name: &'a ObjectName,
+    pub(super) service: &'a Service,
+    pub(super) slices: &'a [&'a EndpointSlice],
+    pub(super) place: &'a Place<'a>,
+    pub(super) pods: &'a PodNetwork,
+    pub(super) snapshot: &'a Snapshot,
 }
 
-/// A service port's wish for a frontend; the least claim wins.
-struct Claim<'a> {
-    frontend: Frontend,
+/// A service port's wish for a frontend.
+pub(super) struct Claim {
+    pub(super) frontend: Frontend,
+    pub(super) order: Order,
+    pub(super) target: Target,
+}
+
+/// Of the claims to one frontend the least wins: cluster IPs before others, then the older Service, then the lesser name, then the order
+/// of the object's ports.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Order {
     rank: Rank,
     created: UnixTime,
-    name: &'a ObjectName,
-    target: Target,
+    pub(super) name: ObjectName,
+    number: usize,
 }
 
 /// Nobody takes a cluster IP away by naming it as an external one.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     ClusterIp,
     NodePort,
@@ -95,27 +77,28 @@ enum Rank {
     ExternalIp,
 }
 
-fn claim<'a>(claimant: &Claimant<'a>, claims: &mut Vec<Claim<'a>>) {
+/// Every frontend that a Service asks for.
+pub(super) fn claims(claimant: &Claimant<'_>) -> Vec<Claim> {
+    let mut claims = Vec::new();
     for cluster_ip in &claimant.service.cluster_ips {
         for port in &claimant.service.ports {
-            claim_port(claimant, *cluster_ip, port, claims);
+            claim_port(claimant, *cluster_ip, port, &mut claims);
         }
     }
+    claims
 }
 
 /// The frontends of one port in the family of one cluster IP.
-fn claim_port<'a>(claimant: &Claimant<'a>, cluster_ip: IpAddr, port: &ServicePort, claims: &mut Vec<Claim<'a>>) {
+fn claim_port(claimant: &Claimant<'_>, cluster_ip: IpAddr, port: &ServicePort, claims: &mut Vec<Claim>) {
     let Claimant { name, service, slices, place, pods, snapshot } = claimant;
     let v4 = cluster_ip.is_ipv4();
-    let pod_flag = |addr: &std::net::SocketAddr| if pods.contains(addr.ip()) { BackendFlags::POD } else { 0 };
+    let pod_flag = |addr: &std::net::SocketAddr| if pods.contains(snapshot, addr.ip()) { BackendFlags::POD } else { 0 };
     let backends = Arc::new(backends(service, port, &endpoints(port, v4, slices), place, pod_flag));
     let id = service_port_name(name, port);
     let mut add = |addr: IpAddr, number: u16, rank: Rank| {
         claims.push(Claim {
             frontend: Frontend { addr, port: number, protocol: port.protocol },
-            rank,
-            created: service.created.unwrap_or(UnixTime::MAX),
-            name,
+            order: Order { rank, created: service.created.unwrap_or(UnixTime::MAX), name: (*name).clone(), number: claims.len() },
             target: Target {
                 service: id.clone(),
                 flags: flags(service, rank, snapshot.settings.local_refusal) | source_flag(service, rank, v4),
@@ -161,21 +144,17 @@ fn source_flag(service: &Service, rank: Rank, v4: bool) -> u32 {
     if rank == Rank::LoadBalancer && is_restricted(service, v4) { ServiceFlags::SOURCE_RANGES } else { 0 }
 }
 
-/// Cluster IPs before others, then the older Service, then the lesser name.
-fn settle(mut claims: Vec<Claim>) -> (BTreeMap<Frontend, Target>, Vec<Conflict>) {
-    // The sort is stable: ports of one Service stay in the order of the object.
-    claims.sort_by(|a, b| (a.frontend, a.rank, a.created, a.name).cmp(&(b.frontend, b.rank, b.created, b.name)));
-    let mut frontends: BTreeMap<Frontend, Target> = BTreeMap::new();
-    let mut conflicts = Vec::new();
-    for Claim { frontend, name, target, .. } in claims {
-        match frontends.get(&frontend) {
-            None => _ = frontends.insert(frontend, target),
-            // The load balancer's address listed as an external IP too.
-            Some(winner) if winner.service == target.service => {}
-            Some(winner) => {
-                conflicts.push(Conflict { frontend, winner: winner.service.clone(), loser: target.service, object: name.clone() })
-            }
-        }
-    }
-    (frontends, conflicts)
+/// Who has a frontend, and who does not.
+pub(super) fn settle(frontend: Frontend, claims: &BTreeMap<Order, Target>) -> (Option<&Target>, Vec<Conflict>) {
+    let mut all = claims.iter();
+    let Some((_, winner)) = all.next() else { return (None, Vec::new()) };
+    // Its own second claim is the load balancer's address listed as an external IP too.
+    let losers = all.filter(|(_, target)| target.service != winner.service);
+    let conflict = |(order, target): (&Order, &Target)| Conflict {
+        frontend,
+        winner: winner.service.clone(),
+        loser: target.service.clone(),
+        object: order.name.clone(),
+    };
+    (Some(winner), losers.map(conflict).collect())
 }

@@ -9,7 +9,7 @@ use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, RangeKind};
 use proxy_common::service::{Config, Service};
 
 use super::plan::label;
-use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
+use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target, unlike};
 
 /// An address family: each has maps of its own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -114,22 +114,6 @@ pub enum Write {
     Delete(Key),
 }
 
-/// Maps of plain facts, which have the same form in symbols and in the kernel.
-#[derive(Clone, Copy)]
-pub struct Facts<'a> {
-    pub addresses: &'a BTreeMap<IpAddr, AddressFlags>,
-    pub pods: &'a BTreeMap<IpAddr, LocalPod>,
-    pub devices: &'a BTreeMap<IfIndex, Device>,
-    pub ranges: &'a BTreeMap<IpNet, RangeKind>,
-    pub config: Config,
-}
-
-impl<'a> From<&'a Contents> for Facts<'a> {
-    fn from(c: &'a Contents) -> Self {
-        Self { addresses: &c.addresses, pods: &c.pods, devices: &c.devices, ranges: &c.ranges, config: c.config }
-    }
-}
-
 /// What the kernel holds.
 #[derive(Clone, Default, Debug)]
 pub struct Actual {
@@ -227,8 +211,15 @@ impl Actual {
         &self.sources
     }
 
-    pub(super) fn facts(&self) -> Facts<'_> {
-        Facts { addresses: &self.addresses, pods: &self.pods, devices: &self.devices, ranges: &self.ranges, config: self.config }
+    /// The facts, which have the same form in symbols and in the kernel, that are not as in the contents.
+    pub(super) fn facts_unlike(&self, contents: &Contents) -> Delta {
+        Delta {
+            ranges: unlike(&self.ranges, &contents.ranges),
+            addresses: unlike(&self.addresses, &contents.addresses),
+            pods: unlike(&self.pods, &contents.pods),
+            devices: unlike(&self.devices, &contents.devices),
+            ..Delta::default()
+        }
     }
 
     pub(super) fn id(&self, label: &str) -> Option<u32> {

@@ -4,15 +4,13 @@
 //! and may only run once no packet that began before the last write is still under way.
 
 mod actual;
-mod diff;
 mod plan;
 #[cfg(test)]
 mod tests;
 
 pub use actual::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
 
-use crate::contents::Contents;
-use diff::changes;
+use crate::contents::{Contents, Delta};
 use plan::Plan;
 
 /// The writes that turn `actual` into `contents`, in the order in which they are safe; none if they are equal in symbols.
@@ -21,16 +19,16 @@ pub fn place(contents: &Contents, actual: &Actual) -> Vec<Write> {
     contents.frontends.keys().for_each(|frontend| plan.frontend(*frontend));
     actual.services().keys().filter(|f| !contents.frontends.contains_key(f)).for_each(|f| plan.frontend(*f));
     plan.sources();
-    plan.facts(actual.facts());
+    plan.facts(&actual.facts_unlike(contents));
     plan.writes()
 }
 
-/// The same as [`place`] if `actual` holds `before`: only what differs between the two is looked at in the kernel's ids.
-pub fn place_changes(before: &Contents, contents: &Contents, actual: &Actual) -> Vec<Write> {
+/// The same as [`place`] if `actual` held other contents until now, from which these differ by `delta`: only that is looked at.
+pub fn place_delta(delta: &Delta, contents: &Contents, actual: &Actual) -> Vec<Write> {
     let mut plan = Plan::new(contents, actual);
-    changes(&before.frontends, &contents.frontends).for_each(|(frontend, _)| plan.frontend(*frontend));
-    plan.sources();
-    plan.facts(before.into());
+    delta.frontends.iter().for_each(|frontend| plan.frontend(*frontend));
+    delta.sources.iter().for_each(|source| plan.source(source));
+    plan.facts(delta);
     plan.writes()
 }
 

@@ -4,14 +4,14 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, RangeKind};
 use proxy_common::service::Service;
 
-use super::actual::{Actual, EndpointAt, Entry, Facts, Key, Side, Slot, SlotKey, Write};
-use super::diff::changes;
-use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
+use super::actual::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
+use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target};
 
 /// The longest text that a `Name` holds.
 const LABEL: usize = 188;
@@ -72,22 +72,26 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Plans the differences between the facts that the kernel holds and those of the contents.
-    pub fn facts(&mut self, is: Facts<'_>) {
-        if is.config != self.contents.config {
-            self.facts.push(Write::Put(Entry::Config(self.contents.config)));
+    /// Plans the settings, and the facts that differ.
+    pub fn facts(&mut self, unlike: &Delta) {
+        let contents = self.contents;
+        if self.actual.config() != contents.config {
+            self.facts.push(Write::Put(Entry::Config(contents.config)));
         }
-        for (key, value) in changes(is.devices, &self.contents.devices) {
-            self.fact(*key, value);
-        }
-        for (key, value) in changes(is.pods, &self.contents.pods) {
-            self.fact(*key, value);
-        }
-        for (key, value) in changes(is.ranges, &self.contents.ranges) {
-            self.fact(*key, value);
-        }
-        for (key, value) in changes(is.addresses, &self.contents.addresses) {
-            self.fact(*key, value);
+        unlike.devices.iter().for_each(|key| self.fact(*key, contents.devices.get(key)));
+        unlike.pods.iter().for_each(|key| self.fact(*key, contents.pods.get(key)));
+        unlike.ranges.iter().for_each(|key| self.fact(*key, contents.ranges.get(key)));
+        unlike.addresses.iter().for_each(|key| self.fact(*key, contents.addresses.get(key)));
+    }
+
+    /// Plans one source range that was added or has gone.
+    pub fn source(&mut self, source: &'a (Arc<str>, IpNet)) {
+        let (service, range) = source;
+        if self.contents.sources.contains(source) {
+            let id = self.id(service);
+            self.sources.push(Write::Put(Entry::Source(id, *range)));
+        } else if let Some(id) = self.actual.id_of(service) {
+            self.gone_facts.push(Write::Delete(Key::Source(id, *range)));
         }
     }
 

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol, RangeKind};
 use proxy_common::service::{Config, Service};
 
-use super::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write, place, place_changes, retire};
-use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
+use super::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write, place, place_delta, retire};
+use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target};
 
 /// The maps alone, without any of the bookkeeping of [`Actual`].
 #[derive(Clone, Default)]
@@ -182,7 +182,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// One step of an agent's life: plans, applies all or a part, retires what is idle.
 fn live(kernel: &mut Kernel, mirror: &mut Actual, before: &Contents, next: &Contents, step: Step) {
     let writes = match step {
-        Step::Onwards => place_changes(before, next, mirror),
+        Step::Onwards => place_delta(&Delta::between(before, next), next, mirror),
         Step::Restart | Step::Crash(_) => place(next, mirror),
     };
     if let Step::Crash(at) = step
@@ -265,7 +265,8 @@ fn frontends_of_a_service_port_share_one_list_and_a_change_gets_a_list_of_its_ow
     place(&one_service(&[1, 2]), &actual).into_iter().for_each(|write| actual.apply(write));
     let first: Vec<_> = actual.services().values().copied().collect();
     assert_eq!((first[0].generation, first[0].id), (first[1].generation, first[1].id));
-    let writes = place_changes(&one_service(&[1, 2]), &one_service(&[1, 2, 3]), &actual);
+    let (before, after) = (one_service(&[1, 2]), one_service(&[1, 2, 3]));
+    let writes = place_delta(&Delta::between(&before, &after), &after, &actual);
     let slots = writes.iter().filter(|w| matches!(w, Write::Put(Entry::Backend(..)))).count();
     let services = writes.iter().filter(|w| matches!(w, Write::Put(Entry::Service(..)))).count();
     assert_eq!(

@@ -85,10 +85,10 @@ impl Reports {
     }
 
     /// What the snapshot was compiled to.
-    pub fn compiled(&mut self, snapshot: &Snapshot, contents: &Contents, conflicts: &[Conflict]) {
+    pub fn compiled<'a>(&mut self, snapshot: &Snapshot, contents: &Contents, conflicts: impl Iterator<Item = &'a Conflict>) {
         self.metrics.no_local_endpoints(&no_local_endpoints(contents));
         let health = health_checks(snapshot);
-        let taken = conflicts.iter().map(frontend_taken).chain(health.conflicts.iter().map(port_taken));
+        let taken = conflicts.map(frontend_taken).chain(health.conflicts.iter().map(port_taken));
         self.warnings.are(taken.collect::<BTreeSet<_>>());
         send_changed(&self.checks, health.served);
         send_changed(&self.node_ports, node_ports(snapshot, contents));

@@ -6,6 +6,7 @@ use proxy_common::net::{AddressFlags, IfIndex};
 use proxy_common::service::BackendFlags;
 
 use super::*;
+use crate::contents::Contents;
 use crate::dataplane::{Maps, Options, StateDir, XdpChoice};
 use crate::events::Events;
 use crate::links;

@@ -1,0 +1,272 @@
+//! The compiler's memory: what each Service asked for, who lost to whom, and which Service an object concerns, so that one changed object
+//! costs only what depends on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use proxy_common::net::{AddressFlags, Protocol, RangeKind};
+use proxy_common::service::ServiceFlags;
+
+use super::endpoints::Place;
+use super::pods::PodNetwork;
+use super::services::{self, Claim, Claimant, Order};
+use super::touched::Touched;
+use super::{Conflict, config, node_port_addresses, service_ranges};
+use crate::contents::{Contents, Delta, Frontend, Target, set};
+use crate::model::{EndpointSlice, ObjectName, Proxied, Service, Snapshot};
+
+/// Compiles, and remembers for the next time.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    contents: Contents,
+    conflicts: BTreeMap<Frontend, Vec<Conflict>>,
+    /// What each Service has come to.
+    services: BTreeMap<ObjectName, Compiled>,
+    claims: BTreeMap<Frontend, BTreeMap<Order, Target>>,
+    /// What each Service has in the contents' sources.
+    sources: BTreeMap<ObjectName, BTreeSet<Source>>,
+    /// Whose slice each is, and the inverse.
+    owners: BTreeMap<ObjectName, ObjectName>,
+    slices: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    /// The Services that have an endpoint at an address.
+    endpoints: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
+    /// The Services of other proxies that have a cluster IP.
+    foreign: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
+    pods: PodNetwork,
+    node_ports: BTreeSet<IpAddr>,
+    /// The pod network's prefixes and the Service ranges.
+    prefixes: BTreeMap<IpNet, RangeKind>,
+}
+
+/// What a Service has come to.
+#[derive(Debug, Default)]
+struct Compiled {
+    claims: Vec<(Frontend, Order)>,
+    /// Whom its load balancer IPs serve, if not everybody.
+    ranges: Vec<IpNet>,
+    endpoints: BTreeSet<IpAddr>,
+    foreign: Vec<IpAddr>,
+}
+
+/// A service port, and a prefix of whom it serves at load balancer IPs.
+type Source = (Arc<str>, IpNet);
+
+/// Elements that are to be looked at.
+#[derive(Default)]
+struct Concerned {
+    services: BTreeSet<ObjectName>,
+    frontends: BTreeSet<Frontend>,
+    /// Services whose source ranges may have come into force, or no more be.
+    sources: BTreeSet<ObjectName>,
+    addresses: BTreeSet<IpAddr>,
+    /// Addresses that are or were pods' or nodes'.
+    pods: BTreeSet<IpAddr>,
+}
+
+impl Compiler {
+    /// What the maps ought to hold, by the last [`Self::compile`].
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// Where two Services claimed the same frontend, in order.
+    pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
+        self.conflicts.values().flatten()
+    }
+
+    /// Brings the contents up to the snapshot, of which `touched` has changed since the last time, and says what changed in them.
+    pub fn compile(&mut self, snapshot: &Snapshot, touched: &Touched) -> Delta {
+        if !touched.everything {
+            let mut delta = Delta::default();
+            self.follow(snapshot, touched, &mut delta);
+            return delta;
+        }
+        let before = std::mem::take(self);
+        self.begin(snapshot);
+        Delta::between(&before.contents, &self.contents)
+    }
+
+    /// From nothing: the facts that nothing else depends on, then everything as if it had just been heard of.
+    fn begin(&mut self, snapshot: &Snapshot) {
+        self.pods = PodNetwork::without_pods(snapshot);
+        self.node_ports = node_port_addresses(snapshot);
+        let pods = self.pods.prefixes().map(|prefix| (prefix, RangeKind::PODS));
+        self.prefixes = pods.chain(service_ranges(snapshot).map(|range| (range, RangeKind::SERVICES))).collect();
+        self.contents.ranges = self.prefixes.clone();
+        self.contents.devices = snapshot.links.devices.clone();
+        self.contents.config = config(snapshot);
+        let hosts = snapshot.links.host_addresses.keys();
+        let touched = Touched {
+            everything: false,
+            services: snapshot.state.services.keys().cloned().collect(),
+            slices: snapshot.state.slices.keys().cloned().collect(),
+            pods: snapshot.state.pods.keys().cloned().collect(),
+            addresses: hosts.copied().chain(self.pods.nodes()).chain(self.node_ports.iter().copied()).collect(),
+        };
+        self.follow(snapshot, &touched, &mut Delta::default());
+    }
+
+    fn follow(&mut self, snapshot: &Snapshot, touched: &Touched, delta: &mut Delta) {
+        let mut concerned = Concerned { services: touched.services.clone(), ..Concerned::default() };
+        for slice in &touched.slices {
+            self.slice(slice, snapshot, &mut concerned.services);
+        }
+        concerned.pods.extend(&touched.addresses);
+        concerned.addresses.extend(&touched.addresses);
+        for pod in &touched.pods {
+            concerned.pods.extend(self.pods.update(pod, snapshot));
+        }
+        let at_pods = concerned.pods.iter().filter_map(|addr| self.endpoints.get(addr)).flatten();
+        concerned.services.extend(at_pods.cloned());
+        self.compile_services(snapshot, &mut concerned);
+        for frontend in std::mem::take(&mut concerned.frontends) {
+            self.settle(frontend, &mut concerned.sources, delta);
+            // nodePorts, thousands of them, stand at no address of their own.
+            if !frontend.addr.is_unspecified() {
+                concerned.addresses.insert(frontend.addr);
+            }
+        }
+        concerned.sources.iter().for_each(|name| self.settle_sources(name, delta));
+        for addr in concerned.pods {
+            let range = IpNet::from(addr);
+            let kind = match self.prefixes.get(&range) {
+                Some(services @ &RangeKind::SERVICES) => Some(*services),
+                other => self.pods.range(snapshot, addr).or(other.copied()),
+            };
+            set(&mut self.contents.ranges, range, kind, &mut delta.ranges);
+            set(&mut self.contents.pods, addr, self.pods.local(snapshot, addr), &mut delta.pods);
+        }
+        for addr in concerned.addresses {
+            let flags = self.address(snapshot, addr);
+            set(&mut self.contents.addresses, addr, flags, &mut delta.addresses);
+        }
+    }
+
+    /// Takes a slice up as the snapshot has it; concerned are the Services whose it was and is.
+    fn slice(&mut self, name: &ObjectName, snapshot: &Snapshot, services: &mut BTreeSet<ObjectName>) {
+        if let Some(before) = self.owners.remove(name) {
+            forget(&mut self.slices, &before, name);
+            services.insert(before);
+        }
+        if let Some(slice) = snapshot.state.slices.get(name) {
+            self.owners.insert(name.clone(), slice.service.clone());
+            self.slices.entry(slice.service.clone()).or_default().insert(name.clone());
+            services.insert(slice.service.clone());
+        }
+    }
+
+    fn compile_services(&mut self, snapshot: &Snapshot, concerned: &mut Concerned) {
+        let own_node = snapshot.state.nodes.get(&ObjectName::cluster(&snapshot.settings.node_name));
+        let place = Place { node: &snapshot.settings.node_name, zone: own_node.and_then(|node| node.zone.as_deref()) };
+        for name in std::mem::take(&mut concerned.services) {
+            let before = self.services.remove(&name).unwrap_or_default();
+            let (mut after, claims) = match snapshot.state.services.get(&name) {
+                Some(service) => self.service(&name, service, snapshot, &place),
+                None => Default::default(),
+            };
+            for (frontend, order) in &before.claims {
+                if let Some(claims) = self.claims.get_mut(frontend) {
+                    claims.remove(order);
+                }
+            }
+            for Claim { frontend, order, target } in claims {
+                after.claims.push((frontend, order.clone()));
+                self.claims.entry(frontend).or_default().insert(order, target);
+            }
+            concerned.frontends.extend(before.claims.iter().chain(&after.claims).map(|(frontend, _)| *frontend));
+            concerned.addresses.extend(before.foreign.iter().chain(&after.foreign));
+            before.endpoints.iter().for_each(|addr| forget(&mut self.endpoints, addr, &name));
+            after.endpoints.iter().for_each(|addr| _ = self.endpoints.entry(*addr).or_default().insert(name.clone()));
+            before.foreign.iter().for_each(|addr| forget(&mut self.foreign, addr, &name));
+            after.foreign.iter().for_each(|addr| _ = self.foreign.entry(*addr).or_default().insert(name.clone()));
+            concerned.sources.insert(name.clone());
+            if snapshot.state.services.contains_key(&name) {
+                self.services.insert(name, after);
+            }
+        }
+    }
+
+    /// What one Service comes to, by itself.
+    fn service(&self, name: &ObjectName, service: &Service, snapshot: &Snapshot, place: &Place) -> (Compiled, Vec<Claim>) {
+        if service.proxied != Proxied::Yes {
+            let foreign = if service.proxied == Proxied::OtherProxy { service.cluster_ips.clone() } else { Vec::new() };
+            return (Compiled { foreign: foreign.into_iter().collect(), ..Compiled::default() }, Vec::new());
+        }
+        let slices: Vec<&EndpointSlice> =
+            self.slices.get(name).into_iter().flatten().filter_map(|slice| snapshot.state.slices.get(slice)).collect();
+        let claims = services::claims(&Claimant { name, service, slices: &slices, place, pods: &self.pods, snapshot });
+        let endpoints = slices.iter().flat_map(|slice| &slice.endpoints).map(|endpoint| endpoint.addr).collect();
+        let ranges = services::sources(snapshot, service);
+        (Compiled { ranges, endpoints, ..Compiled::default() }, claims)
+    }
+
+    fn settle(&mut self, frontend: Frontend, claimants: &mut BTreeSet<ObjectName>, delta: &mut Delta) {
+        let Some(claims) = self.claims.get(&frontend) else { return };
+        claimants.extend(claims.keys().map(|order| order.name.clone()));
+        let (winner, conflicts) = services::settle(frontend, claims);
+        set(&mut self.contents.frontends, frontend, winner.cloned(), &mut delta.frontends);
+        if conflicts.is_empty() {
+            self.conflicts.remove(&frontend);
+        } else {
+            self.conflicts.insert(frontend, conflicts);
+        }
+        if claims.is_empty() {
+            self.claims.remove(&frontend);
+        }
+    }
+
+    /// V3: the source ranges of the service ports that are served at load balancer IPs, each family by itself.
+    fn settle_sources(&mut self, name: &ObjectName, delta: &mut Delta) {
+        let after = self.services.get(name).map(|compiled| self.sources_of(compiled)).unwrap_or_default();
+        let before = self.sources.remove(name).unwrap_or_default();
+        for gone in before.difference(&after) {
+            self.contents.sources.remove(gone);
+        }
+        self.contents.sources.extend(after.difference(&before).cloned());
+        delta.sources.extend(before.symmetric_difference(&after).cloned());
+        if !after.is_empty() {
+            self.sources.insert(name.clone(), after);
+        }
+    }
+
+    fn sources_of(&self, compiled: &Compiled) -> BTreeSet<Source> {
+        if compiled.ranges.is_empty() {
+            return BTreeSet::new();
+        }
+        let has = |frontend: &Frontend, order: &Order| {
+            self.claims.get(frontend)?.first_key_value().filter(|(first, _)| *first == order)
+        };
+        let won = compiled.claims.iter().filter_map(|(frontend, order)| Some((frontend, has(frontend, order)?.1)));
+        let restricted = won.filter(|(_, target)| target.flags & ServiceFlags::SOURCE_RANGES != 0);
+        let ports: BTreeSet<_> = restricted.map(|(frontend, target)| (&target.service, frontend.addr.is_ipv4())).collect();
+        let of_family = |v4: bool| compiled.ranges.iter().filter(move |range| range.addr().is_ipv4() == v4);
+        ports.into_iter().flat_map(|(id, v4)| of_family(v4).map(|range| (id.clone(), *range))).collect()
+    }
+
+    /// What an address is to this node: its own, one with nodePorts (V8), a cluster IP.
+    fn address(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<AddressFlags> {
+        let at = |port| Frontend { addr, port, protocol: Protocol(0) };
+        let last = Frontend { protocol: Protocol(u8::MAX), ..at(u16::MAX) };
+        let mut frontends = self.contents.frontends.range(at(0)..=last).map(|(_, target)| target);
+        let flags = [
+            (snapshot.links.host_addresses.contains_key(&addr), AddressFlags::HOST),
+            (self.node_ports.contains(&addr), AddressFlags::NODE_PORTS),
+            (self.foreign.contains_key(&addr), AddressFlags::FOREIGN),
+            (frontends.any(|target| target.flags & ServiceFlags::CLUSTER_IP != 0), AddressFlags::CLUSTER_IP),
+        ];
+        let all = flags.into_iter().filter(|(is, _)| *is).fold(0, |all, (_, flag)| all | flag);
+        (all != 0).then_some(AddressFlags(all))
+    }
+}
+
+/// Takes a value out of a key's set, and the key with the last one.
+fn forget<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(values) = map.get_mut(key) {
+        values.remove(value);
+        if values.is_empty() {
+            map.remove(key);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What news may have changed, by name: what the compiler has to look at again.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::model::{Kind, Links, ObjectName, Update};
+
+/// What has changed in a snapshot since the last compile; naming too much costs time, too little is an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// What everything depends on: nodes, ranges, settings, this host's devices and addresses. The rest does not matter then.
+    pub everything: bool,
+    /// Services.
+    pub services: BTreeSet<ObjectName>,
+    /// EndpointSlices.
+    pub slices: BTreeSet<ObjectName>,
+    /// Pods.
+    pub pods: BTreeSet<ObjectName>,
+    /// Addresses whose device was found or lost.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+impl Touched {
+    /// Nothing is known of what changed.
+    pub fn everything() -> Self {
+        Self { everything: true, ..Self::default() }
+    }
+
+    /// Whether there is nothing to be looked at.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What a piece of news may change.
+    pub fn note(&mut self, update: &Update) {
+        let object = match update {
+            Update::Apply(object) => object.reference(),
+            Update::Delete(object) => object.clone(),
+            Update::Invalid(invalid) => invalid.object.clone(),
+            Update::Synced => {
+                self.everything = true;
+                return;
+            }
+            Update::Connection(_) => return,
+        };
+        match object.kind {
+            Kind::Service => _ = self.services.insert(object.name),
+            Kind::EndpointSlice => _ = self.slices.insert(object.name),
+            Kind::Pod => _ = self.pods.insert(object.name),
+            Kind::Node | Kind::ServiceCIDR => self.everything = true,
+            // Of these nothing is compiled.
+            _ => {}
+        }
+    }
+
+    /// What a new look at the host's network may change.
+    pub fn note_links(&mut self, before: &Links, after: &Links) {
+        let differs = |addr: &&IpAddr| before.pods.get(*addr) != after.pods.get(*addr);
+        self.addresses.extend(before.pods.keys().chain(after.pods.keys()).filter(differs));
+        self.everything |= (&before.devices, &before.host_addresses) != (&after.devices, &after.host_addresses);
+    }
+}
