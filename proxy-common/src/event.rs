@@ -82,6 +82,10 @@ counted! {
         Opened = "opened",
         /// Flows whose backend answered.
         Established = "established",
+        /// Half-open flows that a new connection on their tuple took the place of (V17).
+        Replaced = "half_open_replaced",
+        /// Flows that both ends had closed, whose masquerade port another needed.
+        ClosedReplaced = "closed_replaced",
         /// ICMP errors sent: refusals, and packets that cannot go on.
         Rejected = "rejected",
         /// Fragments of TCP segments and UDP datagrams, left alone.

@@ -341,6 +341,9 @@ fn claim_key<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, reply:
     let replace = closed == Closed::Replace && key.protocol != Protocol::UDP && State::closed(state);
     // The forward half of a replaced connection stays until it is swept, or its client comes again: it is closed, and leads nowhere else.
     tables.remove_flow(if replace { Table::Established } else { Table::Opening }, key);
+    if replace {
+        tables.count(Counter::ClosedReplaced);
+    }
     replace
 }
 

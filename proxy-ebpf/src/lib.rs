@@ -393,6 +393,9 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
         flow::Found::Over(flow, table) => {
             scratch.reply = flow.mate(scratch.headers.key.protocol);
             flow::forget(tables, table, &scratch.headers.key, &scratch.reply);
+            if table == Table::Opening {
+                tables.count(Counter::Replaced);
+            }
             return Stage::Open;
         }
         flow::Found::None => {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use proxy_common::event::Counter;
 use proxy_common::flow::{Flow, FlowKey, Role, State, TABLE_ENTRIES};
 use proxy_common::net::{Address, Protocol};
 use tokio::sync::watch;
@@ -53,10 +54,14 @@ impl Serving {
 pub enum Ended {
     /// No packet for too long.
     Idle,
+    /// No answer for too long.
+    Unanswered,
     /// Both ends have closed, or one has reset it.
     Closed,
     /// UDP, and its backend does not serve any more (V14).
     BackendGone,
+    /// Half-open, and newer ones needed the room.
+    Evicted,
 }
 
 impl Ended {
@@ -64,8 +69,10 @@ impl Ended {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Idle => "idle",
+            Self::Unanswered => "unanswered",
             Self::Closed => "closed",
             Self::BackendGone => "backend_gone",
+            Self::Evicted => "evicted",
         }
     }
 }
@@ -81,13 +88,25 @@ pub struct Law {
     pub serving: Option<Arc<Serving>>,
 }
 
-/// How many entries the last sweep left in the established tables.
+/// How many entries the last sweep left in the established tables, and what has become of the half-open flows so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct InUse {
+pub struct Swept {
     /// `FLOWS4`.
     pub v4: u64,
     /// `FLOWS6`.
     pub v6: u64,
+    /// Half-open entries that sweeps of this agent have ended.
+    pub ended: u64,
+    /// Half-open flows that were neither answered nor replaced, nor ended by a sweep of this agent, nor are there: the LRU has evicted
+    /// them, or a sweep of an earlier agent has ended them.
+    pub lost: u64,
+}
+
+/// What a walk through one table came to, in entries.
+#[derive(Clone, Copy, Default)]
+struct Walked {
+    left: u64,
+    ended: u64,
 }
 
 impl Law {
@@ -105,16 +124,19 @@ impl Law {
             return Some(Ended::BackendGone);
         }
         let idle = u64::from(age) >= u64::from(self.seconds(protocol, flow.state)) * u64::from(self.hz);
-        let closed = protocol != Protocol::UDP && State::closed(flow.state);
-        idle.then_some(if closed { Ended::Closed } else { Ended::Idle })
+        idle.then_some(match flow.state {
+            state if protocol != Protocol::UDP && State::closed(state) => Ended::Closed,
+            state if state & State::REPLIED == 0 => Ended::Unanswered,
+            _ => Ended::Idle,
+        })
     }
 
     /// How long a flow lives after its last packet (V18).
     fn seconds(&self, protocol: Protocol, state: u8) -> u32 {
         match protocol {
-            Protocol::UDP if state & State::REPLIED == 0 => self.timeouts.opening,
+            protocol if protocol != Protocol::UDP && State::closed(state) => self.timeouts.tcp_closed,
+            _ if state & State::REPLIED == 0 => self.timeouts.opening,
             Protocol::UDP => self.timeouts.udp,
-            _ if State::closed(state) => self.timeouts.tcp_closed,
             _ if state & State::FIN_BOTH != 0 => self.timeouts.tcp_close_wait,
             _ => self.timeouts.tcp,
         }
@@ -140,11 +162,14 @@ pub async fn run(
     mut serving: watch::Receiver<Option<Arc<Serving>>>,
     metrics: Arc<Metrics>,
 ) {
-    let mut in_use = InUse::default();
+    let (mut swept, mut first) = (Swept::default(), None);
     loop {
         law.serving = serving.borrow_and_update().clone();
-        match sweep(&mut maps, &clock, &law, in_use, &metrics).await {
-            Ok(now) => in_use = now,
+        match sweep(&mut maps, &clock, &law, swept, &metrics).await {
+            Ok(now) => {
+                swept = now;
+                metrics.flows_evicted(swept.lost.saturating_sub(*first.get_or_insert(swept.lost)));
+            }
             Err(error) => warn!(error = format!("{error:#}"), "cannot sweep the flow tables; trying again"),
         }
         tokio::select! {
@@ -155,57 +180,59 @@ pub async fn run(
 }
 
 /// Walks all flow tables once; `before` is what the last time gave.
-pub async fn sweep(maps: &mut Maps, clock: &Clock, law: &Law, before: InUse, metrics: &Metrics) -> Result<InUse> {
+pub async fn sweep(maps: &mut Maps, clock: &Clock, law: &Law, before: Swept, metrics: &Metrics) -> Result<Swept> {
+    // What begins from here on is not missed, and what is answered until the end of the walk is not lost.
+    let opened = counted(maps, Counter::Opened)?;
     let Maps { v4, v6, .. } = maps;
     let (law4, law6) = (law.for_table(before.v4), law.for_table(before.v6));
-    let established4 = walk(&mut v4.flows, clock, &law4, metrics, Which::Established).await.context("FLOWS4")?;
-    let established6 = walk(&mut v6.flows, clock, &law6, metrics, Which::Established).await.context("FLOWS6")?;
-    let opening4 = walk(&mut v4.opening, clock, law, metrics, Which::Opening).await.context("OPENING4")?;
-    let opening6 = walk(&mut v6.opening, clock, law, metrics, Which::Opening).await.context("OPENING6")?;
-    metrics.flows_in_use("ipv4", "established", established4);
-    metrics.flows_in_use("ipv6", "established", established6);
-    metrics.flows_in_use("ipv4", "opening", opening4);
-    metrics.flows_in_use("ipv6", "opening", opening6);
-    Ok(InUse { v4: established4, v6: established6 })
+    let established4 = walk(&mut v4.flows, clock, &law4, metrics).await.context("FLOWS4")?;
+    let established6 = walk(&mut v6.flows, clock, &law6, metrics).await.context("FLOWS6")?;
+    let opening4 = walk(&mut v4.opening, clock, law, metrics).await.context("OPENING4")?;
+    let opening6 = walk(&mut v6.opening, clock, law, metrics).await.context("OPENING6")?;
+    metrics.flows_in_use("ipv4", "established", established4.left);
+    metrics.flows_in_use("ipv6", "established", established6.left);
+    metrics.flows_in_use("ipv4", "opening", opening4.left);
+    metrics.flows_in_use("ipv6", "opening", opening6.left);
+    let ended = before.ended + opening4.ended + opening6.ended;
+    let known = counted(maps, Counter::Established)? + counted(maps, Counter::Replaced)?;
+    let lost = lost(opened, known, ended + opening4.left + opening6.left);
+    Ok(Swept { v4: established4.left, v6: established6.left, ended, lost })
 }
 
-/// Which table is walked: the half-open age in their LRU, so that only those without backend are taken out.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Which {
-    Established,
-    Opening,
+/// Of the flows that were opened, those of which nothing is known. Entries go by pairs, of which the LRU may have evicted one half.
+fn lost(opened: u64, known: u64, entries: u64) -> u64 {
+    opened.saturating_sub(known + entries.div_ceil(2))
 }
 
-/// Gives the number of entries that are left, roughly: both halves of a flow may have been met before it ended.
-async fn walk<A: Address>(
-    table: &mut impl FlowTable<A>,
-    clock: &Clock,
-    law: &Law,
-    metrics: &Metrics,
-    which: Which,
-) -> Result<u64> {
-    let (mut walk, mut met) = (Walk::default(), 0);
+fn counted(maps: &Maps, counter: Counter) -> Result<u64> {
+    let counters = maps.counters().context("read COUNTERS")?;
+    Ok(counters.get(counter.index() as usize).copied().unwrap_or_default())
+}
+
+async fn walk<A: Address>(table: &mut impl FlowTable<A>, clock: &Clock, law: &Law, metrics: &Metrics) -> Result<Walked> {
+    let (mut walk, mut walked) = (Walk::default(), Walked::default());
     while let Some(flows) = table.next(&mut walk)? {
-        met += flows.len() as u64;
+        walked.left += flows.len() as u64;
         let now = clock.now()?;
         for (key, flow) in flows {
-            let suspect = law.judge(key.protocol, &flow, age(now, flow.seen));
-            if suspect.is_none() || (which == Which::Opening && suspect != Some(Ended::BackendGone)) {
+            if law.judge(key.protocol, &flow, age(now, flow.seen)).is_none() {
                 continue;
             }
-            if let Some(ended) = end(table, &key, now, law)? {
-                met = met.saturating_sub(1);
+            if let Some((ended, entries)) = end(table, &key, now, law)? {
+                walked.ended += entries;
                 metrics.flow_ended(ended);
                 debug!(?key, ended = ended.name(), "a flow has ended");
             }
         }
         tokio::task::yield_now().await;
     }
-    Ok(met)
+    // Of some flows only one entry was met before both ended.
+    walked.left = walked.left.saturating_sub(walked.ended);
+    Ok(walked)
 }
 
-/// Judges an entry again by what both directions say now, and deletes both if it is over.
-fn end<A: Address>(table: &mut impl FlowTable<A>, key: &FlowKey<A>, now: u32, law: &Law) -> Result<Option<Ended>> {
+/// Judges an entry again by what both directions say now, and deletes both if it is over; gives the number of entries too.
+fn end<A: Address>(table: &mut impl FlowTable<A>, key: &FlowKey<A>, now: u32, law: &Law) -> Result<Option<(Ended, u64)>> {
     let Some(mut flow) = table.get(key)? else { return Ok(None) };
     let mate_key = flow.mate(key.protocol);
     let mut youngest = age(now, flow.seen);
@@ -220,7 +247,7 @@ fn end<A: Address>(table: &mut impl FlowTable<A>, key: &FlowKey<A>, now: u32, la
     if mate.is_some() {
         table.delete(&mate_key)?;
     }
-    Ok(Some(ended))
+    Ok(Some((ended, 1 + u64::from(mate.is_some()))))
 }
 
 #[cfg(test)]

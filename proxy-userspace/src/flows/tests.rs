@@ -58,7 +58,8 @@ fn v18_each_kind_lives_as_long_as_its_timeout() {
     assert_eq!(lives(Protocol::TCP, State::REPLIED | State::FIN_BOTH, 10), Some(Ended::Closed));
     assert_eq!(lives(Protocol::TCP, State::RESET, 10), Some(Ended::Closed));
     assert_eq!(lives(Protocol::UDP, State::REPLIED, 120), Some(Ended::Idle));
-    assert_eq!(lives(Protocol::UDP, 0, 30), Some(Ended::Idle));
+    assert_eq!(lives(Protocol::UDP, 0, 30), Some(Ended::Unanswered));
+    assert_eq!(lives(Protocol::TCP, 0, 30), Some(Ended::Unanswered));
 }
 
 #[test]
@@ -68,6 +69,16 @@ fn closed_flows_go_the_sooner_the_fuller_the_table_is() {
     assert_eq!([0, 4, 5, 6, 7, 8].map(|n| eighths(n).tcp_closed), [60, 60, 45, 30, 15, 0]);
     assert_eq!(law.for_table(u64::MAX).timeouts.tcp_closed, 0);
     assert_eq!(eighths(8).tcp, law.timeouts.tcp, "those that are open stay");
+}
+
+#[test]
+fn v18_flows_of_which_nothing_is_known_were_evicted() {
+    assert_eq!(lost(10, 4, 8), 2);
+    assert_eq!(lost(10, 4, 7), 2, "half of a pair counts for both");
+    assert_eq!(lost(10, 9, 8), 0, "what began during the walk");
+    let metrics = Metrics::default();
+    [3, 2, 5].into_iter().for_each(|total| metrics.flows_evicted(total));
+    assert_eq!(metrics.ended(Ended::Evicted), 5);
 }
 
 #[test]
@@ -109,7 +120,7 @@ fn survivors(law: Law, make: impl Fn(u32) -> Vec<[(FlowKey<Addr4>, Flow<Addr4>);
         for (key, flow) in make(clock.now().expect("now")).into_iter().flatten() {
             maps.v4.flows.insert(key, flow, 0).expect("insert a flow");
         }
-        sweep(&mut maps, &clock, &law, InUse::default(), &Metrics::default()).await.expect("sweep");
+        sweep(&mut maps, &clock, &law, Swept::default(), &Metrics::default()).await.expect("sweep");
         let left = maps.v4.flows.all().expect("read");
         let mut ports: Vec<_> =
             left.iter().map(|(key, _)| if key.src == CLIENT { key.sport.number() } else { key.dport.number() }).collect();

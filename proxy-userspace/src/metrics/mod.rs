@@ -217,6 +217,17 @@ impl Metrics {
         self.ended.get_or_create(&[("reason", why.name())]).inc();
     }
 
+    /// So many half-open flows have been evicted by others since the agent began; less than before is not believed.
+    pub fn flows_evicted(&self, total: u64) {
+        let evicted = self.ended.get_or_create(&[("reason", Ended::Evicted.name())]);
+        evicted.inc_by(total.saturating_sub(evicted.get()));
+    }
+
+    /// How many flows have ended for a reason.
+    pub fn ended(&self, why: Ended) -> u64 {
+        self.ended.get_or_create(&[("reason", why.name())]).get()
+    }
+
     /// All of these and the packet path's, to be written down.
     pub fn exporter(&self, maps: Maps) -> Exporter {
         let mut registry = self.registry();
@@ -237,7 +248,11 @@ impl Metrics {
             "Entries of the flow tables at the last sweep, two for each connection",
             flows.clone(),
         );
-        registry.register("portway_flows_ended", "Flows that a sweep ended", ended.clone());
+        registry.register(
+            "portway_flows_ended",
+            "Flows that ended: by a sweep, or half-open ones by eviction from a full table",
+            ended.clone(),
+        );
         registry
     }
 }
