@@ -126,6 +126,8 @@ impl Role {
     pub const REPLY: u8 = 2;
     /// The source was rewritten to an address of this node and a port of the masquerade range.
     pub const MASQUERADE: u8 = 4;
+    /// It begins where another flow ends: on the way out of a packet that was translated on its way in, and went through the stack.
+    pub const INNER: u8 = 8;
 }
 
 /// How many entries an established table has room for, two for each connection.

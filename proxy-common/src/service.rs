@@ -230,7 +230,18 @@ pub struct Config {
     pub udp_timeout: u32,
     /// The least MTU of all [`crate::net::Device`]s, bytes without the link-layer header: what is no larger fits through any.
     pub least_mtu: u32,
-    /// Always zero.
-    pub zero: u32,
+    /// Bits: see [`Config::THROUGH_STACK`].
+    pub flags: u32,
 }
 const _: () = assert!(size_of::<Config>() == 32);
+
+impl Config {
+    /// Translated packets take the stack's way, so that the host's firewall for forwarded packets sees them.
+    pub const THROUGH_STACK: u32 = 1;
+
+    /// Whether all bits of `flag` are set.
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag == flag
+    }
+}

@@ -126,7 +126,7 @@ impl<F: Family> Default for Memory<F> {
                 opening_timeout: 30,
                 udp_timeout: 120,
                 least_mtu: 0,
-                zero: 0,
+                flags: 0,
             },
             now: 1_000_000,
             random: Cell::new(0),

@@ -37,7 +37,7 @@ pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook) -
     let mate = flow.mate(headers.key.protocol);
     let now = tables.now();
     let age = now.wrapping_sub(flow.seen);
-    if flow.is(Role::FORWARD) && headers.opens() && over(tables, table, headers, &flow, &mate, age) {
+    if flow.is(Role::FORWARD) && !flow.is(Role::INNER) && headers.opens() && over(tables, table, headers, &flow, &mate, age) {
         return Found::Over(flow, table);
     }
     match table {
@@ -126,6 +126,8 @@ pub struct Plan<A> {
     reply: Leg,
     /// The address that replaces the client's, if it is replaced.
     masquerade: Option<A>,
+    /// Replaced not here, but by a flow of its own on the way out of the stack.
+    later: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -135,7 +137,12 @@ struct Leg {
     device: IfIndex,
 }
 
-impl<A> Plan<A> {
+impl<A: Copy> Plan<A> {
+    /// The address that a second flow masquerades with, if there is to be one.
+    #[inline(always)]
+    pub fn inner(&self) -> Option<A> {
+        if self.later { self.masquerade } else { None }
+    }
     /// How the client's packets will go.
     #[inline(always)]
     pub fn way(&self) -> Way {
@@ -163,11 +170,21 @@ pub fn plan<F: Ip, T: Tables<F>>(
     key: &FlowKey<F::Addr>,
     backend: &Backend<F::Addr>,
     origin: Origin,
+    config: &Config,
 ) -> Result<Plan<F::Addr>, Reason> {
     let hook = origin.hook();
+    let out = match origin {
+        Origin::Outside => Hook::ToDevice,
+        Origin::Pod => Hook::ToPod,
+    };
+    let firewall = config.has(Config::THROUGH_STACK);
     if let Some(pod) = tables.pod(&backend.addr) {
         if pod.device == IfIndex::NONE {
             return Err(Reason::PodDeviceUnknown);
+        }
+        // The stack would take a pod's packet to itself for one with a forged source.
+        if firewall && backend.addr != key.src {
+            return Ok(through_stack(hook, out));
         }
         let back = match origin {
             Origin::Outside => Way::Neighbour,
@@ -176,34 +193,34 @@ pub fn plan<F: Ip, T: Tables<F>>(
         // V10: a pod that reaches itself sees the address that it asked for as the client.
         let masquerade = if backend.addr == key.src { Some(key.dst) } else { None };
         let reply = Leg::new(Hook::FromPod as u8, back, device);
-        return Ok(Plan { forward: Leg::new(hook as u8, Way::Pod, pod.device), reply, masquerade });
+        return Ok(Plan { forward: Leg::new(hook as u8, Way::Pod, pod.device), reply, masquerade, later: false });
     }
     if tables.address(&backend.addr).has(AddressFlags::HOST) {
-        let out = match origin {
-            Origin::Outside => Hook::ToDevice,
-            Origin::Pod => Hook::ToPod,
-        };
         return Ok(through_stack(hook, out));
     }
     let pod_network = backend.flags & BackendFlags::POD != 0;
-    if origin == Origin::Pod && !pod_network {
+    if origin == Origin::Pod && (firewall || !pod_network) {
         return Ok(through_stack(hook, Hook::ToPod));
     }
     let route = tables.route(device, &key.src, &backend.addr).ok_or(Reason::NoRoute)?;
     let forward = Leg::new(hook as u8, Way::Neighbour, route.device);
     if origin == Origin::Pod {
         let reply = Leg::new(Hook::FromDevice as u8 | Hook::ToPod as u8, Way::Pod, device);
-        return Ok(Plan { forward, reply, masquerade: None });
+        return Ok(Plan { forward, reply, masquerade: None, later: false });
     }
     let masquerade = tables.device(route.device).map(|out| F::masquerade(&out)).filter(|addr| *addr != F::Addr::ZERO);
     let masquerade = Some(masquerade.ok_or(Reason::NoMasqueradeAddress)?);
-    Ok(Plan { forward, reply: Leg::new(Hook::FromDevice as u8, Way::Neighbour, device), masquerade })
+    if firewall {
+        // An address of this host in the source would not get in; it is put there where the packet gets out.
+        return Ok(Plan { masquerade, later: true, ..through_stack(hook, out) });
+    }
+    Ok(Plan { forward, reply: Leg::new(Hook::FromDevice as u8, Way::Neighbour, device), masquerade, later: false })
 }
 
 #[inline(always)]
 fn through_stack<A>(hook: Hook, back: Hook) -> Plan<A> {
     let leg = |hook: Hook| Leg::new(hook as u8, Way::Stack, IfIndex::NONE);
-    Plan { forward: leg(hook), reply: leg(back), masquerade: None }
+    Plan { forward: leg(hook), reply: leg(back), masquerade: None, later: false }
 }
 
 /// Opens a flow: claims the reply's key, which makes the source port unique per backend (V12), then records the forward direction.
@@ -218,10 +235,11 @@ pub fn open<F: Family, T: Tables<F>>(
     plan: &Plan<F::Addr>,
     config: &Config,
 ) -> Result<(), Reason> {
-    let role = if plan.masquerade.is_some() { Role::MASQUERADE } else { 0 };
+    let masquerade = if plan.later { None } else { plan.masquerade };
+    let role = if masquerade.is_some() { Role::MASQUERADE } else { 0 };
     let Scratch { headers, flow, reply, .. } = scratch;
     let key = &headers.key;
-    let src = plan.masquerade.unwrap_or(key.src);
+    let src = masquerade.unwrap_or(key.src);
     let same_ends = reply.src == backend.addr && reply.sport == backend.port && reply.dst == src;
     let before = if same_ends { reply.dport } else { Port::default() };
     *reply = FlowKey::new(key.protocol, backend.addr, backend.port, src, key.sport);
@@ -250,6 +268,52 @@ pub fn open<F: Family, T: Tables<F>>(
     tables.insert_flow(Table::Opening, key, flow, Insert::Any).map_err(|_| Reason::FlowTableFull)?;
     tables.count(Counter::Opened);
     Ok(())
+}
+
+/// Opens the flow that begins where the one in the scratch ends, which leads through the stack: on its way out the packet gets the address
+/// in the scratch as its source, and the reply loses it on its way in. If that cannot be, both are forgotten.
+#[inline(always)]
+pub fn open_inner<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>, config: &Config) -> Result<(), Reason> {
+    let Scratch { headers, flow: outer, reply, masquerade, .. } = scratch;
+    let protocol = headers.key.protocol;
+    let key = FlowKey::new(protocol, outer.src, outer.sport, outer.dst, outer.dport);
+    let before = outgoing_port(tables, &key);
+    *reply = FlowKey::new(protocol, outer.dst, outer.dport, *masquerade, before);
+    let mut flow = Flow {
+        src: outer.dst,
+        dst: outer.src,
+        sport: outer.dport,
+        dport: outer.sport,
+        hooks: Hook::FromDevice as u8,
+        role: Role::MASQUERADE | Role::INNER | Role::REPLY,
+        ..*outer
+    };
+    if let Err(why) = claim(tables, reply, &flow, &key, before, config) {
+        tables.remove_flow(Table::Opening, &headers.key);
+        tables.remove_flow(Table::Opening, &outer.mate(protocol));
+        return Err(why);
+    }
+    flow.src = *masquerade;
+    flow.dst = outer.dst;
+    flow.sport = reply.dport;
+    flow.dport = outer.dport;
+    flow.hooks = Hook::ToDevice as u8;
+    flow.role = Role::MASQUERADE | Role::INNER | Role::FORWARD;
+    tables.insert_flow(Table::Opening, &key, &flow, Insert::Any).map_err(|_| Reason::FlowTableFull)?;
+    tables.count(Counter::Opened);
+    Ok(())
+}
+
+/// The port that an inner flow of this key had until now: it is over, since the one before it is opened anew. 0 if there was none.
+#[inline(always)]
+fn outgoing_port<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Port {
+    match tables.flow(key) {
+        Some((table, flow)) if flow.is(Role::INNER) => {
+            forget(tables, table, key, &flow.mate(key.protocol));
+            flow.sport
+        }
+        _ => Port::default(),
+    }
 }
 
 /// Takes a key for the reply that no connection has: with the client's own port where the source is kept, else with one of the

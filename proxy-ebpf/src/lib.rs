@@ -116,6 +116,8 @@ pub struct Scratch<F: Family> {
     /// The key of the reply's entry of a flow that is being opened; before, that of the connection that was over on the same tuple, with
     /// a port of 0 if there was none.
     pub reply: FlowKey<F::Addr>,
+    /// For [`Stage::Inner`]: the address that replaces the client's.
+    pub masquerade: F::Addr,
     /// Why the packet is not sent on.
     pub reason: Reason,
     /// For [`Reason::TooBig`]: what the device takes, in bytes.
@@ -141,7 +143,7 @@ impl<F: Family> Scratch<F> {
             state: 0,
             role: 0,
         };
-        Self { headers, flow, reply: key, reason: Reason::Truncated, mtu: 0 }
+        Self { headers, flow, reply: key, masquerade: zero, reason: Reason::Truncated, mtu: 0 }
     }
 
     /// Notes why the packet is not sent on.
@@ -304,6 +306,8 @@ pub enum Stage {
     Send = 2,
     /// It is not sent on, for the reason in the scratch.
     Stop = 3,
+    /// Its flow is open; a second one, that masquerades, begins where the first ends.
+    Inner = 4,
 }
 
 impl Stage {
@@ -314,6 +318,7 @@ impl Stage {
             1 => Self::Open,
             2 => Self::Send,
             3 => Self::Stop,
+            4 => Self::Inner,
             _ => Self::Untouched,
         }
     }
@@ -328,6 +333,8 @@ pub trait Stages {
     fn meet(&mut self) -> Stage;
     /// [`open`].
     fn open(&mut self) -> Stage;
+    /// [`inner`].
+    fn inner(&mut self) -> Stage;
     /// [`send`].
     fn send(&mut self) -> Self::Verdict;
     /// [`stop`].
@@ -343,10 +350,14 @@ pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
         Stage::Open => stages.open(),
         other => other,
     };
+    let next = match next {
+        Stage::Inner => stages.inner(),
+        other => other,
+    };
     match next {
         Stage::Send => stages.send(),
         Stage::Stop => stages.stop(),
-        Stage::Untouched | Stage::Open => stages.untouched(),
+        Stage::Untouched | Stage::Open | Stage::Inner => stages.untouched(),
     }
 }
 
@@ -367,6 +378,9 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
     }
     fn open(&mut self) -> Stage {
         open(self.packet, self.tables, self.device, self.origin, &mut self.scratch)
+    }
+    fn inner(&mut self) -> Stage {
+        inner(self.tables, &mut self.scratch)
     }
     fn send(&mut self) -> Self::Verdict {
         send(self.packet, self.tables, &self.scratch)
@@ -436,13 +450,27 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     }
     let config = tables.config().unwrap_or_default();
     let backend = service::choose(tables, key, &service, origin, &config)?;
-    let plan = flow::plan(tables, device, key, &backend, origin)?;
+    let plan = flow::plan(tables, device, key, &backend, origin, &config)?;
     let stage = may_leave(packet, tables, scratch, plan.way(), plan.device());
     if stage == Stage::Send {
         flow::open(tables, scratch, &service, &backend, &plan, &config)?;
         tables.opened(&scratch.headers.key, &scratch.flow);
+        if let Some(masquerade) = plan.inner() {
+            scratch.masquerade = masquerade;
+            return Ok(Stage::Inner);
+        }
     }
     Ok(stage)
+}
+
+/// For a packet whose flow was just opened and leads through the stack to another node: the flow that masquerades it on its way out.
+#[inline(always)]
+pub fn inner<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
+    let config = tables.config().unwrap_or_default();
+    match flow::open_inner(tables, scratch, &config) {
+        Ok(()) => Stage::Send,
+        Err(reason) => scratch.stop(reason),
+    }
 }
 
 /// What the stack would check of a packet that we send on in its place: time to live, and the size that `device` takes.

@@ -517,7 +517,7 @@ macro_rules! hook {
 
 /// The hooks that open flows, for one family and origin: each stage is a subprogram, so that their stacks do not add up.
 macro_rules! serving {
-    ($serve:ident, $family:ty, $origin:expr, $scratch:ident, $tell:ident, $hook:ident: $meet:ident, $open:ident, $send:ident, $stop:ident) => {
+    ($serve:ident, $family:ty, $origin:expr, $scratch:ident, $tell:ident, $hook:ident: $meet:ident, $open:ident, $inner:ident, $send:ident, $stop:ident) => {
         #[inline(always)]
         fn $serve(skb: *mut __sk_buff) -> i32 {
             let verdict = proxy_ebpf::serve(&mut $hook(skb));
@@ -537,6 +537,10 @@ macro_rules! serving {
             #[inline(always)]
             fn open(&mut self) -> Stage {
                 Stage::from_number($open(self.0))
+            }
+            #[inline(always)]
+            fn inner(&mut self) -> Stage {
+                Stage::from_number($inner(self.0))
             }
             #[inline(always)]
             fn send(&mut self) -> i32 {
@@ -573,6 +577,13 @@ macro_rules! serving {
         }
 
         #[inline(never)]
+        fn $inner(skb: *mut __sk_buff) -> u32 {
+            let Some(scratch) = $scratch.get_ptr_mut(0) else { return Stage::Untouched as u32 };
+            // SAFETY: as above.
+            proxy_ebpf::inner::<$family, _>(&Kernel { context: skb.cast() }, unsafe { &mut *scratch }) as u32
+        }
+
+        #[inline(never)]
         fn $send(skb: *mut __sk_buff) -> i32 {
             let Some(scratch) = $scratch.get_ptr_mut(0) else { return TC_ACT_UNSPEC };
             let context = TcContext::new(skb);
@@ -594,10 +605,10 @@ macro_rules! serving {
     };
 }
 
-serving!(from_device4, V4, Origin::Outside, SCRATCH4, tell4, FromDevice4: from_device_meet4, from_device_open4, from_device_send4, from_device_stop4);
-serving!(from_device6, V6, Origin::Outside, SCRATCH6, tell6, FromDevice6: from_device_meet6, from_device_open6, from_device_send6, from_device_stop6);
-serving!(from_pod4, V4, Origin::Pod, SCRATCH4, tell4, FromPod4: from_pod_meet4, from_pod_open4, from_pod_send4, from_pod_stop4);
-serving!(from_pod6, V6, Origin::Pod, SCRATCH6, tell6, FromPod6: from_pod_meet6, from_pod_open6, from_pod_send6, from_pod_stop6);
+serving!(from_device4, V4, Origin::Outside, SCRATCH4, tell4, FromDevice4: from_device_meet4, from_device_open4, from_device_inner4, from_device_send4, from_device_stop4);
+serving!(from_device6, V6, Origin::Outside, SCRATCH6, tell6, FromDevice6: from_device_meet6, from_device_open6, from_device_inner6, from_device_send6, from_device_stop6);
+serving!(from_pod4, V4, Origin::Pod, SCRATCH4, tell4, FromPod4: from_pod_meet4, from_pod_open4, from_pod_inner4, from_pod_send4, from_pod_stop4);
+serving!(from_pod6, V6, Origin::Pod, SCRATCH6, tell6, FromPod6: from_pod_meet6, from_pod_open6, from_pod_inner6, from_pod_send6, from_pod_stop6);
 
 /// The hooks that only restore what went through the stack, for one family.
 macro_rules! restoring {

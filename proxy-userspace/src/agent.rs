@@ -50,7 +50,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let actual = plane.read()?;
     let service = Settings { forward_firewall: look_around(&state_dir), ..complete(service, &actual)? };
     if service.translated_way() == TranslatedWay::Stack {
-        warn!("--host-firewall respect: this version cannot do that yet; redirected packets pass the firewall by");
+        info!("translated packets take the stack's way, through this host's firewall for forwarded packets");
     }
     let metrics = Arc::new(Metrics::default());
     let (tell_serving, serving) = watch::channel(None);

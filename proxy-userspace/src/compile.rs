@@ -18,7 +18,7 @@ use ipnet::IpNet;
 use proxy_common::service::Config;
 
 use crate::contents::{Contents, Frontend};
-use crate::model::{ObjectName, Snapshot};
+use crate::model::{ObjectName, Snapshot, TranslatedWay};
 
 pub use addresses::node_port_addresses;
 pub use compiler::Compiler;
@@ -50,7 +50,7 @@ fn config(snapshot: &Snapshot) -> Config {
         opening_timeout: settings.timeouts.opening,
         udp_timeout: settings.timeouts.udp,
         least_mtu: links.devices.values().map(|device| device.mtu).min().unwrap_or(0),
-        zero: 0,
+        flags: if settings.translated_way() == TranslatedWay::Stack { Config::THROUGH_STACK } else { 0 },
     }
 }
 

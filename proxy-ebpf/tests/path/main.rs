@@ -8,6 +8,7 @@ mod world;
 
 mod cluster_ip;
 mod early;
+mod firewall;
 mod life;
 mod node_port;
 mod options;

@@ -145,6 +145,7 @@ pub fn node<F: Net>(dice: &mut Dice, network: &Network) -> Memory<F> {
 /// Addresses, pods and devices anew.
 pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F>) {
     memory.addresses.clear();
+    memory.config.flags = if dice.chance(30) { Config::THROUGH_STACK } else { 0 };
     let served = if dice.chance(90) { AddressFlags::NODE_PORTS } else { 0 };
     memory.addresses.insert(F::at(NODE), AddressFlags(AddressFlags::HOST | served));
     memory.addresses.insert(F::at(NODE_B), AddressFlags(AddressFlags::HOST));
