@@ -40,6 +40,10 @@ pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook) -
     if flow.is(Role::FORWARD) && !flow.is(Role::INNER) && headers.opens() && over(tables, table, headers, &flow, &mate, age) {
         return Found::Over(flow, table);
     }
+    // The client has connected to the backend itself, from the port that it asked the Service from before.
+    if table == Table::Established && flow.is(Role::REPLY) && headers.accepts() && State::closed(flow.state) {
+        return Found::Over(flow, table);
+    }
     match table {
         Table::Established => note(tables, headers, &flow, &mate, now),
         Table::Opening if flow.is(Role::REPLY) && !headers.reset() => promote(tables, &headers.key, &mate, now),
@@ -95,7 +99,8 @@ fn note<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, flow: &Flow<F::Ad
     if headers.fin() {
         state |= if flow.is(Role::FORWARD) { State::FIN_FORWARD } else { State::FIN_REPLY };
     }
-    let news = state & !flow.state != 0;
+    // A closed flow has no news: its other half may be another's by now, who needed its port.
+    let news = !State::closed(flow.state) && state & !flow.state != 0;
     if news || now.wrapping_sub(flow.seen) >= tables.config().unwrap_or_default().hz {
         tables.note_flow(Table::Established, &headers.key, now, state);
         tables.note_flow(Table::Established, mate, now, state);
@@ -108,6 +113,10 @@ fn note<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, flow: &Flow<F::Ad
 fn promote<F: Family, T: Tables<F>>(tables: &T, reply: &FlowKey<F::Addr>, forward: &FlowKey<F::Addr>, now: u32) {
     let both = tables.promote_flow(reply, now, State::REPLIED).and_then(|()| tables.promote_flow(forward, now, State::REPLIED));
     if let Err(why) = both {
+        // Two answers at once: the other one has moved both, and only then was this one's gone.
+        if why == NotPromoted::Gone && tables.state(forward).is_some() {
+            return;
+        }
         tables.remove_flow(Table::Established, reply);
         if why == NotPromoted::Full {
             tables.count(Counter::TableFull);
@@ -124,8 +133,8 @@ fn promote<F: Family, T: Tables<F>>(tables: &T, reply: &FlowKey<F::Addr>, forwar
 pub struct Plan<A> {
     forward: Leg,
     reply: Leg,
-    /// The address that replaces the client's, if it is replaced.
-    masquerade: Option<A>,
+    /// The address that replaces the client's; zero if that is kept. No `Option`: kernels before 6.3 refuse to copy what one leaves undefined.
+    masquerade: A,
     /// Replaced not here, but by a flow of its own on the way out of the stack.
     later: bool,
 }
@@ -138,10 +147,15 @@ struct Leg {
 }
 
 impl<A: Copy> Plan<A> {
-    /// The address that a second flow masquerades with, if there is to be one.
+    /// Whether a second flow masquerades, with [`Self::masquerade`].
     #[inline(always)]
-    pub fn inner(&self) -> Option<A> {
-        if self.later { self.masquerade } else { None }
+    pub fn has_inner(&self) -> bool {
+        self.later
+    }
+    /// The address that replaces the client's; zero if that is kept.
+    #[inline(always)]
+    pub fn masquerade(&self) -> A {
+        self.masquerade
     }
     /// How the client's packets will go.
     #[inline(always)]
@@ -191,7 +205,7 @@ pub fn plan<F: Ip, T: Tables<F>>(
             Origin::Pod => Way::Pod,
         };
         // V10: a pod that reaches itself sees the address that it asked for as the client.
-        let masquerade = if backend.addr == key.src { Some(key.dst) } else { None };
+        let masquerade = if backend.addr == key.src { key.dst } else { F::Addr::ZERO };
         let reply = Leg::new(Hook::FromPod as u8, back, device);
         return Ok(Plan { forward: Leg::new(hook as u8, Way::Pod, pod.device), reply, masquerade, later: false });
     }
@@ -206,10 +220,12 @@ pub fn plan<F: Ip, T: Tables<F>>(
     let forward = Leg::new(hook as u8, Way::Neighbour, route.device);
     if origin == Origin::Pod {
         let reply = Leg::new(Hook::FromDevice as u8 | Hook::ToPod as u8, Way::Pod, device);
-        return Ok(Plan { forward, reply, masquerade: None, later: false });
+        return Ok(Plan { forward, reply, masquerade: F::Addr::ZERO, later: false });
     }
-    let masquerade = tables.device(route.device).map(|out| F::masquerade(&out)).filter(|addr| *addr != F::Addr::ZERO);
-    let masquerade = Some(masquerade.ok_or(Reason::NoMasqueradeAddress)?);
+    let masquerade = tables.device(route.device).map_or(F::Addr::ZERO, |out| F::masquerade(&out));
+    if masquerade == F::Addr::ZERO {
+        return Err(Reason::NoMasqueradeAddress);
+    }
     if firewall {
         // An address of this host in the source would not get in; it is put there where the packet gets out.
         return Ok(Plan { masquerade, later: true, ..through_stack(hook, out) });
@@ -218,9 +234,9 @@ pub fn plan<F: Ip, T: Tables<F>>(
 }
 
 #[inline(always)]
-fn through_stack<A>(hook: Hook, back: Hook) -> Plan<A> {
+fn through_stack<A: Address>(hook: Hook, back: Hook) -> Plan<A> {
     let leg = |hook: Hook| Leg::new(hook as u8, Way::Stack, IfIndex::NONE);
-    Plan { forward: leg(hook), reply: leg(back), masquerade: None, later: false }
+    Plan { forward: leg(hook), reply: leg(back), masquerade: A::ZERO, later: false }
 }
 
 /// Opens a flow: claims the reply's key, which makes the source port unique per backend (V12), then records the forward direction.
@@ -235,11 +251,11 @@ pub fn open<F: Family, T: Tables<F>>(
     plan: &Plan<F::Addr>,
     config: &Config,
 ) -> Result<(), Reason> {
-    let masquerade = if plan.later { None } else { plan.masquerade };
-    let role = if masquerade.is_some() { Role::MASQUERADE } else { 0 };
+    let masquerades = !plan.later && plan.masquerade != F::Addr::ZERO;
+    let role = if masquerades { Role::MASQUERADE } else { 0 };
     let Scratch { headers, flow, reply, .. } = scratch;
     let key = &headers.key;
-    let src = masquerade.unwrap_or(key.src);
+    let src = if masquerades { plan.masquerade } else { key.src };
     let same_ends = reply.src == backend.addr && reply.sport == backend.port && reply.dst == src;
     let before = if same_ends { reply.dport } else { Port::default() };
     *reply = FlowKey::new(key.protocol, backend.addr, backend.port, src, key.sport);
@@ -349,7 +365,9 @@ fn claim<F: Family, T: Tables<F>>(
     while attempt < PORT_ATTEMPTS {
         let closed;
         (key.dport, closed) = if attempt < IN_TURN {
-            (port_in_turn(config, start, tables.turn(start)), Closed::Keep)
+            // The next in turn has rested longest: where all still rest, it is taken before any other.
+            let closed = if attempt < IN_TURN / 2 { Closed::Keep } else { Closed::Replace };
+            (port_in_turn(config, start, tables.turn(start)), closed)
         } else {
             // Multiplied, not stepped: two that meet at one port must part again, or the taken ports grow together (Numerical Recipes' generator).
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

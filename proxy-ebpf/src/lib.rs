@@ -455,8 +455,8 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     if stage == Stage::Send {
         flow::open(tables, scratch, &service, &backend, &plan, &config)?;
         tables.opened(&scratch.headers.key, &scratch.flow);
-        if let Some(masquerade) = plan.inner() {
-            scratch.masquerade = masquerade;
+        if plan.has_inner() {
+            scratch.masquerade = plan.masquerade();
             return Ok(Stage::Inner);
         }
     }

@@ -700,11 +700,13 @@ fn is_tagged(context: &TcContext) -> bool {
     unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN != 0 }
 }
 
-/// Whether a packet leaving by a node device was forwarded: only packets of a socket of this host can be replies of a backend here.
+/// Whether a packet leaving by a node device was forwarded past the stack's hooks for such: then only packets of a socket of this host
+/// can be replies of a backend here, and it is none.
 #[inline(always)]
 fn forwarded(context: &TcContext) -> bool {
     // SAFETY: the context of this program.
-    unsafe { (*context.skb.skb).__bindgen_anon_2.sk.is_null() }
+    let forwarded = unsafe { (*context.skb.skb).__bindgen_anon_2.sk.is_null() };
+    forwarded && !CONFIG.get(0).is_some_and(|config| config.has(Config::THROUGH_STACK))
 }
 
 #[inline(always)]

@@ -78,6 +78,11 @@ impl<F: Ip> Headers<F> {
     pub fn opens(&self) -> bool {
         self.key.protocol == Protocol::UDP || self.flags & (SYN | ACK | RST | FIN) == SYN
     }
+    /// A TCP SYN with ACK: the answer to one that opened a connection.
+    #[inline(always)]
+    pub fn accepts(&self) -> bool {
+        self.flags & (SYN | ACK) == SYN | ACK
+    }
     /// A TCP FIN.
     #[inline(always)]
     pub fn fin(&self) -> bool {

@@ -95,6 +95,8 @@ pub struct Swept {
     pub v4: u64,
     /// `FLOWS6`.
     pub v6: u64,
+    /// How many flows had been established by then.
+    pub established: u64,
     /// Half-open entries that sweeps of this agent have ended.
     pub ended: u64,
     /// Half-open flows that were neither answered nor replaced, nor ended by a sweep of this agent, nor are there: the LRU has evicted
@@ -110,10 +112,11 @@ struct Walked {
 }
 
 impl Law {
-    /// The law for a table that had so many entries: closed connections make room for others, the sooner the fuller it is beyond half.
+    /// The law for a table that has so many entries: closed connections make room for others, the sooner the fuller it is beyond half,
+    /// at three quarters at once. The rest is for what begins until the next sweep.
     pub fn for_table(&self, in_use: u64) -> Self {
-        let room = u64::from(TABLE_ENTRIES).saturating_sub(in_use);
-        let closed = u64::from(self.timeouts.tcp_closed) * 2 * room / u64::from(TABLE_ENTRIES);
+        let quarter = u64::from(TABLE_ENTRIES / 4);
+        let closed = u64::from(self.timeouts.tcp_closed) * (3 * quarter).saturating_sub(in_use) / quarter;
         let closed = u32::try_from(closed).unwrap_or(u32::MAX).min(self.timeouts.tcp_closed);
         Self { timeouts: Timeouts { tcp_closed: closed, ..self.timeouts }, ..self.clone() }
     }
@@ -182,9 +185,12 @@ pub async fn run(
 /// Walks all flow tables once; `before` is what the last time gave.
 pub async fn sweep(maps: &mut Maps, clock: &Clock, law: &Law, before: Swept, metrics: &Metrics) -> Result<Swept> {
     // What begins from here on is not missed, and what is answered until the end of the walk is not lost.
-    let opened = counted(maps, Counter::Opened)?;
+    let counters = maps.counters().context("read COUNTERS")?;
+    let opened = counted_in(&counters, Counter::Opened);
     let Maps { v4, v6, .. } = maps;
-    let (law4, law6) = (law.for_table(before.v4), law.for_table(before.v6));
+    // Two entries each, of whichever family.
+    let come = 2 * counted_in(&counters, Counter::Established).saturating_sub(before.established);
+    let (law4, law6) = (law.for_table(before.v4 + come), law.for_table(before.v6 + come));
     let established4 = walk(&mut v4.flows, clock, &law4, metrics).await.context("FLOWS4")?;
     let established6 = walk(&mut v6.flows, clock, &law6, metrics).await.context("FLOWS6")?;
     let opening4 = walk(&mut v4.opening, clock, law, metrics).await.context("OPENING4")?;
@@ -194,9 +200,11 @@ pub async fn sweep(maps: &mut Maps, clock: &Clock, law: &Law, before: Swept, met
     metrics.flows_in_use("ipv4", "opening", opening4.left);
     metrics.flows_in_use("ipv6", "opening", opening6.left);
     let ended = before.ended + opening4.ended + opening6.ended;
-    let known = counted(maps, Counter::Established)? + counted(maps, Counter::Replaced)?;
+    let counters = maps.counters().context("read COUNTERS")?;
+    let established = counted_in(&counters, Counter::Established);
+    let known = established + counted_in(&counters, Counter::Replaced);
     let lost = lost(opened, known, ended + opening4.left + opening6.left);
-    Ok(Swept { v4: established4.left, v6: established6.left, ended, lost })
+    Ok(Swept { v4: established4.left, v6: established6.left, established, ended, lost })
 }
 
 /// Of the flows that were opened, those of which nothing is known. Entries go by pairs, of which the LRU may have evicted one half.
@@ -204,9 +212,8 @@ fn lost(opened: u64, known: u64, entries: u64) -> u64 {
     opened.saturating_sub(known + entries.div_ceil(2))
 }
 
-fn counted(maps: &Maps, counter: Counter) -> Result<u64> {
-    let counters = maps.counters().context("read COUNTERS")?;
-    Ok(counters.get(counter.index() as usize).copied().unwrap_or_default())
+fn counted_in(counters: &[u64], counter: Counter) -> u64 {
+    counters.get(counter.index() as usize).copied().unwrap_or_default()
 }
 
 async fn walk<A: Address>(table: &mut impl FlowTable<A>, clock: &Clock, law: &Law, metrics: &Metrics) -> Result<Walked> {

@@ -25,7 +25,7 @@ use crate::health::{NodeVitals, Vitals};
 use crate::links::{Found, Wanted};
 use crate::metrics::{Metrics, Pass};
 use crate::model::{Changed, Kind, Node, Object, ObjectName, Snapshot, State, Update};
-use crate::place::{Actual, place, place_delta, retire};
+use crate::place::{Actual, Idle, place, place_delta, retire_those};
 use reports::{Change, seconds};
 
 pub use reports::{Audience, Reports};
@@ -74,6 +74,8 @@ pub struct Sync {
     touched: Touched,
     dirty: Dirty,
     retire_at: Option<Instant>,
+    /// What is retired then: what was idle when that was decided. Later writes do not put it off.
+    idle: Idle,
     retry_at: Option<Instant>,
     /// Until when the first sync waits for devices; set when all else is there.
     first_until: Option<Instant>,
@@ -102,7 +104,20 @@ impl Sync {
         let (placed, dirty) = (Placed::Never, Dirty::default());
         let (compiler, touched) = (Compiler::default(), Touched::everything());
         let (retire_at, retry_at, first_until) = (None, None, None);
-        Self { snapshot, plane, actual, placed, outputs, compiler, touched, dirty, retire_at, retry_at, first_until }
+        Self {
+            snapshot,
+            plane,
+            actual,
+            placed,
+            outputs,
+            compiler,
+            touched,
+            dirty,
+            retire_at,
+            idle: Idle::default(),
+            retry_at,
+            first_until,
+        }
     }
 
     /// Runs until a source ends, which is an error, for whoever supervises us.
@@ -149,9 +164,11 @@ impl Sync {
     fn take(&mut self, update: Update) -> Changed {
         let change = Change::of(&update, &self.snapshot.state);
         self.outputs.reports.heard(&change);
-        self.touched.note(&update);
+        let mut touched = Touched::default();
+        touched.note(&update);
         let changed = self.snapshot.state.apply(update);
         if changed == Changed::Yes {
+            self.touched.extend(touched);
             self.outputs.reports.matters(change, Timestamp::now());
             self.note_change();
         }
@@ -188,6 +205,8 @@ impl Sync {
         if !self.snapshot.state.synced || !(self.dirty.objects || self.dirty.links) {
             return Ok(());
         }
+        // Whatever woke this task: what is looked at here is not told again.
+        self.dirty.links |= found.has_changed().context("the task that watches the host's network has ended")?;
         let found = found.borrow_and_update().clone();
         let Some(found) = found.filter(|found| self.is_fresh(found)) else { return Ok(()) };
         let first = matches!(self.placed, Placed::Never);
@@ -253,7 +272,7 @@ impl Sync {
                 (compiled.as_micros() as u64, micros(compiled, planned), micros(planned, started.elapsed()));
             let frontends = self.compiler.contents().frontends.len();
             info!(writes = count, frontends, compile_us = compile, plan_us = plan, apply_us = apply, "the kernel is in step");
-            self.retire_at = Some(Instant::now() + GRACE);
+            self.plan_to_retire();
         } else {
             debug!(compile_us = compiled.as_micros() as u64, "nothing to write");
         }
@@ -314,12 +333,24 @@ impl Sync {
     /// The grace period of the last writes is over.
     fn retire(&mut self) {
         self.retire_at = None;
-        let writes = retire(&self.actual);
+        let writes = retire_those(&std::mem::take(&mut self.idle), &self.actual);
         let count = writes.len();
-        for error in self.plane.apply(writes, &mut self.actual) {
+        let errors = self.plane.apply(writes, &mut self.actual);
+        for error in &errors {
             warn!(error = format!("{error:#}"), "something that is not used any more stays in a map");
         }
         debug!(writes = count, "retired what nothing refers to");
+        if errors.is_empty() {
+            self.plan_to_retire();
+        }
+    }
+
+    /// What is idle now is retired after the grace period, unless that is planned already.
+    fn plan_to_retire(&mut self) {
+        if self.retire_at.is_none() {
+            self.idle = self.actual.idle();
+            self.retire_at = (self.idle != Idle::default()).then(|| Instant::now() + GRACE);
+        }
     }
 }
 

@@ -25,6 +25,9 @@ both_families!(
     expired_udp_flow_is_opened_anew,
     udp_flow_with_replies_only_is_alive,
     flow_is_left_alone_at_other_hooks,
+    an_answer_to_a_direct_connection_is_not_taken_for_a_closed_flows,
+    a_second_first_answer_does_not_undo_the_promotion,
+    a_replaced_connections_late_packets_are_no_news_of_the_newcomer,
     fin_and_reset_are_noted_in_both_entries,
     notes_are_taken_once_a_second,
 );
@@ -254,6 +257,51 @@ fn flow_is_left_alone_at_other_hooks<F: Net>() {
     node.to_device(&there.answer()).untouched();
 }
 
+/// A pod that asked a Service before connects to the backend itself, from the same port: the answer is none of the closed flow's.
+fn an_answer_to_a_direct_connection_is_not_taken_for_a_closed_flows<F: Net>() {
+    let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
+    let syn = opening::<F>(Protocol::TCP, (POD_B, 40000), (VIP, 80));
+    let there = node.from_pod(VETH_B, &syn).goes(Action::Pod(VETH_A));
+    for flags in [SYN | ACK, FIN | ACK] {
+        node.from_pod(VETH_A, &there.answer().flags(flags)).goes(Action::Pod(VETH_B));
+    }
+    node.from_pod(VETH_B, &syn.clone().flags(FIN | ACK)).goes(Action::Pod(VETH_A));
+    node.from_pod(VETH_A, &there.answer().flags(ACK)).goes(Action::Pod(VETH_B));
+    assert_eq!(node.flows(), (0, 2));
+    node.from_pod(VETH_A, &there.answer().flags(SYN | ACK)).untouched();
+    assert_eq!(node.flows(), (0, 0));
+}
+
+/// A client's late RST on a connection whose masquerade port another has now.
+fn a_replaced_connections_late_packets_are_no_news_of_the_newcomer<F: Net>() {
+    let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE)]);
+    let left = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer()).goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
+    node.from_device(&data::<F>().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
+    let newcomer = opening::<F>(Protocol::TCP, (CLIENT, 40001), TO);
+    let left = node.from_device(&newcomer).goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer()).goes(Action::Neighbour(ETH));
+    node.from_device(&data::<F>().flags(RST));
+    let [_, reply] = keys::<F>(&left);
+    assert_eq!(node.flow(&node.tables.established, &reply).state, State::REPLIED);
+}
+
+/// Two answers on two CPUs: the later one finds that the first has moved both entries, and leaves them where they are.
+fn a_second_first_answer_does_not_undo_the_promotion<F: Net>() {
+    for protocol in PROTOCOLS {
+        let (node, there) = connected::<F>(protocol);
+        let [forward, reply] = keys::<F>(&there);
+        let flow = node.flow(&node.tables.established, &reply);
+        // As the second CPU still saw it.
+        node.tables.opening.borrow_mut().insert(reply, proxy_common::flow::Flow { state: 0, ..flow });
+        node.tables.established.borrow_mut().remove(&reply);
+        node.from_device(&there.answer()).goes(Action::Neighbour(ETH));
+        assert!(node.tables.established.borrow().contains_key(&forward));
+        assert!(node.tables.established.borrow().contains_key(&reply));
+    }
+}
+
 /// Flows: the state is kept alike in both directions, so that the sweep and V17 may look at either.
 fn fin_and_reset_are_noted_in_both_entries<F: Net>() {
     let (node, there) = connected::<F>(Protocol::TCP);
@@ -264,7 +312,12 @@ fn fin_and_reset_are_noted_in_both_entries<F: Net>() {
     node.from_device(&there.answer().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
     assert_eq!(states(), [State::REPLIED | State::FIN_BOTH; 2]);
     node.from_device(&there.answer().flags(RST)).goes(Action::Neighbour(ETH));
-    assert_eq!(states(), [State::REPLIED | State::FIN_BOTH | State::RESET; 2]);
+    assert_eq!(states(), [State::REPLIED | State::FIN_BOTH; 2], "a closed flow has no news");
+
+    let (node, there) = connected::<F>(Protocol::TCP);
+    node.from_device(&there.answer().flags(RST)).goes(Action::Neighbour(ETH));
+    let states = keys::<F>(&there).map(|key| node.flow(&node.tables.established, &key).state);
+    assert_eq!(states, [State::REPLIED | State::RESET; 2]);
 }
 
 /// Flows: the time of the last packet is written at most once a second.

@@ -18,7 +18,9 @@ pub(super) struct PodNetwork {
     at: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
     /// Nodes' addresses, and this host's.
     nodes: BTreeSet<IpAddr>,
-    prefixes: Vec<IpNet>,
+    prefixes: BTreeSet<IpNet>,
+    /// The lengths that prefixes have, so that an address is looked for by a few lookups instead of among all nodes' prefixes.
+    lengths: BTreeSet<u8>,
 }
 
 impl PodNetwork {
@@ -27,9 +29,11 @@ impl PodNetwork {
         let nodes = &snapshot.state.nodes;
         let of_nodes = nodes.values().flat_map(|node| node.internal_ips.iter().chain(&node.external_ips));
         let pod_cidrs = nodes.values().flat_map(|node| &node.pod_cidrs);
+        let prefixes: BTreeSet<IpNet> = snapshot.settings.cluster_cidrs.iter().chain(pod_cidrs).map(IpNet::trunc).collect();
         Self {
+            lengths: prefixes.iter().map(IpNet::prefix_len).collect(),
+            prefixes,
             nodes: of_nodes.chain(snapshot.links.host_addresses.keys()).copied().collect(),
-            prefixes: snapshot.settings.cluster_cidrs.iter().chain(pod_cidrs).map(IpNet::trunc).collect(),
             ..Self::default()
         }
     }
@@ -99,7 +103,8 @@ impl PodNetwork {
     }
 
     fn is_inside(&self, addr: IpAddr) -> bool {
-        self.prefixes.iter().any(|prefix| prefix.contains(&addr))
+        let around = |length: &u8| IpNet::new(addr, *length).ok().map(|net| net.trunc());
+        self.lengths.iter().filter_map(around).any(|prefix| self.prefixes.contains(&prefix))
     }
 
     fn pods_at<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> impl Iterator<Item = (&'a ObjectName, &'a Pod)> {

@@ -26,9 +26,14 @@ impl Touched {
         Self { everything: true, ..Self::default() }
     }
 
-    /// Whether there is nothing to be looked at.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+    /// Also what `more` has.
+    pub fn extend(&mut self, more: Self) {
+        let Self { everything, services, slices, pods, addresses } = more;
+        self.everything |= everything;
+        self.services.extend(services);
+        self.slices.extend(slices);
+        self.pods.extend(pods);
+        self.addresses.extend(addresses);
     }
 
     /// What a piece of news may change.

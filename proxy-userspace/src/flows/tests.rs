@@ -66,7 +66,7 @@ fn v18_each_kind_lives_as_long_as_its_timeout() {
 fn closed_flows_go_the_sooner_the_fuller_the_table_is() {
     let law = Law { timeouts: Timeouts::default(), ..law(None) };
     let eighths = |n: u64| law.for_table(u64::from(TABLE_ENTRIES) / 8 * n).timeouts;
-    assert_eq!([0, 4, 5, 6, 7, 8].map(|n| eighths(n).tcp_closed), [60, 60, 45, 30, 15, 0]);
+    assert_eq!([0, 4, 5, 6, 8].map(|n| eighths(n).tcp_closed), [60, 60, 30, 0, 0]);
     assert_eq!(law.for_table(u64::MAX).timeouts.tcp_closed, 0);
     assert_eq!(eighths(8).tcp, law.timeouts.tcp, "those that are open stay");
 }

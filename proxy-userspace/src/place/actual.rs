@@ -141,6 +141,13 @@ pub struct Actual {
     next_generation: u32,
 }
 
+/// Generations and names that nothing referred to at some moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Idle {
+    generations: BTreeSet<(Side, u32)>,
+    pub(super) names: BTreeSet<u32>,
+}
+
 impl FromIterator<Entry> for Actual {
     fn from_iter<I: IntoIterator<Item = Entry>>(entries: I) -> Self {
         let mut actual = Self::default();
@@ -232,13 +239,18 @@ impl Actual {
         frontends.filter(move |f| Side::from(f.addr) == side).filter_map(|f| self.services.get(f)).map(|s| s.generation)
     }
 
-    pub(super) fn idle_slots(&self) -> impl Iterator<Item = SlotKey> + '_ {
-        let slots = |&(side, generation)| self.slots(side, generation).map(move |(slot, _)| SlotKey { side, generation, slot });
-        self.idle.iter().flat_map(slots)
+    /// What no frontend refers to now.
+    pub fn idle(&self) -> Idle {
+        Idle { generations: self.idle.clone(), names: self.idle_names().collect() }
     }
 
-    pub(super) fn idle_endpoints(&self) -> impl Iterator<Item = EndpointAt> + '_ {
-        self.idle.iter().flat_map(|&(side, generation)| self.endpoints_of(side, generation))
+    pub(super) fn idle_slots<'a>(&'a self, of: &'a Idle) -> impl Iterator<Item = SlotKey> + 'a {
+        let slots = |&(side, generation)| self.slots(side, generation).map(move |(slot, _)| SlotKey { side, generation, slot });
+        self.idle.intersection(&of.generations).flat_map(slots)
+    }
+
+    pub(super) fn idle_endpoints<'a>(&'a self, of: &'a Idle) -> impl Iterator<Item = EndpointAt> + 'a {
+        self.idle.intersection(&of.generations).flat_map(|&(side, generation)| self.endpoints_of(side, generation))
     }
 
     /// Whether a generation's endpoint leads to a slot that holds it.

@@ -8,7 +8,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use actual::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
+pub use actual::{Actual, EndpointAt, Entry, Idle, Key, Side, Slot, SlotKey, Write};
 
 use crate::contents::{Contents, Delta};
 use plan::Plan;
@@ -34,8 +34,13 @@ pub fn place_delta(delta: &Delta, contents: &Contents, actual: &Actual) -> Vec<W
 
 /// Deletes the slots and names that no frontend refers to.
 pub fn retire(actual: &Actual) -> Vec<Write> {
-    let slots = actual.idle_slots().map(|slot| Write::Delete(Key::Backend(slot)));
-    let endpoints = actual.idle_endpoints().map(|endpoint| Write::Delete(Key::Endpoint(endpoint)));
-    let names = actual.idle_names().map(|id| Write::Delete(Key::Name(id)));
+    retire_those(&actual.idle(), actual)
+}
+
+/// The same of those only that were idle before and still are.
+pub fn retire_those(idle: &Idle, actual: &Actual) -> Vec<Write> {
+    let slots = actual.idle_slots(idle).map(|slot| Write::Delete(Key::Backend(slot)));
+    let endpoints = actual.idle_endpoints(idle).map(|endpoint| Write::Delete(Key::Endpoint(endpoint)));
+    let names = actual.idle_names().filter(|id| idle.names.contains(id)).map(|id| Write::Delete(Key::Name(id)));
     slots.chain(endpoints).chain(names).collect()
 }

@@ -222,7 +222,7 @@ fn a_changed_endpoint_gets_new_slots_and_the_old_ones_go_after_a_while() {
             .until("the change", |contents| contents.frontends.values().all(|target| target.backends.cluster_only.len() == 1))
             .await;
         let end = Instant::now() + Duration::from_secs(5);
-        while !retire(&agent.kernel()).is_empty() {
+        while !crate::place::retire(&agent.kernel()).is_empty() {
             assert!(Instant::now() < end, "slots are left over");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

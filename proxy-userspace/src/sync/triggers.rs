@@ -6,6 +6,9 @@ use jiff::Timestamp;
 
 use crate::model::{Family, Kind, Object, ObjectName, State, Update};
 
+/// Times of one Service that are kept at most, should the kernel refuse writes for long.
+const MOST: usize = 1000;
+
 /// What an update says of the time of its change, for the Service that its slice belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trigger {
@@ -47,7 +50,10 @@ impl Triggers {
     pub fn wait(&mut self, trigger: Trigger) {
         match trigger {
             Trigger::At(service, family, time) if time > self.began => {
-                self.waiting.entry(service).or_default().push((family, time));
+                let waiting = self.waiting.entry(service).or_default();
+                if waiting.len() < MOST {
+                    waiting.push((family, time));
+                }
             }
             Trigger::At(..) => {}
             Trigger::Gone(service) => _ = self.waiting.remove(&service),

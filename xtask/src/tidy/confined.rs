@@ -92,7 +92,7 @@ pub const CONFINED: &[Confined] = &[
     Confined {
         rule: "invariant 3 (applies)",
         why: "one task owns the state: only sync plans writes and applies them",
-        words: &["plane.apply(", "dataplane.apply(", "place(", "place_delta(", "retire("],
+        words: &["plane.apply(", "dataplane.apply(", "place(", "place_delta(", "retire(", "retire_those("],
         scope: AGENT,
         home: &[SYNC, PLACE, DATAPLANE],
         tests: Tests::Free,

@@ -2,6 +2,7 @@
 
 mod changes;
 mod cluster;
+mod firewall;
 mod kill;
 mod latency;
 mod reach;
