@@ -34,7 +34,7 @@ use segment::{SYN, Segment};
 
 /// The most instructions that the verifier may walk through, per program: room for twice what is there, and far below its limit
 /// of a million, so that a program that grows out of hand is seen on the day that it does.
-const BUDGET_TC: u32 = 250_000;
+const BUDGET_TC: u32 = 400_000;
 /// The same for XDP, whose direct access costs the verifier more.
 const BUDGET_XDP: u32 = 20_000;
 
