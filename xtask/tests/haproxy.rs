@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use xtask::compare::cluster::{DataPlane, Side, apply_with_status};
 use xtask::lab::controlplane::{ControlPlane, ControlPlaneSpec, ObjectRef, wait_for};
-use xtask::lab::haproxy::{Haproxy, Server, Standing, Trouble};
+use xtask::lab::haproxy::{Again, Haproxy, Server, Standing};
 use xtask::lab::host::Tools;
 use xtask::lab::load::{self, Load, LoadReport};
 use xtask::lab::node::Node;
@@ -41,13 +41,13 @@ struct Tally {
     answered: usize,
     failed: usize,
     /// Connections that failed are hidden from the clients by being tried again.
-    trouble: Trouble,
+    again: Again,
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { answered, failed, trouble: Trouble { retries, redispatches } } = self;
-        write!(f, "{answered} answered, {failed} failed, {retries} connections tried again, {redispatches} at another node")
+        let Self { answered, failed, again: Again { same, other } } = self;
+        write!(f, "{answered} answered, {failed} failed; connections tried again: {same} at the same node, {other} at another")
     }
 }
 
@@ -166,7 +166,7 @@ impl Scene {
 
     fn tally(&self) -> Result<Tally> {
         let sum = |count: fn(&LoadReport) -> usize| self.steps.iter().map(|(_, report)| count(report)).sum();
-        Ok(Tally { answered: sum(LoadReport::answered), failed: sum(LoadReport::failed), trouble: self.haproxy.trouble()? })
+        Ok(Tally { answered: sum(LoadReport::answered), failed: sum(LoadReport::failed), again: self.haproxy.again()? })
     }
 
     /// Only the pods that are still there answer in the end.
@@ -232,6 +232,6 @@ fn v22_behind_haproxy_drained_pods_and_nodes_fail_no_more_requests_than_with_kub
     let average = std::fs::read_to_string("/proc/loadavg").context("read the load average")?;
     println!("with kube-proxy {kube_proxy}\nwith Portway    {portway}\nload average {}", average.trim());
     ensure!(portway.failed <= kube_proxy.failed, "more requests failed with Portway");
-    ensure!(portway.trouble.retries <= kube_proxy.trouble.retries, "HAProxy had to connect again more often with Portway");
+    ensure!(portway.again.total() <= kube_proxy.again.total(), "HAProxy had to connect again more often with Portway");
     Ok(())
 }

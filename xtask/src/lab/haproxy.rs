@@ -41,13 +41,20 @@ pub enum Standing {
     Down,
 }
 
-/// What HAProxy went through with its servers, which its clients hardly see.
+/// Connections that failed and were tried again, which HAProxy's clients notice by the time that it takes only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Trouble {
-    /// Connections that were tried again.
-    pub retries: u64,
-    /// Those that were tried again with another server.
-    pub redispatches: u64,
+pub struct Again {
+    /// With the same server.
+    pub same: u64,
+    /// With another one.
+    pub other: u64,
+}
+
+impl Again {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.same + self.other
+    }
 }
 
 /// A running HAProxy; dropping it ends it.
@@ -91,13 +98,13 @@ impl Haproxy {
             .with_context(|| self.log())
     }
 
-    /// What it went through with all servers so far.
+    /// The connections that it has tried again so far.
     ///
     /// # Errors
     /// If it does not tell.
-    pub fn trouble(&self) -> Result<Trouble> {
+    pub fn again(&self) -> Result<Again> {
         let all = self.row("BACKEND")?;
-        Ok(Trouble { retries: number(&all, "wretr")?, redispatches: number(&all, "wredis")? })
+        Ok(Again { same: number(&all, "wretr")?, other: number(&all, "wredis")? })
     }
 
     /// All that it has said.
