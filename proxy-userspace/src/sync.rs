@@ -188,6 +188,8 @@ impl Sync {
         if !self.snapshot.state.synced || !(self.dirty.objects || self.dirty.links) {
             return Ok(());
         }
+        // What is seen here is no news to `changed` any more, also if it was an object that brought us here.
+        self.dirty.links |= found.has_changed().unwrap_or_default();
         let found = found.borrow_and_update().clone();
         let Some(found) = found.filter(|found| self.is_fresh(found)) else { return Ok(()) };
         let first = matches!(self.placed, Placed::Never);
