@@ -252,6 +252,44 @@ fn v14_the_sweep_hears_of_endpoints_that_serve_no_more() {
     });
 }
 
+/// The pod was in the maps, and its device without programs until another one came.
+#[test]
+fn a_device_that_is_found_just_as_objects_change_gets_its_programs() {
+    let (host, _lan, _pod) = wired();
+    let root = host.state_dir();
+    host.block_on(async move {
+        let plane = Dataplane::open(&Options { state_dir: root, xdp: XdpChoice::Auto }).expect("open the data plane");
+        let actual = plane.read().expect("read");
+        let (tell_wanted, wanted) = watch::channel(Wanted::default());
+        let metrics = Arc::<Metrics>::default();
+        let (reports, _) = Reports::new(Events::default(), metrics.clone(), Timestamp::now());
+        let (serving, vitals) = (watch::Sender::new(None), watch::Sender::new(Vitals::default()));
+        let outputs = Outputs { wanted: tell_wanted, serving, vitals, reports, metrics };
+        let settings = Settings { node_name: "n1".into(), hz: 250, secret: 9, ..Settings::default() };
+        let mut sync = Sync::new(Snapshot { settings, ..Snapshot::default() }, plane, actual, outputs);
+        all(Protocol::TCP).into_iter().chain([Update::Synced]).for_each(|update| _ = sync.take(update));
+        sync.ask_links();
+
+        let (tell_found, mut looked) = watch::channel(None);
+        let looking = tokio::spawn(links::run(wanted, tell_found, BTreeMap::new()));
+        let whole = looked.wait_for(|found: &Option<Found>| found.as_ref().is_some_and(|found| !found.links.pods.is_empty()));
+        let whole = whole.await.expect("links lives").clone().expect("found");
+        looking.abort();
+        let device = whole.links.pods[&addr("10.244.1.2")];
+        let mut without = whole.clone();
+        without.links.pods.clear();
+
+        let (tell, mut found) = watch::channel(Some(without));
+        sync.first_until = Some(Instant::now());
+        sync.step(&mut found).expect("the first sync");
+        assert!(sync.plane.hooks().iter().all(|hook| hook.device != device));
+        tell.send(Some(whole)).expect("somebody listens");
+        sync.dirty.objects = true;
+        sync.step(&mut found).expect("a sync because of an object");
+        assert!(sync.plane.hooks().iter().any(|hook| hook.device == device), "{:?}", sync.plane.hooks());
+    });
+}
+
 #[test]
 fn v23_health_knows_how_the_node_is() {
     let state = |update: Update| {

@@ -33,9 +33,14 @@ pub enum Side {
 
 /// What forwards on the nodes, for as long as it is not dropped.
 #[derive(Debug)]
-enum DataPlane {
-    KubeProxy { _running: Vec<KubeProxy> },
-    Portway { _running: Vec<Agent> },
+pub struct DataPlane {
+    _running: Running,
+}
+
+#[derive(Debug)]
+enum Running {
+    KubeProxies { _each: Vec<KubeProxy> },
+    Agents { _each: Vec<Agent> },
 }
 
 /// A side that runs; its data plane goes first.
@@ -62,10 +67,7 @@ impl Cluster {
         let plane =
             ControlPlane::start(&ControlPlaneSpec { netns: lab.router().path(), address: ROUTER.v4.into(), service_ranges })?;
         apply(&plane, &lab)?;
-        let data_plane = match side {
-            Side::KubeProxy => DataPlane::KubeProxy { _running: start_kube_proxies(&plane, &lab)? },
-            Side::Portway => DataPlane::Portway { _running: start_agents(&plane, &lab)? },
-        };
+        let data_plane = DataPlane::start(side, &plane, &lab)?;
         let cluster = Self { _data_plane: data_plane, _plane: plane, lab };
         cluster.wait_until_served()?;
         Ok(cluster)
@@ -121,6 +123,20 @@ fn stop_loops(router: &Namespace) -> Result<()> {
     Ok(())
 }
 
+impl DataPlane {
+    /// Starts that of `side` on every node.
+    ///
+    /// # Errors
+    /// If it does not start on one of them; Portway's account has to be known.
+    pub fn start(side: Side, plane: &ControlPlane, lab: &Lab) -> Result<Self> {
+        let running = match side {
+            Side::KubeProxy => Running::KubeProxies { _each: start_kube_proxies(plane, lab)? },
+            Side::Portway => Running::Agents { _each: start_agents(plane, lab)? },
+        };
+        Ok(Self { _running: running })
+    }
+}
+
 /// Gives the API server all objects, and waits until slices have followed.
 fn apply(plane: &ControlPlane, lab: &Lab) -> Result<()> {
     plane.client().apply_yaml(DEPLOY)?;
@@ -135,7 +151,11 @@ fn apply(plane: &ControlPlane, lab: &Lab) -> Result<()> {
         .try_for_each(|service| wait_for(&format!("the slices of {}", service.name), PATIENCE, || has_slices(plane, service)))
 }
 
-fn apply_with_status(plane: &ControlPlane, object: &Value) -> Result<()> {
+/// Gives the API server an object, and then its status, which it takes separately only.
+///
+/// # Errors
+/// If it has no status, or either is refused.
+pub fn apply_with_status(plane: &ControlPlane, object: &Value) -> Result<()> {
     let mut bare = object.clone();
     let status = bare.as_object_mut().and_then(|fields| fields.remove("status")).context("find the status")?;
     plane.client().apply(&bare)?;

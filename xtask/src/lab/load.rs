@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -100,20 +101,31 @@ impl fmt::Display for LoadReport {
 /// # Errors
 /// If the kernel's event queue fails; failing requests are counted, not errors.
 pub fn run(load: &Load) -> Result<LoadReport> {
+    run_until(load, &AtomicBool::new(false))
+}
+
+/// Sends the load as [`run`] does, but no new request once `enough` is set.
+///
+/// # Errors
+/// As those of [`run`].
+pub fn run_until(load: &Load, enough: &AtomicBool) -> Result<LoadReport> {
     let mut generator = Generator::new(load)?;
     generator.open_held();
     let start = Instant::now();
-    let mut next_check = start;
+    let (mut next_check, mut end) = (start, load.duration);
     loop {
         let now = Instant::now();
         let elapsed = now.duration_since(start);
-        generator.send_due(elapsed.min(load.duration), now);
+        if enough.load(Ordering::Relaxed) {
+            end = end.min(elapsed);
+        }
+        generator.send_due(elapsed.min(end), now);
         generator.receive()?;
         if now >= next_check {
             generator.drop_overdue(now);
             next_check = now + Duration::from_millis(50);
         }
-        if elapsed >= load.duration && !generator.waiting() {
+        if elapsed >= end && !generator.waiting() {
             break;
         }
     }
@@ -314,11 +326,22 @@ impl Connection {
                 Err(e) => return Err(e),
             }
         }
+        refuse_other_than_ok(&self.input)?;
         let facts = probe::body(&self.input)?.map(|body| String::from_utf8_lossy(body).parse::<Facts>());
         let facts = facts.transpose().map_err(|e| io::Error::new(ErrorKind::InvalidData, format!("{e:#}")))?;
         if facts.is_some() {
             self.input.clear();
         }
         Ok(facts)
+    }
+}
+
+/// A proxy's own answer, such as 503, is no pod's; the error names it.
+fn refuse_other_than_ok(answer: &[u8]) -> io::Result<()> {
+    let Some(end) = answer.windows(2).position(|w| w == b"\r\n") else { return Ok(()) };
+    let line = String::from_utf8_lossy(&answer[..end]);
+    match line.split(' ').nth(1) {
+        Some("200") => Ok(()),
+        _ => Err(io::Error::new(ErrorKind::InvalidData, line.into_owned())),
     }
 }

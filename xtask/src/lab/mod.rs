@@ -6,6 +6,7 @@ pub mod controlplane;
 pub mod counters;
 pub mod dns;
 pub mod facts;
+pub mod haproxy;
 pub mod hold;
 pub mod host;
 pub mod load;

@@ -36,6 +36,8 @@ pub enum Component {
     Iptables,
     /// kube-proxy's flow table.
     Conntrack,
+    /// A load balancer that asks nodes for their health.
+    Haproxy,
     /// Bulk traffic.
     Iperf3,
     /// A client to type by hand.
@@ -64,7 +66,7 @@ pub(super) struct Found(pub String);
 
 impl Component {
     /// All of them, in the order in which they are reported.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::KernelCore,
         Self::BpfLinker,
         Self::Lints,
@@ -80,6 +82,7 @@ impl Component {
         Self::Nftables,
         Self::Iptables,
         Self::Conntrack,
+        Self::Haproxy,
         Self::Iperf3,
         Self::Curl,
         Self::Procps,
@@ -153,6 +156,7 @@ impl Component {
             Self::Nftables => ("nftables", "the lab's kube-proxy", "nft", &["nftables"]),
             Self::Iptables => ("iptables", "the lab's kube-proxy", "iptables", &["iptables"]),
             Self::Conntrack => ("conntrack", "the lab's kube-proxy", "conntrack", &["conntrack"]),
+            Self::Haproxy => ("haproxy", "load balancing in the lab", "haproxy", &["haproxy"]),
             Self::Iperf3 => ("iperf3", "measuring in the lab", "iperf3", &["iperf3"]),
             Self::Curl => ("curl", "the demo", "curl", &["curl"]),
             Self::Procps => ("procps", "the lab", "sysctl", &["procps"]),
