@@ -157,12 +157,26 @@ impl Cluster {
 
     /// The sum of a metric's values whose labels have the value `label`, or of all if that is empty, as `/metrics` tells it.
     pub fn metric(&self, node: &Node, name: &str, label: &str) -> Result<u64> {
-        let text = node.ns().run(|| metrics().context("ask for metrics"))?;
-        let wanted = |line: &&str| line.starts_with(name) && (label.is_empty() || line.contains(&format!("\"{label}\"")));
-        let values: Vec<&str> = text.lines().filter(wanted).filter_map(|line| line.rsplit(' ').next()).collect();
-        ensure!(!values.is_empty(), "no {name} {label} in\n{text}");
-        values.into_iter().map(|value| value.parse::<u64>().with_context(|| format!("read {name} {label}"))).sum()
+        sum(&node.ns().run(|| metrics().context("ask for metrics"))?, name, label)
     }
+
+    /// Several counters of a node's packet path, read at one moment.
+    pub fn events<const N: usize>(&self, node: &Node, names: [&str; N]) -> Result<[u64; N]> {
+        let text = node.ns().run(|| metrics().context("ask for metrics"))?;
+        let mut values = [0; N];
+        for (value, name) in values.iter_mut().zip(names) {
+            *value = sum(&text, "portway_events", name)?;
+        }
+        Ok(values)
+    }
+}
+
+/// The sum of a metric's values whose labels have the value `label`, or of all if that is empty.
+fn sum(text: &str, name: &str, label: &str) -> Result<u64> {
+    let wanted = |line: &&str| line.starts_with(name) && (label.is_empty() || line.contains(&format!("\"{label}\"")));
+    let values: Vec<&str> = text.lines().filter(wanted).filter_map(|line| line.rsplit(' ').next()).collect();
+    ensure!(!values.is_empty(), "no {name} {label} in\n{text}");
+    values.into_iter().map(|value| value.parse::<u64>().with_context(|| format!("read {name} {label}"))).sum()
 }
 
 fn metrics() -> Result<String> {
