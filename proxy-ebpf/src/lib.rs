@@ -7,6 +7,7 @@
 pub mod flow;
 pub mod parse;
 pub mod rewrite;
+pub mod seams;
 pub mod service;
 
 #[cfg(any(test, feature = "fake"))]
@@ -14,97 +15,10 @@ pub mod fake;
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, Hook, Way};
-use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, Port, Protocol, RangeKind};
-use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
+use proxy_common::net::{Address, Device, Family, IfIndex, Port, Protocol};
 
 use parse::{Headers, Ip};
-
-/// The bytes of one packet, from its link-layer header on.
-pub trait Packet {
-    /// The packet meets us before the kernel has a socket buffer for it (XDP): what cannot be finished is left to tc, untouched.
-    const EARLY: bool;
-
-    /// `T` at `offset` bytes; `None` beyond the end.
-    fn load<T: Wire>(&self, offset: u32) -> Option<T>;
-    /// Writes `value` at `offset` bytes; `None` beyond the end.
-    fn store<T: Wire>(&mut self, offset: u32, value: &T) -> Option<()>;
-    /// Corrects the TCP or UDP checksum at `offset` for a change of addresses and of ports, given as partial sums.
-    fn fix_checksum(&mut self, offset: u32, change: Change) -> Option<()>;
-    /// Cuts the packet to `len` bytes; `None` if the kernel refuses.
-    fn truncate(&mut self, len: u32) -> Option<()>;
-    /// Makes `room` bytes between the link-layer header and what follows it.
-    fn insert(&mut self, room: u32) -> Option<()>;
-    /// Bytes of payload of each of the packets that this one will be cut into (GSO); 0 if it goes as it is.
-    fn segment(&self) -> u32;
-}
-
-/// What a checksum has to be corrected for.
-#[derive(Clone, Copy)]
-pub struct Change {
-    /// Partial sum of the change of addresses (they count through the pseudo header).
-    pub addresses: u32,
-    /// Partial sum of the change of ports.
-    pub ports: u32,
-    /// UDP: 0 means "no checksum" and stays so, and is never the result.
-    pub udp: bool,
-    /// IPv6: no header checksum compensates the addresses.
-    pub v6: bool,
-    /// Partial sum of the change of what no checksum in the packet covers: IPv6's hop limit.
-    pub uncovered: u32,
-}
-
-/// Plain bytes: what may be copied from and to a packet.
-///
-/// # Safety
-/// Any bytes are a value, and there is no padding.
-pub unsafe trait Wire: Copy {}
-
-// SAFETY: plain bytes.
-unsafe impl<const N: usize> Wire for [u8; N] {}
-// SAFETY: plain integers.
-unsafe impl<const N: usize> Wire for [u32; N] {}
-// SAFETY: repr(C), bytes and byte arrays only.
-unsafe impl Wire for network_types::ip::Ipv4Hdr {}
-// SAFETY: repr(C), bytes and byte arrays only.
-unsafe impl Wire for network_types::ip::Ipv6Hdr {}
-// SAFETY: repr(C, packed), byte arrays and a u16.
-unsafe impl Wire for network_types::eth::EthHdr {}
-
-/// Where a flow lives.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Table {
-    /// Answered flows: a plain hash that the agent sweeps.
-    Established,
-    /// Half-open flows: a small LRU, so that a flood evicts only the half-open (V18).
-    Opening,
-}
-
-/// Why a flow could not be inserted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refused {
-    /// The key is taken.
-    Exists,
-    /// The table is full.
-    Full,
-}
-
-/// Why a flow could not be promoted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NotPromoted {
-    /// The LRU has evicted it.
-    Gone,
-    /// The table of established flows is full.
-    Full,
-}
-
-/// Whether an entry that is there already is replaced.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Insert {
-    /// Only where there is none.
-    New,
-    /// In any case.
-    Any,
-}
+pub use seams::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
 
 /// What the stages of one packet hand on: in the kernel one element per CPU, for IPv6's do not fit on the stack beside all else.
 #[derive(Clone, Copy, Debug)]
@@ -158,73 +72,6 @@ impl<F: Family> Default for Scratch<F> {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// Where the kernel's routes lead.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Route {
-    /// The device to leave by.
-    pub device: IfIndex,
-    /// Destination and source MAC, where the neighbour is resolved.
-    pub neighbour: Option<[u8; 12]>,
-}
-
-/// All that is looked up, recorded, timed or random.
-pub trait Tables<F: Family> {
-    /// The entry of a flow: the established one, else the half-open one.
-    fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Table, Flow<F::Addr>)>;
-    /// Bits of `State` of an established flow's entry.
-    fn state(&self, key: &FlowKey<F::Addr>) -> Option<u8>;
-    /// The table that has the entry of `mate`, if that is the other direction of `key`; while a flow is promoted the two are apart.
-    fn table_of_mate(&self, key: &FlowKey<F::Addr>, mate: &FlowKey<F::Addr>) -> Option<Table>;
-    /// Copies a half-open flow's entry to the established ones, with this time and further bits of `State`.
-    fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted>;
-    /// Records a flow.
-    fn insert_flow(&self, table: Table, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, how: Insert) -> Result<(), Refused>;
-    /// Forgets a flow.
-    fn remove_flow(&self, table: Table, key: &FlowKey<F::Addr>);
-    /// Notes the time (jiffies) and further bits of `State` in a flow's entry, if it is there.
-    fn note_flow(&self, table: Table, key: &FlowKey<F::Addr>, now: u32, state: u8);
-    /// A frontend.
-    fn service(&self, key: &ServiceKey<F::Addr>) -> Option<Service>;
-    /// A backend.
-    fn backend(&self, key: &BackendKey) -> Option<Backend<F::Addr>>;
-    /// The slot of an endpoint, if the generation has it.
-    fn slot(&self, key: &EndpointKey<F::Addr>) -> Option<u32>;
-    /// Whether a client is in the source ranges of a service port (V3).
-    fn is_source(&self, key: &SourceKey<F::Addr>) -> bool;
-    /// What the longest prefix says that has an address.
-    fn range(&self, addr: &F::Addr) -> RangeKind;
-    /// The endpoint that a client stays with (V13).
-    fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity<F::Addr>>;
-    /// Lets a client stay with an endpoint.
-    fn stick(&self, key: &AffinityKey<F::Addr>, affinity: &Affinity<F::Addr>);
-    /// What an address is to this node.
-    fn address(&self, addr: &F::Addr) -> AddressFlags;
-    /// A pod of this node.
-    fn pod(&self, addr: &F::Addr) -> Option<LocalPod>;
-    /// A device that packets leave by.
-    fn device(&self, device: IfIndex) -> Option<Device>;
-    /// The agent's settings.
-    fn config(&self) -> Option<Config>;
-    /// The kernel's route from `src` to `dst` for packets that arrived by `device`.
-    fn route(&self, device: IfIndex, src: &F::Addr, dst: &F::Addr) -> Option<Route>;
-    /// Low 32 bits of jiffies.
-    fn now(&self) -> u32;
-    /// 32 random bits.
-    fn random(&self) -> u32;
-    /// How often this was asked before, roughly: for one of 256 counters (the low byte of `counter`) that packets of all CPUs share.
-    fn turn(&self, counter: u32) -> u32;
-    /// Whether one more ICMP error may be sent: those that we make are rate-limited.
-    fn may_answer(&self) -> bool;
-    /// Counts.
-    fn count(&self, counter: Counter);
-    /// Counts a packet that was answered instead of sent on; those that are dropped the hook counts.
-    fn count_answered(&self, reason: Reason);
-    /// For the log: a flow was opened by a packet of `key`.
-    fn opened(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>);
-    /// For the log: a packet of `key` is not sent on.
-    fn stopped(&self, key: &FlowKey<F::Addr>, reason: Reason);
 }
 
 /// What becomes of a packet that is not dropped; a hook's one `match` makes it a verdict.

@@ -182,7 +182,7 @@ pub const CONFINED: &[Confined] = &[
         scope: EVERYWHERE,
         home: &[
             EBPF_MAIN,
-            "proxy-ebpf/src/lib.rs",
+            "proxy-ebpf/src/seams.rs",
             "proxy-ebpf/src/fake",
             "proxy-common/src/pod.rs",
             "proxy-userspace/src/dataplane",
