@@ -12,14 +12,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use xtask::lab::agent::Agent;
 use xtask::lab::container::{Container, capabilities};
-use xtask::lab::controlplane::{ControlPlane, ControlPlaneSpec, ObjectRef, wait_for};
+use xtask::lab::controlplane::{ControlPlane, ObjectRef, wait_for};
 use xtask::lab::host::Tools;
 use xtask::lab::node::Node;
 use xtask::lab::probe::{self, Kind};
 use xtask::lab::topology::{Join, PodSpec, ROUTER, Serves, Topology, Wiring};
-use xtask::lab::{Lab, objects};
+use xtask::lab::{Lab, cluster};
 
-const DEPLOY: &str = include_str!("../../deploy/portway.yaml");
 const SOON: Duration = Duration::from_secs(20);
 const WEB: u16 = 30080;
 /// Words by which the agent, the kernel and the API server say that something was not allowed.
@@ -37,14 +36,7 @@ impl Cluster {
         let topology = Topology::new(wiring, Join::Routes);
         let topology = topology.node("node1", vec![web("web-1")]).node("node2", vec![web("web-2")]);
         let lab = Lab::start(topology, Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
-        let ranges = ["10.96.0.0/12", "fd00:10:96::/112"].map(|range| range.parse().expect("a prefix"));
-        let netns = lab.router().path();
-        let plane = ControlPlane::start(&ControlPlaneSpec { netns, address: ROUTER.v4.into(), service_ranges: ranges.to_vec() })?;
-        plane.client().apply_yaml(DEPLOY).context("apply deploy/portway.yaml")?;
-        let objects = lab.nodes().iter().map(objects::node).chain(lab.pods().map(|(node, pod)| objects::pod(node, pod)));
-        for object in objects {
-            apply_with_status(&plane, &object)?;
-        }
+        let plane = cluster::begin(&lab)?;
         plane.client().apply(&service())?;
         // As the manifest tells those who have no kube-proxy.
         let (host, port) = (ROUTER.v4.to_string(), "6443");
@@ -117,13 +109,6 @@ impl Cluster {
         }
         Ok(())
     }
-}
-
-fn apply_with_status(plane: &ControlPlane, object: &Value) -> Result<()> {
-    let mut bare = object.clone();
-    let status = bare.as_object_mut().and_then(|fields| fields.remove("status")).context("find the status")?;
-    plane.client().apply(&bare)?;
-    plane.client().patch_status(&ObjectRef::of(object)?, &status).map(drop)
 }
 
 fn service() -> Value {

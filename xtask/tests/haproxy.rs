@@ -9,18 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
-use xtask::compare::cluster::{DataPlane, Side, apply_with_status};
-use xtask::lab::controlplane::{ControlPlane, ControlPlaneSpec, ObjectRef, wait_for};
+use serde_json::json;
+use xtask::compare::cluster::{DataPlane, Side};
+use xtask::lab::controlplane::{ControlPlane, ObjectRef, wait_for};
 use xtask::lab::haproxy::{Again, Haproxy, Server, Standing};
 use xtask::lab::host::Tools;
 use xtask::lab::load::{self, Load, LoadReport};
 use xtask::lab::node::Node;
 use xtask::lab::probe::{self, Kind};
-use xtask::lab::topology::{FAR_CLIENT, Family, Join, PodSpec, ROUTER, Serves, Topology, Wiring};
-use xtask::lab::{Lab, objects};
+use xtask::lab::topology::{FAR_CLIENT, Family, Join, PodSpec, Serves, Topology, Wiring};
+use xtask::lab::{Lab, cluster, objects};
 
-const DEPLOY: &str = include_str!("../../deploy/portway.yaml");
 const NODE_PORT: u16 = 30080;
 const HEALTH_PORT: u16 = 31999;
 /// Where HAProxy serves: behind the router, as seen from the nodes.
@@ -66,13 +65,8 @@ impl Scene {
         let topology = Topology::new(Wiring::PointToPoint, Join::Routes);
         let topology = topology.node("node1", vec![web("web-1"), web("web-2")]).node("node2", vec![web("web-3")]);
         let lab = Lab::start(topology.node("node3", Vec::new()), Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
-        let ranges = ["10.96.0.0/12", "fd00:10:96::/112"].map(|range| range.parse().expect("a prefix"));
-        let netns = lab.router().path();
-        let plane = ControlPlane::start(&ControlPlaneSpec { netns, address: ROUTER.v4.into(), service_ranges: ranges.to_vec() })?;
-        plane.client().apply_yaml(DEPLOY)?;
-        lab.nodes().iter().try_for_each(|node| apply_with_status(&plane, &objects::node(node)))?;
-        lab.pods().try_for_each(|(node, pod)| apply_with_status(&plane, &objects::pod(node, pod)))?;
-        plane.client().apply(&service())?;
+        let plane = cluster::begin(&lab)?;
+        plane.client().apply(&objects::local_load_balancer(NODE_PORT, HEALTH_PORT))?;
         let data_plane = DataPlane::start(side, &plane, &lab)?;
         let servers: Vec<Server> = lab.nodes().iter().flat_map(servers).collect();
         let haproxy = Haproxy::start(lab.far_client(), lab.directory(), FRONT, &servers)?;
@@ -145,7 +139,7 @@ impl Scene {
     /// Starts another pod and waits until HAProxy has its node back.
     fn bring_back(&mut self, node: &str, pod: &str) -> Result<()> {
         self.lab.node_mut(node)?.add_pod(web(pod))?;
-        apply_with_status(&self.plane, &objects::pod(self.lab.node(node)?, self.lab.pod(pod)?))?;
+        cluster::apply_with_status(&self.plane, &objects::pod(self.lab.node(node)?, self.lab.pod(pod)?))?;
         self.wait_until(node, Standing::Up)
     }
 
@@ -196,22 +190,6 @@ fn servers(node: &Node) -> [Server; 2] {
 
 fn server_name(node: &str, family: Family) -> String {
     format!("{node}-{family:?}")
-}
-
-fn service() -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": { "name": "web", "namespace": "default" },
-        "spec": {
-            "type": "LoadBalancer",
-            "externalTrafficPolicy": "Local",
-            "healthCheckNodePort": HEALTH_PORT,
-            "ipFamilyPolicy": "RequireDualStack",
-            "selector": { "app": "web" },
-            "ports": [{ "name": "http", "port": 80, "targetPort": "http", "nodePort": NODE_PORT }],
-        },
-    })
 }
 
 /// The whole story with one data plane.

@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use xtask::lab::agent::{Agent, AgentSpec, Source};
-use xtask::lab::controlplane::{ControlPlane, ControlPlaneSpec, ObjectRef, User, wait_for};
+use xtask::lab::agent::{Agent, AgentSpec};
+use xtask::lab::controlplane::{ControlPlane, ObjectRef, wait_for};
 use xtask::lab::host::Tools;
 use xtask::lab::netns::Namespace;
 use xtask::lab::node::Node;
-use xtask::lab::topology::{Join, PodSpec, ROUTER, Serves, Topology, Wiring};
-use xtask::lab::{Lab, objects};
+use xtask::lab::topology::{Join, PodSpec, Serves, Topology, Wiring};
+use xtask::lab::{Lab, cluster, objects};
 
 const SOON: Duration = Duration::from_secs(20);
-const DEPLOY: &str = include_str!("../../deploy/portway.yaml");
 const NODE_PORT: u16 = 30080;
 const HEALTH_PORT: u16 = 31999;
 
@@ -34,20 +33,10 @@ impl Cluster {
         let topology = Topology::new(Wiring::PointToPoint, Join::Routes);
         let topology = topology.node("node1", vec![web("web-1"), web("web-2")]).node("node2", Vec::new());
         let lab = Lab::start(topology, Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
-        let ranges = ["10.96.0.0/12", "fd00:10:96::/112"].map(|range| range.parse().expect("a prefix"));
-        let netns = lab.router().path();
-        let plane = ControlPlane::start(&ControlPlaneSpec { netns, address: ROUTER.v4.into(), service_ranges: ranges.to_vec() })?;
-        plane.client().apply_yaml(DEPLOY)?;
-        for node in lab.nodes() {
-            apply_with_status(&plane, &objects::node(node))?;
-            prepare(node)?;
-        }
-        for (node, pod) in lab.pods() {
-            apply_with_status(&plane, &objects::pod(node, pod))?;
-        }
-        plane.client().apply(&service())?;
-        let account = User::ServiceAccount { namespace: "portway".into(), name: "portway".into() };
-        let spec = AgentSpec::new(lab.tools(), Source::Kubeconfig(plane.kubeconfig(&account)?), lab.directory());
+        lab.nodes().iter().try_for_each(prepare)?;
+        let plane = cluster::begin(&lab)?;
+        plane.client().apply(&objects::local_load_balancer(NODE_PORT, HEALTH_PORT))?;
+        let spec = AgentSpec::new(lab.tools(), cluster::source(&plane)?, lab.directory());
         let agents = lab.nodes().iter().map(|node| spec.start(node)).collect::<Result<Vec<_>>>()?;
         Ok(Self { agents, plane, lab })
     }
@@ -80,29 +69,6 @@ impl Cluster {
         let web = ObjectRef::namespaced("v1", "Service", "default", "web");
         self.plane.client().get(&web)?.context("find the Service")
     }
-}
-
-fn service() -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": { "name": "web", "namespace": "default" },
-        "spec": {
-            "type": "LoadBalancer",
-            "externalTrafficPolicy": "Local",
-            "healthCheckNodePort": HEALTH_PORT,
-            "ipFamilyPolicy": "RequireDualStack",
-            "selector": { "app": "web" },
-            "ports": [{ "name": "http", "port": 80, "targetPort": "http", "nodePort": NODE_PORT }],
-        },
-    })
-}
-
-fn apply_with_status(plane: &ControlPlane, object: &Value) -> Result<()> {
-    let mut bare = object.clone();
-    let status = bare.as_object_mut().and_then(|fields| fields.remove("status")).context("find the status")?;
-    plane.client().apply(&bare)?;
-    plane.client().patch_status(&ObjectRef::of(object)?, &status).map(drop)
 }
 
 fn get(at: SocketAddr, path: &str) -> Result<String> {

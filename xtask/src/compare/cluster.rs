@@ -4,19 +4,17 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 
 use super::rows::{Client, Protocol, Row, Target};
-use super::scene::{self, FAR_WAY, NEAR_WAY, SERVICE_RANGES, SERVICES, Service};
-use crate::lab::agent::{Agent, AgentSpec, Source};
-use crate::lab::controlplane::{ControlPlane, ControlPlaneSpec, KubeProxy, ObjectRef, ProxySpec, User, wait_for};
+use super::scene::{self, FAR_WAY, NEAR_WAY, SERVICES, Service};
+use crate::lab::agent::{Agent, AgentSpec};
+use crate::lab::controlplane::{ControlPlane, KubeProxy, ObjectRef, ProxySpec, wait_for};
 use crate::lab::host::Tools;
 use crate::lab::netns::Namespace;
 use crate::lab::probe;
-use crate::lab::topology::{Family, Join, ROUTER, Wiring};
-use crate::lab::{Lab, objects};
+use crate::lab::topology::{Family, Join, Wiring};
+use crate::lab::{Lab, cluster};
 
-const DEPLOY: &str = include_str!("../../../deploy/portway.yaml");
 /// How long slices may take to follow pods, and data planes to follow slices; generous, for machines are slow in CI.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Refusals are counted here, so that none may be lost to the kernel's own limit of one a second for each client.
@@ -62,11 +60,8 @@ impl Cluster {
         lab.near_client().ip(&scene::routes(NEAR_WAY))?;
         stop_loops(lab.router())?;
         lab.nodes().iter().try_for_each(|node| node.ns().sysctls(UNLIMITED_ICMP))?;
-        let ranges = SERVICE_RANGES.iter().map(|range| range.parse().context("read a Service range"));
-        let service_ranges = ranges.collect::<Result<_>>()?;
-        let plane =
-            ControlPlane::start(&ControlPlaneSpec { netns: lab.router().path(), address: ROUTER.v4.into(), service_ranges })?;
-        apply(&plane, &lab)?;
+        let plane = cluster::begin(&lab)?;
+        apply(&plane)?;
         let data_plane = DataPlane::start(side, &plane, &lab)?;
         let cluster = Self { _data_plane: data_plane, _plane: plane, lab };
         cluster.wait_until_served()?;
@@ -137,11 +132,8 @@ impl DataPlane {
     }
 }
 
-/// Gives the API server all objects, and waits until slices have followed.
-fn apply(plane: &ControlPlane, lab: &Lab) -> Result<()> {
-    plane.client().apply_yaml(DEPLOY)?;
-    lab.nodes().iter().try_for_each(|node| apply_with_status(plane, &objects::node(node)))?;
-    lab.pods().try_for_each(|(node, pod)| apply_with_status(plane, &objects::pod(node, pod)))?;
+/// Gives the API server the Services, and waits until slices have followed.
+fn apply(plane: &ControlPlane) -> Result<()> {
     for service in &SERVICES {
         let object = plane.client().apply(&service.object())?;
         plane.client().patch_status(&ObjectRef::of(&object)?, &service.status())?;
@@ -149,17 +141,6 @@ fn apply(plane: &ControlPlane, lab: &Lab) -> Result<()> {
     SERVICES
         .iter()
         .try_for_each(|service| wait_for(&format!("the slices of {}", service.name), PATIENCE, || has_slices(plane, service)))
-}
-
-/// Gives the API server an object, and then its status, which it takes separately only.
-///
-/// # Errors
-/// If it has no status, or either is refused.
-pub fn apply_with_status(plane: &ControlPlane, object: &Value) -> Result<()> {
-    let mut bare = object.clone();
-    let status = bare.as_object_mut().and_then(|fields| fields.remove("status")).context("find the status")?;
-    plane.client().apply(&bare)?;
-    plane.client().patch_status(&ObjectRef::of(object)?, &status).map(drop)
 }
 
 /// Whether both families' slices have all endpoints; a Service without any has slices too, which are empty.
@@ -182,7 +163,6 @@ fn start_kube_proxies(plane: &ControlPlane, lab: &Lab) -> Result<Vec<KubeProxy>>
 }
 
 fn start_agents(plane: &ControlPlane, lab: &Lab) -> Result<Vec<Agent>> {
-    let account = User::ServiceAccount { namespace: "portway".into(), name: "portway".into() };
-    let spec = AgentSpec::new(lab.tools(), Source::Kubeconfig(plane.kubeconfig(&account)?), lab.directory());
+    let spec = AgentSpec::new(lab.tools(), cluster::source(plane)?, lab.directory());
     lab.nodes().iter().map(|node| spec.start(node)).collect()
 }

@@ -5,10 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
 
+use crate::lab::cluster::SERVICE_RANGES;
 use crate::lab::topology::{self, Family, Join, PodSpec, Serves, Topology, Wiring};
 
-/// The ranges of ClusterIPs.
-pub const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/12", "fd00:10:96::/112"];
 /// The networks of LB and external IPs, IPv4 first.
 pub const ROUTED_NETWORKS: [&str; 2] = ["203.0.113.0/24", "2001:db8:2::/47"];
 /// The nodes by which LB and external IPs are routed: one with and one without backends.

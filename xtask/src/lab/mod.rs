@@ -1,6 +1,7 @@
 //! Owns the lab: clients, nodes and pods in network namespaces of one host, which are all gone when the value is.
 
 pub mod agent;
+pub mod cluster;
 pub mod container;
 pub mod controlplane;
 pub mod counters;

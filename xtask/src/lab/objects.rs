@@ -24,6 +24,23 @@ pub fn node(node: &Node) -> Value {
     })
 }
 
+/// The Service `web` of the pods with the label `app: web`: for outside clients of this node's pods only, and asked about at a port.
+pub fn local_load_balancer(node_port: u16, health_check_node_port: u16) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "web", "namespace": "default" },
+        "spec": {
+            "type": "LoadBalancer",
+            "externalTrafficPolicy": "Local",
+            "healthCheckNodePort": health_check_node_port,
+            "ipFamilyPolicy": "RequireDualStack",
+            "selector": { "app": "web" },
+            "ports": [{ "name": "http", "port": 80, "targetPort": "http", "nodePort": node_port }],
+        },
+    })
+}
+
 /// The Pod, running and ready.
 pub fn pod(node: &Node, pod: &Pod) -> Value {
     let spec = pod.spec();

@@ -6,18 +6,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use xtask::lab::agent::{Agent, AgentSpec, Source};
-use xtask::lab::controlplane::{ControlPlane, ControlPlaneSpec, ObjectRef, User, wait_for};
+use xtask::lab::agent::{Agent, AgentSpec};
+use xtask::lab::controlplane::{ControlPlane, ObjectRef, wait_for};
 use xtask::lab::host::Tools;
 use xtask::lab::netns::Namespace;
 use xtask::lab::node::Node;
 use xtask::lab::probe::{self, Kind, Tally};
-use xtask::lab::topology::{Join, PodSpec, ROUTER, Serves, Topology, Wiring};
-use xtask::lab::{Lab, objects};
+use xtask::lab::topology::{Join, PodSpec, Serves, Topology, Wiring};
+use xtask::lab::{Lab, cluster};
 
 /// How long a change may take to be in force everywhere; generous, for the machine is shared.
 pub const IN_FORCE: Duration = Duration::from_secs(10);
-const DEPLOY: &str = include_str!("../../../deploy/portway.yaml");
 /// The nodePort of the web pods' HTTP.
 pub const WEB: u16 = 30080;
 /// The nodePort of their UDP echo.
@@ -83,21 +82,11 @@ impl Cluster {
     ) -> Result<Self> {
         let mut lab = Lab::start(topology(wiring, join), Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
         prepare(&mut lab)?;
-        let ranges = ["10.96.0.0/12", "fd00:10:96::/112"].map(|range| range.parse().expect("a prefix"));
-        let netns = lab.router().path();
-        let plane = ControlPlane::start(&ControlPlaneSpec { netns, address: ROUTER.v4.into(), service_ranges: ranges.to_vec() })?;
-        plane.client().apply_yaml(DEPLOY)?;
-        for node in lab.nodes() {
-            apply_with_status(&plane, &objects::node(node))?;
-        }
-        for (node, pod) in lab.pods() {
-            apply_with_status(&plane, &objects::pod(node, pod))?;
-        }
+        let plane = cluster::begin(&lab)?;
         for object in services() {
             plane.client().apply(&object)?;
         }
-        let account = User::ServiceAccount { namespace: "portway".into(), name: "portway".into() };
-        let spec = AgentSpec::new(lab.tools(), Source::Kubeconfig(plane.kubeconfig(&account)?), lab.directory()).with(arguments);
+        let spec = AgentSpec::new(lab.tools(), cluster::source(&plane)?, lab.directory()).with(arguments);
         let agents = lab.nodes().iter().map(|node| spec.start(node)).collect::<Result<Vec<_>>>()?;
         let cluster = Self { agents, spec, plane, lab, _turn: turn };
         cluster.settle()?;
@@ -186,13 +175,6 @@ fn metrics() -> Result<String> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
-}
-
-fn apply_with_status(plane: &ControlPlane, object: &Value) -> Result<()> {
-    let mut bare = object.clone();
-    let status = bare.as_object_mut().and_then(|fields| fields.remove("status")).context("find the status")?;
-    plane.client().apply(&bare)?;
-    plane.client().patch_status(&ObjectRef::of(object)?, &status).map(drop)
 }
 
 fn topology(wiring: Wiring, join: Join) -> Topology {
