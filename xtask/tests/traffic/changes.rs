@@ -23,13 +23,21 @@ fn changes_take_effect_and_bad_objects_cost_only_themselves() -> Result<()> {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": { "name": "bad", "namespace": "default", "labels": { "kubernetes.io/service-name": "host" } },
-        "addressType": "FQDN",
-        "endpoints": [{ "addresses": ["no-address.example"] }],
+        "addressType": "IPv4",
+        // The API server takes it, but nobody can connect to a group.
+        "endpoints": [{ "addresses": ["239.1.2.3"] }],
         "ports": [{ "name": "http", "port": 8088 }],
     });
     cluster.plane.client().apply(&bad)?;
     cluster.plane.client().patch_status(&cluster.pod_ref("web-3"), &ready("True"))?;
     cluster.settle()?;
+    for agent in &cluster.agents {
+        let warning = "EndpointSlice default/bad: endpoints[0].addresses[0]";
+        let log = wait_for("a warning", IN_FORCE, || Ok(Some(agent.log()).filter(|log| log.contains(warning))))?;
+        ensure!(log.matches(warning).count() == 1, "more than one warning:\n{log}");
+    }
+    let host = cluster.far(Kind::Http, node3, HOST, 20)?;
+    ensure!(host.served() == 20, "the Service with the bad slice: {host}");
     cluster.plane.stop_apiserver();
     let tally = cluster.far(Kind::Http, node3, WEB, 60)?;
     ensure!(tally.pods().len() == 3 && tally.unserved() == 0, "without an API server: {tally:?}");
