@@ -9,4 +9,5 @@ pub mod flow;
 pub mod net;
 #[cfg(feature = "aya")]
 mod pod;
+pub mod policy;
 pub mod service;

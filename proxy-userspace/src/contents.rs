@@ -5,6 +5,7 @@
 mod delta;
 mod diff;
 mod dump;
+pub mod policies;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -4,6 +4,7 @@
 
 pub mod k8s;
 mod objects;
+pub mod policy;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use ipnet::IpNet;
 use proxy_common::net::{Device, IfIndex};
 
 pub use objects::*;
+pub use policy::NetworkPolicy;
 
 /// Everything that `compile` looks at; equal snapshots give equal contents.
 #[derive(Clone, Debug, Default)]
@@ -140,7 +142,7 @@ impl NodePortAddresses {
 }
 
 /// An inclusive range of port numbers, never empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortRange {
     /// The first port.
     pub first: u16,
@@ -226,6 +228,8 @@ pub struct State {
     pub nodes: BTreeMap<ObjectName, Node>,
     /// Namespaces by name.
     pub namespaces: BTreeMap<ObjectName, Namespace>,
+    /// NetworkPolicies.
+    pub policies: BTreeMap<ObjectName, NetworkPolicy>,
     /// The ranges of cluster IPs, where the API server has such objects (1.33).
     pub service_cidrs: BTreeMap<ObjectName, ServiceCidr>,
     /// What makes pods, where the source tells (a directory of manifests does); for `doctor`.
@@ -295,6 +299,7 @@ impl State {
             Object::Pod(name, o) => put(&mut self.pods, name, o),
             Object::Node(name, o) => put(&mut self.nodes, name, o),
             Object::Namespace(name, o) => put(&mut self.namespaces, name, o),
+            Object::NetworkPolicy(name, o) => put(&mut self.policies, name, o),
             Object::ServiceCidr(name, o) => put(&mut self.service_cidrs, name, o),
             Object::Workload(name, o) => put(&mut self.workloads, name, o),
         }
@@ -308,6 +313,7 @@ impl State {
             Kind::Pod => self.pods.remove(name).is_some(),
             Kind::Node => self.nodes.remove(name).is_some(),
             Kind::Namespace => self.namespaces.remove(name).is_some(),
+            Kind::NetworkPolicy => self.policies.remove(name).is_some(),
             Kind::ServiceCIDR => self.service_cidrs.remove(name).is_some(),
             _ => self.workloads.remove(&WorkloadName { kind: *kind, name: name.clone() }).is_some(),
         })

@@ -9,6 +9,8 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use proxy_common::net::Protocol;
 
+use super::NetworkPolicy;
+
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -118,6 +120,7 @@ pub enum Object {
     Pod(ObjectName, Pod),
     Node(ObjectName, Node),
     Namespace(ObjectName, Namespace),
+    NetworkPolicy(ObjectName, NetworkPolicy),
     ServiceCidr(ObjectName, ServiceCidr),
     Workload(WorkloadName, Workload),
 }
@@ -131,6 +134,7 @@ impl Object {
             Self::Pod(name, _) => (Kind::Pod, name),
             Self::Node(name, _) => (Kind::Node, name),
             Self::Namespace(name, _) => (Kind::Namespace, name),
+            Self::NetworkPolicy(name, _) => (Kind::NetworkPolicy, name),
             Self::ServiceCidr(name, _) => (Kind::ServiceCIDR, name),
             Self::Workload(WorkloadName { kind, name }, _) => (*kind, name),
         };
