@@ -16,6 +16,10 @@ pub trait Family: Copy + Sized + 'static {
 pub trait Address: Copy + Eq + Ord + core::hash::Hash + core::fmt::Debug + 'static {
     /// The unspecified address; key of nodePort frontends once the destination is known to be a nodePort address.
     const ZERO: Self;
+    /// The address by which a host reaches itself.
+    const LOOPBACK: Self;
+    /// Whether packets to it never leave the host.
+    fn is_loopback(self) -> bool;
     /// The one's complement sum of the address, for incremental checksums.
     fn sum(self) -> u32;
     /// The address folded to 32 bits, for hashing.
@@ -107,6 +111,11 @@ impl Addr6 {
 
 impl Address for Addr4 {
     const ZERO: Self = Self(0);
+    const LOOPBACK: Self = Self::from_bytes([127, 0, 0, 1]);
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        u32::from_be(self.0) >> 24 == 127
+    }
     #[inline(always)]
     fn sum(self) -> u32 {
         self.0
@@ -122,6 +131,12 @@ impl Address for Addr4 {
 
 impl Address for Addr6 {
     const ZERO: Self = Self([0; 4]);
+    const LOOPBACK: Self = Self([0, 0, 0, 1_u32.to_be()]);
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        let ([a, b, c, d], [.., last]) = (self.0, Self::LOOPBACK.0);
+        a | b | c == 0 && d == last
+    }
     #[inline(always)]
     fn sum(self) -> u32 {
         let [a, b, c, d] = self.0;

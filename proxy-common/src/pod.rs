@@ -1,6 +1,6 @@
 //! aya's marker for what may be copied to and from maps as bytes.
 
-use crate::{flow, net, service};
+use crate::{flow, net, service, socket};
 
 macro_rules! plain {
     ($($ty:ty),* $(,)?) => { $(
@@ -16,4 +16,5 @@ plain! {
     service::Backend<net::Addr4>, service::Backend<net::Addr6>, service::EndpointKey<net::Addr4>, service::EndpointKey<net::Addr6>,
     service::SourceKey<net::Addr4>, service::SourceKey<net::Addr6>, service::AffinityKey<net::Addr4>, service::AffinityKey<net::Addr6>,
     service::Affinity<net::Addr4>, service::Affinity<net::Addr6>, service::Name, service::Config,
+    socket::PeerKey<net::Addr4>, socket::PeerKey<net::Addr6>, socket::Peer<net::Addr4>, socket::Peer<net::Addr6>,
 }

@@ -9,6 +9,7 @@ pub mod parse;
 pub mod rewrite;
 pub mod seams;
 pub mod service;
+pub mod socket;
 
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;

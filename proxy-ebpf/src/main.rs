@@ -4,6 +4,8 @@
 #![feature(asm_experimental_arch)]
 #![allow(missing_docs, reason = "a program; the attribute macros also make items of their own")]
 
+mod cgroup;
+
 use core::mem::{MaybeUninit, zeroed};
 use core::ptr;
 
