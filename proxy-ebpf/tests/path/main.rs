@@ -15,6 +15,7 @@ mod options;
 mod ports;
 mod random;
 mod refusals;
+mod socket;
 mod untouched;
 
 /// Runs each scenario for IPv4 and for IPv6.
