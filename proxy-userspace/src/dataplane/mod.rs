@@ -4,14 +4,17 @@
 
 mod attached;
 mod batch;
+mod cgroups;
 mod clock;
 mod flowtable;
 mod hooks;
 mod maps;
 mod object;
 mod packet_log;
+mod peers;
 mod programs;
 mod raw;
+mod sockets;
 mod statedir;
 mod unload;
 
@@ -30,12 +33,14 @@ use tracing::{debug, info, warn};
 
 pub use attached::tcx_programs;
 pub use batch::Walk;
+pub use cgroups::{Cgroup, CgroupChoice};
 pub use clock::{Clock, hz};
 pub use flowtable::FlowTable;
 pub use hooks::{Hook, Point, program_id};
 pub use maps::{FamilyMaps, Maps};
 pub use packet_log::PacketLog;
 pub use programs::{Verified, programs_in};
+pub use sockets::{SocketHooks, attached as socket_hooks, attached_to as sockets_of};
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 
@@ -43,6 +48,7 @@ use crate::links::{Driver, Found};
 use crate::place::{Actual, Entry, Side, Write};
 use hooks::Hooks;
 use object::{Migration, OBJECT};
+use sockets::Globals;
 use statedir::Lock;
 
 /// The tc programs; each carries the name of its [`Point`].
@@ -70,6 +76,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// How XDP is attached.
     pub xdp: XdpChoice,
+    /// Whose sockets are sent to backends.
+    pub cgroup: CgroupChoice,
 }
 
 /// The loaded programs and their maps.
@@ -79,6 +87,7 @@ pub struct Dataplane {
     ebpf: Ebpf,
     maps: Maps,
     hooks: Hooks,
+    sockets: SocketHooks,
     migration: Option<Migration>,
     log: Option<PacketLog>,
     _lock: Lock,
@@ -94,7 +103,8 @@ impl Dataplane {
         let dir = StateDir::create(&options.state_dir)?;
         let lock = dir.lock()?;
         let level = packet_log::level();
-        let (mut ebpf, migration) = object::load(&dir, OBJECT, level)?;
+        let globals = Globals::here();
+        let (mut ebpf, migration) = object::load(&dir, OBJECT, level, globals.as_ref().ok())?;
         let maps = Maps::open(|name| object::take(&mut ebpf, name))?;
         for point in CLASSIFIERS {
             load(&mut ebpf, point.name())?;
@@ -103,8 +113,9 @@ impl Dataplane {
         clock::pin(&mut ebpf, &dir)?;
         let xdp_program = load_xdp(&mut ebpf, options.xdp)?;
         let hooks = Hooks::new(dir.clone(), xdp_program);
+        let sockets = SocketHooks::prepare(&mut ebpf, &options.cgroup, &globals);
         let log = if level > 0 { Some(PacketLog::new(&mut ebpf)?) } else { None };
-        Ok(Self { dir, xdp: options.xdp, ebpf, maps, hooks, migration: Some(migration), log, _lock: lock })
+        Ok(Self { dir, xdp: options.xdp, ebpf, maps, hooks, sockets, migration: Some(migration), log, _lock: lock })
     }
 
     /// The same maps once more, for a task of their own.
@@ -149,6 +160,7 @@ impl Dataplane {
         let before = self.hooks.attached().clone();
         let refused = self.hooks.update(&mut self.ebpf, &wanted, &found.present)?;
         self.hooks.attached().difference(&before).for_each(|hook| warn_of_partial_checksums(*hook, found));
+        self.sockets.attach(&mut self.ebpf, &self.dir).context("attach the socket hooks")?;
         if let Some(migration) = self.migration.take() {
             migration.finish(&self.dir).context("put new maps in the place of old ones")?;
         }
@@ -159,6 +171,11 @@ impl Dataplane {
     pub fn device_flags(&self, device: IfIndex) -> u32 {
         let native = Hook { point: Point::XdpNative, device };
         if self.hooks.attached().contains(&native) { Device::XDP_TARGET } else { 0 }
+    }
+
+    /// Whether processes of this node are served by their sockets.
+    pub fn sockets(&self) -> &SocketHooks {
+        &self.sockets
     }
 
     /// The hooks at which programs run.

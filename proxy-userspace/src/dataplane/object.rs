@@ -11,13 +11,14 @@ use aya_obj::Object;
 use tracing::{info, warn};
 
 use super::raw;
+use super::sockets::Globals;
 use super::statedir::{StateDir, names_in, remove};
 
 /// The object, as built for this agent.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
 
 /// The maps that outlive an agent.
-pub const PINNED: [&str; 25] = [
+pub const PINNED: [&str; 27] = [
     "SERVICES4",
     "SERVICES6",
     "BACKENDS4",
@@ -38,6 +39,8 @@ pub const PINNED: [&str; 25] = [
     "FLOWS6",
     "OPENING4",
     "OPENING6",
+    "PEERS4",
+    "PEERS6",
     "DEVICES",
     "CONFIG",
     "NAMES",
@@ -65,8 +68,8 @@ pub struct Migration {
 }
 
 /// Loads the object with the maps that are pinned in `dir`, pinning those that are not.
-/// The programs log up to `log_level`.
-pub fn load(dir: &StateDir, object: &[u8], log_level: u8) -> Result<(Ebpf, Migration)> {
+/// The programs log up to `log_level`, and serve the sockets that `globals` says.
+pub fn load(dir: &StateDir, object: &[u8], log_level: u8, globals: Option<&Globals>) -> Result<(Ebpf, Migration)> {
     for name in names_in(&dir.maps())?.iter().filter(|name| name.ends_with("-new")) {
         remove(&dir.map(name))?;
     }
@@ -82,6 +85,9 @@ pub fn load(dir: &StateDir, object: &[u8], log_level: u8) -> Result<(Ebpf, Migra
         }
     }
     loader.override_global(super::packet_log::LEVEL, &log_level, true);
+    if let Some(globals) = globals {
+        globals.tell(&mut loader);
+    }
     let ebpf = loader.load(object).context("load the eBPF object")?;
     migration.copy(dir, raw::Put::Always)?;
     Ok((ebpf, migration))
