@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod model;
 pub mod place;
 pub mod shadow;
+pub mod sockets;
 pub mod source;
 pub mod sync;
 

@@ -39,6 +39,7 @@ pub use flowtable::FlowTable;
 pub use hooks::{Hook, Point, program_id};
 pub use maps::{FamilyMaps, Maps};
 pub use packet_log::PacketLog;
+pub use peers::PeerTable;
 pub use programs::{Verified, programs_in};
 pub use sockets::{SocketHooks, attached as socket_hooks, attached_to as sockets_of};
 pub use statedir::{StateDir, names_in};

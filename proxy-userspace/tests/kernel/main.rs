@@ -16,6 +16,7 @@ mod generate;
 mod maps;
 mod namespace;
 mod programs;
+mod sockets;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use family::{Net, end};
 use generate::{Dice, MASQUERADE_FIRST, NODE, NODE_PORT, Remote};
 use maps::Maps;
 use namespace::{Network, in_namespace};
-use programs::{Hook, Loaded, PROGRAMS, XDP};
+use programs::{Hook, Loaded, PROGRAMS, SOCKETS, XDP};
 use segment::{SYN, Segment};
 
 /// The most instructions that the verifier may walk through, per program: room for twice what is there, and far below its limit
@@ -37,6 +38,8 @@ use segment::{SYN, Segment};
 const BUDGET_TC: u32 = 400_000;
 /// The same for XDP, whose direct access costs the verifier more.
 const BUDGET_XDP: u32 = 20_000;
+/// The same for the socket hooks.
+const BUDGET_SOCKETS: u32 = 20_000;
 
 #[test]
 fn every_program_meets_the_verifier() -> Result<()> {
@@ -47,12 +50,16 @@ fn every_program_meets_the_verifier() -> Result<()> {
 }
 
 fn within_budget(loaded: &Loaded) -> Result<()> {
-    for name in PROGRAMS.into_iter().chain(XDP) {
+    for name in PROGRAMS.into_iter().chain(XDP).chain(SOCKETS) {
         let Some(program) = loaded.info(name)? else {
             println!("{name}: not for this kernel");
             continue;
         };
-        let budget = if XDP.contains(&name) { BUDGET_XDP } else { BUDGET_TC };
+        let budget = match () {
+            () if XDP.contains(&name) => BUDGET_XDP,
+            () if SOCKETS.contains(&name) => BUDGET_SOCKETS,
+            () => BUDGET_TC,
+        };
         match program.verified_instruction_count() {
             Some(count) => {
                 println!("{name}: {count} instructions verified, at most {budget}");

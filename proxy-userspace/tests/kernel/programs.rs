@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{PerCpuArray, PerCpuValues};
-use aya::programs::{ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::util::{KernelVersion, nr_cpus};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -14,11 +14,16 @@ use proxy_ebpf::Action;
 pub const PROGRAMS: [&str; 5] = ["from_device", "from_pod", "to_pod", "to_device", "now"];
 /// The XDP programs; the second one is for kernels that know frames in several buffers.
 pub const XDP: [&str; 2] = ["portway_xdp", "portway_xdp_frags"];
+/// The socket hooks.
+pub const SOCKETS: [&str; 8] =
+    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 /// How many established flows the tables take: few, so that they are full now and then.
 pub const CAPACITY: u32 = 16;
 
 /// Kernels that know `xdp.frags`; the same ones, or nearly, take a context for XDP test runs (5.15).
 const FRAGS: KernelVersion = KernelVersion::new(5, 18, 0);
+/// Kernels whose socket hooks may say how a system call fails.
+const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
 /// Kernels that charge maps to the memory cgroup; older ones to a limit of the process, that not every root may raise.
 const MEMCG: KernelVersion = KernelVersion::new(5, 11, 0);
 /// The loopback device, which XDP test runs without a context use.
@@ -86,6 +91,8 @@ impl Loaded {
             loader.map_max_entries(name, *size);
         }
         loader.override_global("AYA_LOG_LEVEL", &level, true);
+        let refused = if kernel < SET_RETVAL { 0 } else { -libc::ECONNREFUSED };
+        loader.override_global("REFUSED", &refused, true);
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
         let mut ebpf = loader.load(object).context("load the object")?;
         for name in PROGRAMS {
@@ -95,6 +102,10 @@ impl Loaded {
         let frags = kernel >= FRAGS;
         for name in if frags { &XDP[..] } else { &XDP[..1] } {
             let program: &mut Xdp = ebpf.program_mut(name).context("find a program")?.try_into()?;
+            program.load().with_context(|| format!("load {name}"))?;
+        }
+        for name in SOCKETS {
+            let program: &mut CgroupSockAddr = ebpf.program_mut(name).context("find a program")?.try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
         Ok(Self { ebpf, frags })
