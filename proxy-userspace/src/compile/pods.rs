@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use proxy_common::net::{LocalPod, RangeKind};
+use proxy_common::net::{IfIndex, RangeKind};
 
 use crate::model::{ObjectName, Phase, Pod, Snapshot};
 
@@ -86,10 +86,10 @@ impl PodNetwork {
     }
 
     /// This node's pod at an address, with its device as far as that is found.
-    pub(super) fn local(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<LocalPod> {
+    pub(super) fn local(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<IfIndex> {
         let owner = self.owner(snapshot, addr)?;
         let here = owner.node.as_deref() == Some(&*snapshot.settings.node_name);
-        here.then(|| LocalPod { device: snapshot.links.pods.get(&addr).copied().unwrap_or_default() })
+        here.then(|| snapshot.links.pods.get(&addr).copied().unwrap_or_default())
     }
 
     /// P20, P22: finished pods own nothing; of several, a running one, then the newest.

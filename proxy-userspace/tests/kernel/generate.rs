@@ -154,7 +154,7 @@ pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F
     memory.pods.clear();
     for (number, dotted) in PODS.into_iter().enumerate() {
         let device = if dice.chance(90) { network.pod(number) } else { IfIndex::NONE };
-        memory.pods.insert(F::at(dotted), LocalPod { device });
+        memory.pods.insert(F::at(dotted), LocalPod { device, slot: 0 });
     }
     memory.devices.clear();
     for (number, dotted) in [(0, NODE), (1, NODE_B)] {
