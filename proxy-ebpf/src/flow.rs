@@ -85,8 +85,13 @@ fn over<F: Ip, T: Tables<F>>(
         Table::Established if headers.key.protocol != Protocol::TCP => age > config.udp_timeout.wrapping_mul(config.hz),
         Table::Established => State::closed(flow.state),
     };
-    // UDP flows whose backend has left are ended by the agent, at once (V14); a flow that no Service opened leads where it says.
-    over || headers.key.protocol == Protocol::TCP && !flow.is(Role::PLAIN) && !service::still_leads(tables, &headers.key, flow)
+    if over || flow.is(Role::PLAIN) {
+        // A Service may have come since, whose clients ask again.
+        let asks = headers.key.protocol == Protocol::TCP || table == Table::Opening;
+        return over || asks && !matches!(service::select(tables, &headers.key), Ok(None));
+    }
+    // UDP flows whose backend has left are ended by the agent, at once (V14).
+    headers.key.protocol == Protocol::TCP && !service::still_leads(tables, &headers.key, flow)
 }
 
 /// Keeps both entries of an established flow alive (V18), at most once a second, and records FIN and RST in them.

@@ -121,7 +121,9 @@ fn icmp<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Result<Other,
             headers.flags = ANSWER;
         }
         Icmp::Error => {
-            let inner = F::walk(packet, headers.transport + 8)?;
+            headers.flags = ANSWER;
+            // What quotes nothing that can be read is about nobody's packet.
+            let Ok(inner) = F::walk(packet, headers.transport + 8) else { return Ok(Other::Packet) };
             let none = Port::default();
             headers.key = FlowKey::new(inner.protocol, inner.dst, none, inner.src, none);
             if !inner.later {

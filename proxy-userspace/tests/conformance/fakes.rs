@@ -87,7 +87,7 @@ impl Fakes {
 
 /// Runs a packet through the library.
 pub fn run<F: Ip>(memory: &Memory<F>, hook: Hook, device: IfIndex, bytes: &[u8]) -> (Result<Action, Reason>, Vec<u8>) {
-    let mut packet = Bytes::<false>::received(bytes.to_vec());
+    let mut packet = Bytes::<false> { bytes: bytes.to_vec(), from_host: true };
     let said = match hook {
         Hook::FromPod => from_pod::<F, _, _>(&mut packet, memory, device),
         _ => from_device::<F, _, _>(&mut packet, memory, device),

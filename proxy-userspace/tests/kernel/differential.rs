@@ -185,7 +185,8 @@ pub fn compare<F: Maps>(loaded: &mut Loaded, memory: &Memory<F>, hook: Hook, dev
 
 /// A program's frame around the library, as in the kernel: it hands on what its EtherType says is of the family.
 fn library<F: Maps, const EARLY: bool>(bytes: &[u8], hook: impl Fn(&mut Bytes<EARLY>) -> Said) -> (Said, Vec<u8>) {
-    let mut bytes = Bytes::<EARLY>::received(bytes.to_vec());
+    // A test run's packets came in by no device.
+    let mut bytes = Bytes::<EARLY> { bytes: bytes.to_vec(), from_host: true };
     let ours = ethertype(&bytes) == Some(F::ETHERTYPE);
     let said = if ours { hook(&mut bytes) } else { Ok(Action::Untouched) };
     (said, bytes.bytes)
