@@ -107,8 +107,12 @@ fn unusable(state: &State) -> Vec<Finding> {
         Kind::Manifest => "correct the file; until then its last good content counts",
         _ => "correct the field; until then this object is left out, and nothing else",
     };
-    let all = state.invalid.values();
-    all.map(|i| Finding::new("unusable-object", &i.object, &i.field, &i.why, advice(i.object.kind))).collect()
+    let whole = state.invalid.values();
+    let whole = whole.map(|i| Finding::new("unusable-object", &i.object, &i.field, &i.why, advice(i.object.kind)));
+    let parts = state.flaws.values().flatten();
+    let parts =
+        parts.map(|i| Finding::new("unusable-field", &i.object, &i.field, &i.why, "correct the field; the rest is in force"));
+    whole.chain(parts).collect()
 }
 
 fn print(findings: &[Finding], state: &State, output: Output) -> Result<()> {

@@ -236,6 +236,8 @@ pub struct State {
     pub workloads: BTreeMap<WorkloadName, Workload>,
     /// Objects that cannot be used, and why.
     pub invalid: BTreeMap<ObjectRef, Invalid>,
+    /// What is wrong with parts of objects that are otherwise in force.
+    pub flaws: BTreeMap<ObjectRef, Vec<Invalid>>,
     /// Everything was listed once: before that nothing is compiled (V1).
     pub synced: bool,
     /// Whether the source answers; what is known stays in force meanwhile.
@@ -259,6 +261,8 @@ pub enum Connection {
 pub enum Update {
     /// The object is new or has changed.
     Apply(Object),
+    /// The same, but parts of it cannot be used: they count as absent, or match nothing. At least one is named.
+    Flawed(Object, Vec<Invalid>),
     /// The object is gone, or is none of ours any more.
     Delete(ObjectRef),
     /// The object is there but cannot be used: it counts as gone.
@@ -269,15 +273,32 @@ pub enum Update {
     Connection(Connection),
 }
 
+impl Update {
+    /// The object that it is about.
+    pub fn object(&self) -> Option<ObjectRef> {
+        match self {
+            Self::Apply(object) | Self::Flawed(object, _) => Some(object.reference()),
+            Self::Delete(object) => Some(object.clone()),
+            Self::Invalid(invalid) => Some(invalid.object.clone()),
+            Self::Synced | Self::Connection(_) => None,
+        }
+    }
+}
+
 impl State {
     /// Takes one piece of news into account; says whether what `compile` sees may have changed.
     pub fn apply(&mut self, update: Update) -> Changed {
+        if let Some(object) = update.object() {
+            self.invalid.remove(&object);
+            self.flaws.remove(&object);
+        }
         match update {
             Update::Apply(object) => self.put(object),
-            Update::Delete(name) => {
-                self.invalid.remove(&name);
-                self.remove(&name)
+            Update::Flawed(object, flaws) => {
+                self.flaws.insert(object.reference(), flaws);
+                self.put(object)
             }
+            Update::Delete(name) => self.remove(&name),
             Update::Invalid(invalid) => {
                 let changed = self.remove(&invalid.object);
                 self.invalid.insert(invalid.object.clone(), invalid);
@@ -292,7 +313,6 @@ impl State {
     }
 
     fn put(&mut self, object: Object) -> Changed {
-        self.invalid.remove(&object.reference());
         match object {
             Object::Service(name, o) => put(&mut self.services, name, o),
             Object::EndpointSlice(name, o) => put(&mut self.slices, name, o),

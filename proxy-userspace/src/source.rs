@@ -33,7 +33,7 @@ pub async fn spawn(settings: SourceSettings) -> Result<mpsc::Receiver<Update>> {
 /// The sending end: warns once of what is wrong with an object, not each time that it is seen.
 struct News {
     sender: mpsc::Sender<Update>,
-    warned: BTreeMap<ObjectRef, Invalid>,
+    warned: BTreeMap<ObjectRef, Vec<Invalid>>,
 }
 
 /// Nobody listens any more.
@@ -41,19 +41,22 @@ struct Closed;
 
 impl News {
     async fn send(&mut self, update: Update) -> Result<(), Closed> {
-        match &update {
-            Update::Invalid(invalid) => self.warn(invalid),
-            Update::Apply(object) => _ = self.warned.remove(&object.reference()),
-            Update::Delete(name) => _ = self.warned.remove(name),
-            Update::Synced | Update::Connection(_) => {}
+        if let Some(object) = update.object() {
+            match &update {
+                Update::Invalid(invalid) => {
+                    self.warn(object, std::slice::from_ref(invalid), "; it is left out until that is corrected")
+                }
+                Update::Flawed(_, flaws) => self.warn(object, flaws, ""),
+                _ => _ = self.warned.remove(&object),
+            }
         }
         self.sender.send(update).await.map_err(|_| Closed)
     }
 
-    fn warn(&mut self, invalid: &Invalid) {
-        if self.warned.get(&invalid.object) != Some(invalid) {
-            tracing::warn!("{invalid}; it is left out until that is corrected");
-            self.warned.insert(invalid.object.clone(), invalid.clone());
+    fn warn(&mut self, object: ObjectRef, wrong: &[Invalid], consequence: &str) {
+        if self.warned.get(&object).is_none_or(|before| before != wrong) {
+            wrong.iter().for_each(|invalid| tracing::warn!("{invalid}{consequence}"));
+            self.warned.insert(object, wrong.to_vec());
         }
     }
 }

@@ -369,10 +369,8 @@ fn concerns_links(update: &Update, snapshot: &Snapshot) -> bool {
             pod.node.as_ref() == ours || snapshot.state.pods.get(name).is_some_and(|old| old.node.as_ref() == ours)
         }
         Update::Apply(object) => object.reference().kind == Kind::Node,
-        Update::Delete(object) => matches!(object.kind, Kind::Pod | Kind::Node),
-        Update::Invalid(invalid) => matches!(invalid.object.kind, Kind::Pod | Kind::Node),
         Update::Synced => true,
-        Update::Connection(_) => false,
+        other => other.object().is_some_and(|object| matches!(object.kind, Kind::Pod | Kind::Node)),
     }
 }
 

@@ -103,6 +103,8 @@ impl Compiler {
             services: snapshot.state.services.keys().cloned().collect(),
             slices: snapshot.state.slices.keys().cloned().collect(),
             pods: snapshot.state.pods.keys().cloned().collect(),
+            namespaces: snapshot.state.namespaces.keys().cloned().collect(),
+            policies: snapshot.state.policies.keys().cloned().collect(),
             addresses: hosts.copied().chain(self.pods.nodes()).chain(self.node_ports.iter().copied()).collect(),
         };
         self.follow(snapshot, &touched, &mut Delta::default());

@@ -389,6 +389,14 @@ pub struct Namespace {
     pub labels: Labels,
 }
 
+impl Namespace {
+    /// One of this name: whatever its labels are, `kubernetes.io/metadata.name` is among them (P10).
+    pub fn new(name: &str, mut labels: Labels) -> Self {
+        labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
+        Self { labels }
+    }
+}
+
 /// A ServiceCIDR: ranges that cluster IPs are given out from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceCidr {
