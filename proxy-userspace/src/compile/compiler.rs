@@ -104,6 +104,7 @@ impl Compiler {
             slices: snapshot.state.slices.keys().cloned().collect(),
             pods: snapshot.state.pods.keys().cloned().collect(),
             addresses: hosts.copied().chain(self.pods.nodes()).chain(self.node_ports.iter().copied()).collect(),
+            ..Touched::default()
         };
         self.follow(snapshot, &touched, &mut Delta::default());
     }

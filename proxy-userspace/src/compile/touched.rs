@@ -16,6 +16,10 @@ pub struct Touched {
     pub slices: BTreeSet<ObjectName>,
     /// Pods.
     pub pods: BTreeSet<ObjectName>,
+    /// NetworkPolicies.
+    pub policies: BTreeSet<ObjectName>,
+    /// Namespaces.
+    pub namespaces: BTreeSet<ObjectName>,
     /// Addresses whose device was found or lost.
     pub addresses: BTreeSet<IpAddr>,
 }
@@ -28,11 +32,13 @@ impl Touched {
 
     /// Also what `more` has.
     pub fn extend(&mut self, more: Self) {
-        let Self { everything, services, slices, pods, addresses } = more;
+        let Self { everything, services, slices, pods, policies, namespaces, addresses } = more;
         self.everything |= everything;
         self.services.extend(services);
         self.slices.extend(slices);
         self.pods.extend(pods);
+        self.policies.extend(policies);
+        self.namespaces.extend(namespaces);
         self.addresses.extend(addresses);
     }
 
@@ -52,6 +58,8 @@ impl Touched {
             Kind::Service => _ = self.services.insert(object.name),
             Kind::EndpointSlice => _ = self.slices.insert(object.name),
             Kind::Pod => _ = self.pods.insert(object.name),
+            Kind::NetworkPolicy => _ = self.policies.insert(object.name),
+            Kind::Namespace => _ = self.namespaces.insert(object.name),
             Kind::Node | Kind::ServiceCIDR => self.everything = true,
             // Of these nothing is compiled.
             _ => {}
