@@ -45,7 +45,7 @@ pub const CHUNK_CLASSES: u32 = 1024;
 /// One chunk: numbers of [`PortSet`]s by class.
 pub type Chunk = [u16; CHUNK_CLASSES as usize];
 /// How many chunks `MATRIX` has; 0 and 1 are never used, for those rows need none.
-pub const CHUNKS: u32 = 512;
+pub const CHUNKS: u32 = 384;
 
 /// A key of `VERDICTS`, whose value is the number of a [`PortSet`]; what is not there is [`PortSet::NONE`].
 #[repr(C)]
@@ -97,7 +97,7 @@ pub type Node = [Word; 256];
 /// The nodes that are always there: one for each first byte.
 pub const ROOTS: u32 = 256;
 /// How many nodes the directory has room for, roots included.
-pub const NODES: u32 = 1024;
+pub const NODES: u32 = 640;
 
 /// Some ports: an element of `PORTSETS`, chosen by the matrix.
 #[repr(C)]
@@ -120,7 +120,7 @@ impl PortSet {
     /// The number of the set that has everything.
     pub const ALL: u32 = 1;
     /// How many sets `PORTSETS` has room for.
-    pub const SETS: u32 = 2048;
+    pub const SETS: u32 = 1024;
     /// How many ranges one set has room for.
     pub const RANGES: usize = 15;
     /// How many sets hang together at most.

@@ -303,8 +303,8 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn word(&self, node: u32, byte: u8) -> Word {
         self.directory.get(&(node, byte)).copied().unwrap_or_default()
     }
-    fn exact_class(&self, addr: &F::Addr) -> u32 {
-        self.exact.get(addr).copied().unwrap_or_default()
+    fn exact_class(&self, addr: &F::Addr) -> Option<u32> {
+        self.exact.get(addr).copied()
     }
     fn prefix_class(&self, addr: &F::Addr) -> u32 {
         longest(&self.prefixes, addr).unwrap_or_default()

@@ -242,7 +242,7 @@ macro_rules! family {
                 CLASSES4.get(node).map_or(Word::default(), |words| words[usize::from(byte)])
             }
             #[inline(always)]
-            fn exact_class(&self, addr: &$addr) -> u32 {
+            fn exact_class(&self, addr: &$addr) -> Option<u32> {
                 $exact(addr)
             }
             #[inline(always)]
@@ -343,7 +343,7 @@ macro_rules! family {
 family!(V4, Addr4, SERVICES4 "SERVICES4", BACKENDS4 "BACKENDS4", ADDRESSES4 "ADDRESSES4", PODS4 "PODS4", FLOWS4 "FLOWS4", OPENING4 "OPENING4", SCRATCH4 "SCRATCH4",
     SLOTS4 "SLOTS4", NOTED4 "NOTED4",
     SOURCES4 "SOURCES4", RANGES4 "RANGES4", AFFINITY4 "AFFINITY4",
-    PREFIXES4 "PREFIXES4", FRAGMENTS4 "FRAGMENTS4", DENIED4 "DENIED4", |_| NO_CLASS, fib4);
+    PREFIXES4 "PREFIXES4", FRAGMENTS4 "FRAGMENTS4", DENIED4 "DENIED4", |_| None, fib4);
 family!(V6, Addr6, SERVICES6 "SERVICES6", BACKENDS6 "BACKENDS6", ADDRESSES6 "ADDRESSES6", PODS6 "PODS6", FLOWS6 "FLOWS6", OPENING6 "OPENING6", SCRATCH6 "SCRATCH6",
     SLOTS6 "SLOTS6", NOTED6 "NOTED6",
     SOURCES6 "SOURCES6", RANGES6 "RANGES6", AFFINITY6 "AFFINITY6",
@@ -382,9 +382,9 @@ struct Told {
 const TELL_DENIED: u32 = 10;
 
 #[inline(always)]
-fn exact6(addr: &Addr6) -> u32 {
+fn exact6(addr: &Addr6) -> Option<u32> {
     // SAFETY: not preallocated, so elements are freed after a grace period only.
-    unsafe { CLASSES6.get(addr) }.copied().unwrap_or(NO_CLASS)
+    unsafe { CLASSES6.get(addr) }.copied()
 }
 
 #[map(name = "DEVICES")]

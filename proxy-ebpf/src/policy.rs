@@ -5,7 +5,7 @@
 use proxy_common::event::Reason;
 use proxy_common::flow::{Flow, FlowKey, Hook, Role, Way};
 use proxy_common::net::{AddressFlags, Device, Family, IfIndex, Port, Protocol, Veth};
-use proxy_common::policy::{NO_CLASS, PodRows, PortSet, Row, VerdictKey, Word};
+use proxy_common::policy::{PodRows, PortSet, Row, VerdictKey, Word};
 use proxy_common::service::Config;
 
 use crate::parse::Ip;
@@ -278,8 +278,8 @@ pub fn allows<F: Ip, T: Tables<F>>(tables: &T, row: Row, other: &F::Addr, protoc
 pub fn class<F: Ip, T: Tables<F>>(tables: &T, addr: &F::Addr) -> u32 {
     if F::V6 {
         return match tables.exact_class(addr) {
-            NO_CLASS => tables.prefix_class(addr),
-            class => class,
+            Some(class) => class,
+            None => tables.prefix_class(addr),
         };
     }
     let [first, second, third, fourth] = F::octets(*addr);
@@ -296,8 +296,8 @@ pub fn class<F: Ip, T: Tables<F>>(tables: &T, addr: &F::Addr) -> u32 {
 /// Whether a set of ports has a port; a protocol without ports is only in the set of everything (P26).
 #[inline(always)]
 fn has<F: Family, T: Tables<F>>(tables: &T, set: u32, protocol: Protocol, port: u16) -> bool {
-    if set == PortSet::NONE {
-        return false;
+    if set == PortSet::NONE || set == PortSet::ALL {
+        return set == PortSet::ALL;
     }
     let (mut set, mut sets) = (set, 0);
     while sets < PortSet::CHAIN {

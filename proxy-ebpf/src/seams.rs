@@ -166,8 +166,8 @@ pub trait Tables<F: Family> {
     fn veth(&self, device: IfIndex) -> Option<Veth>;
     /// A word of the directory of classes.
     fn word(&self, node: u32, byte: u8) -> Word;
-    /// The class of just this address; [`proxy_common::policy::NO_CLASS`] if it has none of its own.
-    fn exact_class(&self, addr: &F::Addr) -> u32;
+    /// The class of just this address.
+    fn exact_class(&self, addr: &F::Addr) -> Option<u32>;
     /// The class of the longest prefix that has an address.
     fn prefix_class(&self, addr: &F::Addr) -> u32;
     /// The number of the ports that a row allows towards a class, the row being named by its first chunk.

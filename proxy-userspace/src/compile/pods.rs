@@ -126,6 +126,7 @@ mod tests {
             terminating: false,
             ready: true,
             unready_because: None,
+            any_source: false,
             labels: Labels::new(),
             ports: Vec::new(),
             created: Some(created),

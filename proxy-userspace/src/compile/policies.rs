@@ -298,7 +298,7 @@ impl PolicyCompiler {
         let addresses: BTreeSet<IpAddr> = pod.addresses.iter().filter(owns).copied().collect();
         let device = addresses.iter().find_map(|addr| snapshot.links.pods.get(addr)).copied().unwrap_or_default();
         let Rows { ingress, egress } = group.rows.clone();
-        Some(PodPolicy { addresses, device, ingress, egress })
+        Some(PodPolicy { addresses, device, any_source: pod.any_source, ingress, egress })
     }
 
     fn settle_classes(&mut self, dirty: &Dirty) -> BTreeSet<IpNet> {

@@ -28,6 +28,8 @@ pub struct PodPolicy {
     pub addresses: BTreeSet<IpAddr>,
     /// The host side of its veth; [`IfIndex::NONE`] while that is not found.
     pub device: IfIndex,
+    /// It may send with addresses that are not its own (P33: an annotation says so).
+    pub any_source: bool,
     /// What may reach it.
     pub ingress: Isolation,
     /// What it may reach.
@@ -113,14 +115,25 @@ pub fn verdict(policies: &Policies, from: IpAddr, to: IpAddr, protocol: Protocol
 impl Policies {
     /// The class of an address, as the kernel finds it: that of the longest prefix; `None` where none has it.
     pub fn class_of(&self, addr: IpAddr) -> Option<&Arc<Class>> {
-        let host = IpNet::from(addr);
-        let around = (0..=host.prefix_len()).rev().filter_map(|length| IpNet::new(addr, length).ok());
+        self.class_of_prefix(IpNet::from(addr))
+    }
+
+    /// The class of the longest prefix that covers another, or is it.
+    pub fn class_of_prefix(&self, prefix: IpNet) -> Option<&Arc<Class>> {
+        let around = (0..=prefix.prefix_len()).rev().filter_map(|length| IpNet::new(prefix.addr(), length).ok());
         around.into_iter().find_map(|prefix| self.classes.get(&prefix.trunc()))
     }
 
     /// The pod of this node that owns an address (P22).
     pub fn pod_at(&self, addr: IpAddr) -> Option<(&ObjectName, &PodPolicy)> {
         self.pods.iter().find(|(_, pod)| pod.addresses.contains(&addr))
+    }
+}
+
+impl PodPolicy {
+    /// Ingress, then egress.
+    pub fn directions(&self) -> [&Isolation; 2] {
+        [&self.ingress, &self.egress]
     }
 }
 

@@ -314,9 +314,14 @@ pub struct Pod {
     pub labels: Labels,
     /// The ports that its containers declare.
     pub ports: Vec<ContainerPort>,
+    /// It may send with addresses that are not its own (P33): [`ANY_SOURCE`] says so.
+    pub any_source: bool,
     /// When it was made; the newest owns an address (P22).
     pub created: Option<UnixTime>,
 }
+
+/// The annotation of pods that may send with addresses that are not their own (P33): routers, VPN gateways, virtual IPs. Its value is `true`.
+pub const ANY_SOURCE: &str = "portway.dev/any-source";
 
 impl Pod {
     /// The first container port of this name and protocol.

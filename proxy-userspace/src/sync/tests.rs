@@ -34,6 +34,7 @@ fn pod(name: &str, ip: &str) -> Update {
         terminating: false,
         ready: true,
         unready_because: None,
+        any_source: false,
         labels: BTreeMap::new(),
         ports: Vec::new(),
         created: None,

@@ -91,6 +91,7 @@ fn pod(addresses: &[&str], app: &str) -> Pod {
         terminating: false,
         ready: true,
         unready_because: None,
+        any_source: false,
         labels: labels(&[("app", app)]),
         ports: Vec::new(),
         created: Some(1),
