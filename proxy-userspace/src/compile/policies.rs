@@ -305,24 +305,32 @@ impl PolicyCompiler {
         let mut looked_at = self.prefixes.settle(&mut self.classes);
         let groups = dirty.classes.iter().flat_map(|id| &self.groups.get(*id).addresses);
         looked_at.extend(groups.chain(&dirty.addresses).map(|addr| IpNet::from(*addr)));
-        looked_at.sort_unstable();
+        // Two or three sorted runs.
+        looked_at.sort();
         looked_at.dedup();
         let mut known = HashMap::new();
-        looked_at.retain(|prefix| {
-            let class = self.class(*prefix, &mut known);
-            let before = self.policies.classes.get(prefix);
-            if class.as_ref().map(Arc::as_ptr) == before.map(Arc::as_ptr) {
-                return false;
-            }
-            match class {
-                Some(class) => _ = self.policies.classes.insert(*prefix, class),
-                None => _ = self.policies.classes.remove(prefix),
-            }
-            true
-        });
+        let news = looked_at.into_iter().map(|prefix| (prefix, self.class(prefix, &mut known))).collect::<Vec<_>>();
         drop(known);
+        let news = news.into_iter().filter(|(prefix, class)| {
+            let before = self.policies.classes.get(prefix);
+            class.as_ref().map(Arc::as_ptr) != before.map(Arc::as_ptr)
+        });
+        let news: Vec<_> = news.collect();
+        let changed = news.iter().map(|(prefix, _)| *prefix).collect();
+        let classes = &mut self.policies.classes;
+        if classes.is_empty() {
+            // In order and all at once, which is faster.
+            *classes = news.into_iter().filter_map(|(prefix, class)| Some((prefix, class?))).collect();
+        } else {
+            for (prefix, class) in news {
+                match class {
+                    Some(class) => _ = classes.insert(prefix, class),
+                    None => _ = classes.remove(&prefix),
+                }
+            }
+        }
         self.classes.sweep();
-        looked_at.into_iter().collect()
+        changed
     }
 
     /// The class of a prefix, if it is another than that of the longest one around it.

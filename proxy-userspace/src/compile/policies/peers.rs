@@ -122,7 +122,7 @@ impl PeersTable {
             let asking = self.asked.entry(name.clone()).or_default().entry(peers).or_default();
             *asking += 1;
             if *asking == 1 {
-                parts.changed.extend(parts.groups.naming(name));
+                self.asked_anew(name, peers, parts);
             }
         }
     }
@@ -135,12 +135,24 @@ impl PeersTable {
             *asking -= 1;
             if *asking == 0 {
                 asked.remove(&peers);
-                parts.changed.extend(parts.groups.naming(name));
-            }
-            if asked.is_empty() {
-                self.asked.remove(name);
+                if asked.is_empty() {
+                    self.asked.remove(name);
+                }
+                self.asked_anew(name, peers, parts);
             }
         }
+    }
+
+    /// The groups that these peers are, as far as they have a port of this name, are asked for it, or not any more.
+    fn asked_anew(&self, name: &(Arc<str>, Protocol), peers: Peers, parts: &mut Parts<'_>) {
+        let Some(record) = self.records.get(&peers) else {
+            parts.changed.extend(parts.groups.naming(name));
+            return;
+        };
+        let by_labels = record.pods.iter().flat_map(|number| &self.pods[*number].groups).copied();
+        let by_blocks = record.blocks.iter().flat_map(|block| parts.prefixes.owners_within(block.cidr));
+        let have = |id: &GroupId| parts.groups.get(*id).alike.named.contains_key(name);
+        parts.changed.extend(by_labels.chain(by_blocks).filter(have));
     }
 
     /// A group has begun.

@@ -2,7 +2,7 @@
 //!
 //! In that order a prefix stands before those within it, and nothing else stands between: what a changed block concerns is one range.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -25,12 +25,14 @@ pub(super) struct Prefixes {
     /// How many prefixes with edges have a length.
     lengths: BTreeMap<(Family, u8), usize>,
     /// Prefixes within which blocks have come or gone.
-    dirty: BTreeSet<IpNet>,
+    dirty: Vec<IpNet>,
     gone: Vec<IpNet>,
+    /// What new prefixes are until the walk, so that they need no memory of their own for it.
+    nothing: Arc<Class>,
 }
 
 /// One of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Prefix {
     /// Where blocks begin to apply and cease to.
     edges: Vec<Edge>,
@@ -67,10 +69,17 @@ impl Prefixes {
         self.all.get(&prefix)
     }
 
+    /// Whose the addresses within a prefix are.
+    pub(super) fn owners_within(&self, prefix: IpNet) -> impl Iterator<Item = GroupId> + '_ {
+        let within = self.all.range(prefix..).take_while(move |(at, _)| prefix.contains(*at));
+        within.filter_map(|(_, within)| within.owner)
+    }
+
     /// The blocks of a rule's peers apply.
     pub(super) fn add(&mut self, peers: Peers, blocks: &[Block]) {
         for (at, edge) in edges(peers, blocks) {
-            let prefix = self.all.entry(at).or_default();
+            let nothing = || Prefix::of(&self.nothing);
+            let prefix = self.all.entry(at).or_insert_with(nothing);
             if prefix.edges.is_empty() {
                 *self.lengths.entry(length(at)).or_default() += 1;
             }
@@ -110,7 +119,7 @@ impl Prefixes {
         let at = IpNet::from(addr);
         if owner.is_some() && !self.all.contains_key(&at) {
             let class = classes.get(class(&self.around(at)));
-            self.all.insert(at, Prefix { above: class.clone(), blocks: class, ..Prefix::default() });
+            self.all.insert(at, Prefix::of(&class));
         }
         let prefix = self.all.get_mut(&at)?;
         let before = std::mem::replace(&mut prefix.owner, owner);
@@ -132,11 +141,13 @@ impl Prefixes {
     /// Brings all prefixes up to the blocks, and gives those that have changed or gone.
     pub(super) fn settle(&mut self, classes: &mut Shared<Class>) -> Vec<IpNet> {
         let mut changed = std::mem::take(&mut self.gone);
-        let dirty = std::mem::take(&mut self.dirty);
+        let mut dirty = std::mem::take(&mut self.dirty);
         if dirty.len() * AROUND > self.all.len() {
             self.walk(None, classes, &mut changed);
             return changed;
         }
+        // A prefix comes before those within it.
+        dirty.sort_unstable();
         let mut walked: Option<IpNet> = None;
         for prefix in dirty {
             if !walked.is_some_and(|walked| walked.contains(&prefix)) {
@@ -173,6 +184,13 @@ impl Prefixes {
                 prefix.blocks = level.class.clone();
             }
         }
+    }
+}
+
+impl Prefix {
+    /// Without edges and owner, in this class.
+    fn of(class: &Arc<Class>) -> Self {
+        Self { edges: Vec::new(), above: class.clone(), blocks: class.clone(), owner: None }
     }
 }
 
