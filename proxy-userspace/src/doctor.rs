@@ -8,22 +8,18 @@ mod services;
 use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::args::{DoctorArgs, Output};
 use crate::compile::compile_reporting;
 use crate::foreign;
 use crate::listeners::listeners;
-use crate::model::{Connection, Kind, ObjectRef, Snapshot, State};
+use crate::model::{Kind, ObjectRef, Snapshot, State};
 use crate::source;
 
 pub use crate::listeners::Listener;
-
-/// How long the source may take to list everything.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -64,30 +60,12 @@ pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let DoctorArgs { source, bpffs, output } = args;
     let mut snapshot = Snapshot::default();
     snapshot.settings.node_name = source.node_name()?.into();
-    snapshot.state = state(source).await?;
+    snapshot.state = source::list(source.settings()?).await?;
     let listeners = listeners().context("read the host's sockets")?;
     let mut findings = examine(&snapshot, &listeners);
     findings.extend(beside::findings(&foreign::find(&bpffs), &snapshot.settings.node_name));
     print(&findings, &snapshot.state, output).context("print")?;
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The objects, once all are listed.
-async fn state(source: crate::args::SourceArgs) -> Result<State> {
-    let mut updates = source::spawn(source.settings()?).await?;
-    let mut state = State::default();
-    let listed = async {
-        while !state.synced {
-            let Some(update) = updates.recv().await else { bail!("the source of objects has ended") };
-            _ = state.apply(update);
-            if let Connection::Down(error) = &state.connection {
-                bail!("reach the API server: {error}");
-            }
-        }
-        Ok(())
-    };
-    tokio::time::timeout(PATIENCE, listed).await.context("list all objects: no answer in time")??;
-    Ok(state)
 }
 
 /// Everything that is wrong, in the order of objects; pure.
