@@ -3,6 +3,7 @@
 mod beside;
 mod labels;
 mod node_ports;
+mod policies;
 mod services;
 
 use std::fmt;
@@ -75,6 +76,7 @@ pub fn examine(snapshot: &Snapshot, listeners: &[Listener]) -> Vec<Finding> {
     findings.extend(node_ports::claimed_twice(&conflicts));
     findings.extend(node_ports::taken_by_host(&snapshot.state, listeners));
     findings.extend(services::examine(&snapshot.state));
+    findings.extend(policies::examine(&snapshot.state));
     findings.sort();
     findings
 }
@@ -101,7 +103,13 @@ fn print(findings: &[Finding], state: &State, output: Output) -> Result<()> {
             for finding in findings {
                 writeln!(out, "{finding}\n")?;
             }
-            let looked_at = format!("{} Services, {} pods, {} nodes", state.services.len(), state.pods.len(), state.nodes.len());
+            let looked_at = format!(
+                "{} Services, {} NetworkPolicies, {} pods, {} nodes",
+                state.services.len(),
+                state.policies.len(),
+                state.pods.len(),
+                state.nodes.len()
+            );
             match findings.len() {
                 0 => writeln!(out, "No mistake found in {looked_at}.")?,
                 1 => writeln!(out, "1 finding in {looked_at}.")?,

@@ -15,8 +15,10 @@ use crate::args::{ExplainArgs, Output};
 use crate::model::State;
 use crate::source;
 
+pub(crate) use ends::dns;
 pub use ends::{End, Party, Port, Target, Who};
 pub use judge::{Judgement, Outcome, PolicyView, RuleView, Side, judge};
+pub(crate) use words::{pods as peer_words, port as port_words, selector as selector_words};
 
 /// A new connection between two addresses, judged as packets are: after DNAT, before masquerade (P28, P29).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

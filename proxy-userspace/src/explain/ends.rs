@@ -287,6 +287,13 @@ fn service_named<'a>(state: &'a State, name: &ObjectName) -> Result<(&'a ObjectN
     state.services.get_key_value(name).ok_or_else(|| anyhow::anyhow!("no Service {name}"))
 }
 
+/// The backends that answer the cluster's pods' questions for names, where the usual Service is there.
+pub(crate) fn dns(state: &State) -> Vec<(Party<'_>, Port)> {
+    let name = ObjectName::new("kube-system", "kube-dns");
+    let to = Target { end: End::Service(name.clone()), port: "53".to_owned(), protocol: Protocol::UDP };
+    state.services.get(&name).and_then(|service| backends(state, &name, service, &to).ok()).unwrap_or_default()
+}
+
 fn service_at(state: &State, addr: IpAddr) -> Option<(&ObjectName, &Service)> {
     state.services.iter().find(|(_, service)| service.cluster_ips.contains(&addr))
 }

@@ -112,7 +112,7 @@ pub(super) fn differs(selector: &Selector, labels: &Labels) -> Option<String> {
 }
 
 /// The pods that a peer means.
-pub(super) fn pods(own: &str, namespaces: &Namespaces, pods: &Selector) -> String {
+pub(crate) fn pods(own: &str, namespaces: &Namespaces, pods: &Selector) -> String {
     let which = match pods.requirements.is_empty() {
         true => "a pod".to_owned(),
         false => format!("a pod with {}", selector(pods)),
@@ -125,7 +125,7 @@ pub(super) fn pods(own: &str, namespaces: &Namespaces, pods: &Selector) -> Strin
 }
 
 /// A rule's port.
-pub(super) fn port(port: &PolicyPort) -> String {
+pub(crate) fn port(port: &PolicyPort) -> String {
     let protocol = port.protocol.name();
     match &port.port {
         PortMatch::All => format!("every {protocol} port"),
