@@ -6,6 +6,7 @@ mod endpoints;
 mod health;
 mod local;
 mod pods;
+mod policies;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ pub use compiler::Compiler;
 pub use endpoints::{known_endpoints, serving_endpoints};
 pub use health::{HealthCheck, HealthChecks, PortConflict, health_checks, local_ready_endpoints};
 pub use local::{NoLocalEndpoints, no_local_endpoints};
+pub use policies::{PolicyCompiler, PolicyDelta};
 pub use services::service_port_name;
 pub use touched::Touched;
 

@@ -82,8 +82,8 @@ impl<F: Net> Node<F> {
         let mut tables = Memory::<F>::default();
         let host = AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS);
         tables.addresses.insert(F::at(NODE), host);
-        tables.pods.insert(F::at(POD_A), LocalPod { device: VETH_A });
-        tables.pods.insert(F::at(POD_B), LocalPod { device: VETH_B });
+        tables.pods.insert(F::at(POD_A), LocalPod { device: VETH_A, slot: 0 });
+        tables.pods.insert(F::at(POD_B), LocalPod { device: VETH_B, slot: 0 });
         let eth = Device { masquerade6: V6::at(NODE), masquerade4: V4::at(NODE), mtu: 1500, flags: 0 };
         tables.devices.insert(ETH, eth);
         for dotted in [CLIENT, NODE2, REMOTE] {
@@ -180,9 +180,9 @@ pub struct Hop {
 
 /// Runs a hook's program: it hands to the library what its EtherType says is of the family.
 fn hop<F: Net, const EARLY: bool>(before: Vec<u8>, hook: impl Fn(&mut Bytes<EARLY>) -> Result<Action, Reason>) -> Hop {
-    let mut bytes = Bytes(before.clone());
+    let mut bytes = Bytes::received(before.clone());
     let said = if ethertype(&bytes) == Some(F::ETHERTYPE) { hook(&mut bytes) } else { Ok(Action::Untouched) };
-    Hop { said, before, after: bytes.0 }
+    Hop { said, before, after: bytes.bytes }
 }
 
 impl Hop {

@@ -82,6 +82,61 @@ pub struct Ports {
     pub named: BTreeSet<(Arc<str>, Protocol)>,
 }
 
+/// What policies say of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The destination may be reached by the source.
+    pub ingress: bool,
+    /// The source may reach the destination.
+    pub egress: bool,
+}
+
+impl Verdict {
+    /// A connection needs both (P1).
+    pub fn allows(self) -> bool {
+        self.ingress && self.egress
+    }
+}
+
+/// Whether the policies of this node's pods allow a connection to a port of a protocol, port 0 where the protocol has none: ingress judged at
+/// the destination, egress at the source, and nothing at an end that is no pod of this node (P1). Not judged here is what does not
+/// depend on policies: the own node and the pod itself (P18, P19), neighbour discovery (P26).
+pub fn verdict(policies: &Policies, from: IpAddr, to: IpAddr, protocol: Protocol, port: u16) -> Verdict {
+    let allows =
+        |isolation: Option<&Isolation>, peer| isolation.is_none_or(|i| i.allows(policies.class_of(peer), protocol, port));
+    Verdict {
+        ingress: allows(policies.pod_at(to).map(|(_, pod)| &pod.ingress), from),
+        egress: allows(policies.pod_at(from).map(|(_, pod)| &pod.egress), to),
+    }
+}
+
+impl Policies {
+    /// The class of an address, as the kernel finds it: that of the longest prefix; `None` where none has it.
+    pub fn class_of(&self, addr: IpAddr) -> Option<&Arc<Class>> {
+        let host = IpNet::from(addr);
+        let around = (0..=host.prefix_len()).rev().filter_map(|length| IpNet::new(addr, length).ok());
+        around.into_iter().find_map(|prefix| self.classes.get(&prefix.trunc()))
+    }
+
+    /// The pod of this node that owns an address (P22).
+    pub fn pod_at(&self, addr: IpAddr) -> Option<(&ObjectName, &PodPolicy)> {
+        self.pods.iter().find(|(_, pod)| pod.addresses.contains(&addr))
+    }
+}
+
+impl Isolation {
+    /// Whether a port of a protocol is allowed towards an address of this class (P3, P4).
+    pub fn allows(&self, class: Option<&Arc<Class>>, protocol: Protocol, port: u16) -> bool {
+        match self {
+            Self::None => true,
+            Self::Rules(row) => {
+                let ports = class.map_or_else(|| row.towards(&Class::default()), |class| row.towards(class));
+                ports.have(protocol, port)
+            }
+        }
+    }
+}
+
 impl Row {
     /// What the row allows towards addresses of a class: a union (P4), with all names resolved.
     pub fn towards(&self, class: &Class) -> Ports {

@@ -17,7 +17,7 @@ use super::statedir::{StateDir, names_in, remove};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
 
 /// The maps that outlive an agent.
-pub const PINNED: [&str; 25] = [
+pub const PINNED: [&str; 36] = [
     "SERVICES4",
     "SERVICES6",
     "BACKENDS4",
@@ -43,6 +43,17 @@ pub const PINNED: [&str; 25] = [
     "NAMES",
     "COUNTERS",
     "TURNS",
+    "ROWS",
+    "VETHS",
+    "CLASSES4",
+    "CLASSES6",
+    "PREFIXES4",
+    "PREFIXES6",
+    "MATRIX",
+    "VERDICTS",
+    "PORTSETS",
+    "FRAGMENTS4",
+    "FRAGMENTS6",
 ];
 
 /// The map of counters.

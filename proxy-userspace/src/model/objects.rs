@@ -329,6 +329,11 @@ impl Pod {
     pub fn finished(&self) -> bool {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)
     }
+
+    /// It has, or is getting, a network of its own (P17, P20).
+    pub fn on_pod_network(&self) -> bool {
+        !self.finished() && !self.host_network
+    }
 }
 
 /// How far a pod's life is.

@@ -167,7 +167,7 @@ fn nothing_is_written_before_the_lists_are_complete_and_then_everything_is() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(agent.kernel().contents(), Contents::default(), "V1");
         agent.tell([Update::Synced]).await;
-        let found = |contents: &Contents| contents.pods.values().any(|pod| pod.device != IfIndex::NONE);
+        let found = |contents: &Contents| contents.pods.values().any(|device| *device != IfIndex::NONE);
         let contents = agent.until("the pod's device", found).await;
         assert_eq!(contents.frontends.len(), 2);
         assert_eq!(contents.devices.len(), 1);
@@ -189,7 +189,7 @@ fn a_restart_keeps_ids_and_devices_and_writes_nothing() {
         async move {
             let agent = Agent::start(&root);
             agent.tell(all(Protocol::TCP).into_iter().chain([Update::Synced])).await;
-            agent.until("the pod's device", |c| c.pods.values().any(|pod| pod.device != IfIndex::NONE)).await;
+            agent.until("the pod's device", |c| c.pods.values().any(|device| *device != IfIndex::NONE)).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
             let kernel = agent.kernel();
             agent.kill().await;

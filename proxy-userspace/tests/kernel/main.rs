@@ -15,6 +15,7 @@ mod differential;
 mod generate;
 mod maps;
 mod namespace;
+mod policies;
 mod programs;
 
 use std::collections::BTreeSet;
