@@ -1,11 +1,13 @@
 //! `portway explain`: which NetworkPolicies judge a connection, which rule allows it or why none does. Asks the objects, not the kernel.
 
 mod ends;
+mod held;
 mod judge;
 mod ports;
 mod words;
 
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -17,6 +19,7 @@ use crate::source;
 
 pub(crate) use ends::dns;
 pub use ends::{End, Party, Port, Target, Who};
+pub use held::disagreements;
 pub use judge::{Judgement, Outcome, PolicyView, RuleView, Side, judge};
 pub(crate) use words::{pods as peer_words, port as port_words, selector as selector_words};
 
@@ -28,6 +31,13 @@ pub struct Explanation {
     pub from: String,
     /// To whom, with port and protocol.
     pub to: String,
+    /// The source's address, if it has one.
+    pub from_address: Option<IpAddr>,
+    /// The destination's.
+    pub to_address: Option<IpAddr>,
+    /// The destination's port.
+    #[serde(skip)]
+    pub port: Port,
     /// P1: both ends allow it.
     pub allowed: bool,
     /// What the source's policies say of it.
@@ -86,6 +96,9 @@ fn connection(state: &State, ends::Pair { from, to, port }: &ends::Pair<'_>) -> 
     Explanation {
         from: from.to_string(),
         to: format!("{to}:{port}"),
+        from_address: from.addr,
+        to_address: to.addr,
+        port: *port,
         allowed: egress.allows() && ingress.allows(),
         egress,
         ingress,

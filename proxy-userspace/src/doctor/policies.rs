@@ -10,6 +10,8 @@ use crate::explain::{Party, Port, Side, Who, dns, judge, peer_words, port_words,
 use crate::model::policy::{Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector};
 use crate::model::{Kind, Labels, NetworkPolicy, ObjectName, ObjectRef, Pod, PortRange, Proxied, Service, State, TrafficPolicy};
 
+/// As many wrong letters are a slip; labels that differ in more are other pods', which may still come.
+const MISSPELT: usize = 2;
 /// Where pods ask for names.
 const DNS: Port = Port { number: 53, protocol: Protocol::UDP };
 
@@ -78,7 +80,7 @@ impl<'a> Examined<'a> {
         }
         let (hint, advice) = self
             .elsewhere()
-            .or_else(|| nearly(self.namespace(), &pairs(selector), self.state))
+            .or_else(|| nearly(self.namespace(), &pairs(selector), MISSPELT, self.state))
             .unwrap_or_else(|| ("it isolates nobody".to_owned(), "correct the selector, or create the pods".to_owned()));
         let problem =
             format!("the selector {} matches no pod of namespace {}; {hint}", selector_words(selector), self.namespace());
@@ -131,7 +133,7 @@ impl<'a> Examined<'a> {
                     let label = format!("kubernetes.io/metadata.name: {}", pod.namespace);
                     (hint, format!("to mean that pod, add to the same entry a namespaceSelector with matchLabels {label}"))
                 });
-                hint.or_else(|| nearly(self.namespace(), &pairs(pods), self.state))
+                hint.or_else(|| nearly(self.namespace(), &pairs(pods), MISSPELT, self.state))
             }
             Namespaces::Matching(selector) => {
                 let any = self.state.namespaces.values().any(|namespace| selector.selects(&namespace.labels));

@@ -70,7 +70,7 @@ fn no_pod(object: &ObjectRef, service: &Service, state: &State) -> Finding {
     let namespace = &object.name.namespace;
     let (hint, advice) = made_by_nobody(object, service, state)
         .or_else(|| elsewhere(object, service, state))
-        .or_else(|| nearly(namespace, &service.selector, state))
+        .or_else(|| nearly(namespace, &service.selector, usize::MAX, state))
         .unwrap_or_else(|| {
             let pods = state.pods.keys().filter(|pod| pod.namespace == *namespace).count();
             let hint = format!("none of the {pods} pods of the namespace has labels like these");
@@ -109,14 +109,17 @@ fn elsewhere(object: &ObjectRef, service: &Service, state: &State) -> Hint {
     Some((hint, format!("move the Service to namespace {}, or the pods to {}", other.namespace, object.name.namespace)))
 }
 
-/// Labels that nearly match, pods' before those of what makes pods.
-pub(super) fn nearly(namespace: &str, selector: &Labels, state: &State) -> Hint {
+/// Labels that nearly match, in all but so many letters; pods' before those of what makes pods.
+pub(super) fn nearly(namespace: &str, selector: &Labels, letters: usize, state: &State) -> Hint {
     let here = |name: &ObjectName| *name.namespace == *namespace;
     let pods =
         state.pods.iter().filter(|(name, _)| here(name)).map(|(name, pod)| (format!("pod {}", name.name), pod.labels.clone()));
     let workloads = state.workloads.iter().filter(|(name, _)| here(&name.name));
     let workloads = workloads.map(|(name, w)| (format!("{} {}", name.kind, name.name.name), w.labels.clone()));
     let (who, differences) = nearest(selector, pods).or_else(|| nearest(selector, workloads))?;
+    if differences.iter().map(|d| d.letters).sum::<usize>() > letters {
+        return None;
+    }
     let has = |d: &Difference| match &d.found {
         Some(found) => format!("{found} where the selector asks for {}", d.asked),
         None => format!("no {}", d.asked),

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::args::settings::Ranges;
-use crate::model::PortRange;
+use crate::compile::{PolicyCompiler, Touched};
+use crate::model::{PortRange, Snapshot};
 use crate::source::manifests::Directory;
 
 const SHOP: &str = "
@@ -248,6 +249,41 @@ fn flaws_of_the_policies_that_judge_are_said() {
     let text = said(&allow("[{ports: [{port: 0}]}]"), "shop/web", "shop/db:5432");
     assert!(text.starts_with("Note: NetworkPolicy shop/allow-db: spec.ingress[0].ports[0].port: 0 is no port"), "{text}");
     assert!(text.contains("shop/allow-db has no rule for this direction"), "{text}");
+}
+
+#[test]
+fn the_tables_agree_with_the_objects_and_where_they_do_not_it_is_said() {
+    let policies =
+        allow("[{from: [{podSelector: {matchLabels: {app: web}}}, {ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: sql}]}]");
+    let compiled = |policies: &str, node: &str| {
+        let mut snapshot = Snapshot { state: state(policies), ..Snapshot::default() };
+        snapshot.settings.node_name = node.into();
+        let mut compiler = PolicyCompiler::default();
+        _ = compiler.compile(&snapshot, &Touched::everything());
+        compiler.policies().clone()
+    };
+    let (db, web) = (compiled(&policies, "node-a"), compiled(&policies, "node-b"));
+    for (from, to) in [
+        ("shop/web", "shop/db:5432"),
+        ("shop/web", "shop/db:80"),
+        ("203.0.113.7", "shop/db:5432"),
+        ("198.51.100.7", "shop/db:5432"),
+        ("monitoring/scraper", "shop/db:5432"),
+        ("monitoring/agent", "shop/db:5432"),
+        ("shop/db", "shop/db:80"),
+        ("shop/db", "shop/web:80"),
+    ] {
+        for connection in answer(&policies, from, to).expect("an answer").connections {
+            let both = [&db, &web].map(|tables| disagreements(tables, &connection));
+            assert_eq!(both.concat(), [""; 0], "{from} {to}");
+        }
+    }
+    let now_open = answer("", "shop/web", "shop/db:80").expect("an answer");
+    assert_eq!(
+        disagreements(&db, &now_open.connections[0]),
+        ["the tables of this node deny this ingress of shop/db and the objects allow it: the agent is not in step"]
+    );
+    assert_eq!(disagreements(&web, &now_open.connections[0]), [""; 0], "shop/db is no pod of that node");
 }
 
 #[test]

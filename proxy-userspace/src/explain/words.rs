@@ -28,7 +28,7 @@ impl fmt::Display for Answer {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, to, allowed, egress, ingress } = self;
+        let Self { from, to, allowed, egress, ingress, .. } = self;
         let verdict = if *allowed { "allowed" } else { "DENIED" };
         let denying: Vec<_> = [egress, ingress].into_iter().filter(|judgement| !judgement.allows()).map(sentence).collect();
         match denying.is_empty() {
