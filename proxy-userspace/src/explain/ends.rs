@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail, ensure};
 use proxy_common::net::Protocol;
 
-use crate::model::{ObjectName, Phase, Pod, Service, ServicePort, State};
+use crate::model::{ObjectName, Phase, Pod, Proxied, Service, ServicePort, State};
 
 /// An end as it is typed: `NAMESPACE/POD`, `POD`, an address, or `svc/NAMESPACE/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,6 +200,7 @@ pub(super) fn pairs<'a>(state: &'a State, from: &End, to: &Target, notes: &mut V
         }
         None => {
             let parties = parties(state, &to.end, notes)?;
+            notes.extend(parties.iter().find_map(|party| node_port(state, party, to)));
             let ports = parties.first().map(|party| numbers(party, to)).transpose()?.unwrap_or_default();
             let with_ports = |party| ports.iter().map(move |&number| (party, Port { number, protocol: to.protocol }));
             parties.into_iter().flat_map(with_ports).collect()
@@ -245,6 +246,17 @@ fn parties<'a>(state: &'a State, end: &End, notes: &mut Vec<String>) -> Result<V
             })
         }
     }
+}
+
+/// P28: which of the two is judged depends on the node that translates.
+fn node_port(state: &State, to: &Party<'_>, asked: &Target) -> Option<String> {
+    let (node, number) = (to.node()?, asked.port.parse::<u16>().ok()?);
+    let has = |service: &Service| service.ports.iter().any(|p| p.node_port == Some(number) && p.protocol == asked.protocol);
+    let (service, _) = state.services.iter().find(|(_, service)| service.proxied == Proxied::Yes && has(service))?;
+    Some(format!(
+        "{number} is a nodePort of Service {service}: judged here is the way to node {node}; what its backends say, and what pods of \
+         that node may, is asked by svc/{service}"
+    ))
 }
 
 fn owner(party: &Party<'_>) -> String {

@@ -235,6 +235,15 @@ fn p28_a_service_is_judged_at_its_backends_and_their_ports() {
 }
 
 #[test]
+fn p28_a_node_port_is_the_nodes_and_its_service_is_named() {
+    let service = "{kind: Service, metadata: {namespace: shop, name: out}, spec: {type: NodePort, selector: {app: db}, ports: [{port: 80, nodePort: 30080}]}}";
+    let text = said(service, "shop/web", "192.0.2.1:30080");
+    assert!(text.contains("Note: 30080 is a nodePort of Service shop/out: judged here is the way to node node-a; "), "{text}");
+    assert!(text.contains("shop/web -> node node-a:30080/TCP is allowed."), "{text}");
+    assert!(!said(service, "shop/web", "192.0.2.1:30081").contains("nodePort"));
+}
+
+#[test]
 fn what_is_not_there_is_said_with_what_is() {
     let error = |from: &str, to: &str| answer(DENY, from, to).expect_err("nothing to explain").to_string();
     assert_eq!(error("shop/wep", "shop/db:80"), "no pod shop/wep; nearest are web, db, job");
