@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::explain::{End, Target};
 use crate::model::{HostFirewall, NodePortAddresses, PortRange, Refusal, Timeouts};
 
 /// Kubernetes Services in eBPF: one agent per node in place of kube-proxy.
@@ -37,6 +38,8 @@ pub enum Command {
     Unload(StateDir),
     /// Look for the usual mistakes in Services and on this host, and say what to do about them.
     Doctor(DoctorArgs),
+    /// Say which NetworkPolicies judge a connection, which rule allows it or why none does.
+    Explain(ExplainArgs),
 }
 
 /// Where the objects come from.
@@ -175,6 +178,23 @@ pub struct DoctorArgs {
     /// Where eBPF objects of other data planes would be pinned.
     #[arg(long, env = "PORTWAY_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
+    /// How it is printed.
+    #[arg(long, short, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// `portway explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub source: SourceArgs,
+    /// Who connects: NAMESPACE/POD, or an address.
+    #[arg(value_name = "FROM")]
+    pub from: End,
+    /// To whom: NAMESPACE/POD, an address or svc/NAMESPACE/SERVICE, then `:PORT` (number or name) and, if not TCP, `/udp` or `/sctp`.
+    #[arg(value_name = "TO:PORT[/PROTOCOL]")]
+    pub to: Target,
     /// How it is printed.
     #[arg(long, short, value_enum, default_value = "text")]
     pub output: Output,

@@ -5,17 +5,20 @@ mod events;
 pub mod manifests;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use tokio::sync::mpsc;
 
 use crate::args::settings::SourceSettings;
-use crate::model::{Invalid, ObjectRef, Update};
+use crate::model::{Connection, Invalid, ObjectRef, State, Update};
 
 pub use events::events;
 
 /// Updates that may wait for the one who applies them.
 const QUEUE: usize = 4096;
+/// How long a source may take to list everything.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Starts to watch; the first [`Update::Synced`] comes when everything was listed once.
 ///
@@ -28,6 +31,27 @@ pub async fn spawn(settings: SourceSettings) -> Result<mpsc::Receiver<Update>> {
         SourceSettings::Manifests { dir, ranges } => manifests::spawn(dir, ranges, news)?,
     }
     Ok(receiver)
+}
+
+/// The objects, once all are listed.
+///
+/// # Errors
+/// Where [`spawn`] fails, and where the source does not answer in time.
+pub async fn list(settings: SourceSettings) -> Result<State> {
+    let mut updates = spawn(settings).await?;
+    let mut state = State::default();
+    let listed = async {
+        while !state.synced {
+            let Some(update) = updates.recv().await else { bail!("the source of objects has ended") };
+            _ = state.apply(update);
+            if let Connection::Down(error) = &state.connection {
+                bail!("reach the API server: {error}");
+            }
+        }
+        Ok(())
+    };
+    tokio::time::timeout(PATIENCE, listed).await.context("list all objects: no answer in time")??;
+    Ok(state)
 }
 
 /// The sending end: warns once of what is wrong with an object, not each time that it is seen.

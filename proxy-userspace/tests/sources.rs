@@ -206,12 +206,31 @@ async fn answer(Shared(api): Shared<Api>, uri: Uri, Query(asked): Query<Asked>) 
         .into_response()
 }
 
-async fn watched(dir: &Scratch, address: &str) -> mpsc::Receiver<Update> {
+fn settings(dir: &Scratch, address: &str) -> SourceSettings {
     let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
         "clusters": [{"name": "c", "cluster": {"server": format!("http://{address}")}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}]});
     std::fs::write(dir.path("kubeconfig"), kubeconfig.to_string()).expect("written");
-    source::spawn(SourceSettings::ApiServer { kubeconfig: Some(dir.path("kubeconfig")) }).await.expect("a source")
+    SourceSettings::ApiServer { kubeconfig: Some(dir.path("kubeconfig")) }
+}
+
+async fn watched(dir: &Scratch, address: &str) -> mpsc::Receiver<Update> {
+    source::spawn(settings(dir, address)).await.expect("a source")
+}
+
+#[tokio::test]
+async fn a_list_has_everything_that_there_is_and_a_source_that_is_away_is_an_error() {
+    let (dir, api) = (Scratch::new("listed"), Api::default());
+    let policy =
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "deny"}});
+    api.change(|served| (served.services, served.policies) = (vec!["a"], vec![policy]));
+    let (address, server) = api.serve("127.0.0.1:0").await;
+    let state = source::list(settings(&dir, &address)).await.expect("a list");
+    assert_eq!((state.services.len(), state.policies.len()), (1, 1));
+    server.abort();
+    _ = server.await;
+    let error = source::list(settings(&dir, &address)).await.expect_err("nobody to ask");
+    assert!(error.to_string().starts_with("reach the API server: "), "{error:#}");
 }
 
 #[tokio::test]

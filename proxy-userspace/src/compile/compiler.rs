@@ -106,7 +106,6 @@ impl Compiler {
             namespaces: snapshot.state.namespaces.keys().cloned().collect(),
             policies: snapshot.state.policies.keys().cloned().collect(),
             addresses: hosts.copied().chain(self.pods.nodes()).chain(self.node_ports.iter().copied()).collect(),
-            ..Touched::default()
         };
         self.follow(snapshot, &touched, &mut Delta::default());
     }

@@ -226,6 +226,7 @@ fn said(connection: &Connection) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Object;
     use serde_json::json;
 
     fn service(name: &str) -> DeserializeGuard<Service> {
@@ -264,5 +265,15 @@ mod tests {
         let (reference, update) = seen(guard);
         assert_eq!(reference.to_string(), "Service shop/bad");
         assert!(matches!(update, Update::Invalid(_)));
+    }
+
+    #[test]
+    fn p34_a_policy_that_cannot_be_read_isolates_what_it_may_have_selected() {
+        let unreadable = json!({"metadata": {"namespace": "shop", "name": "bad"}, "spec": {"ingress": "all"}});
+        let guard: DeserializeGuard<NetworkPolicy> = serde_json::from_value(unreadable).expect("a guard");
+        let (reference, update) = seen(guard);
+        let Update::Flawed(Object::NetworkPolicy(_, policy), flaws) = update else { panic!("left out") };
+        assert_eq!((policy.ingress, policy.egress, flaws.len()), (Some(vec![]), Some(vec![]), 1));
+        assert_eq!(reference.to_string(), "NetworkPolicy shop/bad");
     }
 }

@@ -1,3 +1,5 @@
+//! Specs as they are written to what they mean, rule by rule, and what is said of mistakes.
+
 use super::super::seen;
 use super::*;
 use crate::model::{Labels, Update};
