@@ -10,6 +10,7 @@ mod hooks;
 mod maps;
 mod object;
 mod packet_log;
+mod policies;
 mod programs;
 mod raw;
 mod statedir;
@@ -18,7 +19,7 @@ mod unload;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -40,9 +41,11 @@ pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 
 use crate::links::{Driver, Found};
+use crate::place::policies::PolicyWrite;
 use crate::place::{Actual, Entry, Side, Write};
 use hooks::Hooks;
 use object::{Migration, OBJECT};
+use policies::PolicyMaps;
 use statedir::Lock;
 
 /// The tc programs; each carries the name of its [`Point`].
@@ -78,6 +81,7 @@ pub struct Dataplane {
     xdp: XdpChoice,
     ebpf: Ebpf,
     maps: Maps,
+    policies: PolicyMaps,
     hooks: Hooks,
     migration: Option<Migration>,
     log: Option<PacketLog>,
@@ -96,6 +100,7 @@ impl Dataplane {
         let level = packet_log::level();
         let (mut ebpf, migration) = object::load(&dir, OBJECT, level)?;
         let maps = Maps::open(|name| object::take(&mut ebpf, name))?;
+        let policies = PolicyMaps::open(|name| object::take(&mut ebpf, name))?;
         for point in CLASSIFIERS {
             load(&mut ebpf, point.name())?;
         }
@@ -104,7 +109,7 @@ impl Dataplane {
         let xdp_program = load_xdp(&mut ebpf, options.xdp)?;
         let hooks = Hooks::new(dir.clone(), xdp_program);
         let log = if level > 0 { Some(PacketLog::new(&mut ebpf)?) } else { None };
-        Ok(Self { dir, xdp: options.xdp, ebpf, maps, hooks, migration: Some(migration), log, _lock: lock })
+        Ok(Self { dir, xdp: options.xdp, ebpf, maps, policies, hooks, migration: Some(migration), log, _lock: lock })
     }
 
     /// The same maps once more, for a task of their own.
@@ -141,6 +146,18 @@ impl Dataplane {
             }
         }
         errors
+    }
+
+    /// Applies writes to the policy tables in their order, up to the first that the kernel refuses; what is left is given back with the error,
+    /// for the order is what keeps verdicts right (P32).
+    pub fn apply_policies(&mut self, mut writes: VecDeque<PolicyWrite>) -> (VecDeque<PolicyWrite>, Option<anyhow::Error>) {
+        while let Some(write) = writes.front() {
+            if let Err(error) = self.policies.write(write) {
+                return (writes, Some(error));
+            }
+            writes.pop_front();
+        }
+        (writes, None)
     }
 
     /// Brings the programs to the devices that were found, and lets go of those that are not ours any more. Gives what was refused.

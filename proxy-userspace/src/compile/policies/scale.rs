@@ -55,6 +55,7 @@ fn pod(namespace: u32, app: u32, n: u32) -> Pod {
         terminating: false,
         ready: true,
         unready_because: None,
+        any_source: false,
         labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Labels>(),
         ports: vec![port("http", 8080), port("metrics", 9090)],
         created: Some(i64::from(number)),
