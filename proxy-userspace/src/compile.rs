@@ -52,8 +52,16 @@ fn config(snapshot: &Snapshot) -> Config {
         opening_timeout: settings.timeouts.opening,
         udp_timeout: settings.timeouts.udp,
         least_mtu: links.devices.values().map(|device| device.mtu).min().unwrap_or(0),
-        flags: if settings.translated_way() == TranslatedWay::Stack { Config::THROUGH_STACK } else { 0 },
+        flags: flags(snapshot),
     }
+}
+
+fn flags(snapshot: &Snapshot) -> u32 {
+    let flags = [
+        (Config::THROUGH_STACK, snapshot.settings.translated_way() == TranslatedWay::Stack),
+        (Config::POLICY, !snapshot.state.policies.is_empty()),
+    ];
+    flags.into_iter().filter(|(_, set)| *set).fold(0, |flags, (flag, _)| flags | flag)
 }
 
 /// Where addresses that no Service has are dropped: the ServiceCIDR objects', and the operator's.

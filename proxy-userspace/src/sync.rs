@@ -3,6 +3,7 @@
 //! Nothing is written before the first lists and the first look at the host's network are there (V1). There is no minimum period:
 //! news that wait are taken together, and what they come to is applied at once.
 
+mod policies;
 mod reports;
 mod triggers;
 
@@ -26,6 +27,7 @@ use crate::links::{Found, Wanted};
 use crate::metrics::{Metrics, Pass};
 use crate::model::{Changed, Kind, Node, Object, ObjectName, Snapshot, State, Update};
 use crate::place::{Actual, Idle, place, place_delta, retire_those};
+use policies::PolicySync;
 use reports::{Change, seconds};
 
 pub use reports::{Audience, Reports};
@@ -70,6 +72,7 @@ pub struct Sync {
     placed: Placed,
     outputs: Outputs,
     compiler: Compiler,
+    policies: PolicySync,
     /// What the compiler has to look at.
     touched: Touched,
     dirty: Dirty,
@@ -103,6 +106,7 @@ impl Sync {
     pub fn new(snapshot: Snapshot, plane: Dataplane, actual: Actual, outputs: Outputs) -> Self {
         let (placed, dirty) = (Placed::Never, Dirty::default());
         let (compiler, touched) = (Compiler::default(), Touched::everything());
+        let policies = PolicySync::new(&actual);
         let (retire_at, retry_at, first_until) = (None, None, None);
         Self {
             snapshot,
@@ -111,6 +115,7 @@ impl Sync {
             placed,
             outputs,
             compiler,
+            policies,
             touched,
             dirty,
             retire_at,
@@ -253,7 +258,11 @@ impl Sync {
     fn bring_in_step(&mut self, found: &Found) {
         let started = Instant::now();
         self.look_at_links(found);
-        let delta = self.compiler.compile(&self.snapshot, &std::mem::take(&mut self.touched));
+        let touched = std::mem::take(&mut self.touched);
+        let Self { snapshot, plane, actual, policies, .. } = self;
+        let (policy_writes, policy_error) = policies.bring_in_step(snapshot, &touched, plane, actual);
+        let judged = started.elapsed();
+        let delta = self.compiler.compile(&self.snapshot, &touched);
         let compiled = started.elapsed();
         let contents = self.compiler.contents();
         let (pass, writes) = match &self.placed {
@@ -261,17 +270,27 @@ impl Sync {
             Placed::Partly | Placed::Never => (Pass::Full, place(contents, &self.actual)),
         };
         let planned = started.elapsed();
-        let count = writes.len();
+        let count = policy_writes + writes.len();
         let serving = self.announce_serving();
-        let errors = self.plane.apply(writes, &mut self.actual);
+        let mut errors = self.plane.apply(writes, &mut self.actual);
+        errors.extend(policy_error);
         self.settle_serving(serving);
         self.outputs.metrics.synced(pass, started.elapsed(), seconds(Timestamp::now()), count);
         if count > 0 {
             let micros = |from: Duration, to: Duration| (to.saturating_sub(from)).as_micros() as u64;
             let (compile, plan, apply) =
-                (compiled.as_micros() as u64, micros(compiled, planned), micros(planned, started.elapsed()));
+                (micros(judged, compiled), micros(compiled, planned), micros(planned, started.elapsed()));
             let frontends = self.compiler.contents().frontends.len();
-            info!(writes = count, frontends, compile_us = compile, plan_us = plan, apply_us = apply, "the kernel is in step");
+            let policies = judged.as_micros() as u64;
+            info!(
+                writes = count,
+                frontends,
+                policies_us = policies,
+                compile_us = compile,
+                plan_us = plan,
+                apply_us = apply,
+                "the kernel is in step"
+            );
             self.plan_to_retire();
         } else {
             debug!(compile_us = compiled.as_micros() as u64, "nothing to write");
@@ -335,7 +354,8 @@ impl Sync {
         self.retire_at = None;
         let writes = retire_those(&std::mem::take(&mut self.idle), &self.actual);
         let count = writes.len();
-        let errors = self.plane.apply(writes, &mut self.actual);
+        let mut errors = self.plane.apply(writes, &mut self.actual);
+        errors.extend(self.policies.rest(&mut self.plane));
         for error in &errors {
             warn!(error = format!("{error:#}"), "something that is not used any more stays in a map");
         }
@@ -349,7 +369,8 @@ impl Sync {
     fn plan_to_retire(&mut self) {
         if self.retire_at.is_none() {
             self.idle = self.actual.idle();
-            self.retire_at = (self.idle != Idle::default()).then(|| Instant::now() + GRACE);
+            let resting = self.idle != Idle::default() || self.policies.is_resting();
+            self.retire_at = resting.then(|| Instant::now() + GRACE);
         }
     }
 }

@@ -111,6 +111,7 @@ impl Compiler {
     }
 
     fn follow(&mut self, snapshot: &Snapshot, touched: &Touched, delta: &mut Delta) {
+        self.contents.config = config(snapshot);
         let mut concerned = Concerned { services: touched.services.clone(), ..Concerned::default() };
         for slice in &touched.slices {
             self.slice(slice, snapshot, &mut concerned.services);

@@ -101,6 +101,8 @@ fn key<A: Pod>(prefix: IpNet, addr: A) -> Prefix<A> {
 /// An array map of `T`, mapped into this process.
 struct Words<T> {
     memory: MmapRaw,
+    /// Programs are loaded by its descriptor.
+    _map: MapData,
     elements: u32,
     _of: std::marker::PhantomData<T>,
 }
@@ -114,7 +116,7 @@ impl<T> Words<T> {
         }
         let len = elements as usize * size_of::<T>().next_multiple_of(8);
         let memory = MmapOptions::new().len(len).map_raw(data.fd().as_fd().as_raw_fd());
-        Ok(Self { memory: memory.with_context(|| format!("map {name}"))?, elements, _of: std::marker::PhantomData })
+        Ok(Self { memory: memory.with_context(|| format!("map {name}"))?, _map: data, elements, _of: std::marker::PhantomData })
     }
 
     /// Where a part of an element is, counted in parts of its size.

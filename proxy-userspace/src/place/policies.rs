@@ -5,6 +5,7 @@
 
 mod directory;
 mod matrix;
+mod resting;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use proxy_common::policy::{Chunk, NO_CLASS, Node, POD_SLOTS, PodRows, PortSet, R
 
 use self::directory::Directory;
 use self::matrix::Matrix;
+use self::resting::Resting;
 use crate::compile::PolicyDelta;
 use crate::contents::policies::{self as symbolic, Class, Isolation, PodPolicy, Policies};
 use crate::model::ObjectName;
@@ -62,6 +64,11 @@ pub enum PolicyWrite {
     DeleteVeth(IfIndex),
 }
 
+/// The slot of the pods for which there is none: nothing is let through to and from them (P34).
+const NO_ROOM: u32 = POD_SLOTS - 1;
+/// Its rows.
+const CLOSED: PodRows = PodRows { ingress: Row::CLOSED, egress: Row::CLOSED };
+
 /// A mirror of the policy tables, and who has which number in them.
 #[derive(Debug, Default)]
 pub struct PolicyTables {
@@ -105,29 +112,46 @@ struct Known {
 #[derive(Debug)]
 struct Slots {
     free: Vec<u32>,
-    resting: Vec<u32>,
+    resting: Resting<u32>,
     next: u32,
+    /// Which slots addresses had with an earlier agent.
+    before: BTreeMap<IpAddr, u32>,
+    taken: BTreeSet<u32>,
 }
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { free: Vec::new(), resting: Vec::new(), next: 1 }
+        Self { free: Vec::new(), resting: Resting::default(), next: 1, before: BTreeMap::new(), taken: BTreeSet::new() }
     }
 }
 
 impl Slots {
-    fn take(&mut self) -> Option<u32> {
-        self.free.pop().or_else(|| {
-            let slot = self.next;
-            (slot < POD_SLOTS).then(|| {
-                self.next += 1;
-                slot
-            })
-        })
+    /// A slot for a pod, if there is one: that which one of its addresses had before, else any.
+    fn take(&mut self, addresses: &BTreeSet<IpAddr>) -> Option<u32> {
+        let had = addresses.iter().find_map(|addr| self.before.remove(addr));
+        let slot = had.filter(|slot| (1..NO_ROOM).contains(slot) && !self.taken.contains(slot)).or_else(|| {
+            let reserved: BTreeSet<_> = self.before.values().copied().collect();
+            let fresh = (self.next..NO_ROOM).find(|slot| !self.taken.contains(slot) && !reserved.contains(slot));
+            self.free.pop().or(fresh)
+        })?;
+        self.next = self.next.max(slot + 1).min(NO_ROOM);
+        self.taken.insert(slot);
+        Some(slot)
+    }
+
+    fn rest(&mut self) {
+        let rested = self.resting.rested();
+        rested.iter().for_each(|slot| _ = self.taken.remove(slot));
+        self.free.extend(rested);
     }
 }
 
 impl PolicyTables {
+    /// Empty tables; pods get the slots that their addresses have here, if those are free.
+    pub fn with_slots(before: BTreeMap<IpAddr, u32>) -> Self {
+        Self { slots: Slots { before, ..Slots::default() }, ..Self::default() }
+    }
+
     /// The writes that bring the tables from what they hold to `policies`, which differ by `delta`; the mirror is brought there at once.
     ///
     /// First what nobody is led to yet, then addresses' classes, then pods' rows, then what nobody is led to any more. Where pods get
@@ -246,7 +270,7 @@ impl PolicyTables {
         let mut writes = Vec::new();
         self.directory.rest(&mut writes);
         self.matrix.rest(&mut writes);
-        self.slots.free.append(&mut self.slots.resting);
+        self.slots.rest();
         writes
     }
 
@@ -287,7 +311,7 @@ impl PolicyTables {
         let mut pods = std::mem::take(&mut self.pods);
         for (name, known) in &mut pods {
             let rows = self.rows_of(&known.policy);
-            if rows != known.rows && known.slot != 0 {
+            if rows != known.rows && known.slot != NO_ROOM {
                 known.rows = rows;
                 writes.push(PolicyWrite::Rows(known.slot, rows));
             }
@@ -315,12 +339,17 @@ impl PolicyTables {
                 }
             }
             let rows = self.rows_of(policy);
-            let slot = before.as_ref().map(|known| known.slot).or_else(|| self.slots.take()).unwrap_or(0);
+            let slot = before
+                .as_ref()
+                .map(|known| known.slot)
+                .filter(|slot| *slot != NO_ROOM)
+                .or_else(|| self.slots.take(&policy.addresses));
+            let (slot, rows) = slot.map_or((NO_ROOM, CLOSED), |slot| (slot, rows));
             // A node has room for more pods than the kubelet runs; what has none is told like what cannot be represented.
-            if slot == 0 || self.is_closed(policy) {
+            if slot == NO_ROOM || self.is_closed(policy) {
                 self.closed.insert(name.clone());
             }
-            if before.as_ref().is_none_or(|known| known.rows != rows) && slot != 0 {
+            if before.as_ref().is_none_or(|known| known.rows != rows) {
                 steps.flips.push(PolicyWrite::Rows(slot, rows));
             }
             let veth = |policy: &PodPolicy| (policy.device, Veth { slot, flags: veth_flags(policy) });
@@ -345,7 +374,7 @@ impl PolicyTables {
         if known.policy.device != IfIndex::NONE && gone && !taken {
             steps.ends.push(PolicyWrite::DeleteVeth(known.policy.device));
         }
-        if policy.is_none() && known.slot != 0 {
+        if policy.is_none() && known.slot != NO_ROOM {
             self.slots.resting.push(known.slot);
         }
     }

@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv4Net};
 use proxy_common::policy::{NO_CLASS, NODES, Node, ROOTS, Word};
 
 use super::PolicyWrite;
+use super::resting::Resting;
 
 /// The bits that are behind by each level of the directory.
 const WIDTHS: [u8; 3] = [16, 24, 32];
@@ -19,14 +20,14 @@ pub struct Directory {
     nodes: Vec<Box<Node>>,
     free: Vec<u32>,
     /// Nodes that a packet may still be in.
-    resting: Vec<u32>,
+    resting: Resting<u32>,
     v4: BTreeMap<(u32, u8), u32>,
     /// Blocks for which there was no node, by their first address and their bits.
     elsewhere: BTreeSet<(u32, u8)>,
     /// What `PREFIXES4` has for them.
     trie: BTreeMap<(u32, u8), u32>,
     /// What of that is not needed any more, and may still be looked up.
-    late: Vec<(u32, u8)>,
+    late: Resting<(u32, u8)>,
     /// Whether something did not fit into the trie either.
     full: bool,
     v6: BTreeSet<IpNet>,
@@ -37,11 +38,11 @@ impl Default for Directory {
         Self {
             nodes: (0..ROOTS).map(|_| Box::new([Word::default(); 256])).collect(),
             free: Vec::new(),
-            resting: Vec::new(),
+            resting: Resting::default(),
             v4: BTreeMap::new(),
             elsewhere: BTreeSet::new(),
             trie: BTreeMap::new(),
-            late: Vec::new(),
+            late: Resting::default(),
             full: false,
             v6: BTreeSet::new(),
         }
@@ -74,8 +75,8 @@ impl Directory {
 
     /// No packet is left that began before the last writes: what it may have been in is free.
     pub fn rest(&mut self, writes: &mut Vec<PolicyWrite>) {
-        self.free.append(&mut self.resting);
-        for (addr, bits) in std::mem::take(&mut self.late) {
+        self.free.extend(self.resting.rested());
+        for (addr, bits) in self.late.rested() {
             if !self.trie.contains_key(&(addr, bits)) {
                 writes.push(PolicyWrite::DeletePrefix(network(addr, bits)));
             }

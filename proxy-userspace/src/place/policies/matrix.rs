@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortRange, PortSet, Row, VerdictKey};
 
 use super::PolicyWrite;
+use super::resting::Resting;
 use crate::contents::policies::{self as symbolic, Class, Ports};
 
 /// How many elements `VERDICTS` takes.
@@ -24,16 +25,16 @@ pub struct Matrix {
     used: Vec<bool>,
     hashed: usize,
     next_hashed: u32,
-    resting: Resting,
+    resting: AtRest,
 }
 
 /// What nothing refers to any more, and a packet may still be using.
 #[derive(Debug, Default)]
-struct Resting {
-    classes: Vec<u32>,
+struct AtRest {
+    classes: Resting<u32>,
     /// They get their verdicts on new classes like the others.
-    rows: Vec<(Arc<symbolic::Row>, Placed)>,
-    sets: Vec<u32>,
+    rows: Resting<(Arc<symbolic::Row>, Placed)>,
+    sets: Resting<u32>,
 }
 
 /// A row in the kernel.
@@ -89,7 +90,7 @@ impl Default for Matrix {
             used,
             hashed: 0,
             next_hashed: 1,
-            resting: Resting::default(),
+            resting: AtRest::default(),
         }
     }
 }
@@ -126,7 +127,8 @@ impl Matrix {
     fn fill_resting(&mut self, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
         let mut resting = std::mem::take(&mut self.resting.rows);
         resting.iter_mut().for_each(|(row, placed)| self.fill(row, placed, id, class, writes));
-        self.resting.rows.append(&mut resting);
+        let added = std::mem::replace(&mut self.resting.rows, resting);
+        self.resting.rows.join(added);
     }
 
     /// One prefix less has a class.
@@ -223,7 +225,8 @@ impl Matrix {
 
     /// No packet is left that began before the last writes.
     pub fn rest(&mut self, writes: &mut Vec<PolicyWrite>) {
-        let Resting { classes, rows, sets } = std::mem::take(&mut self.resting);
+        let AtRest { classes, rows, sets } = &mut self.resting;
+        let (classes, rows, sets) = (classes.rested(), rows.rested(), sets.rested());
         classes.iter().for_each(|id| self.classes[*id as usize] = None);
         self.free_classes.extend(classes);
         self.free_classes.sort_unstable_by(|a, b| b.cmp(a));
@@ -243,7 +246,7 @@ impl Matrix {
 
     /// Whether something waits for [`Self::rest`].
     pub fn is_resting(&self) -> bool {
-        let Resting { classes, rows, sets } = &self.resting;
+        let AtRest { classes, rows, sets } = &self.resting;
         !(classes.is_empty() && rows.is_empty() && sets.is_empty())
     }
 
@@ -476,7 +479,7 @@ impl Sets {
     }
 
     /// One element less has a set; with the last one it goes to rest.
-    fn drop(&mut self, number: u32, resting: &mut Vec<u32>) {
+    fn drop(&mut self, number: u32, resting: &mut Resting<u32>) {
         let Some(known) = self.sets.get_mut(&number) else { return };
         known.users -= 1;
         if known.users == 0

@@ -242,7 +242,7 @@ fn what_has_no_room_in_arrays_goes_to_the_trie_and_to_longer_rows() {
     }
     // Everything goes again, and so does what it was put into.
     world.bring_to(Policies::default());
-    (0..3).for_each(|_| world.rest());
+    (0..6).for_each(|_| world.rest());
     assert!(world.v4.prefixes.is_empty() && world.v4.veths.is_empty());
     assert!(!world.tables.is_resting());
 }
