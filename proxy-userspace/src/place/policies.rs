@@ -92,6 +92,18 @@ struct Move {
     after: Option<u32>,
 }
 
+impl Move {
+    /// Longer prefixes are put before shorter ones, and shorter ones taken away before longer: so that no address falls to a prefix which it is
+    /// taken out of.
+    fn order(&self) -> (bool, u8) {
+        let length = self.prefix.prefix_len();
+        match self.after {
+            Some(_) => (false, u8::MAX - length),
+            None => (true, length),
+        }
+    }
+}
+
 /// Writes that come after all that nobody is led to yet.
 #[derive(Default)]
 struct Steps {
@@ -219,7 +231,9 @@ impl PolicyTables {
             let class = policies.classes.get(prefix).map(|class| self.matrix.class(class, writes));
             Move { prefix: *prefix, before: self.classes.get(prefix).copied(), after: class }
         };
-        delta.classes.iter().map(numbered).collect()
+        let mut moves: Vec<_> = delta.classes.iter().map(numbered).collect();
+        moves.sort_by_key(Move::order);
+        moves
     }
 
     /// Leads addresses to classes that are the old one to rows that pods are leaving, and the new one to all others.
@@ -235,6 +249,7 @@ impl PolicyTables {
             bridges.insert((before, after), bridge);
             steps.push((*prefix, bridge));
         }
+        steps.sort_by_key(|(prefix, _)| u8::MAX - prefix.prefix_len());
         // Rows that closed for want of room are told first.
         self.tell_moved_rows(writes);
         for (prefix, bridge) in steps {
