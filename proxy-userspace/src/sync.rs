@@ -3,6 +3,7 @@
 //! Nothing is written before the first lists and the first look at the host's network are there (V1). There is no minimum period:
 //! news that wait are taken together, and what they come to is applied at once.
 
+mod denied;
 mod policies;
 mod reports;
 mod triggers;
@@ -20,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::compile::{Compiler, Touched};
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, Denied};
 use crate::flows::Serving;
 use crate::health::{NodeVitals, Vitals};
 use crate::links::{Found, Wanted};
@@ -48,6 +49,8 @@ pub struct Inputs {
     pub updates: mpsc::Receiver<Update>,
     /// The host's network.
     pub found: watch::Receiver<Option<Found>>,
+    /// Connections that NetworkPolicy denies, for the log.
+    pub denied: mpsc::Receiver<Denied>,
 }
 
 /// Who wants to know what the task knows.
@@ -136,6 +139,10 @@ impl Sync {
                 changed = inputs.found.changed() => {
                     changed.context("the task that watches the host's network has ended")?;
                     self.dirty.links = true;
+                }
+                Some(denied) = inputs.denied.recv() => {
+                    denied::tell(&denied, self.policies.compiler(), &self.snapshot);
+                    continue;
                 }
                 () = until(self.retire_at) => self.retire(),
                 () = until(self.retry_at) => {

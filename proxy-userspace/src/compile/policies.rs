@@ -101,6 +101,11 @@ impl PolicyCompiler {
         &self.policies
     }
 
+    /// The pod on the pod network that owns an address (P22).
+    pub fn pod_at<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> Option<&'a ObjectName> {
+        self.network.owner(snapshot, addr).map(|(name, _)| name)
+    }
+
     /// Brings the policies up to the snapshot, of which `touched` has changed since the last time, and says what changed in them.
     pub fn compile(&mut self, snapshot: &Snapshot, touched: &Touched) -> PolicyDelta {
         if !touched.everything {

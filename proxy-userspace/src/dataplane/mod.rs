@@ -5,6 +5,7 @@
 mod attached;
 mod batch;
 mod clock;
+mod denials;
 mod flowtable;
 mod hooks;
 mod maps;
@@ -32,6 +33,7 @@ use tracing::{debug, info, warn};
 pub use attached::tcx_programs;
 pub use batch::Walk;
 pub use clock::{Clock, hz};
+pub use denials::{Denials, Denied};
 pub use flowtable::FlowTable;
 pub use hooks::{Hook, Point, program_id};
 pub use maps::{FamilyMaps, Maps};
@@ -85,6 +87,7 @@ pub struct Dataplane {
     hooks: Hooks,
     migration: Option<Migration>,
     log: Option<PacketLog>,
+    denials: Option<Denials>,
     _lock: Lock,
 }
 
@@ -107,9 +110,21 @@ impl Dataplane {
         load(&mut ebpf, clock::PROGRAM)?;
         clock::pin(&mut ebpf, &dir)?;
         let xdp_program = load_xdp(&mut ebpf, options.xdp)?;
+        let denials = Denials::new(&mut ebpf)?;
         let hooks = Hooks::new(dir.clone(), xdp_program);
         let log = if level > 0 { Some(PacketLog::new(&mut ebpf)?) } else { None };
-        Ok(Self { dir, xdp: options.xdp, ebpf, maps, policies, hooks, migration: Some(migration), log, _lock: lock })
+        Ok(Self {
+            dir,
+            xdp: options.xdp,
+            ebpf,
+            maps,
+            policies,
+            hooks,
+            migration: Some(migration),
+            log,
+            denials: Some(denials),
+            _lock: lock,
+        })
     }
 
     /// The same maps once more, for a task of their own.
@@ -123,6 +138,11 @@ impl Dataplane {
     /// What the programs log, if the filter asks for it; for a task of its own.
     pub fn take_log(&mut self) -> Option<PacketLog> {
         self.log.take()
+    }
+
+    /// The connections that NetworkPolicy denies, once; for a task of its own.
+    pub fn take_denials(&mut self) -> Option<Denials> {
+        self.denials.take()
     }
 
     /// What the kernel holds.

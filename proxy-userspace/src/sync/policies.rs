@@ -36,6 +36,11 @@ impl PolicySync {
         }
     }
 
+    /// What the policies were compiled by.
+    pub fn compiler(&self) -> &PolicyCompiler {
+        &self.compiler
+    }
+
     /// Brings the tables up to the snapshot; gives the number of writes, and what the kernel refused.
     pub fn bring_in_step(
         &mut self,

@@ -108,7 +108,7 @@ impl Agent {
         let (reports, _) = Reports::new(Events::default(), metrics.clone(), Timestamp::now());
         let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, reports, metrics };
         let sync = Sync::new(Snapshot { settings, ..Snapshot::default() }, plane, actual, outputs);
-        tasks.spawn(sync.run(Inputs { updates: inbox, found }));
+        tasks.spawn(sync.run(Inputs { updates: inbox, found, denied: mpsc::channel(1).1 }));
         Self { dir: StateDir::at(root), updates, serving, vitals, tasks }
     }
 
