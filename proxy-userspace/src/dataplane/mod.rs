@@ -38,6 +38,7 @@ pub use flowtable::FlowTable;
 pub use hooks::{Hook, Point, program_id};
 pub use maps::{FamilyMaps, Maps};
 pub use packet_log::PacketLog;
+pub use policies::PolicyMaps;
 pub use programs::{Verified, programs_in};
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
@@ -47,7 +48,6 @@ use crate::place::policies::PolicyWrite;
 use crate::place::{Actual, Entry, Side, Write};
 use hooks::Hooks;
 use object::{Migration, OBJECT};
-use policies::PolicyMaps;
 use statedir::Lock;
 
 /// The tc programs; each carries the name of its [`Point`].

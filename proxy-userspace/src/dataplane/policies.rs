@@ -60,6 +60,7 @@ impl PolicyMaps {
             }
             PolicyWrite::Node(node, _) => bail!("node {node} is a root"),
             PolicyWrite::Word(node, byte, word) => self.directory.store_u32(*node, (*byte).into(), word.0),
+            PolicyWrite::Words { node, from, len, word } => self.directory.fill_u32(*node, (*from).into(), (*len).into(), word.0),
             PolicyWrite::Exact(addr, class) => Ok(self.exact.insert(six(*addr)?, *class, 0)?),
             PolicyWrite::DeleteExact(addr) => delete(&mut self.exact, six(*addr)?),
             PolicyWrite::Prefix(prefix, class) => match prefix.addr() {
@@ -133,6 +134,21 @@ impl<T> Words<T> {
     fn store_u16(&self, element: u32, part: u32, value: u16) -> Result<()> {
         // SAFETY: aligned, within a mapping that lives as long as this value, and only ever accessed whole.
         unsafe { AtomicU16::from_ptr(self.at(element, part)?) }.store(value, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes parts side by side equal, each by a store of its own.
+    fn fill_u32(&self, element: u32, first: u32, len: u32, value: u32) -> Result<()> {
+        let Some(last) = len.checked_sub(1) else { return Ok(()) };
+        let (from, to) = (self.at::<u32>(element, first)?, self.at::<u32>(element, first + last)?);
+        let mut at = from;
+        while at <= to {
+            // SAFETY: between two parts of one element that lie within the mapping; else as above.
+            unsafe {
+                AtomicU32::from_ptr(at).store(value, Ordering::Release);
+                at = at.add(1);
+            }
+        }
         Ok(())
     }
 

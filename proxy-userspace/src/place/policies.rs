@@ -48,6 +48,17 @@ pub enum PolicyWrite {
     Node(u32, Box<Node>),
     /// One word in `CLASSES4`: its node, its byte.
     Word(u32, u8, Word),
+    /// Words side by side in one node of `CLASSES4`, which become equal.
+    Words {
+        /// The node.
+        node: u32,
+        /// The first word's byte.
+        from: u8,
+        /// How many.
+        len: u16,
+        /// What they become.
+        word: Word,
+    },
     /// Of `CLASSES6`.
     Exact(IpAddr, u32),
     /// Removes from `CLASSES6`.

@@ -8,7 +8,7 @@ use aya::maps::lpm_trie::{Key as Prefix, LpmTrie};
 use aya::maps::{Array, HashMap};
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::FlowKey;
-use proxy_common::net::{V4, V6};
+use proxy_common::net::{Addr4, LocalPod, V4, V6};
 use proxy_common::policy::{Chunk, Node};
 use proxy_common::service::{Config, SOURCE_KEY_BITS};
 use proxy_ebpf::Table;
@@ -169,6 +169,11 @@ fn prefixes<K: Pod, V: Pod>(loaded: &mut Loaded, name: &str, wanted: Vec<(u32, K
     found.iter().try_for_each(|key| map.remove(key)).with_context(|| format!("empty {name}"))?;
     let mut put = wanted.into_iter().map(|(bits, key, value)| (Prefix::new(bits, key), value));
     put.try_for_each(|(key, value)| map.insert(&key, value, 0)).with_context(|| format!("write {name}"))
+}
+
+/// Says where a pod of this node is.
+pub fn put_pod(loaded: &mut Loaded, addr: std::net::Ipv4Addr, pod: LocalPod) -> Result<()> {
+    open(loaded, "PODS4")?.insert(Addr4::from(addr), pod, 0).context("write PODS4")
 }
 
 /// Writes the settings.

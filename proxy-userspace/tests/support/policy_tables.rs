@@ -38,6 +38,10 @@ pub fn write(write: &PolicyWrite, v4: &mut Memory<V4>, v6: &mut Memory<V6>) {
             v4.directory.extend((0..=u8::MAX).zip(words.iter()).map(|(byte, word)| ((*node, byte), *word)));
         }
         PolicyWrite::Word(node, byte, word) => _ = v4.directory.insert((*node, *byte), *word),
+        PolicyWrite::Words { node, from, len, word } => {
+            let bytes = (0..*len).map(|step| from + step as u8);
+            v4.directory.extend(bytes.map(|byte| ((*node, byte), *word)));
+        }
         PolicyWrite::Exact(addr, class) => _ = v6.exact.insert(six(*addr), *class),
         PolicyWrite::DeleteExact(addr) => _ = v6.exact.remove(&six(*addr)),
         PolicyWrite::Prefix(prefix, class) => match prefix.addr() {

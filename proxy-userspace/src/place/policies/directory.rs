@@ -120,12 +120,19 @@ impl Directory {
             let alike = self.alike_until(base).min(high) >> 16;
             let class = Word::class(self.longest(base, 0, 16, NO_CLASS));
             while block <= alike {
-                let there = self.nodes[(block >> 8) as usize][(block & 0xff) as usize];
-                if there.as_node().is_some() || there == Word::ELSEWHERE {
+                let (node, from) = (block >> 8, block & 0xff);
+                let until = (alike - (node << 8)).min(0xff);
+                let words = &mut self.nodes[node as usize][from as usize..=until as usize];
+                let plain = words.iter().take_while(|word| word.as_node().is_none() && **word != Word::ELSEWHERE).count();
+                if plain == 0 {
                     break;
                 }
-                self.put(block >> 8, block as u8, class, writes);
-                block += 1;
+                let words = &mut words[..plain];
+                if words.iter().any(|word| *word != class) {
+                    words.fill(class);
+                    writes.push(PolicyWrite::Words { node, from: from as u8, len: plain as u16, word: class });
+                }
+                block += plain as u32;
             }
         }
     }
