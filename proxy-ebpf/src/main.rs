@@ -27,7 +27,10 @@ use proxy_common::flow::{Flow, FlowKey, FragmentKey, TABLE_ENTRIES};
 use proxy_common::net::{
     Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, Port, RangeKind, V4, V6, Veth, checksum_update, sum_add,
 };
-use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, NODES, Node, POD_SLOTS, PodRows, PortSet, VerdictKey, Word};
+use proxy_common::policy::{
+    CHUNK_CLASSES, CHUNKS, Chunk, EXACT_MAX, NO_CLASS, NODES, Node, POD_SLOTS, PREFIXES_MAX, PodRows, PortSet, VERDICTS_MAX,
+    VerdictKey, Word,
+};
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey,
 };
@@ -75,7 +78,7 @@ macro_rules! family {
         #[map(name = $dn)]
         static $scratch: PerCpuArray<Scratch<$family>> = PerCpuArray::with_max_entries(1, 0);
         #[map(name = $prn)]
-        static $prefixes: LpmTrie<$addr, u32> = LpmTrie::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+        static $prefixes: LpmTrie<$addr, u32> = LpmTrie::with_max_entries(PREFIXES_MAX, BPF_F_NO_PREALLOC);
         #[map(name = $frn)]
         static $fragments: LruHashMap<FragmentKey<$addr>, u32> = LruHashMap::with_max_entries(8192, 0);
         #[map(name = $dnn)]
@@ -256,8 +259,7 @@ macro_rules! family {
             }
             #[inline(always)]
             fn hashed_verdict(&self, key: &VerdictKey) -> u32 {
-                // SAFETY: as above.
-                unsafe { VERDICTS.get(key) }.copied().unwrap_or(PortSet::NONE)
+                VERDICTS.get(Prefix::new(8 * size_of::<VerdictKey>() as u32, *key)).copied().unwrap_or(PortSet::NONE)
             }
             #[inline(always)]
             fn ports(&self, set: u32) -> Option<&PortSet> {
@@ -359,12 +361,12 @@ static VETHS: HashMap<IfIndex, Veth> = HashMap::with_max_entries(4096, BPF_F_NO_
 static CLASSES4: Array<Node> = Array::with_max_entries(NODES, BPF_F_MMAPABLE);
 /// The classes of IPv6 addresses that have one of their own.
 #[map(name = "CLASSES6")]
-static CLASSES6: HashMap<Addr6, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+static CLASSES6: HashMap<Addr6, u32> = HashMap::with_max_entries(EXACT_MAX, BPF_F_NO_PREALLOC);
 #[map(name = "MATRIX")]
 static MATRIX: Array<Chunk> = Array::with_max_entries(CHUNKS, BPF_F_MMAPABLE);
-/// Verdicts of rows that the matrix has no room for.
+/// Verdicts of rows that the matrix has no room for: looked up whole, in a trie because that takes memory by its elements only.
 #[map(name = "VERDICTS")]
-static VERDICTS: HashMap<VerdictKey, u32> = HashMap::with_max_entries(1_048_576, BPF_F_NO_PREALLOC);
+static VERDICTS: LpmTrie<VerdictKey, u32> = LpmTrie::with_max_entries(VERDICTS_MAX, BPF_F_NO_PREALLOC);
 #[map(name = "PORTSETS")]
 static PORTSETS: Array<PortSet> = Array::with_max_entries(PortSet::SETS, 0);
 /// What user space is told: denials.

@@ -25,7 +25,7 @@ pub struct PolicyMaps {
     prefixes4: LpmTrie<MapData, Addr4, u32>,
     prefixes6: LpmTrie<MapData, Addr6, u32>,
     matrix: Words<Chunk>,
-    verdicts: Hash<VerdictKey, u32>,
+    verdicts: LpmTrie<MapData, VerdictKey, u32>,
     sets: Array<MapData, PortSet>,
 }
 
@@ -40,7 +40,7 @@ impl PolicyMaps {
             prefixes4: open_trie("PREFIXES4", &mut take)?,
             prefixes6: open_trie("PREFIXES6", &mut take)?,
             matrix: Words::open("MATRIX", CHUNKS, &mut take)?,
-            verdicts: open("VERDICTS", &mut take)?,
+            verdicts: open_trie("VERDICTS", &mut take)?,
             sets: Array::try_from(take("PORTSETS")?).context("open the map PORTSETS")?,
         })
     }
@@ -53,8 +53,8 @@ impl PolicyMaps {
                 (0..).zip(classes.iter()).try_for_each(|(class, set)| self.matrix.store_u16(*chunk, class, *set))
             }
             PolicyWrite::Verdict { chunk, class, set } => self.matrix.store_u16(*chunk, *class, *set),
-            PolicyWrite::Hashed(key, set) => Ok(self.verdicts.insert(key, *set, 0)?),
-            PolicyWrite::Unhash(key) => delete(&mut self.verdicts, *key),
+            PolicyWrite::Hashed(key, set) => Ok(self.verdicts.insert(&whole(*key), *set, 0)?),
+            PolicyWrite::Unhash(key) => gone(self.verdicts.remove(&whole(*key))),
             PolicyWrite::Node(node, words) if *node >= ROOTS => {
                 (0..).zip(words.iter()).try_for_each(|(byte, word)| self.directory.store_u32(*node, byte, word.0))
             }
@@ -93,6 +93,11 @@ fn six(addr: IpAddr) -> Result<Addr6> {
         IpAddr::V6(addr) => Ok(addr.into()),
         IpAddr::V4(addr) => bail!("{addr} is no address of IPv6"),
     }
+}
+
+/// A key with all its bits.
+fn whole<K: Pod>(key: K) -> Prefix<K> {
+    Prefix::new(8 * size_of::<K>() as u32, key)
 }
 
 fn key<A: Pod>(prefix: IpNet, addr: A) -> Prefix<A> {

@@ -109,7 +109,7 @@ maps!(
 /// What both families share of the policies.
 fn policies<F: Net>(loaded: &mut Loaded, memory: &Memory<F>) -> Result<()> {
     equal(loaded, "VETHS", &memory.veths)?;
-    equal(loaded, "VERDICTS", &memory.verdicts)?;
+    prefixes(loaded, "VERDICTS", memory.verdicts.iter().map(|(key, set)| (64, *key, *set)).collect())?;
     array(loaded, "ROWS", policies::SLOTS, |slot| memory.rows.get(&slot).copied().unwrap_or_default())?;
     array(loaded, "PORTSETS", policies::SETS, |set| memory.port_sets.get(&set).copied().unwrap_or_default())?;
     array(loaded, "MATRIX", policies::CHUNKS, |chunk| -> Chunk {

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
-use proxy_common::policy::{NO_CLASS, NODES, Node, ROOTS, Word};
+use proxy_common::policy::{EXACT_MAX, NO_CLASS, NODES, Node, PREFIXES_MAX, ROOTS, Word};
 
 use super::PolicyWrite;
 use super::resting::Resting;
 
 /// The bits that are behind by each level of the directory.
 const WIDTHS: [u8; 3] = [16, 24, 32];
-/// How many elements each `PREFIXES*` takes.
-const PREFIXES: usize = 262_144;
+const PREFIXES: usize = PREFIXES_MAX as usize;
+const EXACT: usize = EXACT_MAX as usize;
 
 /// A mirror of the tables that lead from addresses to classes.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub struct Directory {
     late: Resting<(u32, u8)>,
     /// Whether something did not fit into the trie either.
     full: bool,
+    /// IPv6's single addresses in the hash, and everything of it in the trie.
+    exact: BTreeSet<IpNet>,
     v6: BTreeSet<IpNet>,
 }
 
@@ -44,6 +46,7 @@ impl Default for Directory {
             trie: BTreeMap::new(),
             late: Resting::default(),
             full: false,
+            exact: BTreeSet::new(),
             v6: BTreeSet::new(),
         }
     }
@@ -88,14 +91,16 @@ impl Directory {
         !self.resting.is_empty() || !self.late.is_empty()
     }
 
-    fn set_v6(&mut self, prefix: IpNet, exact: bool, class: Option<u32>, writes: &mut Vec<PolicyWrite>) {
+    fn set_v6(&mut self, prefix: IpNet, single: bool, class: Option<u32>, writes: &mut Vec<PolicyWrite>) {
+        let exact = self.exact.contains(&prefix) || single && !self.v6.contains(&prefix) && self.exact.len() < EXACT;
+        let (there, most) = if exact { (&mut self.exact, EXACT) } else { (&mut self.v6, PREFIXES) };
         match class {
-            Some(_) if !self.v6.contains(&prefix) && self.v6.len() >= PREFIXES => self.full = true,
+            Some(_) if !there.contains(&prefix) && there.len() >= most => self.full = true,
             Some(class) => {
-                self.v6.insert(prefix);
+                there.insert(prefix);
                 writes.push(if exact { PolicyWrite::Exact(prefix.addr(), class) } else { PolicyWrite::Prefix(prefix, class) });
             }
-            None if self.v6.remove(&prefix) => {
+            None if there.remove(&prefix) => {
                 writes.push(if exact { PolicyWrite::DeleteExact(prefix.addr()) } else { PolicyWrite::DeletePrefix(prefix) });
             }
             None => {}

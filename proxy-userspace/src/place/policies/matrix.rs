@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortRange, PortSet, Row, VerdictKey};
+use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortRange, PortSet, Row, VERDICTS_MAX, VerdictKey};
 
 use super::PolicyWrite;
 use super::resting::Resting;
 use crate::contents::policies::{self as symbolic, Class, Ports};
 
-/// How many elements `VERDICTS` takes.
-const VERDICTS: usize = 1_048_576;
+const VERDICTS: usize = VERDICTS_MAX as usize;
+/// Rows that would take more chunks are hashed, so that no few take all.
+const LONGEST: u32 = CHUNKS / 8;
 
 /// A mirror of the tables of verdicts.
 #[derive(Debug)]
@@ -350,6 +351,9 @@ impl Matrix {
 
     /// So many chunks side by side; the first of them.
     fn chunks(&mut self, len: u32) -> Option<u32> {
+        if len > LONGEST {
+            return None;
+        }
         let len = len as usize;
         let first = self.used.windows(len).position(|chunks| chunks.iter().all(|used| !used))?;
         self.used[first..first + len].fill(true);

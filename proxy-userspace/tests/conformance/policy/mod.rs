@@ -1,0 +1,62 @@
+//! NetworkPolicy three ways: read literally, by the compiled tables through the library, and by the loaded programs.
+
+pub mod cases;
+mod oracle;
+mod tables;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+
+use self::cases::{Case, Row, Step};
+use self::oracle::Port;
+use self::tables::Tables;
+use crate::kernel::Kernel;
+use crate::report::Tally;
+
+/// Checks every row of every step.
+pub fn check(case: &Case, kernel: &mut Kernel, tally: &mut Tally) -> Result<()> {
+    let mut tables = Tables::default();
+    for (number, step) in case.steps.iter().enumerate() {
+        tables.bring_to(step, kernel).with_context(|| format!("step {number}"))?;
+        let policies: Vec<NetworkPolicy> = step.policies.iter().flatten().map(read).collect::<Result<_>>()?;
+        for row in step.expected.iter().filter(|row| row.from != row.to) {
+            check_row(number, step, &policies, row, &tables, kernel, tally)?;
+        }
+    }
+    tables.empty(kernel)
+}
+
+fn read(policy: &serde_json::Value) -> Result<NetworkPolicy> {
+    serde_json::from_value(policy.clone()).context("read a NetworkPolicy")
+}
+
+fn check_row(
+    number: usize,
+    step: &Step,
+    policies: &[NetworkPolicy],
+    row: &Row,
+    tables: &Tables,
+    kernel: &mut Kernel,
+    tally: &mut Tally,
+) -> Result<()> {
+    let (from, to) = step.ends(row)?;
+    ensure!(from.ip.is_ipv4() == to.ip.is_ipv4(), "step {number}: {} and {} are of two families", row.from, row.to);
+    let port = Port { protocol: &row.protocol, number: row.port };
+    let mut compare = |way: &str, (ingress, egress): (bool, bool)| {
+        let found = [ingress, egress, ingress && egress];
+        let owed = [row.ingress, row.egress, row.combined];
+        let names = ["ingress", "egress", "combined"];
+        for ((found, owed), name) in found.into_iter().zip(owed).zip(names) {
+            if owed.is_some_and(|owed| owed != found) {
+                let what = format!("step {number}: {} to {}:{}/{}", row.from, row.to, row.port, row.protocol);
+                tally.differs(&what, format!("{name} by {way}: {found}, owed {}", !found));
+            }
+        }
+    };
+    compare("the text", oracle::verdict(step, policies, from, to, port));
+    compare("the tables", tables.verdict(from, to, port));
+    compare("the programs", tables.verdict_of_programs(from, to, port, kernel)?);
+    let [text, through_tables, programs] = &mut tally.policies;
+    (*text += 1, *through_tables += 1, *programs += 1);
+    Ok(())
+}
