@@ -3,6 +3,7 @@
 pub mod cases;
 mod oracle;
 mod tables;
+mod world;
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -15,7 +16,7 @@ use crate::report::Tally;
 
 /// Checks every row of every step.
 pub fn check(case: &Case, kernel: &mut Kernel, tally: &mut Tally) -> Result<()> {
-    let mut tables = Tables::default();
+    let mut tables = Tables::new(kernel)?;
     for (number, step) in case.steps.iter().enumerate() {
         tables.bring_to(step, kernel).with_context(|| format!("step {number}"))?;
         let policies: Vec<NetworkPolicy> = step.policies.iter().flatten().map(read).collect::<Result<_>>()?;
@@ -54,7 +55,7 @@ fn check_row(
         }
     };
     compare("the text", oracle::verdict(step, policies, from, to, port));
-    compare("the tables", tables.verdict(from, to, port));
+    compare("the tables", tables.world.verdict(from, to, port));
     compare("the programs", tables.verdict_of_programs(from, to, port, kernel)?);
     let [text, through_tables, programs] = &mut tally.policies;
     (*text += 1, *through_tables += 1, *programs += 1);
