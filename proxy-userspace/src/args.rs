@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::explain::{End, Target};
-use crate::model::{HostFirewall, NodePortAddresses, PortRange, Refusal, Timeouts};
+use crate::model::{HostFirewall, NodePortAddresses, PodStart, PortRange, Refusal, Timeouts};
 
 /// Kubernetes Services in eBPF: one agent per node in place of kube-proxy.
 #[derive(Debug, Parser)]
@@ -101,6 +101,12 @@ pub struct AgentArgs {
     /// What is done about rules of this host's firewall for forwarded packets.
     #[arg(long, env = "PORTWAY_HOST_FIREWALL", value_enum, default_value = "bypass")]
     pub host_firewall: HostFirewall,
+    /// What a pod's packets get whose policy is not known yet, once there is any NetworkPolicy.
+    #[arg(long, env = "PORTWAY_POD_START", value_enum, default_value = "deny")]
+    pub pod_start: PodStart,
+    /// What clients get whom a NetworkPolicy denies.
+    #[arg(long, env = "PORTWAY_POLICY_DENY", value_enum, default_value = "drop")]
+    pub policy_deny: Refusal,
     /// How XDP is attached.
     #[arg(long, env = "PORTWAY_XDP", value_enum, default_value = "auto")]
     pub xdp: Xdp,

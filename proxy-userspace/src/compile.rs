@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use proxy_common::service::Config;
 
 use crate::contents::{Contents, Frontend};
-use crate::model::{ObjectName, Snapshot, TranslatedWay};
+use crate::model::{ObjectName, PodStart, Refusal, Snapshot, TranslatedWay};
 
 pub use addresses::node_port_addresses;
 pub use compiler::Compiler;
@@ -57,9 +57,12 @@ fn config(snapshot: &Snapshot) -> Config {
 }
 
 fn flags(snapshot: &Snapshot) -> u32 {
+    let policies = !snapshot.state.policies.is_empty();
     let flags = [
         (Config::THROUGH_STACK, snapshot.settings.translated_way() == TranslatedWay::Stack),
-        (Config::POLICY, !snapshot.state.policies.is_empty()),
+        (Config::POLICY, policies),
+        (Config::DENY_UNKNOWN, policies && snapshot.settings.pod_start == PodStart::Deny),
+        (Config::REJECT_DENIED, snapshot.settings.policy_deny == Refusal::Reject),
     ];
     flags.into_iter().filter(|(_, set)| *set).fold(0, |flags, (flag, _)| flags | flag)
 }

@@ -56,6 +56,10 @@ pub struct Settings {
     pub local_refusal: LocalRefusal,
     /// What the operator wants of firewalls for forwarded packets.
     pub host_firewall: HostFirewall,
+    /// What a pod gets whose policy is not known yet (P31).
+    pub pod_start: PodStart,
+    /// What clients get whom a NetworkPolicy denies.
+    pub policy_deny: Refusal,
     /// Whether this host had one when the agent started.
     pub forward_firewall: ForwardFirewall,
     /// How long flows live.
@@ -76,6 +80,8 @@ impl Default for Settings {
             masquerade_ports: PortRange { first: 1024, last: 29999 },
             local_refusal: LocalRefusal::default(),
             host_firewall: HostFirewall::default(),
+            pod_start: PodStart::default(),
+            policy_deny: Refusal::Drop,
             forward_firewall: ForwardFirewall::default(),
             timeouts: Timeouts::default(),
             secret: 0,
@@ -102,6 +108,16 @@ pub enum HostFirewall {
     Bypass,
     /// Where there is one, translated packets take the stack's way through it.
     Respect,
+}
+
+/// What becomes of packets at a pod's device whose pod is not known yet, once there is any NetworkPolicy (P31).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodStart {
+    /// They are dropped, but for what its own node sends it.
+    #[default]
+    Deny,
+    /// They pass.
+    Allow,
 }
 
 /// Whether this host has rules that refuse forwarded packets.
