@@ -62,7 +62,8 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let mut tasks = JoinSet::new();
     let law = Law { timeouts: service.timeouts, hz: service.hz, serving: None };
     let clock = Clock::from_pins(&StateDir::at(&state_dir))?;
-    let sweep = flows::run(plane.open_maps()?, clock, law, serving, metrics.clone());
+    let (tell_left, left) = mpsc::unbounded_channel();
+    let sweep = flows::run(plane.open_maps()?, clock, law, serving, left, metrics.clone());
     tasks.spawn(async {
         sweep.await;
         Ok(())
@@ -85,7 +86,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let (reports, Audience { checks, node_ports }) = Reports::new(events.clone(), metrics.clone(), Timestamp::now());
     tasks.spawn(serve_services(checks, vitals, events.clone()));
     tasks.spawn(shadow::run(node_ports, events));
-    let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, reports, metrics };
+    let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, left: tell_left, vitals: tell_vitals, reports, metrics };
     let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);
     tasks.spawn(sync.run(Inputs { updates, found, denied }));
     tokio::select! {

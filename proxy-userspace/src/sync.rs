@@ -59,6 +59,8 @@ pub struct Outputs {
     pub wanted: watch::Sender<Wanted>,
     /// Where UDP flows may lead.
     pub serving: watch::Sender<Option<Arc<Serving>>>,
+    /// Addresses that pods of this node have left: their flows end (P22).
+    pub left: mpsc::UnboundedSender<BTreeSet<IpAddr>>,
     /// What health is judged by.
     pub vitals: watch::Sender<Vitals>,
     /// What follows for others.
@@ -268,6 +270,11 @@ impl Sync {
         let touched = std::mem::take(&mut self.touched);
         let Self { snapshot, plane, actual, policies, .. } = self;
         let (policy_writes, policy_error) = policies.bring_in_step(snapshot, &touched, plane, actual);
+        let left = policies.take_left();
+        if !left.is_empty() {
+            // Without a sweep there are no flows to end either.
+            _ = self.outputs.left.send(left);
+        }
         let judged = started.elapsed();
         let delta = self.compiler.compile(&self.snapshot, &touched);
         let compiled = started.elapsed();

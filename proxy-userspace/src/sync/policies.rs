@@ -18,6 +18,8 @@ pub struct PolicySync {
     /// Writes that the kernel has refused, and those behind them.
     pending: VecDeque<PolicyWrite>,
     slots: BTreeMap<IpAddr, u32>,
+    /// Addresses that another pod has now, or none of this node.
+    left: BTreeSet<IpAddr>,
     /// Pods that are known to be closed for want of room (P34).
     closed: BTreeSet<ObjectName>,
 }
@@ -32,6 +34,7 @@ impl PolicySync {
             tables,
             pending: VecDeque::new(),
             slots: BTreeMap::new(),
+            left: BTreeSet::new(),
             closed: BTreeSet::new(),
         }
     }
@@ -71,6 +74,11 @@ impl PolicySync {
         self.write(plane)
     }
 
+    /// The addresses that pods have left since this was last asked (P22).
+    pub fn take_left(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.left)
+    }
+
     /// Whether something waits for [`Self::rest`].
     pub fn is_resting(&self) -> bool {
         self.tables.is_resting()
@@ -86,6 +94,8 @@ impl PolicySync {
     fn assign(&mut self, actual: &mut Actual) {
         let now: BTreeMap<_, _> = self.tables.slots().collect();
         self.slots.keys().filter(|addr| !now.contains_key(addr)).for_each(|addr| actual.assign(*addr, 0));
+        let left = self.slots.iter().filter(|(addr, slot)| now.get(addr) != Some(slot));
+        self.left.extend(left.map(|(addr, _)| *addr));
         now.iter().for_each(|(addr, slot)| actual.assign(*addr, *slot));
         self.slots = now;
     }

@@ -106,7 +106,14 @@ impl Agent {
         let settings = Settings { node_name: "n1".into(), hz: 250, secret: 9, ..Settings::default() };
         let metrics = Arc::<Metrics>::default();
         let (reports, _) = Reports::new(Events::default(), metrics.clone(), Timestamp::now());
-        let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, reports, metrics };
+        let outputs = Outputs {
+            wanted: tell_wanted,
+            serving: tell_serving,
+            left: mpsc::unbounded_channel().0,
+            vitals: tell_vitals,
+            reports,
+            metrics,
+        };
         let sync = Sync::new(Snapshot { settings, ..Snapshot::default() }, plane, actual, outputs);
         tasks.spawn(sync.run(Inputs { updates: inbox, found, denied: mpsc::channel(1).1 }));
         Self { dir: StateDir::at(root), updates, serving, vitals, tasks }
@@ -265,7 +272,7 @@ fn a_device_that_is_found_just_as_objects_change_gets_its_programs() {
         let metrics = Arc::<Metrics>::default();
         let (reports, _) = Reports::new(Events::default(), metrics.clone(), Timestamp::now());
         let (serving, vitals) = (watch::Sender::new(None), watch::Sender::new(Vitals::default()));
-        let outputs = Outputs { wanted: tell_wanted, serving, vitals, reports, metrics };
+        let outputs = Outputs { wanted: tell_wanted, serving, left: mpsc::unbounded_channel().0, vitals, reports, metrics };
         let settings = Settings { node_name: "n1".into(), hz: 250, secret: 9, ..Settings::default() };
         let mut sync = Sync::new(Snapshot { settings, ..Snapshot::default() }, plane, actual, outputs);
         all(Protocol::TCP).into_iter().chain([Update::Synced]).for_each(|update| _ = sync.take(update));
