@@ -38,7 +38,7 @@ fn the_tables_say_what_the_text_says() {
             random::change(&mut dice, &mut step);
             world.bring_to(&step).expect("the objects can be read");
             // The same from nothing, once a history: its tables have other numbers than those that were changed step by step.
-            let fresh = (state == STATES - 1).then(|| world.from_nothing(&step).expect("it comes to the same"));
+            let fresh = (state == STATES - 1).then(|| world.made_anew(&step).expect("it comes to the same"));
             let policies: Vec<NetworkPolicy> = step.policies.iter().flatten().map(read).collect();
             for (from, to, protocol, number) in random::connections(&step) {
                 let port = Port { protocol, number };

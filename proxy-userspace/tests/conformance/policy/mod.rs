@@ -21,7 +21,7 @@ pub fn check(case: &Case, kernel: &mut Kernel, tally: &mut Tally) -> Result<()> 
     let mut tables = Tables::new(kernel)?;
     for (number, step) in case.steps.iter().enumerate() {
         tables.bring_to(step, kernel).with_context(|| format!("step {number}"))?;
-        let fresh = tables.world.from_nothing(step).with_context(|| format!("step {number}"))?;
+        let fresh = tables.world.made_anew(step).with_context(|| format!("step {number}"))?;
         let policies: Vec<NetworkPolicy> = step.policies.iter().flatten().map(read).collect::<Result<_>>()?;
         for row in step.expected.iter().filter(|row| row.from != row.to) {
             check_row(number, step, &policies, row, (&tables, &fresh), kernel, tally)?;

@@ -62,7 +62,7 @@ impl World {
     }
 
     /// The same objects compiled and placed from nothing.
-    pub fn from_nothing(&self, step: &Step) -> Result<Self> {
+    pub fn made_anew(&self, step: &Step) -> Result<Self> {
         let mut fresh = Self::new(self.device);
         fresh.bring_to(step)?;
         let (changed, whole) = (self.compiler.policies(), fresh.compiler.policies());
