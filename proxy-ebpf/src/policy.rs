@@ -55,7 +55,7 @@ pub fn admit<F: Ip, P: Packet, T: Tables<F>>(
 #[inline(always)]
 fn is_ours<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, addr: &F::Addr) -> bool {
     let ours = tables.address(addr).has(AddressFlags::HOST) || tables.pod(addr).is_some();
-    ours && !tables.device(device).is_some_and(|device| device.flags & Device::HAS_PODS != 0)
+    ours && tables.device(device).is_none_or(|device| device.flags & Device::HAS_PODS == 0)
 }
 
 /// P33: a pod sends with its own addresses. P31: a pod that is not known is denied once there are policies.

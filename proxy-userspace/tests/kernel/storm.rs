@@ -69,7 +69,8 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
     maps::put_pod(&mut loaded, SUBJECT.parse()?, LocalPod { device: DEVICE, slot })?;
     let history = History::default();
     history.states.write().expect("nobody panics").push(verdicts(&compiler));
-    (history.begun.store(1, Ordering::SeqCst), history.done.store(1, Ordering::SeqCst));
+    history.begun.store(1, Ordering::SeqCst);
+    history.done.store(1, Ordering::SeqCst);
     let started = Instant::now();
     let (mut edits, mut rested) = (0, Instant::now());
     std::thread::scope(|scope| {

@@ -48,6 +48,7 @@ pub fn network_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
     let tally = stage.lab.pod("stranger")?.ns().run(|| Ok(probe::survey(Kind::Http, (web_pod(stage)?, 80).into(), REQUESTS)))?;
     let against: Vec<String> = (tally.served() != REQUESTS).then(|| tally.to_string()).into_iter().collect();
     say.expect("pods that no policy selects are reached as before", &against);
+    drop_is_named(stage, say)?;
     say.done("");
 
     say.step(&format!("{ALLOW}: beside it, a rule that lets pods with the label app: frontend in"));
@@ -60,6 +61,23 @@ pub fn network_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
         .try_for_each(|file| fs::remove_file(stage.manifests.join(file)).with_context(|| format!("remove {file}")))?;
     settled(stage, backend, "stranger", Reach::LetThrough)?;
     say.done("the policies are removed, and everybody is let through again");
+    Ok(())
+}
+
+/// The log of the backend's node says who was refused, and by which policy.
+fn drop_is_named(stage: &Stage, say: &mut Say) -> Result<()> {
+    let named = |line: &&str| {
+        line.contains("default/stranger") && line.contains("may not reach default/backend") && line.contains("deny-backend")
+    };
+    let mut line = None;
+    let found = eventually(TAKES_EFFECT, "the drop to be named in the log of node1's agent", || {
+        let log = stage.agents.first().map(crate::lab::agent::Agent::log).unwrap_or_default();
+        line = log.lines().find(named).map(str::to_owned);
+        Ok(line.is_some().then_some(()))
+    });
+    line.into_iter().for_each(|line| say.show(line));
+    let against: Vec<String> = found.err().map(|why| format!("{why:#}")).into_iter().collect();
+    say.expect("the log of the backend's node names who was refused, and the policy", &against);
     Ok(())
 }
 

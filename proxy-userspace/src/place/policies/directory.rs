@@ -17,7 +17,7 @@ const EXACT: usize = EXACT_MAX as usize;
 /// A mirror of the tables that lead from addresses to classes.
 #[derive(Debug)]
 pub struct Directory {
-    nodes: Vec<Box<Node>>,
+    nodes: Vec<Node>,
     free: Vec<u32>,
     /// Nodes that a packet may still be in.
     resting: Resting<u32>,
@@ -38,7 +38,7 @@ pub struct Directory {
 impl Default for Directory {
     fn default() -> Self {
         Self {
-            nodes: (0..ROOTS).map(|_| Box::new([Word::default(); 256])).collect(),
+            nodes: vec![[Word::default(); 256]; ROOTS as usize],
             free: Vec::new(),
             resting: Resting::default(),
             v4: BTreeMap::new(),
@@ -208,7 +208,7 @@ impl Directory {
             let child = base | u32::from(byte) << step;
             words[usize::from(byte)] = self.paint(level + 1, child, (base, last(base, bits)), class, writes);
         }
-        self.nodes[node as usize].clone_from(&words);
+        self.nodes[node as usize] = *words;
         writes.push(PolicyWrite::Node(node, words));
         if self.elsewhere.remove(&(base, bits)) {
             self.keep_elsewhere(base, bits, BTreeMap::new(), writes);
@@ -261,7 +261,7 @@ impl Directory {
         }
         let node = self.nodes.len() as u32;
         (node < NODES).then(|| {
-            self.nodes.push(Box::new([Word::default(); 256]));
+            self.nodes.push([Word::default(); 256]);
             node
         })
     }
