@@ -18,8 +18,8 @@ pub struct Tally {
     pub of_node: usize,
     /// Other comparisons.
     pub others: usize,
-    /// Connections judged by NetworkPolicy: by the text, through the tables, and by the loaded programs.
-    pub policies: [usize; 3],
+    /// Connections judged by NetworkPolicy: by the text, through the tables step by step and from nothing, and by the loaded programs.
+    pub policies: [usize; 4],
     differences: Vec<(Row, String)>,
     advisory: Vec<String>,
     otherwise: BTreeMap<Rule, usize>,
@@ -90,7 +90,7 @@ impl Default for Tally {
             programs: 0,
             of_node: 0,
             others: 0,
-            policies: [0; 3],
+            policies: [0; 4],
             differences: Vec::new(),
             advisory: Vec::new(),
             otherwise: BTreeMap::new(),
@@ -112,12 +112,12 @@ pub struct Report {
 impl Report {
     /// Prints a file's line, and what is to be said in detail.
     pub fn add(&mut self, file: &Path, tally: Tally, detail: Detail) {
-        let Tally { library, programs, of_node, others, policies: [text, tables, by_programs], .. } = tally;
+        let Tally { library, programs, of_node, others, policies: [text, tables, fresh, by_programs], .. } = tally;
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let differences = tally.differing();
         let counted = differences - tally.differing_in(self.left_out);
         println!(
-            "{name:<56} flows: library {library:>3}, programs {programs:>3}, of the node {of_node:>3}; others {others:>3}; policies: text {text:>4}, tables {tables:>4}, programs {by_programs:>4}; differences {differences}"
+            "{name:<56} flows: library {library:>3}, programs {programs:>3}, of the node {of_node:>3}; others {others:>3}; policies: text {text:>4}, tables {tables:>4}, from nothing {fresh:>4}, programs {by_programs:>4}; differences {differences}"
         );
         let same = tally.lines.iter().filter(|_| detail == Detail::All);
         same.chain(&tally.advisory).chain(tally.differences.iter().map(|(_, line)| line)).for_each(|line| println!("{line}"));
@@ -142,9 +142,11 @@ impl Report {
         for (row, times) in all.by_row() {
             println!("  {times:>4}  {row}");
         }
-        let [text, tables, by_programs] = all.policies;
-        println!("policies' rows by the text {text}, through the tables {tables}, by the loaded programs {by_programs}");
-        let equal = library == programs && text == tables && tables == by_programs;
+        let [text, tables, fresh, by_programs] = all.policies;
+        println!(
+            "policies' rows by the text {text}, through the tables {tables}, through tables from nothing {fresh}, by the loaded programs {by_programs}"
+        );
+        let equal = library == programs && [tables, fresh, by_programs] == [text; 3];
         if !equal {
             println!("the ways were not gone equally often");
         }

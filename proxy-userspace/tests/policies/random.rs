@@ -68,10 +68,11 @@ fn pod(dice: &mut StdRng, number: u8) -> Pod {
     let mut ips: Vec<IpAddr> = vec![v4.parse().expect("an address"), v6.parse().expect("an address")];
     if host_network {
         ips = vec!["192.0.2.1".parse().expect("an address")];
-    } else if chance(dice, 20) {
-        ips.truncate(1);
+    } else if chance(dice, 30) {
+        // P23: of one family only, of either.
+        ips.remove(dice.random_range(0..2));
     }
-    let ports: Vec<_> = (0..dice.random_range(0..4))
+    let ports: Vec<_> = (0..dice.random_range(0..5))
         .map(|_| ContainerPort {
             name: chance(dice, 80).then(|| pick(dice, &NAMES[..2]).to_owned()),
             container_port: pick(dice, &NUMBERS).into(),

@@ -61,6 +61,15 @@ impl World {
         Ok(self.write(&touched))
     }
 
+    /// The same objects compiled and placed from nothing.
+    pub fn made_anew(&self, step: &Step) -> Result<Self> {
+        let mut fresh = Self::new(self.device);
+        fresh.bring_to(step)?;
+        let (changed, whole) = (self.compiler.policies(), fresh.compiler.policies());
+        ensure!(changed == whole, "step by step the objects came to {changed:?}, from nothing to {whole:?}");
+        Ok(fresh)
+    }
+
     /// Takes everything away again.
     pub fn empty(&mut self) -> Result<Vec<PolicyWrite>> {
         let mut touched = Touched::default();
@@ -131,12 +140,15 @@ fn objects_of(step: &Step) -> Vec<Value> {
         .map(|namespace| json!({ "kind": "Namespace", "metadata": { "name": namespace.name, "labels": namespace.labels } }));
     let pods = step.pods.iter().map(|pod| {
         let port = |p: &ContainerPort| json!({ "name": p.name, "containerPort": p.container_port, "protocol": p.protocol });
-        let ports: Vec<_> = pod.container_ports.iter().map(port).collect();
+        // P15: names are the pod's, whichever container has them; every third port is a sidecar's.
+        let of = |container: usize| -> Vec<_> { pod.container_ports.iter().skip(container).step_by(3).map(port).collect() };
+        let containers = [json!({ "name": "a", "ports": of(0) }), json!({ "name": "b", "ports": of(1) })];
+        let sidecars = [json!({ "name": "c", "restartPolicy": "Always", "ports": of(2) })];
         let ips: Vec<_> = pod.ips.iter().map(|ip| json!({ "ip": ip })).collect();
         json!({
             "kind": "Pod",
             "metadata": { "namespace": pod.namespace, "name": pod.name, "labels": pod.labels },
-            "spec": { "nodeName": HERE, "hostNetwork": pod.host_network, "containers": [{ "name": "c", "ports": ports }] },
+            "spec": { "nodeName": HERE, "hostNetwork": pod.host_network, "containers": containers, "initContainers": sidecars },
             "status": { "phase": pod.phase, "podIPs": ips },
         })
     });
