@@ -1,5 +1,8 @@
 //! Why a packet did not go where it wanted, and what is counted: one list for the error value, the index and the words.
 
+use crate::flow::FlowKey;
+use crate::net::Address;
+
 /// Declares an enum whose discriminants index the counters, with a name and a sentence each.
 macro_rules! counted {
     ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])* $variant:ident = $key:literal,)* }) => {
@@ -66,6 +69,18 @@ counted! {
         RejectRateLimited = "reject_rate_limited",
         /// It would have been answered with an ICMP error, but its source cannot be answered: multicast, broadcast, unspecified or loopback.
         NotAnswerable = "not_answerable",
+        /// NetworkPolicy: the destination pod may not be reached so by this source.
+        DeniedIngress = "denied_ingress",
+        /// NetworkPolicy: the source pod may not reach this destination so.
+        DeniedEgress = "denied_egress",
+        /// A pod sent with an address that is not its own (P33).
+        SpoofedSource = "spoofed_source",
+        /// It came from outside and claims to be from this host or one of its pods (P18).
+        ForgedSource = "forged_source",
+        /// The pod behind the device is not known yet, and there are NetworkPolicies (P31).
+        PodUnknown = "pod_unknown",
+        /// A fragment whose first one was not seen, to or from a pod that a NetworkPolicy isolates (P27).
+        FragmentUnknown = "fragment_unknown",
     }
 }
 
@@ -80,6 +95,8 @@ counted! {
         Fallback = "fallback",
         /// Flows opened.
         Opened = "opened",
+        /// Those of them that are not translated: connections of pods, followed for NetworkPolicy.
+        Followed = "followed",
         /// Flows whose backend answered.
         Established = "established",
         /// Half-open flows that a new connection on their tuple took the place of (V17).
@@ -110,6 +127,7 @@ impl Reason {
     pub const fn answer(self) -> Option<Answer> {
         match self {
             Self::NoBackend | Self::NoLocalBackend | Self::UnknownPort => Some(Answer::PortUnreachable),
+            Self::DeniedIngress | Self::DeniedEgress => Some(Answer::Prohibited),
             Self::TtlExceeded => Some(Answer::TimeExceeded),
             Self::TooBig => Some(Answer::TooBig),
             _ => None,
@@ -121,11 +139,50 @@ impl Reason {
     }
 }
 
+/// A connection that NetworkPolicy has denied; what `EVENTS` brings.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Denial {
+    /// The client, as IPv6 has it (IPv4 mapped).
+    pub src: [u8; 16],
+    /// The server after translation, likewise.
+    pub dst: [u8; 16],
+    /// The client's port, host order; 0 where a reply was met.
+    pub sport: u16,
+    /// The server's port, host order.
+    pub dport: u16,
+    /// The IP protocol.
+    pub protocol: u32,
+    /// A [`Reason`] as number.
+    pub reason: u32,
+    /// How many denials of the same ends and port were not told since the last one that was.
+    pub silent: u32,
+}
+const _: () = assert!(size_of::<Denial>() == 48);
+
+impl Denial {
+    /// Of a connection by its key.
+    #[inline(always)]
+    pub fn new<A: Address>(key: &FlowKey<A>, reason: Reason, silent: u32) -> Self {
+        Self {
+            src: key.src.mapped(),
+            dst: key.dst.mapped(),
+            sport: key.sport.number(),
+            dport: key.dport.number(),
+            protocol: key.protocol.0.into(),
+            reason: reason as u32,
+            silent,
+        }
+    }
+}
+
 /// An ICMP or ICMPv6 error that we make.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
     /// The client sees "connection refused" at once.
     PortUnreachable,
+    /// Administratively prohibited: the client sees "no route to host" or "permission denied" at once.
+    Prohibited,
     /// The time to live ended in transit.
     TimeExceeded,
     /// Fragmentation needed, or packet too big: the sender learns the path's MTU.

@@ -128,6 +128,34 @@ impl Role {
     pub const MASQUERADE: u8 = 4;
     /// It begins where another flow ends: on the way out of a packet that was translated on its way in, and went through the stack.
     pub const INNER: u8 = 8;
+    /// A connection of a pod of this node that is not translated: followed, so that its replies are known as such (P25).
+    pub const PLAIN: u8 = 16;
+    /// The client is this host itself (P18).
+    pub const OWN_NODE: u8 = 32;
+}
+
+/// A fragmented datagram; key of `FRAGMENTS*`, whose value is [`fragment_ports`] of its first fragment (P27).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FragmentKey<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// The datagram's number, in memory order.
+    pub id: u32,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// Always zero.
+    pub zero: [u8; 3],
+}
+const _: () = assert!(size_of::<FragmentKey<crate::net::Addr4>>() == 16);
+const _: () = assert!(size_of::<FragmentKey<crate::net::Addr6>>() == 40);
+
+/// Both ports of a datagram, as the first four bytes of its transport header have them.
+pub fn fragment_ports(sport: Port, dport: Port) -> u32 {
+    let ([a, b], [c, d]) = (sport.bytes(), dport.bytes());
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 /// How many entries an established table has room for, two for each connection.

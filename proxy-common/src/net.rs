@@ -26,6 +26,8 @@ pub trait Address: Copy + Eq + Ord + core::hash::Hash + core::fmt::Debug + 'stat
     fn fold(self) -> u32;
     /// The address in the words of the standard library.
     fn ip(self) -> IpAddr;
+    /// The sixteen bytes of the address; IPv4 in its mapped form.
+    fn mapped(self) -> [u8; 16];
 }
 
 /// IPv4.
@@ -127,6 +129,11 @@ impl Address for Addr4 {
     fn ip(self) -> IpAddr {
         IpAddr::V4(self.bytes().into())
     }
+    #[inline(always)]
+    fn mapped(self) -> [u8; 16] {
+        let [a, b, c, d] = self.bytes();
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    }
 }
 
 impl Address for Addr6 {
@@ -150,6 +157,10 @@ impl Address for Addr6 {
     fn ip(self) -> IpAddr {
         IpAddr::V6(self.bytes().into())
     }
+    #[inline(always)]
+    fn mapped(self) -> [u8; 16] {
+        self.bytes()
+    }
 }
 
 impl From<Ipv4Addr> for Addr4 {
@@ -170,6 +181,8 @@ impl From<Ipv6Addr> for Addr6 {
 pub struct Port(u16);
 
 impl Port {
+    /// No port.
+    pub const NONE: Self = Self(0);
     /// A port from its number.
     #[inline(always)]
     pub const fn new(number: u16) -> Self {
@@ -203,6 +216,10 @@ impl Port {
 pub struct Protocol(pub u8);
 
 impl Protocol {
+    /// ICMP.
+    pub const ICMP: Self = Self(1);
+    /// ICMPv6.
+    pub const ICMP6: Self = Self(58);
     /// TCP.
     pub const TCP: Self = Self(6);
     /// UDP.
@@ -314,8 +331,26 @@ impl RangeKind {
 pub struct LocalPod {
     /// The host-side device of the pod's veth pair; [`IfIndex::NONE`] while it is not found.
     pub device: IfIndex,
+    /// Its element of `ROWS`: the policy that both families share; 0 while it has none.
+    pub slot: u32,
 }
-const _: () = assert!(size_of::<LocalPod>() == 4);
+const _: () = assert!(size_of::<LocalPod>() == 8);
+
+/// The host side of a pod's veth pair whose pod is known; value of `VETHS`, key its [`IfIndex`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Veth {
+    /// [`LocalPod::slot`] of its pod.
+    pub slot: u32,
+    /// See [`Veth::ANY_SOURCE`].
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<Veth>() == 8);
+
+impl Veth {
+    /// The pod may send with addresses that are not its own (P33: an annotation exempts it).
+    pub const ANY_SOURCE: u32 = 1;
+}
 
 /// A device that our programs are attached to or send through; value of `DEVICES`, key its [`IfIndex`].
 #[repr(C)]
@@ -335,4 +370,6 @@ const _: () = assert!(size_of::<Device>() == 28);
 impl Device {
     /// Frames that another device's XDP program redirects here are sent (the driver has an XDP program attached).
     pub const XDP_TARGET: u32 = 1;
+    /// Pods of this node are on it (a bridge): what comes from it may be theirs.
+    pub const HAS_PODS: u32 = 2;
 }

@@ -30,7 +30,7 @@ impl Row {
     pub const OPEN: Self = Self(0);
     /// Isolated, and no rule: nothing is allowed (P7).
     pub const CLOSED: Self = Self(1);
-    /// This bit says that the row's verdicts are in the hash `VERDICTS` and not in `MATRIX`.
+    /// This bit says that the row's verdicts are in `VERDICTS` and not in `MATRIX`.
     pub const HASHED: u32 = 1 << 31;
 
     /// The chunk of `MATRIX` where the row's first classes are; `None` if it is hashed, open or closed.
@@ -45,7 +45,14 @@ pub const CHUNK_CLASSES: u32 = 1024;
 /// One chunk: numbers of [`PortSet`]s by class.
 pub type Chunk = [u16; CHUNK_CLASSES as usize];
 /// How many chunks `MATRIX` has; 0 and 1 are never used, for those rows need none.
-pub const CHUNKS: u32 = 512;
+pub const CHUNKS: u32 = 320;
+
+/// How many elements `VERDICTS` takes; memory is taken for those only that there are.
+pub const VERDICTS_MAX: u32 = 1_048_576;
+/// How many elements `CLASSES6` takes; single addresses beyond go to `PREFIXES6`.
+pub const EXACT_MAX: u32 = 16_384;
+/// How many elements each `PREFIXES*` takes; memory is taken for those only that there are.
+pub const PREFIXES_MAX: u32 = 262_144;
 
 /// A key of `VERDICTS`, whose value is the number of a [`PortSet`]; what is not there is [`PortSet::NONE`].
 #[repr(C)]
@@ -97,7 +104,7 @@ pub type Node = [Word; 256];
 /// The nodes that are always there: one for each first byte.
 pub const ROOTS: u32 = 256;
 /// How many nodes the directory has room for, roots included.
-pub const NODES: u32 = 1024;
+pub const NODES: u32 = 576;
 
 /// Some ports: an element of `PORTSETS`, chosen by the matrix.
 #[repr(C)]
@@ -120,7 +127,7 @@ impl PortSet {
     /// The number of the set that has everything.
     pub const ALL: u32 = 1;
     /// How many sets `PORTSETS` has room for.
-    pub const SETS: u32 = 2048;
+    pub const SETS: u32 = 1024;
     /// How many ranges one set has room for.
     pub const RANGES: usize = 15;
     /// How many sets hang together at most.

@@ -238,6 +238,12 @@ const _: () = assert!(size_of::<Config>() == 32);
 impl Config {
     /// Translated packets take the stack's way, so that the host's firewall for forwarded packets sees them.
     pub const THROUGH_STACK: u32 = 1;
+    /// A pod of this node is isolated by a NetworkPolicy: packets are judged.
+    pub const POLICY: u32 = 2;
+    /// Pods that are not known yet are denied (P31).
+    pub const DENY_UNKNOWN: u32 = 4;
+    /// What NetworkPolicy denies is answered with an ICMP error.
+    pub const REJECT_DENIED: u32 = 8;
 
     /// Whether all bits of `flag` are set.
     #[inline(always)]

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use std::vec::Vec;
 
 use proxy_common::event::{Counter, Reason};
-use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, checksum_update};
+use proxy_common::flow::{Flow, FlowKey, FragmentKey};
+use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, Veth, checksum_update};
+use proxy_common::policy::{CHUNK_CLASSES, PodRows, PortSet, VerdictKey, Word};
 use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
 
 use proxy_common::net::{Port, Protocol};
@@ -18,18 +19,30 @@ use crate::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, 
 
 /// A packet in memory, with all checksums finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bytes<const EARLY: bool>(pub Vec<u8>);
+pub struct Bytes<const EARLY: bool> {
+    /// From the link-layer header on.
+    pub bytes: Vec<u8>,
+    /// This host has made it.
+    pub from_host: bool,
+}
+
+impl<const EARLY: bool> Bytes<EARLY> {
+    /// A packet that came in by a device.
+    pub fn received(bytes: Vec<u8>) -> Self {
+        Self { bytes, from_host: false }
+    }
+}
 
 impl<const EARLY: bool> Packet for Bytes<EARLY> {
     const EARLY: bool = EARLY;
 
     fn load<T: Wire>(&self, offset: u32) -> Option<T> {
-        let bytes = self.0.get(offset as usize..)?.get(..size_of::<T>())?;
+        let bytes = self.bytes.get(offset as usize..)?.get(..size_of::<T>())?;
         // SAFETY: as many bytes as a T has, and any bytes are a T.
         Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
     }
     fn store<T: Wire>(&mut self, offset: u32, value: &T) -> Option<()> {
-        let bytes = self.0.get_mut(offset as usize..)?.get_mut(..size_of::<T>())?;
+        let bytes = self.bytes.get_mut(offset as usize..)?.get_mut(..size_of::<T>())?;
         // SAFETY: as many bytes as a T has.
         unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(*value) };
         Some(())
@@ -46,16 +59,22 @@ impl<const EARLY: bool> Packet for Bytes<EARLY> {
         self.store(offset, &fix(fix(old, change.addresses), change.ports).to_ne_bytes())
     }
     fn truncate(&mut self, len: u32) -> Option<()> {
-        self.0.resize(len as usize, 0);
+        self.bytes.resize(len as usize, 0);
         Some(())
     }
     fn insert(&mut self, room: u32) -> Option<()> {
         let at = crate::parse::LINK as usize;
-        self.0.splice(at..at, core::iter::repeat_n(0, room as usize));
+        self.bytes.splice(at..at, core::iter::repeat_n(0, room as usize));
         Some(())
     }
     fn segment(&self) -> u32 {
         0
+    }
+    fn was_received(&self) -> bool {
+        !self.from_host
+    }
+    fn is_answer_of_ours(&self) -> bool {
+        false
     }
 }
 
@@ -85,6 +104,26 @@ pub struct Memory<F: Family> {
     pub addresses: BTreeMap<F::Addr, AddressFlags>,
     /// Local pods.
     pub pods: BTreeMap<F::Addr, LocalPod>,
+    /// Policies by slot.
+    pub rows: BTreeMap<u32, PodRows>,
+    /// Devices whose pods are known.
+    pub veths: BTreeMap<IfIndex, Veth>,
+    /// The directory of classes, by node and byte.
+    pub directory: BTreeMap<(u32, u8), Word>,
+    /// Classes of single addresses.
+    pub exact: BTreeMap<F::Addr, u32>,
+    /// Classes of prefixes, these in bits.
+    pub prefixes: BTreeMap<(F::Addr, u32), u32>,
+    /// Numbers of port sets, by chunk and class within it.
+    pub matrix: BTreeMap<(u32, u32), u16>,
+    /// Numbers of port sets of rows without chunks.
+    pub verdicts: BTreeMap<VerdictKey, u32>,
+    /// Sets of ports by number.
+    pub port_sets: BTreeMap<u32, PortSet>,
+    /// Ports of fragmented datagrams.
+    pub fragments: RefCell<BTreeMap<FragmentKey<F::Addr>, u32>>,
+    /// Connections that were denied, in order.
+    pub denied: RefCell<Vec<(FlowKey<F::Addr>, Reason)>>,
     /// Devices.
     pub devices: BTreeMap<IfIndex, Device>,
     /// Routes by destination.
@@ -127,6 +166,16 @@ impl<F: Family> Default for Memory<F> {
             affinity: RefCell::default(),
             addresses: BTreeMap::new(),
             pods: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            veths: BTreeMap::new(),
+            directory: BTreeMap::new(),
+            exact: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
+            matrix: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
+            port_sets: BTreeMap::new(),
+            fragments: RefCell::default(),
+            denied: RefCell::default(),
             devices: BTreeMap::new(),
             routes: BTreeMap::new(),
             config: Config {
@@ -202,6 +251,11 @@ impl<F: Family> Tables<F> for Memory<F> {
         self.lookups.set(self.lookups.get() + 1);
         self.opening.borrow().get(key).map(|flow| (Table::Opening, *flow))
     }
+    fn find_flow(&self, key: &FlowKey<F::Addr>, into: &mut Flow<F::Addr>) -> Option<Table> {
+        let (table, flow) = self.flow(key)?;
+        *into = flow;
+        Some(table)
+    }
     fn state(&self, key: &FlowKey<F::Addr>) -> Option<u8> {
         self.established.borrow().get(key).map(|flow| flow.state)
     }
@@ -251,8 +305,41 @@ impl<F: Family> Tables<F> for Memory<F> {
         self.sources.iter().any(|(range, bits)| range.service == key.service && within(&range.addr, *bits, &key.addr))
     }
     fn range(&self, addr: &F::Addr) -> RangeKind {
-        let around = self.ranges.iter().filter(|((range, bits), _)| within(range, *bits, addr));
-        around.max_by_key(|((_, bits), _)| *bits).map(|(_, kind)| *kind).unwrap_or_default()
+        longest(&self.ranges, addr).unwrap_or_default()
+    }
+    fn rows(&self, slot: u32) -> PodRows {
+        self.rows.get(&slot).copied().unwrap_or_default()
+    }
+    fn veth(&self, device: IfIndex) -> Option<Veth> {
+        self.veths.get(&device).copied()
+    }
+    fn word(&self, node: u32, byte: u8) -> Word {
+        self.directory.get(&(node, byte)).copied().unwrap_or_default()
+    }
+    fn exact_class(&self, addr: &F::Addr) -> Option<u32> {
+        self.exact.get(addr).copied()
+    }
+    fn prefix_class(&self, addr: &F::Addr) -> u32 {
+        longest(&self.prefixes, addr).unwrap_or_default()
+    }
+    fn verdict(&self, chunk: u32, class: u32) -> u32 {
+        let place = (chunk + class / CHUNK_CLASSES, class % CHUNK_CLASSES);
+        self.matrix.get(&place).copied().unwrap_or_default().into()
+    }
+    fn hashed_verdict(&self, key: &VerdictKey) -> u32 {
+        self.verdicts.get(key).copied().unwrap_or_default()
+    }
+    fn ports(&self, set: u32) -> Option<&PortSet> {
+        self.port_sets.get(&set)
+    }
+    fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<u32> {
+        self.fragments.borrow().get(key).copied()
+    }
+    fn note_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32) {
+        self.fragments.borrow_mut().insert(*key, ports);
+    }
+    fn denied(&self, key: &FlowKey<F::Addr>, reason: Reason) {
+        self.denied.borrow_mut().push((*key, reason));
     }
     fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity<F::Addr>> {
         self.affinity.borrow().get(key).copied()
@@ -312,6 +399,12 @@ impl<F: Family> Sockets<F> for Memory<F> {
     fn is_taken(&self, protocol: Protocol, addr: &F::Addr, port: Port) -> bool {
         self.taken.contains(&(protocol, *addr, port))
     }
+}
+
+/// What the longest prefix says that has an address.
+fn longest<A: Address, V: Copy>(prefixes: &BTreeMap<(A, u32), V>, addr: &A) -> Option<V> {
+    let around = prefixes.iter().filter(|((range, bits), _)| within(range, *bits, addr));
+    around.max_by_key(|((_, bits), _)| *bits).map(|(_, value)| *value)
 }
 
 /// Whether an address begins with the first `bits` of another.

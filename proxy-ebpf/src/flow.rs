@@ -16,45 +16,45 @@ const IN_TURN: u32 = 8;
 const PORT_ATTEMPTS: u32 = 128;
 
 /// What the flow tables say of a packet.
-pub enum Found<A> {
+pub enum Found {
     /// A flow that is rewritten at this hook.
-    Ours(Flow<A>),
+    Ours,
     /// A flow that is rewritten at another hook: hands off.
     Elsewhere,
-    /// One that is over (V17), in this table. (The flow and not its reply's key: what both variants have shares its place on the stack.)
-    Over(Flow<A>, Table),
+    /// One that is over (V17), in this table.
+    Over(Table),
     /// None.
     None,
 }
 
-/// Looks a packet up: one lookup for an established flow, a second one while it is half-open.
+/// Looks a packet up and leaves its flow in `flow`: one lookup for an established flow, a second one while it is half-open.
 #[inline(always)]
-pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook) -> Found<F::Addr> {
-    let Some((table, flow)) = tables.flow(&headers.key) else { return Found::None };
+pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook, flow: &mut Flow<F::Addr>) -> Found {
+    let Some(table) = tables.find_flow(&headers.key, flow) else { return Found::None };
     if flow.hooks & hook as u8 == 0 {
         return Found::Elsewhere;
     }
     let mate = flow.mate(headers.key.protocol);
     let now = tables.now();
     let age = now.wrapping_sub(flow.seen);
-    if flow.is(Role::FORWARD) && !flow.is(Role::INNER) && headers.opens() && over(tables, table, headers, &flow, &mate, age) {
-        return Found::Over(flow, table);
+    if flow.is(Role::FORWARD) && !flow.is(Role::INNER) && headers.opens() && over(tables, table, headers, flow, &mate, age) {
+        return Found::Over(table);
     }
     // The client has connected to the backend itself, from the port that it asked the Service from before.
     if table == Table::Established && flow.is(Role::REPLY) && headers.accepts() && State::closed(flow.state) {
-        return Found::Over(flow, table);
+        return Found::Over(table);
     }
     match table {
-        Table::Established => note(tables, headers, &flow, &mate, now),
+        Table::Established => note(tables, headers, flow, &mate, now),
         Table::Opening if flow.is(Role::REPLY) && !headers.reset() => promote(tables, &headers.key, &mate, now),
         // A client that is never answered (syslog, metrics) keeps its backend for as long as it goes on.
-        Table::Opening if headers.key.protocol == Protocol::UDP && age >= tables.config().unwrap_or_default().hz => {
+        Table::Opening if headers.key.protocol != Protocol::TCP && age >= tables.config().unwrap_or_default().hz => {
             tables.note_flow(Table::Opening, &headers.key, now, 0);
             tables.note_flow(Table::Opening, &mate, now, 0);
         }
         Table::Opening => {}
     }
-    Found::Ours(flow)
+    Found::Ours
 }
 
 /// Removes both entries of a flow: the other one only if it is this flow's, for the LRU may have evicted it and another taken its key.
@@ -82,11 +82,16 @@ fn over<F: Ip, T: Tables<F>>(
         Table::Opening => {
             age > config.opening_timeout.wrapping_mul(config.hz) || tables.table_of_mate(&headers.key, mate).is_none()
         }
-        Table::Established if headers.key.protocol == Protocol::UDP => age > config.udp_timeout.wrapping_mul(config.hz),
+        Table::Established if headers.key.protocol != Protocol::TCP => age > config.udp_timeout.wrapping_mul(config.hz),
         Table::Established => State::closed(flow.state),
     };
+    if over || flow.is(Role::PLAIN) {
+        // A Service may have come since, whose clients ask again.
+        let asks = headers.key.protocol == Protocol::TCP || table == Table::Opening;
+        return over || asks && !matches!(service::select(tables, &headers.key), Ok(None));
+    }
     // UDP flows whose backend has left are ended by the agent, at once (V14).
-    over || headers.key.protocol != Protocol::UDP && !service::still_leads(tables, &headers.key, flow)
+    headers.key.protocol == Protocol::TCP && !service::still_leads(tables, &headers.key, flow)
 }
 
 /// Keeps both entries of an established flow alive (V18), at most once a second, and records FIN and RST in them.
@@ -189,7 +194,7 @@ pub fn plan<F: Ip, T: Tables<F>>(
     let hook = origin.hook();
     let out = match origin {
         Origin::Outside => Hook::ToDevice,
-        Origin::Pod => Hook::ToPod,
+        Origin::Pod | Origin::Stack => Hook::ToPod,
     };
     let firewall = config.has(Config::THROUGH_STACK);
     if let Some(pod) = tables.pod(&backend.addr) {
@@ -202,7 +207,7 @@ pub fn plan<F: Ip, T: Tables<F>>(
         }
         let back = match origin {
             Origin::Outside => Way::Neighbour,
-            Origin::Pod => Way::Pod,
+            Origin::Pod | Origin::Stack => Way::Pod,
         };
         // V10: a pod that reaches itself sees the address that it asked for as the client.
         let masquerade = if backend.addr == key.src { key.dst } else { F::Addr::ZERO };
@@ -284,6 +289,28 @@ pub fn open<F: Family, T: Tables<F>>(
     tables.insert_flow(Table::Opening, key, flow, Insert::Any).map_err(|_| Reason::FlowTableFull)?;
     tables.count(Counter::Opened);
     Ok(())
+}
+
+/// Follows a connection that is not translated. Where its reply's key is another's, or the table full, it goes unfollowed: its packets are
+/// judged each by itself.
+#[inline(always)]
+pub fn follow<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
+    let Scratch { headers, flow, reply, .. } = scratch;
+    let key = &headers.key;
+    *reply = key.reversed();
+    let forward = flow.role;
+    flow.seen = tables.now();
+    flow.role = forward & !Role::FORWARD | Role::REPLY;
+    (flow.src, flow.dst, flow.sport, flow.dport) = (key.dst, key.src, key.dport, key.sport);
+    if !claim_key(tables, reply, flow, Closed::Replace) {
+        return;
+    }
+    (flow.src, flow.dst, flow.sport, flow.dport) = (key.src, key.dst, key.sport, key.dport);
+    flow.role = forward;
+    if tables.insert_flow(Table::Opening, key, flow, Insert::Any).is_ok() {
+        tables.count(Counter::Opened);
+        tables.count(Counter::Followed);
+    }
 }
 
 /// Opens the flow that begins where the one in the scratch ends, which leads through the stack: on its way out the packet gets the address
@@ -420,7 +447,7 @@ fn claim_key<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, reply:
         Err(Refused::Exists | Refused::Full) => return false,
     }
     let Some(state) = tables.state(key) else { return true };
-    let replace = closed == Closed::Replace && key.protocol != Protocol::UDP && State::closed(state);
+    let replace = closed == Closed::Replace && key.protocol == Protocol::TCP && State::closed(state);
     // The forward half of a replaced connection stays until it is swept, or its client comes again: it is closed, and leads nowhere else.
     tables.remove_flow(if replace { Table::Established } else { Table::Opening }, key);
     if replace {

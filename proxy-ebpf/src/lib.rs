@@ -6,6 +6,7 @@
 
 pub mod flow;
 pub mod parse;
+pub mod policy;
 pub mod rewrite;
 pub mod seams;
 pub mod service;
@@ -15,8 +16,9 @@ pub mod socket;
 pub mod fake;
 
 use proxy_common::event::{Counter, Reason};
-use proxy_common::flow::{Flow, FlowKey, Hook, Way};
+use proxy_common::flow::{Flow, FlowKey, Hook, Role, Way};
 use proxy_common::net::{Address, Device, Family, IfIndex, Port, Protocol};
+use proxy_common::service::Config;
 
 use parse::{Headers, Ip};
 pub use seams::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
@@ -37,33 +39,60 @@ pub struct Scratch<F: Family> {
     pub reason: Reason,
     /// For [`Reason::TooBig`]: what the device takes, in bytes.
     pub mtu: u32,
+    /// The policy of the pod whose device this is; 0 if it has none, or is none.
+    pub slot: u32,
+    /// A [`parse::others::Other`] as number, where the packet is [`Scratch::odd`].
+    pub kind: u32,
+    /// 1 if it is not a whole TCP segment or UDP datagram: it is judged, and never translated or answered.
+    pub odd: u32,
+    /// 1 if the packet gets the flow's addresses at this hook.
+    pub rewrite: u32,
+    /// 1 if the packet opens the flow.
+    pub fresh: u32,
+    /// 1 if this host has made the packet, with an address of its own (P18).
+    pub own: u32,
 }
 
 impl<F: Family> Scratch<F> {
+    /// A flow that is none.
+    const NO_FLOW: Flow<F::Addr> = Flow {
+        src: F::Addr::ZERO,
+        dst: F::Addr::ZERO,
+        sport: Port::NONE,
+        dport: Port::NONE,
+        device: IfIndex::NONE,
+        seen: 0,
+        service: 0,
+        way: 0,
+        hooks: 0,
+        state: 0,
+        role: 0,
+    };
+
     /// Before the first stage.
     pub fn new() -> Self {
         let (zero, port) = (F::Addr::ZERO, Port::default());
         let key = FlowKey::new(Protocol::default(), zero, port, zero, port);
         let headers = Headers { key, ttl: 0, flags: 0, check: 0, transport: 0, len: 0 };
-        let flow = Flow {
-            src: zero,
-            dst: zero,
-            sport: port,
-            dport: port,
-            device: IfIndex::NONE,
-            seen: 0,
-            service: 0,
-            way: 0,
-            hooks: 0,
-            state: 0,
-            role: 0,
-        };
-        Self { headers, flow, reply: key, masquerade: zero, reason: Reason::Truncated, mtu: 0 }
+        Self {
+            headers,
+            flow: Self::NO_FLOW,
+            reply: key,
+            masquerade: zero,
+            reason: Reason::Truncated,
+            mtu: 0,
+            slot: 0,
+            kind: 0,
+            odd: 0,
+            rewrite: 0,
+            fresh: 0,
+            own: 0,
+        }
     }
 
     /// Notes why the packet is not sent on.
     #[inline(always)]
-    fn stop(&mut self, reason: Reason) -> Stage {
+    pub(crate) fn refuse(&mut self, reason: Reason) -> Stage {
         self.reason = reason;
         Stage::Stop
     }
@@ -88,6 +117,8 @@ pub enum Action {
     Neighbour(IfIndex),
     /// Rewritten with its link-layer header; leaves by this device as it is.
     Transmit(IfIndex),
+    /// An answer to a packet that was leaving by this device: comes in by it.
+    Return(IfIndex),
 }
 
 /// Where a packet comes from, as far as Services care (V9, V11).
@@ -97,6 +128,8 @@ pub enum Origin {
     Outside,
     /// From a pod of this node.
     Pod,
+    /// From this host's stack or a bridge, for a pod of this node.
+    Stack,
 }
 
 impl Origin {
@@ -106,6 +139,7 @@ impl Origin {
         match self {
             Self::Outside => Hook::FromDevice,
             Self::Pod => Hook::FromPod,
+            Self::Stack => Hook::ToPod,
         }
     }
 }
@@ -121,9 +155,8 @@ pub fn from_pod<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, devi
 }
 
 /// A packet that the stack or a bridge sends to the pod behind `device`: tc egress of the host side of its veth.
-#[inline(always)]
-pub fn to_pod<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, _device: IfIndex) -> Result<Action, Reason> {
-    restore(packet, tables, Hook::ToPod)
+pub fn to_pod<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
+    serve(&mut InOneGo { packet, tables, device, origin: Origin::Stack, scratch: Scratch::new() })
 }
 
 /// A packet that this host sends through a node device: tc egress.
@@ -136,9 +169,10 @@ pub fn to_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, _de
 #[inline(always)]
 pub fn early<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
     let Some(headers) = parse::headers::<F, P, T>(packet, tables)? else { return Ok(Action::Untouched) };
-    match flow::find(tables, &headers, Hook::FromDevice) {
-        flow::Found::Ours(flow) => forward_early(packet, tables, device, &headers, &flow),
-        flow::Found::Elsewhere | flow::Found::Over(..) | flow::Found::None => Ok(Action::Untouched),
+    let mut flow = Scratch::<F>::NO_FLOW;
+    match flow::find(tables, &headers, Hook::FromDevice, &mut flow) {
+        flow::Found::Ours => forward_early(packet, tables, device, &headers, &flow),
+        flow::Found::Elsewhere | flow::Found::Over(_) | flow::Found::None => Ok(Action::Untouched),
     }
 }
 
@@ -150,12 +184,22 @@ pub enum Stage {
     Untouched = 0,
     /// It has no flow; it may open one.
     Open = 1,
-    /// It belongs to the flow in the scratch.
+    /// It is rewritten as the flow in the scratch says, and sent on.
     Send = 2,
     /// It is not sent on, for the reason in the scratch.
     Stop = 3,
     /// Its flow is open; a second one, that masquerades, begins where the first ends.
     Inner = 4,
+    /// It may be here: it is to be parsed, and its flow to be found.
+    Meet = 5,
+    /// It is nothing that could be translated.
+    Odd = 6,
+    /// No Service serves it: it may belong to a flow that is not translated here, or begin one.
+    Plain = 7,
+    /// It belongs to the flow in the scratch, which policy has a say in.
+    Judge = 8,
+    /// It is allowed, goes on as it is, and its connection is followed.
+    Follow = 9,
 }
 
 impl Stage {
@@ -167,6 +211,11 @@ impl Stage {
             2 => Self::Send,
             3 => Self::Stop,
             4 => Self::Inner,
+            5 => Self::Meet,
+            6 => Self::Odd,
+            7 => Self::Plain,
+            8 => Self::Judge,
+            9 => Self::Follow,
             _ => Self::Untouched,
         }
     }
@@ -177,12 +226,22 @@ pub trait Stages {
     /// What becomes of a packet, in the words of who runs the stages.
     type Verdict;
 
+    /// [`policy::admit`].
+    fn admit(&mut self) -> Stage;
     /// [`meet`].
     fn meet(&mut self) -> Stage;
     /// [`open`].
     fn open(&mut self) -> Stage;
     /// [`inner`].
     fn inner(&mut self) -> Stage;
+    /// [`policy::odd`].
+    fn odd(&mut self) -> Stage;
+    /// [`policy::plain`].
+    fn plain(&mut self) -> Stage;
+    /// [`policy::judge`].
+    fn judge(&mut self) -> Stage;
+    /// [`policy::follow`].
+    fn follow(&mut self) -> Stage;
     /// [`send`].
     fn send(&mut self) -> Self::Verdict;
     /// [`stop`].
@@ -191,21 +250,35 @@ pub trait Stages {
     fn untouched(&mut self) -> Self::Verdict;
 }
 
-/// parse -> find flow -> select service -> choose backend -> open flow -> rewrite -> act.
+/// parse -> find flow -> select service -> choose backend -> open flow -> judge policy -> rewrite -> act.
 #[inline(always)]
 pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
-    let next = match stages.meet() {
-        Stage::Open => stages.open(),
-        other => other,
-    };
-    let next = match next {
-        Stage::Inner => stages.inner(),
-        other => other,
-    };
+    let mut next = stages.admit();
+    if next == Stage::Meet {
+        next = stages.meet();
+    }
+    if next == Stage::Odd {
+        next = stages.odd();
+    }
+    if next == Stage::Open {
+        next = stages.open();
+    }
+    if next == Stage::Inner {
+        next = stages.inner();
+    }
+    if next == Stage::Plain {
+        next = stages.plain();
+    }
+    if next == Stage::Judge {
+        next = stages.judge();
+    }
+    if next == Stage::Follow {
+        next = stages.follow();
+    }
     match next {
         Stage::Send => stages.send(),
         Stage::Stop => stages.stop(),
-        Stage::Untouched | Stage::Open | Stage::Inner => stages.untouched(),
+        _ => stages.untouched(),
     }
 }
 
@@ -221,6 +294,21 @@ struct InOneGo<'a, F: Family, P, T> {
 impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
     type Verdict = Result<Action, Reason>;
 
+    fn admit(&mut self) -> Stage {
+        policy::admit(self.packet, self.tables, self.device, self.origin, &mut self.scratch)
+    }
+    fn odd(&mut self) -> Stage {
+        policy::odd(self.packet, self.tables, self.origin, &mut self.scratch)
+    }
+    fn plain(&mut self) -> Stage {
+        policy::plain(self.tables, self.origin, &mut self.scratch)
+    }
+    fn judge(&mut self) -> Stage {
+        policy::judge(self.tables, self.origin, &mut self.scratch)
+    }
+    fn follow(&mut self) -> Stage {
+        policy::follow(self.tables, &mut self.scratch)
+    }
     fn meet(&mut self) -> Stage {
         meet(self.packet, self.tables, self.origin, &mut self.scratch)
     }
@@ -231,39 +319,54 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
         inner(self.tables, &mut self.scratch)
     }
     fn send(&mut self) -> Self::Verdict {
-        send(self.packet, self.tables, &self.scratch)
+        send(self.packet, self.tables, self.origin, &self.scratch)
     }
     fn stop(&mut self) -> Self::Verdict {
-        stop(self.packet, self.tables, self.device, &self.scratch)
+        stop(self.packet, self.tables, self.device, self.origin, &self.scratch)
     }
     fn untouched(&mut self) -> Self::Verdict {
         Ok(Action::Untouched)
     }
 }
 
-/// The first stage: parse, find flow.
+/// Parse, find flow.
 #[inline(always)]
 pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
     match parse::headers::<F, P, T>(packet, tables) {
         Ok(Some(headers)) => scratch.headers = headers,
-        Ok(None) => return Stage::Untouched,
-        Err(reason) => return scratch.stop(reason),
+        Ok(None) if origin == Origin::Outside => return Stage::Untouched,
+        Ok(None) => return Stage::Odd,
+        Err(reason) => return scratch.refuse(reason),
     }
-    match flow::find(tables, &scratch.headers, origin.hook()) {
-        flow::Found::Ours(flow) => scratch.flow = flow,
-        flow::Found::Elsewhere => return Stage::Untouched,
-        flow::Found::Over(flow, table) => {
-            scratch.reply = flow.mate(scratch.headers.key.protocol);
+    // What the stack sends to a pod asks for no Service.
+    let unknown = if origin == Origin::Stack { Stage::Plain } else { Stage::Open };
+    match flow::find(tables, &scratch.headers, origin.hook(), &mut scratch.flow) {
+        flow::Found::Ours => {}
+        flow::Found::Elsewhere if origin == Origin::Outside => return Stage::Untouched,
+        flow::Found::Elsewhere => {
+            scratch.rewrite = 0;
+            return Stage::Judge;
+        }
+        flow::Found::Over(table) => {
+            scratch.reply = scratch.flow.mate(scratch.headers.key.protocol);
             flow::forget(tables, table, &scratch.headers.key, &scratch.reply);
             if table == Table::Opening {
                 tables.count(Counter::Replaced);
             }
-            return Stage::Open;
+            return unknown;
         }
         flow::Found::None => {
             scratch.reply.dport = Port::default();
-            return Stage::Open;
+            return unknown;
         }
+    }
+    if scratch.flow.is(Role::PLAIN) {
+        scratch.rewrite = 0;
+        return Stage::Judge;
+    }
+    scratch.rewrite = 1;
+    if origin == Origin::Stack {
+        return Stage::Judge;
     }
     may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device)
 }
@@ -279,7 +382,7 @@ pub fn open<F: Ip, P: Packet, T: Tables<F>>(
 ) -> Stage {
     match try_open(packet, tables, device, origin, scratch) {
         Ok(stage) => stage,
-        Err(reason) => scratch.stop(reason),
+        Err(reason) => scratch.refuse(reason),
     }
 }
 
@@ -292,7 +395,7 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     scratch: &mut Scratch<F>,
 ) -> Result<Stage, Reason> {
     let key = &scratch.headers.key;
-    let Some(service) = service::select(tables, key)? else { return Ok(Stage::Untouched) };
+    let Some(service) = service::select(tables, key)? else { return Ok(Stage::Plain) };
     if !scratch.headers.opens() {
         return service::not_opening(&service);
     }
@@ -300,8 +403,10 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     let backend = service::choose(tables, key, &service, origin, &config)?;
     let plan = flow::plan(tables, device, key, &backend, origin, &config)?;
     let stage = may_leave(packet, tables, scratch, plan.way(), plan.device());
-    if stage == Stage::Send {
+    if stage == Stage::Judge {
         flow::open(tables, scratch, &service, &backend, &plan, &config)?;
+        scratch.rewrite = 1;
+        scratch.fresh = 1;
         tables.opened(&scratch.headers.key, &scratch.flow);
         if plan.has_inner() {
             scratch.masquerade = plan.masquerade();
@@ -316,8 +421,8 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
 pub fn inner<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
     let config = tables.config().unwrap_or_default();
     match flow::open_inner(tables, scratch, &config) {
-        Ok(()) => Stage::Send,
-        Err(reason) => scratch.stop(reason),
+        Ok(()) => Stage::Judge,
+        Err(reason) => scratch.refuse(reason),
     }
 }
 
@@ -331,22 +436,31 @@ fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
     device: IfIndex,
 ) -> Stage {
     if way != Way::Stack && scratch.headers.ttl <= 1 {
-        return scratch.stop(Reason::TtlExceeded);
+        return scratch.refuse(Reason::TtlExceeded);
     }
     if way != Way::Neighbour || scratch.headers.len <= tables.config().map_or(u32::MAX, |config| config.least_mtu) {
-        return Stage::Send;
+        return Stage::Judge;
     }
     scratch.mtu = tables.device(device).map_or(u32::MAX, |device| device.mtu);
-    if scratch.headers.largest(packet) <= scratch.mtu { Stage::Send } else { scratch.stop(Reason::TooBig) }
+    if scratch.headers.largest(packet) <= scratch.mtu { Stage::Judge } else { scratch.refuse(Reason::TooBig) }
 }
 
-/// The last stage: rewrites a packet of the flow in the scratch and sends it the flow's way.
+/// The last stage: rewrites a packet of the flow in the scratch and sends it the flow's way; what is on its way through the stack stays there.
 #[inline(always)]
-pub fn send<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, scratch: &Scratch<F>) -> Result<Action, Reason> {
+pub fn send<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    origin: Origin,
+    scratch: &Scratch<F>,
+) -> Result<Action, Reason> {
     let flow = &scratch.flow;
-    rewrite::apply(packet, &scratch.headers, flow, way(flow))?;
+    let way = if origin == Origin::Stack { Way::Stack } else { way(flow) };
+    if origin == Origin::Stack && Way::from_number(flow.way) != Way::Stack {
+        tables.count(Counter::Fallback);
+    }
+    rewrite::apply(packet, &scratch.headers, flow, way)?;
     tables.count(Counter::Forwarded);
-    Ok(match way(flow) {
+    Ok(match way {
         Way::Stack => Action::Stack,
         Way::Pod => Action::Pod(flow.device),
         Way::Neighbour => Action::Neighbour(flow.device),
@@ -359,15 +473,25 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
     device: IfIndex,
+    origin: Origin,
     scratch: &Scratch<F>,
 ) -> Result<Action, Reason> {
-    // What is truncated has no headers that could be named.
-    if scratch.reason != Reason::Truncated {
-        tables.stopped(&scratch.headers.key, scratch.reason);
+    let reason = scratch.reason;
+    let denied = matches!(reason, Reason::DeniedIngress | Reason::DeniedEgress);
+    if denied {
+        tables.denied(&policy::denied(scratch), reason);
     }
-    match scratch.reason.answer() {
-        Some(answer) => rewrite::answer(packet, tables, device, scratch, answer),
-        None => Err(scratch.reason),
+    // What is truncated has no headers that could be named.
+    if reason != Reason::Truncated {
+        tables.stopped(&scratch.headers.key, reason);
+    }
+    let silent = scratch.odd != 0 || denied && !tables.config().unwrap_or_default().has(Config::REJECT_DENIED);
+    match reason.answer() {
+        Some(answer) if !silent => {
+            let back = if origin == Origin::Stack { Action::Return(device) } else { Action::Transmit(device) };
+            rewrite::answer(packet, tables, scratch, answer, back)
+        }
+        _ => Err(reason),
     }
 }
 
@@ -375,7 +499,8 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
 #[inline(always)]
 fn restore<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, hook: Hook) -> Result<Action, Reason> {
     let Some(headers) = parse::headers::<F, P, T>(packet, tables)? else { return Ok(Action::Untouched) };
-    let flow::Found::Ours(flow) = flow::find(tables, &headers, hook) else { return Ok(Action::Untouched) };
+    let mut flow = Scratch::<F>::NO_FLOW;
+    let flow::Found::Ours = flow::find(tables, &headers, hook, &mut flow) else { return Ok(Action::Untouched) };
     if way(&flow) != Way::Stack {
         tables.count(Counter::Fallback);
     }

@@ -11,8 +11,8 @@ use core::ptr;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_NO_PREALLOC, BPF_F_PSEUDO_HDR, BPF_NOEXIST, TC_ACT_OK, TC_ACT_SHOT,
-    TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup, xdp_action, xdp_md,
+    __sk_buff, BPF_ANY, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_F_PSEUDO_HDR, BPF_NOEXIST,
+    TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup, xdp_action, xdp_md,
 };
 use aya_ebpf::helpers::{
     bpf_csum_update, bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_redirect, bpf_redirect_neigh,
@@ -20,25 +20,32 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::lpm_trie::Key as Prefix;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
-use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Reason};
-use proxy_common::flow::{Flow, FlowKey, TABLE_ENTRIES};
+use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Denial, Reason};
+use proxy_common::flow::{Flow, FlowKey, FragmentKey, TABLE_ENTRIES};
 use proxy_common::net::{
-    Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, V4, V6, checksum_update, sum_add,
+    Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, Port, RangeKind, V4, V6, Veth, checksum_update, sum_add,
+};
+use proxy_common::policy::{
+    CHUNK_CLASSES, CHUNKS, Chunk, EXACT_MAX, NO_CLASS, NODES, Node, POD_SLOTS, PREFIXES_MAX, PodRows, PortSet, VERDICTS_MAX,
+    VerdictKey, Word,
 };
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey,
 };
 use proxy_ebpf::parse::{self, Ip};
+use proxy_ebpf::policy;
 use proxy_ebpf::{
     Action, Change, Insert, NotPromoted, Origin, Packet, Refused, Route, Scratch, Stage, Stages, Table, Tables, Wire,
 };
 
 /// ICMP errors a second and CPU.
 const ANSWERS: u32 = 1000;
+/// The mark of the answers that we make, by which our other hooks know them; packets lose it when they leave the namespace.
+const ANSWER_MARK: u32 = 0x706f_7274;
 /// `EEXIST` and `E2BIG` as helpers return them.
 const EEXIST: i32 = -17;
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace`, younger than the bindings.
@@ -48,7 +55,8 @@ const BPF_F_IPV6: u64 = 1 << 7;
 macro_rules! family {
     ($family:ty, $addr:ty, $services:ident $sn:literal, $backends:ident $bn:literal, $addresses:ident $an:literal, $pods:ident $pn:literal,
      $flows:ident $fln:literal, $opening:ident $on:literal, $scratch:ident $dn:literal, $slots:ident $sln:literal,
-     $noted:ident $nn:literal, $sources:ident $son:literal, $ranges:ident $rn:literal, $affinity:ident $afn:literal, $fib:ident) => {
+     $noted:ident $nn:literal, $sources:ident $son:literal, $ranges:ident $rn:literal, $affinity:ident $afn:literal,
+     $prefixes:ident $prn:literal, $fragments:ident $frn:literal, $denied:ident $dnn:literal, $exact:expr, $fib:ident) => {
         #[map(name = $sn)]
         static $services: HashMap<ServiceKey<$addr>, Service> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
         #[map(name = $bn)]
@@ -71,6 +79,12 @@ macro_rules! family {
         static $opening: LruHashMap<FlowKey<$addr>, Flow<$addr>> = LruHashMap::with_max_entries(65536, 0);
         #[map(name = $dn)]
         static $scratch: PerCpuArray<Scratch<$family>> = PerCpuArray::with_max_entries(1, 0);
+        #[map(name = $prn)]
+        static $prefixes: LpmTrie<$addr, u32> = LpmTrie::with_max_entries(PREFIXES_MAX, BPF_F_NO_PREALLOC);
+        #[map(name = $frn)]
+        static $fragments: LruHashMap<FragmentKey<$addr>, u32> = LruHashMap::with_max_entries(8192, 0);
+        #[map(name = $dnn)]
+        static $denied: LruHashMap<FlowKey<$addr>, Told> = LruHashMap::with_max_entries(8192, 0);
         #[map(name = $nn)]
         static $noted: PerCpuArray<Noted<$addr>> = PerCpuArray::with_max_entries(1, 0);
 
@@ -84,6 +98,16 @@ macro_rules! family {
                 // SAFETY: the element lives for the run of the program; a copy is taken at once. It is torn only if the element is
                 // reused meanwhile, and then the next packet reads anew.
                 Some((table, unsafe { *found }))
+            }
+            #[inline(always)]
+            fn find_flow(&self, key: &FlowKey<$addr>, into: &mut Flow<$addr>) -> Option<Table> {
+                let (table, found) = match $flows.get_ptr(key) {
+                    Some(found) => (Table::Established, found),
+                    None => (Table::Opening, $opening.get_ptr(key)?),
+                };
+                // SAFETY: as above.
+                *into = unsafe { *found };
+                Some(table)
             }
             #[inline(always)]
             fn state(&self, key: &FlowKey<$addr>) -> Option<u8> {
@@ -210,6 +234,74 @@ macro_rules! family {
                 self.look_up(fib)
             }
             #[inline(always)]
+            fn rows(&self, slot: u32) -> PodRows {
+                ROWS.get(slot).copied().unwrap_or_default()
+            }
+            #[inline(always)]
+            fn veth(&self, device: IfIndex) -> Option<Veth> {
+                // SAFETY: not preallocated, so elements are freed after a grace period only.
+                unsafe { VETHS.get(device) }.copied()
+            }
+            #[inline(always)]
+            fn word(&self, node: u32, byte: u8) -> Word {
+                CLASSES4.get(node).map_or(Word::default(), |words| words[usize::from(byte)])
+            }
+            #[inline(always)]
+            fn exact_class(&self, addr: &$addr) -> Option<u32> {
+                $exact(addr)
+            }
+            #[inline(always)]
+            fn prefix_class(&self, addr: &$addr) -> u32 {
+                $prefixes.get(Prefix::new(8 * size_of::<$addr>() as u32, *addr)).copied().unwrap_or(NO_CLASS)
+            }
+            #[inline(always)]
+            fn verdict(&self, chunk: u32, class: u32) -> u32 {
+                let (chunk, index) = (chunk.wrapping_add(class / CHUNK_CLASSES), class % CHUNK_CLASSES);
+                MATRIX.get(chunk).map_or(PortSet::NONE, |classes| u32::from(classes[index as usize]))
+            }
+            #[inline(always)]
+            fn hashed_verdict(&self, key: &VerdictKey) -> u32 {
+                VERDICTS.get(Prefix::new(8 * size_of::<VerdictKey>() as u32, *key)).copied().unwrap_or(PortSet::NONE)
+            }
+            #[inline(always)]
+            fn ports(&self, set: u32) -> Option<&PortSet> {
+                PORTSETS.get(set)
+            }
+            #[inline(always)]
+            fn fragment(&self, key: &FragmentKey<$addr>) -> Option<u32> {
+                // SAFETY: the element lives for the run of the program; read at once.
+                unsafe { $fragments.get(key) }.copied()
+            }
+            #[inline(always)]
+            fn note_fragment(&self, key: &FragmentKey<$addr>, ports: u32) {
+                // What does not fit costs the datagram.
+                let _lost = $fragments.insert(key, &ports, BPF_ANY.into());
+            }
+            #[inline(always)]
+            fn denied(&self, key: &FlowKey<$addr>, reason: Reason) {
+                let once = FlowKey { sport: Port::default(), ..*key };
+                let (now, hz) = (jiffies(), CONFIG.get(0).map_or(100, |config| config.hz));
+                let mut silent = 0;
+                if let Some(told) = $denied.get_ptr_mut(&once) {
+                    // SAFETY: the element lives for the run of the program; a lost update costs one of the count.
+                    let told = unsafe { &mut *told };
+                    if now.wrapping_sub(told.at) < TELL_DENIED * hz {
+                        told.silent += 1;
+                        return;
+                    }
+                    silent = told.silent;
+                    told.silent = 0;
+                    told.at = now;
+                } else {
+                    // A table that takes no more tells every time.
+                    let _told = $denied.insert(&once, &Told { at: now, silent: 0 }, BPF_ANY.into());
+                }
+                if let Some(mut denial) = EVENTS.reserve::<Denial>(0) {
+                    denial.write(Denial::new(key, reason, silent));
+                    denial.submit(0);
+                }
+            }
+            #[inline(always)]
             fn now(&self) -> u32 {
                 jiffies()
             }
@@ -254,10 +346,50 @@ macro_rules! family {
 
 family!(V4, Addr4, SERVICES4 "SERVICES4", BACKENDS4 "BACKENDS4", ADDRESSES4 "ADDRESSES4", PODS4 "PODS4", FLOWS4 "FLOWS4", OPENING4 "OPENING4", SCRATCH4 "SCRATCH4",
     SLOTS4 "SLOTS4", NOTED4 "NOTED4",
-    SOURCES4 "SOURCES4", RANGES4 "RANGES4", AFFINITY4 "AFFINITY4", fib4);
+    SOURCES4 "SOURCES4", RANGES4 "RANGES4", AFFINITY4 "AFFINITY4",
+    PREFIXES4 "PREFIXES4", FRAGMENTS4 "FRAGMENTS4", DENIED4 "DENIED4", |_| None, fib4);
 family!(V6, Addr6, SERVICES6 "SERVICES6", BACKENDS6 "BACKENDS6", ADDRESSES6 "ADDRESSES6", PODS6 "PODS6", FLOWS6 "FLOWS6", OPENING6 "OPENING6", SCRATCH6 "SCRATCH6",
     SLOTS6 "SLOTS6", NOTED6 "NOTED6",
-    SOURCES6 "SOURCES6", RANGES6 "RANGES6", AFFINITY6 "AFFINITY6", fib6);
+    SOURCES6 "SOURCES6", RANGES6 "RANGES6", AFFINITY6 "AFFINITY6",
+    PREFIXES6 "PREFIXES6", FRAGMENTS6 "FRAGMENTS6", DENIED6 "DENIED6", exact6, fib6);
+
+/// Policies of pods by [`proxy_common::net::LocalPod::slot`].
+#[map(name = "ROWS")]
+static ROWS: Array<PodRows> = Array::with_max_entries(POD_SLOTS, BPF_F_MMAPABLE);
+#[map(name = "VETHS")]
+static VETHS: HashMap<IfIndex, Veth> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+/// IPv4's directory of classes.
+#[map(name = "CLASSES4")]
+static CLASSES4: Array<Node> = Array::with_max_entries(NODES, BPF_F_MMAPABLE);
+/// The classes of IPv6 addresses that have one of their own.
+#[map(name = "CLASSES6")]
+static CLASSES6: HashMap<Addr6, u32> = HashMap::with_max_entries(EXACT_MAX, BPF_F_NO_PREALLOC);
+#[map(name = "MATRIX")]
+static MATRIX: Array<Chunk> = Array::with_max_entries(CHUNKS, BPF_F_MMAPABLE);
+/// Verdicts of rows that the matrix has no room for: looked up whole, in a trie because that takes memory by its elements only.
+#[map(name = "VERDICTS")]
+static VERDICTS: LpmTrie<VerdictKey, u32> = LpmTrie::with_max_entries(VERDICTS_MAX, BPF_F_NO_PREALLOC);
+#[map(name = "PORTSETS")]
+static PORTSETS: Array<PortSet> = Array::with_max_entries(PortSet::SETS, 0);
+/// What user space is told: denials.
+#[map(name = "EVENTS")]
+static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// When a denial was last told, and how many there were since.
+#[repr(C)]
+struct Told {
+    at: u32,
+    silent: u32,
+}
+
+/// Seconds in which one denial is told.
+const TELL_DENIED: u32 = 10;
+
+#[inline(always)]
+fn exact6(addr: &Addr6) -> Option<u32> {
+    // SAFETY: not preallocated, so elements are freed after a grace period only.
+    unsafe { CLASSES6.get(addr) }.copied()
+}
 
 #[map(name = "DEVICES")]
 static DEVICES: HashMap<IfIndex, Device> = HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
@@ -425,6 +557,16 @@ impl Packet for Skb<'_> {
         // SAFETY: the context of this program.
         unsafe { (*self.context.skb.skb).gso_size }
     }
+    #[inline(always)]
+    fn was_received(&self) -> bool {
+        // SAFETY: the context of this program.
+        unsafe { (*self.context.skb.skb).ingress_ifindex != 0 }
+    }
+    #[inline(always)]
+    fn is_answer_of_ours(&self) -> bool {
+        // SAFETY: the context of this program.
+        unsafe { (*self.context.skb.skb).mark == ANSWER_MARK }
+    }
 }
 
 /// A frame in XDP, by direct access: the helpers that copy are younger than the oldest kernel that we run on.
@@ -497,6 +639,14 @@ impl Packet for Frame<'_> {
     fn segment(&self) -> u32 {
         0
     }
+    #[inline(always)]
+    fn was_received(&self) -> bool {
+        true
+    }
+    #[inline(always)]
+    fn is_answer_of_ours(&self) -> bool {
+        false
+    }
 }
 
 /// A tc program: `$v4` or `$v6` by the packet's family.
@@ -517,100 +667,133 @@ macro_rules! hook {
     };
 }
 
-/// The hooks that open flows, for one family and origin: each stage is a subprogram, so that their stacks do not add up.
+/// The hooks that open and judge flows, for one family and origin: each stage is a subprogram, so that their stacks do not add up.
 macro_rules! serving {
-    ($serve:ident, $family:ty, $origin:expr, $scratch:ident, $tell:ident, $hook:ident: $meet:ident, $open:ident, $inner:ident, $send:ident, $stop:ident) => {
-        #[inline(always)]
-        fn $serve(skb: *mut __sk_buff) -> i32 {
-            let verdict = proxy_ebpf::serve(&mut $hook(skb));
-            $tell(skb);
-            verdict
-        }
+    ($hook:ident, $family:ty, $origin:expr, $scratch:ident, $tell:ident) => {
+        mod $hook {
+            use super::*;
 
-        struct $hook(*mut __sk_buff);
-
-        impl Stages for $hook {
-            type Verdict = i32;
+            const ORIGIN: Origin = $origin;
+            const AT_POD: bool = !matches!(ORIGIN, Origin::Outside);
+            const OPENS: bool = !matches!(ORIGIN, Origin::Stack);
 
             #[inline(always)]
-            fn meet(&mut self) -> Stage {
-                Stage::from_number($meet(self.0))
+            pub fn serve(skb: *mut __sk_buff) -> i32 {
+                let verdict = proxy_ebpf::serve(&mut Subprograms(skb));
+                $tell(skb);
+                verdict
             }
-            #[inline(always)]
-            fn open(&mut self) -> Stage {
-                Stage::from_number($open(self.0))
-            }
-            #[inline(always)]
-            fn inner(&mut self) -> Stage {
-                Stage::from_number($inner(self.0))
-            }
-            #[inline(always)]
-            fn send(&mut self) -> i32 {
-                $send(self.0)
-            }
-            #[inline(always)]
-            fn stop(&mut self) -> i32 {
-                $stop(self.0)
-            }
-            #[inline(always)]
-            fn untouched(&mut self) -> i32 {
-                trace(self.0, 1, 0);
-                TC_ACT_UNSPEC
-            }
-        }
 
-        #[inline(never)]
-        fn $meet(skb: *mut __sk_buff) -> u32 {
-            let Some(scratch) = $scratch.get_ptr_mut(0) else { return Stage::Untouched as u32 };
-            let context = TcContext::new(skb);
-            let tables = Kernel { context: context.as_ptr() };
-            // SAFETY: this CPU's own element: tc programs of one CPU do not interrupt each other, and no stage keeps it.
-            proxy_ebpf::meet::<$family, _, _>(&Skb { context: &context }, &tables, $origin, unsafe { &mut *scratch }) as u32
-        }
+            struct Subprograms(*mut __sk_buff);
 
-        #[inline(never)]
-        fn $open(skb: *mut __sk_buff) -> u32 {
-            let Some(scratch) = $scratch.get_ptr_mut(0) else { return Stage::Untouched as u32 };
-            let context = TcContext::new(skb);
-            let (tables, device) = (Kernel { context: context.as_ptr() }, IfIndex(ifindex(&context)));
-            // SAFETY: as above.
-            proxy_ebpf::open::<$family, _, _>(&Skb { context: &context }, &tables, device, $origin, unsafe { &mut *scratch })
-                as u32
-        }
+            impl Stages for Subprograms {
+                type Verdict = i32;
 
-        #[inline(never)]
-        fn $inner(skb: *mut __sk_buff) -> u32 {
-            let Some(scratch) = $scratch.get_ptr_mut(0) else { return Stage::Untouched as u32 };
-            // SAFETY: as above.
-            proxy_ebpf::inner::<$family, _>(&Kernel { context: skb.cast() }, unsafe { &mut *scratch }) as u32
-        }
+                #[inline(always)]
+                fn admit(&mut self) -> Stage {
+                    Stage::from_number(admit(self.0))
+                }
+                #[inline(always)]
+                fn meet(&mut self) -> Stage {
+                    Stage::from_number(meet(self.0))
+                }
+                #[inline(always)]
+                fn odd(&mut self) -> Stage {
+                    if AT_POD { Stage::from_number(odd(self.0)) } else { Stage::Untouched }
+                }
+                #[inline(always)]
+                fn open(&mut self) -> Stage {
+                    if OPENS { Stage::from_number(open(self.0)) } else { Stage::Untouched }
+                }
+                #[inline(always)]
+                fn inner(&mut self) -> Stage {
+                    if OPENS { Stage::from_number(inner(self.0)) } else { Stage::Untouched }
+                }
+                #[inline(always)]
+                fn plain(&mut self) -> Stage {
+                    if AT_POD { Stage::from_number(plain(self.0)) } else { Stage::Untouched }
+                }
+                #[inline(always)]
+                fn judge(&mut self) -> Stage {
+                    Stage::from_number(judge(self.0))
+                }
+                #[inline(always)]
+                fn follow(&mut self) -> Stage {
+                    if AT_POD { Stage::from_number(follow(self.0)) } else { Stage::Untouched }
+                }
+                #[inline(always)]
+                fn send(&mut self) -> i32 {
+                    send(self.0)
+                }
+                #[inline(always)]
+                fn stop(&mut self) -> i32 {
+                    stop(self.0)
+                }
+                #[inline(always)]
+                fn untouched(&mut self) -> i32 {
+                    trace(self.0, 1, 0);
+                    TC_ACT_UNSPEC
+                }
+            }
 
-        #[inline(never)]
-        fn $send(skb: *mut __sk_buff) -> i32 {
-            let Some(scratch) = $scratch.get_ptr_mut(0) else { return TC_ACT_UNSPEC };
-            let context = TcContext::new(skb);
-            let tables = Kernel { context: context.as_ptr() };
-            // SAFETY: as above.
-            let result = proxy_ebpf::send::<$family, _, _>(&mut Skb { context: &context }, &tables, unsafe { &*scratch });
-            verdict(&context, result)
-        }
+            /// This CPU's own element: tc programs of one CPU do not interrupt each other, and no stage keeps it.
+            #[inline(always)]
+            fn scratch<'a>() -> Option<&'a mut Scratch<$family>> {
+                // SAFETY: as said.
+                $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+            }
 
-        #[inline(never)]
-        fn $stop(skb: *mut __sk_buff) -> i32 {
-            let Some(scratch) = $scratch.get_ptr_mut(0) else { return TC_ACT_UNSPEC };
-            let context = TcContext::new(skb);
-            let (tables, device) = (Kernel { context: context.as_ptr() }, IfIndex(ifindex(&context)));
-            // SAFETY: as above.
-            let result = proxy_ebpf::stop::<$family, _, _>(&mut Skb { context: &context }, &tables, device, unsafe { &*scratch });
-            verdict(&context, result)
+            /// A stage by what it needs.
+            macro_rules! stage {
+                ($name:ident, |$packet:ident, $tables:ident, $device:ident, $its:ident| $run:expr) => {
+                    #[inline(never)]
+                    fn $name(skb: *mut __sk_buff) -> u32 {
+                        let Some($its) = scratch() else { return Stage::Untouched as u32 };
+                        let context = TcContext::new(skb);
+                        let ($tables, $device) = (&Kernel { context: context.as_ptr() }, IfIndex(ifindex(&context)));
+                        let $packet = &Skb { context: &context };
+                        let stage: Stage = $run;
+                        stage as u32
+                    }
+                };
+            }
+
+            stage!(admit, |packet, tables, device, scratch| policy::admit(packet, tables, device, ORIGIN, scratch));
+            stage!(meet, |packet, tables, _device, scratch| proxy_ebpf::meet(packet, tables, ORIGIN, scratch));
+            stage!(odd, |packet, tables, _device, scratch| policy::odd(packet, tables, ORIGIN, scratch));
+            stage!(open, |packet, tables, device, scratch| proxy_ebpf::open(packet, tables, device, ORIGIN, scratch));
+            stage!(inner, |_packet, tables, _device, scratch| proxy_ebpf::inner(tables, scratch));
+            stage!(plain, |_packet, tables, _device, scratch| policy::plain(tables, ORIGIN, scratch));
+            stage!(judge, |_packet, tables, _device, scratch| policy::judge(tables, ORIGIN, scratch));
+            stage!(follow, |_packet, tables, _device, scratch| policy::follow(tables, scratch));
+
+            #[inline(never)]
+            fn send(skb: *mut __sk_buff) -> i32 {
+                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
+                let context = TcContext::new(skb);
+                let tables = Kernel { context: context.as_ptr() };
+                let result = proxy_ebpf::send(&mut Skb { context: &context }, &tables, ORIGIN, scratch);
+                verdict(&context, result)
+            }
+
+            #[inline(never)]
+            fn stop(skb: *mut __sk_buff) -> i32 {
+                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
+                let context = TcContext::new(skb);
+                let (tables, device) = (Kernel { context: context.as_ptr() }, IfIndex(ifindex(&context)));
+                let result = proxy_ebpf::stop(&mut Skb { context: &context }, &tables, device, ORIGIN, scratch);
+                verdict(&context, result)
+            }
         }
     };
 }
 
-serving!(from_device4, V4, Origin::Outside, SCRATCH4, tell4, FromDevice4: from_device_meet4, from_device_open4, from_device_inner4, from_device_send4, from_device_stop4);
-serving!(from_device6, V6, Origin::Outside, SCRATCH6, tell6, FromDevice6: from_device_meet6, from_device_open6, from_device_inner6, from_device_send6, from_device_stop6);
-serving!(from_pod4, V4, Origin::Pod, SCRATCH4, tell4, FromPod4: from_pod_meet4, from_pod_open4, from_pod_inner4, from_pod_send4, from_pod_stop4);
-serving!(from_pod6, V6, Origin::Pod, SCRATCH6, tell6, FromPod6: from_pod_meet6, from_pod_open6, from_pod_inner6, from_pod_send6, from_pod_stop6);
+serving!(from_device4, V4, Origin::Outside, SCRATCH4, tell4);
+serving!(from_device6, V6, Origin::Outside, SCRATCH6, tell6);
+serving!(from_pod4, V4, Origin::Pod, SCRATCH4, tell4);
+serving!(from_pod6, V6, Origin::Pod, SCRATCH6, tell6);
+serving!(to_pod4, V4, Origin::Stack, SCRATCH4, tell4);
+serving!(to_pod6, V6, Origin::Stack, SCRATCH6, tell6);
 
 /// The hooks that only restore what went through the stack, for one family.
 macro_rules! restoring {
@@ -626,8 +809,6 @@ macro_rules! restoring {
     };
 }
 
-restoring!(to_pod4, proxy_ebpf::to_pod::<V4, _, _>);
-restoring!(to_pod6, proxy_ebpf::to_pod::<V6, _, _>);
 restoring!(to_device4, proxy_ebpf::to_device::<V4, _, _>);
 restoring!(to_device6, proxy_ebpf::to_device::<V6, _, _>);
 
@@ -677,15 +858,15 @@ tell!(tell6, told6, NOTED6, [u8; 16]);
 
 hook!(
     /// tc ingress of node devices and tunnels.
-    from_device: from_device4, from_device6
+    from_device: from_device4::serve, from_device6::serve
 );
 hook!(
     /// tc ingress of the host side of a pod's veth.
-    from_pod: from_pod4, from_pod6
+    from_pod: from_pod4::serve, from_pod6::serve
 );
 hook!(
     /// tc egress of the host side of a pod's veth.
-    to_pod: to_pod4, to_pod6
+    to_pod: to_pod4::serve, to_pod6::serve
 );
 hook!(
     /// tc egress of node devices and tunnels.
@@ -745,8 +926,19 @@ fn verdict(context: &TcContext, result: Result<Action, Reason>) -> i32 {
         }
         Ok(Action::Transmit(device)) => {
             trace(skb, 5, device.0);
-            // SAFETY: no pointer.
-            unsafe { bpf_redirect(device.0, 0) as i32 }
+            // SAFETY: the context of this program, and no pointer. A packet that leaves the namespace loses its mark.
+            unsafe {
+                (*skb).mark = ANSWER_MARK;
+                bpf_redirect(device.0, 0) as i32
+            }
+        }
+        Ok(Action::Return(device)) => {
+            trace(skb, 7, device.0);
+            // SAFETY: as above.
+            unsafe {
+                (*skb).mark = ANSWER_MARK;
+                bpf_redirect(device.0, BPF_F_INGRESS.into()) as i32
+            }
         }
         Err(reason) => {
             trace(skb, 6, reason as u32);
@@ -808,7 +1000,7 @@ where
         Ok(Action::Transmit(out)) if out == device => xdp_action::XDP_TX,
         // SAFETY: no pointer.
         Ok(Action::Transmit(out)) => unsafe { bpf_redirect(out.0, 0) as u32 },
-        Ok(Action::Untouched | Action::Stack | Action::Pod(_) | Action::Neighbour(_)) => xdp_action::XDP_PASS,
+        Ok(Action::Untouched | Action::Stack | Action::Pod(_) | Action::Neighbour(_) | Action::Return(_)) => xdp_action::XDP_PASS,
         Err(reason) => {
             count(reason.index());
             xdp_action::XDP_DROP

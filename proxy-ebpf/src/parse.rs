@@ -8,6 +8,9 @@ use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
 
 use crate::{Packet, Tables};
 
+pub mod others;
+use others::{Icmp, Walked};
+
 /// Bytes of the link-layer header: Ethernet without tags.
 pub const LINK: u32 = EthHdr::LEN as u32;
 
@@ -19,6 +22,8 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 /// ACK.
 const ACK: u8 = 16;
+/// In [`Headers::flags`] of what is not TCP: it answers, and so opens no flow.
+pub(crate) const ANSWER: u8 = 1;
 
 /// A family's header, read: what both have in common.
 #[derive(Clone, Copy)]
@@ -43,6 +48,16 @@ pub struct Network<F: Family> {
 
 /// What only parsing and rewriting know of a family.
 pub trait Ip: Family {
+    /// The number of the family's ICMP.
+    const ICMP: Protocol;
+    /// Reads the header at `offset`, and what follows it until the transport header; `Err` if the frame ends in it.
+    fn walk<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason>;
+    /// What a message of the family's ICMP is, by its type and its time to live.
+    fn icmp(kind: u8, ttl: u8) -> Icmp;
+    /// Whether an address is of one link only, or none at all: not a pod's own, but what it may send with (P33).
+    fn is_link_local(addr: Self::Addr) -> bool;
+    /// The bytes of an address, for the directory of classes.
+    fn octets(addr: Self::Addr) -> [u8; 4];
     /// Reads the header behind the link-layer header; `Err` if the frame ends in it, `None` if it is none of this family.
     fn read<P: Packet>(packet: &P) -> Result<Option<Network<Self>>, Reason>;
     /// Writes addresses and time to live; the header checksum follows.
@@ -73,25 +88,28 @@ pub struct Headers<F: Family> {
 }
 
 impl<F: Ip> Headers<F> {
-    /// Whether the packet may open a flow: any UDP packet, and a TCP SYN without ACK (V16).
+    /// Whether the packet may open a flow: a TCP SYN without ACK (V16), and anything else that is no answer.
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        self.key.protocol == Protocol::UDP || self.flags & (SYN | ACK | RST | FIN) == SYN
+        match self.key.protocol {
+            Protocol::TCP => self.flags & (SYN | ACK | RST | FIN) == SYN,
+            _ => self.flags & ANSWER == 0,
+        }
     }
     /// A TCP SYN with ACK: the answer to one that opened a connection.
     #[inline(always)]
     pub fn accepts(&self) -> bool {
-        self.flags & (SYN | ACK) == SYN | ACK
+        self.key.protocol == Protocol::TCP && self.flags & (SYN | ACK) == SYN | ACK
     }
     /// A TCP FIN.
     #[inline(always)]
     pub fn fin(&self) -> bool {
-        self.flags & FIN != 0
+        self.key.protocol == Protocol::TCP && self.flags & FIN != 0
     }
     /// A TCP RST.
     #[inline(always)]
     pub fn reset(&self) -> bool {
-        self.flags & RST != 0
+        self.key.protocol == Protocol::TCP && self.flags & RST != 0
     }
     /// Bytes without the link-layer header of the largest packet that this one is cut into.
     #[inline(always)]

@@ -2,8 +2,9 @@
 
 use proxy_common::event::{Answer, Counter, Reason};
 use proxy_common::flow::{Flow, Way};
-use proxy_common::net::{Addr4, Addr6, Address, Device, IfIndex, Protocol, V4, V6, checksum_update, sum_add, sum_diff, sum_fold};
+use proxy_common::net::{Addr4, Addr6, Address, Device, Protocol, V4, V6, checksum_update, sum_add, sum_diff, sum_fold};
 
+use crate::parse::others::{Icmp, Walked, icmp4, icmp6, walk4, walk6};
 use crate::parse::{Headers, Ip, LINK, Network, read4, read6};
 use crate::{Action, Change, Packet, Scratch, Tables};
 
@@ -50,9 +51,9 @@ pub fn link<P: Packet>(packet: &mut P, addresses: &[u8; 12]) -> Result<(), Reaso
 pub fn answer<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
-    device: IfIndex,
     scratch: &Scratch<F>,
     answer: Answer,
+    back: Action,
 ) -> Result<Action, Reason> {
     let headers = &scratch.headers;
     if !F::is_host(headers.key.src) {
@@ -64,7 +65,7 @@ pub fn answer<F: Ip, P: Packet, T: Tables<F>>(
     F::answer(packet, headers, answer, scratch.mtu).and_then(|()| turn_back(packet)).ok_or(Reason::RewriteFailed)?;
     tables.count_answered(scratch.reason);
     tables.count(Counter::Rejected);
-    Ok(Action::Transmit(device))
+    Ok(back)
 }
 
 /// Swaps the link-layer addresses.
@@ -118,6 +119,29 @@ fn cut<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, checksum: u32, le
 }
 
 impl Ip for V4 {
+    const ICMP: Protocol = Protocol::ICMP;
+
+    #[inline(always)]
+    fn walk<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason> {
+        walk4(packet, offset)
+    }
+
+    #[inline(always)]
+    fn icmp(kind: u8, _ttl: u8) -> Icmp {
+        icmp4(kind)
+    }
+
+    /// 0.0.0.0, with which DHCP asks.
+    #[inline(always)]
+    fn is_link_local(addr: Addr4) -> bool {
+        addr == Addr4::ZERO
+    }
+
+    #[inline(always)]
+    fn octets(addr: Addr4) -> [u8; 4] {
+        addr.bytes()
+    }
+
     #[inline(always)]
     fn read<P: Packet>(packet: &P) -> Result<Option<Network<Self>>, Reason> {
         read4(packet)
@@ -141,6 +165,7 @@ impl Ip for V4 {
         let quoted = headers.transport - LINK + quote.len;
         let ([kind, code], rest) = match answer {
             Answer::PortUnreachable => ([3, 3], 0),
+            Answer::Prohibited => ([3, 13], 0),
             Answer::TimeExceeded => ([11, 0], 0),
             Answer::TooBig => ([3, 4], mtu.min(0xffff).to_be()),
         };
@@ -177,6 +202,31 @@ impl Ip for V4 {
 }
 
 impl Ip for V6 {
+    const ICMP: Protocol = Protocol::ICMP6;
+
+    #[inline(always)]
+    fn walk<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason> {
+        walk6(packet, offset)
+    }
+
+    #[inline(always)]
+    fn icmp(kind: u8, ttl: u8) -> Icmp {
+        icmp6(kind, ttl)
+    }
+
+    /// `::`, and fe80::/10.
+    #[inline(always)]
+    fn is_link_local(addr: Addr6) -> bool {
+        let [first, ..] = addr.words();
+        addr == Addr6::ZERO || u32::from_be(first) & 0xffc0_0000 == 0xfe80_0000
+    }
+
+    /// Its classes are not in a directory.
+    #[inline(always)]
+    fn octets(_addr: Addr6) -> [u8; 4] {
+        [0; 4]
+    }
+
     #[inline(always)]
     fn read<P: Packet>(packet: &P) -> Result<Option<Network<Self>>, Reason> {
         read6(packet)
@@ -194,6 +244,7 @@ impl Ip for V6 {
     fn answer<P: Packet>(packet: &mut P, headers: &Headers<Self>, answer: Answer, mtu: u32) -> Option<()> {
         let ([kind, code], rest) = match answer {
             Answer::PortUnreachable => ([1, 4], 0),
+            Answer::Prohibited => ([1, 1], 0),
             Answer::TimeExceeded => ([3, 0], 0),
             Answer::TooBig => ([2, 0], mtu.to_be()),
         };

@@ -1,8 +1,9 @@
 //! What the library asks of its surroundings: the bytes of a packet, and the tables. In the kernel `main.rs` answers, on the host `fake`.
 
 use proxy_common::event::{Counter, Reason};
-use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind};
+use proxy_common::flow::{Flow, FlowKey, FragmentKey};
+use proxy_common::net::{AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, Veth};
+use proxy_common::policy::{PodRows, PortSet, VerdictKey, Word};
 use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
 
 /// The bytes of one packet, from its link-layer header on.
@@ -22,6 +23,10 @@ pub trait Packet {
     fn insert(&mut self, room: u32) -> Option<()>;
     /// Bytes of payload of each of the packets that this one will be cut into (GSO); 0 if it goes as it is.
     fn segment(&self) -> u32;
+    /// Whether it came in by a device; else this host has made it.
+    fn was_received(&self) -> bool;
+    /// Whether it is an answer that we have made of another packet, on its way back.
+    fn is_answer_of_ours(&self) -> bool;
 }
 
 /// What a checksum has to be corrected for.
@@ -105,6 +110,8 @@ pub struct Route {
 pub trait Tables<F: Family> {
     /// The entry of a flow: the established one, else the half-open one.
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Table, Flow<F::Addr>)>;
+    /// The same, with the entry left in `into`: the stack has no room for another.
+    fn find_flow(&self, key: &FlowKey<F::Addr>, into: &mut Flow<F::Addr>) -> Option<Table>;
     /// Bits of `State` of an established flow's entry.
     fn state(&self, key: &FlowKey<F::Addr>) -> Option<u8>;
     /// The table that has the entry of `mate`, if that is the other direction of `key`; while a flow is promoted the two are apart.
@@ -153,6 +160,28 @@ pub trait Tables<F: Family> {
     fn count(&self, counter: Counter);
     /// Counts a packet that was answered instead of sent on; those that are dropped the hook counts.
     fn count_answered(&self, reason: Reason);
+    /// The policy of the pod of a slot.
+    fn rows(&self, slot: u32) -> PodRows;
+    /// The pod behind a device, if that is known.
+    fn veth(&self, device: IfIndex) -> Option<Veth>;
+    /// A word of the directory of classes.
+    fn word(&self, node: u32, byte: u8) -> Word;
+    /// The class of just this address.
+    fn exact_class(&self, addr: &F::Addr) -> Option<u32>;
+    /// The class of the longest prefix that has an address.
+    fn prefix_class(&self, addr: &F::Addr) -> u32;
+    /// The number of the ports that a row allows towards a class, the row being named by its first chunk.
+    fn verdict(&self, chunk: u32, class: u32) -> u32;
+    /// The same of a row that has no chunks.
+    fn hashed_verdict(&self, key: &VerdictKey) -> u32;
+    /// A set of ports.
+    fn ports(&self, set: u32) -> Option<&PortSet>;
+    /// The ports of a datagram whose first fragment was seen.
+    fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<u32>;
+    /// Remembers the ports of a datagram by its first fragment.
+    fn note_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32);
+    /// A connection was denied: told once in a while for each client, server and port.
+    fn denied(&self, key: &FlowKey<F::Addr>, reason: Reason);
     /// For the log: a flow was opened by a packet of `key`.
     fn opened(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>);
     /// For the log: a packet of `key` is not sent on.

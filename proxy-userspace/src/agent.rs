@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use proxy_common::net::IfIndex;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -31,6 +31,8 @@ use crate::shadow;
 use crate::source;
 use crate::sync::{Audience, Inputs, Outputs, Reports, Sync};
 
+/// Denials that may wait to be told.
+const DENIALS: usize = 1024;
 /// Pause before an address that could not be listened on is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
@@ -57,7 +59,8 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let mut tasks = JoinSet::new();
     let law = Law { timeouts: service.timeouts, hz: service.hz, serving: None };
     let clock = Clock::from_pins(&StateDir::at(&state_dir))?;
-    let sweep = flows::run(plane.open_maps()?, clock, law, serving, metrics.clone());
+    let (tell_left, left) = mpsc::unbounded_channel();
+    let sweep = flows::run(plane.open_maps()?, clock, law, serving, left, metrics.clone());
     tasks.spawn(async {
         sweep.await;
         Ok(())
@@ -73,12 +76,16 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     if let Some(log) = plane.take_log() {
         tasks.spawn(log.run());
     }
+    let (tell_denied, denied) = mpsc::channel(DENIALS);
+    if let Some(denials) = plane.take_denials() {
+        tasks.spawn(denials.run(tell_denied));
+    }
     let (reports, Audience { checks, node_ports }) = Reports::new(events.clone(), metrics.clone(), Timestamp::now());
     tasks.spawn(serve_services(checks, vitals, events.clone()));
     tasks.spawn(shadow::run(node_ports, events));
-    let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, reports, metrics };
+    let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, left: tell_left, vitals: tell_vitals, reports, metrics };
     let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);
-    tasks.spawn(sync.run(Inputs { updates, found }));
+    tasks.spawn(sync.run(Inputs { updates, found, denied }));
     tokio::select! {
         ended = until_told(&mut tasks) => ended,
         status = status => status.map(|text| print!("{text}")),

@@ -9,7 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::dataplane::CgroupChoice;
-use crate::model::{HostFirewall, NodePortAddresses, PortRange, Refusal, Timeouts};
+use crate::explain::{End, Target};
+use crate::model::{HostFirewall, NodePortAddresses, PodStart, PortRange, Refusal, Timeouts};
 
 /// Kubernetes Services in eBPF: one agent per node in place of kube-proxy.
 #[derive(Debug, Parser)]
@@ -38,6 +39,8 @@ pub enum Command {
     Unload(StateDir),
     /// Look for the usual mistakes in Services and on this host, and say what to do about them.
     Doctor(DoctorArgs),
+    /// Say which NetworkPolicies judge a connection, which rule allows it or why none does.
+    Explain(ExplainArgs),
 }
 
 /// Where the objects come from.
@@ -99,6 +102,12 @@ pub struct AgentArgs {
     /// What is done about rules of this host's firewall for forwarded packets.
     #[arg(long, env = "PORTWAY_HOST_FIREWALL", value_enum, default_value = "bypass")]
     pub host_firewall: HostFirewall,
+    /// What a pod's packets get whose policy is not known yet, once there is any NetworkPolicy.
+    #[arg(long, env = "PORTWAY_POD_START", value_enum, default_value = "deny")]
+    pub pod_start: PodStart,
+    /// What clients get whom a NetworkPolicy denies.
+    #[arg(long, env = "PORTWAY_POLICY_DENY", value_enum, default_value = "drop")]
+    pub policy_deny: Refusal,
     /// How XDP is attached.
     #[arg(long, env = "PORTWAY_XDP", value_enum, default_value = "auto")]
     pub xdp: Xdp,
@@ -176,6 +185,23 @@ pub struct DoctorArgs {
     /// Where eBPF objects of other data planes would be pinned.
     #[arg(long, env = "PORTWAY_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
+    /// How it is printed.
+    #[arg(long, short, value_enum, default_value = "text")]
+    pub output: Output,
+}
+
+/// `portway explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub source: SourceArgs,
+    /// Who connects: NAMESPACE/POD, or an address.
+    #[arg(value_name = "FROM")]
+    pub from: End,
+    /// To whom: NAMESPACE/POD, an address or svc/NAMESPACE/SERVICE, then `:PORT` (number or name) and, if not TCP, `/udp` or `/sctp`.
+    #[arg(value_name = "TO:PORT[/PROTOCOL]")]
+    pub to: Target,
     /// How it is printed.
     #[arg(long, short, value_enum, default_value = "text")]
     pub output: Output,

@@ -6,6 +6,7 @@ mod endpoints;
 mod health;
 mod local;
 mod pods;
+mod policies;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -18,13 +19,14 @@ use ipnet::IpNet;
 use proxy_common::service::Config;
 
 use crate::contents::{Contents, Frontend};
-use crate::model::{ObjectName, Snapshot, TranslatedWay};
+use crate::model::{ObjectName, PodStart, Refusal, Snapshot, TranslatedWay};
 
 pub use addresses::node_port_addresses;
 pub use compiler::Compiler;
 pub use endpoints::{known_endpoints, serving_endpoints};
 pub use health::{HealthCheck, HealthChecks, PortConflict, health_checks, local_ready_endpoints};
 pub use local::{NoLocalEndpoints, no_local_endpoints};
+pub use policies::{PolicyCompiler, PolicyDelta};
 pub use services::service_port_name;
 pub use touched::Touched;
 
@@ -50,8 +52,19 @@ fn config(snapshot: &Snapshot) -> Config {
         opening_timeout: settings.timeouts.opening,
         udp_timeout: settings.timeouts.udp,
         least_mtu: links.devices.values().map(|device| device.mtu).min().unwrap_or(0),
-        flags: if settings.translated_way() == TranslatedWay::Stack { Config::THROUGH_STACK } else { 0 },
+        flags: flags(snapshot),
     }
+}
+
+fn flags(snapshot: &Snapshot) -> u32 {
+    let policies = !snapshot.state.policies.is_empty();
+    let flags = [
+        (Config::THROUGH_STACK, snapshot.settings.translated_way() == TranslatedWay::Stack),
+        (Config::POLICY, policies),
+        (Config::DENY_UNKNOWN, policies && snapshot.settings.pod_start == PodStart::Deny),
+        (Config::REJECT_DENIED, snapshot.settings.policy_deny == Refusal::Reject),
+    ];
+    flags.into_iter().filter(|(_, set)| *set).fold(0, |flags, (flag, _)| flags | flag)
 }
 
 /// Where addresses that no Service has are dropped: the ServiceCIDR objects', and the operator's.

@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol, RangeKind};
+use proxy_common::net::{AddressFlags, Device, IfIndex, Protocol, RangeKind};
 use proxy_common::service::{Config, ServiceFlags};
 
 pub use delta::{Delta, set, unlike};
@@ -28,8 +28,8 @@ pub struct Contents {
     pub ranges: BTreeMap<IpNet, RangeKind>,
     /// What addresses are to this node.
     pub addresses: BTreeMap<IpAddr, AddressFlags>,
-    /// Pods of this node by address.
-    pub pods: BTreeMap<IpAddr, LocalPod>,
+    /// Pods of this node by address, with the host side of their veth; [`IfIndex::NONE`] while that is not found.
+    pub pods: BTreeMap<IpAddr, IfIndex>,
     /// Devices that packets come in and go out by.
     pub devices: BTreeMap<IfIndex, Device>,
     /// The packet path's settings.

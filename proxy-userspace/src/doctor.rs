@@ -3,27 +3,24 @@
 mod beside;
 mod labels;
 mod node_ports;
+mod policies;
 mod services;
 
 use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::args::{DoctorArgs, Output};
 use crate::compile::compile_reporting;
 use crate::foreign;
 use crate::listeners::listeners;
-use crate::model::{Connection, Kind, ObjectRef, Snapshot, State};
+use crate::model::{Kind, ObjectRef, Snapshot, State};
 use crate::source;
 
 pub use crate::listeners::Listener;
-
-/// How long the source may take to list everything.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -64,30 +61,12 @@ pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let DoctorArgs { source, bpffs, output } = args;
     let mut snapshot = Snapshot::default();
     snapshot.settings.node_name = source.node_name()?.into();
-    snapshot.state = state(source).await?;
+    snapshot.state = source::list(source.settings()?).await?;
     let listeners = listeners().context("read the host's sockets")?;
     let mut findings = examine(&snapshot, &listeners);
     findings.extend(beside::findings(&foreign::find(&bpffs), &snapshot.settings.node_name));
     print(&findings, &snapshot.state, output).context("print")?;
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The objects, once all are listed.
-async fn state(source: crate::args::SourceArgs) -> Result<State> {
-    let mut updates = source::spawn(source.settings()?).await?;
-    let mut state = State::default();
-    let listed = async {
-        while !state.synced {
-            let Some(update) = updates.recv().await else { bail!("the source of objects has ended") };
-            _ = state.apply(update);
-            if let Connection::Down(error) = &state.connection {
-                bail!("reach the API server: {error}");
-            }
-        }
-        Ok(())
-    };
-    tokio::time::timeout(PATIENCE, listed).await.context("list all objects: no answer in time")??;
-    Ok(state)
 }
 
 /// Everything that is wrong, in the order of objects; pure.
@@ -97,6 +76,7 @@ pub fn examine(snapshot: &Snapshot, listeners: &[Listener]) -> Vec<Finding> {
     findings.extend(node_ports::claimed_twice(&conflicts));
     findings.extend(node_ports::taken_by_host(&snapshot.state, listeners));
     findings.extend(services::examine(&snapshot.state));
+    findings.extend(policies::examine(&snapshot.state));
     findings.sort();
     findings
 }
@@ -107,8 +87,12 @@ fn unusable(state: &State) -> Vec<Finding> {
         Kind::Manifest => "correct the file; until then its last good content counts",
         _ => "correct the field; until then this object is left out, and nothing else",
     };
-    let all = state.invalid.values();
-    all.map(|i| Finding::new("unusable-object", &i.object, &i.field, &i.why, advice(i.object.kind))).collect()
+    let whole = state.invalid.values();
+    let whole = whole.map(|i| Finding::new("unusable-object", &i.object, &i.field, &i.why, advice(i.object.kind)));
+    let parts = state.flaws.values().flatten();
+    let parts =
+        parts.map(|i| Finding::new("unusable-field", &i.object, &i.field, &i.why, "correct the field; the rest is in force"));
+    whole.chain(parts).collect()
 }
 
 fn print(findings: &[Finding], state: &State, output: Output) -> Result<()> {
@@ -119,7 +103,13 @@ fn print(findings: &[Finding], state: &State, output: Output) -> Result<()> {
             for finding in findings {
                 writeln!(out, "{finding}\n")?;
             }
-            let looked_at = format!("{} Services, {} pods, {} nodes", state.services.len(), state.pods.len(), state.nodes.len());
+            let looked_at = format!(
+                "{} Services, {} NetworkPolicies, {} pods, {} nodes",
+                state.services.len(),
+                state.policies.len(),
+                state.pods.len(),
+                state.nodes.len()
+            );
             match findings.len() {
                 0 => writeln!(out, "No mistake found in {looked_at}.")?,
                 1 => writeln!(out, "1 finding in {looked_at}.")?,

@@ -4,7 +4,7 @@
 //! other direction, before both go.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use proxy_common::event::Counter;
 use proxy_common::flow::{Flow, FlowKey, Role, State, TABLE_ENTRIES};
 use proxy_common::net::{Address, Protocol};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 use crate::dataplane::{Clock, FlowTable, Maps, Walk};
@@ -132,7 +132,7 @@ impl Law {
         }
         let idle = u64::from(age) >= u64::from(self.seconds(protocol, flow.state)) * u64::from(self.hz);
         idle.then_some(match flow.state {
-            state if protocol != Protocol::UDP && State::closed(state) => Ended::Closed,
+            state if protocol == Protocol::TCP && State::closed(state) => Ended::Closed,
             state if state & State::REPLIED == 0 => Ended::Unanswered,
             _ => Ended::Idle,
         })
@@ -141,9 +141,10 @@ impl Law {
     /// How long a flow lives after its last packet (V18).
     fn seconds(&self, protocol: Protocol, state: u8) -> u32 {
         match protocol {
-            protocol if protocol != Protocol::UDP && State::closed(state) => self.timeouts.tcp_closed,
+            protocol if protocol == Protocol::TCP && State::closed(state) => self.timeouts.tcp_closed,
             _ if state & State::REPLIED == 0 => self.timeouts.opening,
-            Protocol::UDP => self.timeouts.udp,
+            // Connections are TCP's; of all else one knows only when it was last heard of.
+            Protocol(number) if number != Protocol::TCP.0 => self.timeouts.udp,
             _ if state & State::FIN_BOTH != 0 => self.timeouts.tcp_close_wait,
             _ => self.timeouts.tcp,
         }
@@ -167,6 +168,7 @@ pub async fn run(
     clock: Clock,
     mut law: Law,
     mut serving: watch::Receiver<Option<Arc<Serving>>>,
+    mut left: mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
     metrics: Arc<Metrics>,
 ) {
     let (mut swept, mut first) = (Swept::default(), None);
@@ -191,9 +193,40 @@ pub async fn run(
                 Ok(()) => looks = LOOKS,
                 Err(_) => return,
             },
+            Some(addresses) = left.recv() => match end_those_of(&mut maps, &addresses) {
+                Ok(ended) => debug!(?addresses, ended, "flows of addresses that pods have left"),
+                Err(error) => warn!(error = format!("{error:#}"), "flows of addresses that pods have left may go on"),
+            },
             () = tokio::time::sleep(PAUSE) => {}
         }
     }
+}
+
+/// P22: ends every flow with one of these addresses at an end, so that who gets the address next begins without any. Gives the number of entries.
+pub fn end_those_of(maps: &mut Maps, addresses: &BTreeSet<IpAddr>) -> Result<usize> {
+    let Maps { v4, v6, .. } = maps;
+    let mut ended = 0;
+    if addresses.iter().any(IpAddr::is_ipv4) {
+        ended += end_in(&mut v4.flows, addresses)? + end_in(&mut v4.opening, addresses)?;
+    }
+    if addresses.iter().any(IpAddr::is_ipv6) {
+        ended += end_in(&mut v6.flows, addresses)? + end_in(&mut v6.opening, addresses)?;
+    }
+    Ok(ended)
+}
+
+fn end_in<A: Address>(table: &mut impl FlowTable<A>, addresses: &BTreeSet<IpAddr>) -> Result<usize> {
+    let (mut walk, mut ended) = (Walk::default(), 0);
+    while let Some(flows) = table.next(&mut walk)? {
+        for (key, flow) in flows {
+            let ends = [key.src, key.dst, flow.src, flow.dst];
+            if ends.iter().any(|end| addresses.contains(&end.ip())) {
+                table.delete(&key)?;
+                ended += 1;
+            }
+        }
+    }
+    Ok(ended)
 }
 
 /// Walks all flow tables once; `before` is what the last time gave.

@@ -10,6 +10,7 @@ pub mod contents;
 pub mod dataplane;
 pub mod doctor;
 pub mod events;
+pub mod explain;
 pub mod flows;
 pub mod foreign;
 pub mod health;

@@ -5,15 +5,16 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use portway::args::{Cli, Command, DoctorArgs};
+use portway::args::{Cli, Command};
 use portway::dataplane::unload;
-use portway::{agent, cli, doctor};
+use portway::{agent, cli, doctor, explain};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let Cli { log, command } = Cli::parse();
-    // What the source would warn of is among the doctor's findings.
-    let log = if matches!(command, Command::Doctor(_)) { format!("{log},portway::source=error") } else { log };
+    // What the source would warn of is among what these say.
+    let log =
+        if matches!(command, Command::Doctor(_) | Command::Explain(_)) { format!("{log},portway::source=error") } else { log };
     match start_log(&log).and_then(|()| run(command)) {
         Ok(code) => code,
         Err(error) => {
@@ -44,15 +45,16 @@ fn run(command: Command) -> Result<ExitCode> {
             let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
             runtime.block_on(unload(&pins.state_dir))?;
         }
-        Command::Doctor(args) => return doctor(args),
+        Command::Doctor(args) => return verdict(doctor::run(args)),
+        Command::Explain(args) => return verdict(explain::run(args)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// 0 if nothing is wrong, 1 if something is, 2 if that could not be found out.
-fn doctor(args: DoctorArgs) -> Result<ExitCode> {
+/// What a command says of what it was asked to judge (0 or 1), or 2 if that could not be found out.
+fn verdict(judged: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    runtime.block_on(doctor::run(args)).or_else(|error| {
+    runtime.block_on(judged).or_else(|error| {
         eprintln!("Error: {error:#}");
         Ok(ExitCode::from(2))
     })

@@ -56,6 +56,10 @@ pub struct Settings {
     pub local_refusal: LocalRefusal,
     /// What the operator wants of firewalls for forwarded packets.
     pub host_firewall: HostFirewall,
+    /// What a pod gets whose policy is not known yet (P31).
+    pub pod_start: PodStart,
+    /// What clients get whom a NetworkPolicy denies.
+    pub policy_deny: Refusal,
     /// Whether this host had one when the agent started.
     pub forward_firewall: ForwardFirewall,
     /// How long flows live.
@@ -76,6 +80,8 @@ impl Default for Settings {
             masquerade_ports: PortRange { first: 1024, last: 29999 },
             local_refusal: LocalRefusal::default(),
             host_firewall: HostFirewall::default(),
+            pod_start: PodStart::default(),
+            policy_deny: Refusal::Drop,
             forward_firewall: ForwardFirewall::default(),
             timeouts: Timeouts::default(),
             secret: 0,
@@ -102,6 +108,16 @@ pub enum HostFirewall {
     Bypass,
     /// Where there is one, translated packets take the stack's way through it.
     Respect,
+}
+
+/// What becomes of packets at a pod's device whose pod is not known yet, once there is any NetworkPolicy (P31).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodStart {
+    /// They are dropped, but for what its own node sends it.
+    #[default]
+    Deny,
+    /// They pass.
+    Allow,
 }
 
 /// Whether this host has rules that refuse forwarded packets.
@@ -236,6 +252,8 @@ pub struct State {
     pub workloads: BTreeMap<WorkloadName, Workload>,
     /// Objects that cannot be used, and why.
     pub invalid: BTreeMap<ObjectRef, Invalid>,
+    /// What is wrong with parts of objects that are otherwise in force.
+    pub flaws: BTreeMap<ObjectRef, Vec<Invalid>>,
     /// Everything was listed once: before that nothing is compiled (V1).
     pub synced: bool,
     /// Whether the source answers; what is known stays in force meanwhile.
@@ -259,6 +277,8 @@ pub enum Connection {
 pub enum Update {
     /// The object is new or has changed.
     Apply(Object),
+    /// The same, but parts of it cannot be used: they count as absent, or match nothing. At least one is named.
+    Flawed(Object, Vec<Invalid>),
     /// The object is gone, or is none of ours any more.
     Delete(ObjectRef),
     /// The object is there but cannot be used: it counts as gone.
@@ -269,15 +289,32 @@ pub enum Update {
     Connection(Connection),
 }
 
+impl Update {
+    /// The object that it is about.
+    pub fn object(&self) -> Option<ObjectRef> {
+        match self {
+            Self::Apply(object) | Self::Flawed(object, _) => Some(object.reference()),
+            Self::Delete(object) => Some(object.clone()),
+            Self::Invalid(invalid) => Some(invalid.object.clone()),
+            Self::Synced | Self::Connection(_) => None,
+        }
+    }
+}
+
 impl State {
     /// Takes one piece of news into account; says whether what `compile` sees may have changed.
     pub fn apply(&mut self, update: Update) -> Changed {
+        if let Some(object) = update.object() {
+            self.invalid.remove(&object);
+            self.flaws.remove(&object);
+        }
         match update {
             Update::Apply(object) => self.put(object),
-            Update::Delete(name) => {
-                self.invalid.remove(&name);
-                self.remove(&name)
+            Update::Flawed(object, flaws) => {
+                self.flaws.insert(object.reference(), flaws);
+                self.put(object)
             }
+            Update::Delete(name) => self.remove(&name),
             Update::Invalid(invalid) => {
                 let changed = self.remove(&invalid.object);
                 self.invalid.insert(invalid.object.clone(), invalid);
@@ -292,7 +329,6 @@ impl State {
     }
 
     fn put(&mut self, object: Object) -> Changed {
-        self.invalid.remove(&object.reference());
         match object {
             Object::Service(name, o) => put(&mut self.services, name, o),
             Object::EndpointSlice(name, o) => put(&mut self.slices, name, o),

@@ -50,7 +50,10 @@ impl Sockets {
         if std::mem::replace(&mut self.refused, true) {
             info!(why, "connected UDP sockets whose backend is gone stay as they are");
         } else {
-            warn!(why, "this kernel does not end connected UDP sockets whose backend is gone (CONFIG_INET_DIAG_DESTROY); they stay as they are");
+            warn!(
+                why,
+                "this kernel does not end connected UDP sockets whose backend is gone (CONFIG_INET_DIAG_DESTROY); they stay as they are"
+            );
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Nothing is written before the first lists and the first look at the host's network are there (V1). There is no minimum period:
 //! news that wait are taken together, and what they come to is applied at once.
 
+mod denied;
+mod policies;
 mod reports;
 mod triggers;
 
@@ -19,13 +21,14 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::compile::{Compiler, Touched};
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, Denied};
 use crate::flows::Serving;
 use crate::health::{NodeVitals, Vitals};
 use crate::links::{Found, Wanted};
 use crate::metrics::{Metrics, Pass};
 use crate::model::{Changed, Kind, Node, Object, ObjectName, Snapshot, State, Update};
 use crate::place::{Actual, Idle, place, place_delta, retire_those};
+use policies::PolicySync;
 use reports::{Change, seconds};
 
 pub use reports::{Audience, Reports};
@@ -46,6 +49,8 @@ pub struct Inputs {
     pub updates: mpsc::Receiver<Update>,
     /// The host's network.
     pub found: watch::Receiver<Option<Found>>,
+    /// Connections that NetworkPolicy denies, for the log.
+    pub denied: mpsc::Receiver<Denied>,
 }
 
 /// Who wants to know what the task knows.
@@ -54,6 +59,8 @@ pub struct Outputs {
     pub wanted: watch::Sender<Wanted>,
     /// Where UDP flows may lead.
     pub serving: watch::Sender<Option<Arc<Serving>>>,
+    /// Addresses that pods of this node have left: their flows end (P22).
+    pub left: mpsc::UnboundedSender<BTreeSet<IpAddr>>,
     /// What health is judged by.
     pub vitals: watch::Sender<Vitals>,
     /// What follows for others.
@@ -70,6 +77,7 @@ pub struct Sync {
     placed: Placed,
     outputs: Outputs,
     compiler: Compiler,
+    policies: PolicySync,
     /// What the compiler has to look at.
     touched: Touched,
     dirty: Dirty,
@@ -103,6 +111,7 @@ impl Sync {
     pub fn new(snapshot: Snapshot, plane: Dataplane, actual: Actual, outputs: Outputs) -> Self {
         let (placed, dirty) = (Placed::Never, Dirty::default());
         let (compiler, touched) = (Compiler::default(), Touched::everything());
+        let policies = PolicySync::new(&actual);
         let (retire_at, retry_at, first_until) = (None, None, None);
         Self {
             snapshot,
@@ -111,6 +120,7 @@ impl Sync {
             placed,
             outputs,
             compiler,
+            policies,
             touched,
             dirty,
             retire_at,
@@ -131,6 +141,10 @@ impl Sync {
                 changed = inputs.found.changed() => {
                     changed.context("the task that watches the host's network has ended")?;
                     self.dirty.links = true;
+                }
+                Some(denied) = inputs.denied.recv() => {
+                    denied::tell(&denied, self.policies.compiler(), &self.snapshot);
+                    continue;
                 }
                 () = until(self.retire_at) => self.retire(),
                 () = until(self.retry_at) => {
@@ -253,7 +267,16 @@ impl Sync {
     fn bring_in_step(&mut self, found: &Found) {
         let started = Instant::now();
         self.look_at_links(found);
-        let delta = self.compiler.compile(&self.snapshot, &std::mem::take(&mut self.touched));
+        let touched = std::mem::take(&mut self.touched);
+        let Self { snapshot, plane, actual, policies, .. } = self;
+        let (policy_writes, policy_error) = policies.bring_in_step(snapshot, &touched, plane, actual);
+        let left = policies.take_left();
+        if !left.is_empty() {
+            // Without a sweep there are no flows to end either.
+            _ = self.outputs.left.send(left);
+        }
+        let judged = started.elapsed();
+        let delta = self.compiler.compile(&self.snapshot, &touched);
         let compiled = started.elapsed();
         let contents = self.compiler.contents();
         let (pass, writes) = match &self.placed {
@@ -261,17 +284,27 @@ impl Sync {
             Placed::Partly | Placed::Never => (Pass::Full, place(contents, &self.actual)),
         };
         let planned = started.elapsed();
-        let count = writes.len();
+        let count = policy_writes + writes.len();
         let serving = self.announce_serving();
-        let errors = self.plane.apply(writes, &mut self.actual);
+        let mut errors = self.plane.apply(writes, &mut self.actual);
+        errors.extend(policy_error);
         self.settle_serving(serving);
         self.outputs.metrics.synced(pass, started.elapsed(), seconds(Timestamp::now()), count);
         if count > 0 {
             let micros = |from: Duration, to: Duration| (to.saturating_sub(from)).as_micros() as u64;
             let (compile, plan, apply) =
-                (compiled.as_micros() as u64, micros(compiled, planned), micros(planned, started.elapsed()));
+                (micros(judged, compiled), micros(compiled, planned), micros(planned, started.elapsed()));
             let frontends = self.compiler.contents().frontends.len();
-            info!(writes = count, frontends, compile_us = compile, plan_us = plan, apply_us = apply, "the kernel is in step");
+            let policies = judged.as_micros() as u64;
+            info!(
+                writes = count,
+                frontends,
+                policies_us = policies,
+                compile_us = compile,
+                plan_us = plan,
+                apply_us = apply,
+                "the kernel is in step"
+            );
             self.plan_to_retire();
         } else {
             debug!(compile_us = compiled.as_micros() as u64, "nothing to write");
@@ -335,7 +368,8 @@ impl Sync {
         self.retire_at = None;
         let writes = retire_those(&std::mem::take(&mut self.idle), &self.actual);
         let count = writes.len();
-        let errors = self.plane.apply(writes, &mut self.actual);
+        let mut errors = self.plane.apply(writes, &mut self.actual);
+        errors.extend(self.policies.rest(&mut self.plane));
         for error in &errors {
             warn!(error = format!("{error:#}"), "something that is not used any more stays in a map");
         }
@@ -349,7 +383,8 @@ impl Sync {
     fn plan_to_retire(&mut self) {
         if self.retire_at.is_none() {
             self.idle = self.actual.idle();
-            self.retire_at = (self.idle != Idle::default()).then(|| Instant::now() + GRACE);
+            let resting = self.idle != Idle::default() || self.policies.is_resting();
+            self.retire_at = resting.then(|| Instant::now() + GRACE);
         }
     }
 }
@@ -369,10 +404,8 @@ fn concerns_links(update: &Update, snapshot: &Snapshot) -> bool {
             pod.node.as_ref() == ours || snapshot.state.pods.get(name).is_some_and(|old| old.node.as_ref() == ours)
         }
         Update::Apply(object) => object.reference().kind == Kind::Node,
-        Update::Delete(object) => matches!(object.kind, Kind::Pod | Kind::Node),
-        Update::Invalid(invalid) => matches!(invalid.object.kind, Kind::Pod | Kind::Node),
         Update::Synced => true,
-        Update::Connection(_) => false,
+        other => other.object().is_some_and(|object| matches!(object.kind, Kind::Pod | Kind::Node)),
     }
 }
 

@@ -12,7 +12,7 @@ use clap::Parser;
 use portway::args::settings::SourceSettings;
 use portway::args::{Cli, Command};
 use portway::compile::compile_reporting;
-use portway::model::{Links, Snapshot};
+use portway::model::{Links, Snapshot, State};
 use portway::source::manifests::Directory;
 use proxy_common::net::{Device, IfIndex};
 
@@ -79,7 +79,8 @@ impl<'a> Scenario<'a> {
             _ = snapshot.state.apply(update);
         }
         let (contents, conflicts) = compile_reporting(&snapshot);
-        let invalid = snapshot.state.invalid.values().map(ToString::to_string);
+        let State { invalid, flaws, .. } = &snapshot.state;
+        let invalid = invalid.values().chain(flaws.values().flatten()).map(ToString::to_string);
         let said: Vec<_> = invalid.chain(conflicts.iter().map(ToString::to_string)).collect();
         (contents.to_string(), said.join("\n"))
     }

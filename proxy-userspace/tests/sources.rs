@@ -93,6 +93,34 @@ async fn a_directory_is_followed_through_writes_renames_mistakes_and_removals() 
 }
 
 #[tokio::test]
+async fn policies_of_a_directory_stay_closed_through_mistakes_and_the_namespaces_that_files_name_are_there() {
+    let dir = Scratch::new("policies");
+    let policy =
+        |ingress: &str| format!("kind: NetworkPolicy\nmetadata: {{namespace: shop, name: db}}\nspec: {{ingress: {ingress}}}\n");
+    let name = ObjectName::new("shop", "db");
+    let rules = |s: &State| s.policies.get(&name).and_then(|policy| policy.ingress.as_ref()).map(Vec::len);
+    std::fs::write(dir.path("a.yaml"), policy("[{ports: [{port: 80}]}]")).expect("written");
+    let (mut state, mut news) = (State::default(), source::spawn(manifests(&dir.0)).await.expect("a source"));
+    until(&mut state, &mut news, "the first list", |s| s.synced).await;
+    assert_eq!((rules(&state), state.flaws.len()), (Some(1), 0));
+    let labels = &state.namespaces[&ObjectName::cluster("shop")].labels;
+    assert_eq!(labels.get("kubernetes.io/metadata.name").map(String::as_str), Some("shop"), "P10");
+
+    std::fs::write(dir.path("a.yaml"), policy("{from: []}")).expect("written");
+    until(&mut state, &mut news, "a flaw is said", |s| !s.flaws.is_empty()).await;
+    assert_eq!(rules(&state), Some(0), "what cannot be read allows nothing");
+
+    std::fs::write(dir.path("b.yaml"), "kind: Namespace\nmetadata: {name: shop, labels: {tier: a}}\n").expect("written");
+    std::fs::write(dir.path("a.yaml"), policy("[{}]")).expect("written");
+    until(&mut state, &mut news, "the correction", |s| s.flaws.is_empty() && s.namespaces.values().any(|n| n.labels.len() == 2))
+        .await;
+    assert_eq!(rules(&state), Some(1));
+
+    std::fs::remove_file(dir.path("a.yaml")).expect("removed");
+    until(&mut state, &mut news, "a policy removed", |s| s.policies.is_empty()).await;
+}
+
+#[tokio::test]
 async fn no_such_directory_and_no_such_kubeconfig_are_errors_at_once() {
     let missing = Path::new("/nonexistent/portway");
     assert!(source::spawn(manifests(missing)).await.is_err());
@@ -108,6 +136,8 @@ struct Api(Arc<Mutex<Served>>);
 struct Served {
     /// Names of the Services that there are.
     services: Vec<&'static str>,
+    /// NetworkPolicies.
+    policies: Vec<Value>,
     version: u64,
     /// Open watches of Services, to be written to.
     watches: Vec<mpsc::Sender<Result<Bytes, std::io::Error>>>,
@@ -165,30 +195,54 @@ async fn answer(Shared(api): Shared<Api>, uri: Uri, Query(asked): Query<Asked>) 
         let stream = futures::stream::unfold(stream, |mut stream| async move { Some((stream.recv().await?, stream)) });
         return Response::new(Body::from_stream(stream));
     }
-    let items: Vec<_> =
-        if services { served.services.iter().map(|name| service(name, served.version)).collect() } else { Vec::new() };
+    let items: Vec<_> = match uri.path() {
+        "/api/v1/services" => served.services.iter().map(|name| service(name, served.version)).collect(),
+        "/apis/networking.k8s.io/v1/networkpolicies" => served.policies.clone(),
+        _ => Vec::new(),
+    };
     served.lists += usize::from(services);
     let version = served.version.max(1).to_string();
     axum::Json(json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": version}, "items": items}))
         .into_response()
 }
 
-async fn watched(dir: &Scratch, address: &str) -> mpsc::Receiver<Update> {
+fn settings(dir: &Scratch, address: &str) -> SourceSettings {
     let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
         "clusters": [{"name": "c", "cluster": {"server": format!("http://{address}")}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}]});
     std::fs::write(dir.path("kubeconfig"), kubeconfig.to_string()).expect("written");
-    source::spawn(SourceSettings::ApiServer { kubeconfig: Some(dir.path("kubeconfig")) }).await.expect("a source")
+    SourceSettings::ApiServer { kubeconfig: Some(dir.path("kubeconfig")) }
+}
+
+async fn watched(dir: &Scratch, address: &str) -> mpsc::Receiver<Update> {
+    source::spawn(settings(dir, address)).await.expect("a source")
+}
+
+#[tokio::test]
+async fn a_list_has_everything_that_there_is_and_a_source_that_is_away_is_an_error() {
+    let (dir, api) = (Scratch::new("listed"), Api::default());
+    let policy =
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"namespace": "shop", "name": "deny"}});
+    api.change(|served| (served.services, served.policies) = (vec!["a"], vec![policy]));
+    let (address, server) = api.serve("127.0.0.1:0").await;
+    let state = source::list(settings(&dir, &address)).await.expect("a list");
+    assert_eq!((state.services.len(), state.policies.len()), (1, 1));
+    server.abort();
+    _ = server.await;
+    let error = source::list(settings(&dir, &address)).await.expect_err("nobody to ask");
+    assert!(error.to_string().starts_with("reach the API server: "), "{error:#}");
 }
 
 #[tokio::test]
 async fn an_api_server_is_followed_through_changes_and_an_expired_version() {
     let (dir, api) = (Scratch::new("expired"), Api::default());
-    api.change(|served| served.services = vec!["a"]);
+    let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "shop", "name": "deny"}, "spec": {"podSelector": {}}});
+    api.change(|served| (served.services, served.policies) = (vec!["a"], vec![policy]));
     let (address, _server) = api.serve("127.0.0.1:0").await;
     let (mut state, mut news) = (State::default(), watched(&dir, &address).await);
     until(&mut state, &mut news, "the first list", |s| s.synced && s.connection == Connection::Up).await;
-    assert!(has("a")(&state));
+    assert!(has("a")(&state) && state.policies.contains_key(&ObjectName::new("shop", "deny")), "nothing is synced before all is");
 
     while api.0.lock().expect("no poison").watches.is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;

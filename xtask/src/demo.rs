@@ -1,6 +1,7 @@
 //! Owns `cargo xtask demo`: the lesson that a nodePort reaches pods on any node, played on this host and judged.
 
 mod acts;
+mod policies;
 mod say;
 mod stage;
 
@@ -41,6 +42,7 @@ pub fn run(args: &Args) -> Result<()> {
     acts::cluster_ip_by_name(&mut stage, &mut say)?;
     acts::three_ports(&mut stage, &mut say)?;
     acts::local_policy(&mut stage, &mut say)?;
+    policies::network_policy(&mut stage, &mut say)?;
     acts::mistakes(&mut stage, &mut say)?;
     let wrong = say.verdict();
     if args.keep {

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 /// Run every test: sources, units, kernel, lab, other kernels
 #[derive(clap::Args)]
 pub struct Args {
-    /// A directory of cases, against which conformance is tested (but for SCTP, which is not there yet); it is not if there is none
-    #[arg(long, value_name = "DIR", env = "PORTWAY_CASES")]
+    /// Directories of cases, against which conformance is tested (but for Services' SCTP, which is not there yet); it is not if there is none
+    #[arg(long, value_name = "DIR[:DIR]", env = "PORTWAY_CASES", value_delimiter = ':')]
     cases: Vec<PathBuf>,
 }
 

@@ -1,7 +1,7 @@
 //! A pod reaches a cluster IP, wherever the backend is, itself included.
 
 use proxy_common::event::{Counter, Reason};
-use proxy_common::net::{AddressFlags, IfIndex, LocalPod, Port, Protocol};
+use proxy_common::net::{AddressFlags, LocalPod, Port, Protocol};
 use proxy_common::service::{Backend, ServiceFlags};
 use proxy_ebpf::Action;
 
@@ -153,11 +153,11 @@ fn backend_of_another_generation_is_not_used<F: Net>() {
 /// Design, write order: a pod whose device is not found yet costs its new flows, and they succeed when it is.
 fn pod_without_a_device_is_waited_for<F: Net>() {
     let mut node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
-    node.tables.pods.insert(F::at(POD_A), LocalPod { device: IfIndex::NONE });
+    node.tables.pods.insert(F::at(POD_A), LocalPod::default());
     let syn = opening::<F>(Protocol::TCP, FROM, TO);
     node.from_pod(VETH_B, &syn).dropped(Reason::PodDeviceUnknown);
     assert_eq!(node.flows(), (0, 0));
-    node.tables.pods.insert(F::at(POD_A), LocalPod { device: VETH_A });
+    node.tables.pods.insert(F::at(POD_A), LocalPod { device: VETH_A, slot: 0 });
     node.from_pod(VETH_B, &syn).goes(Action::Pod(VETH_A));
 }
 

@@ -12,6 +12,7 @@ mod firewall;
 mod life;
 mod node_port;
 mod options;
+mod policy;
 mod ports;
 mod random;
 mod refusals;

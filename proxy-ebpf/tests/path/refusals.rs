@@ -165,6 +165,7 @@ fn truncated_transport_is_not_answered<F: Net>() {
             let [_, hop, ..] = node.everywhere(&bytes[..14 + network + whole - 1]);
             hop.dropped(Reason::RewriteFailed);
         }
+        let node = Node::<F>::new().with_node_port(0, &[]);
         let [_, hop, ..] = node.everywhere(&bytes[..14 + network + whole]);
         assert_eq!(hop.said, Ok(Action::Transmit(ETH)));
     }

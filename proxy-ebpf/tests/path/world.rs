@@ -4,8 +4,9 @@ use std::cell::RefCell;
 
 use proxy_common::event::Reason;
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, V4, V6};
-use proxy_common::service::{Backend, BackendFlags, ServiceFlags, ServiceKey};
+use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, V4, V6, Veth};
+use proxy_common::policy::{PodRows, PortRange, PortSet, Row, Word};
+use proxy_common::service::{Backend, BackendFlags, Config, ServiceFlags, ServiceKey};
 use proxy_ebpf::fake::{Bytes, Flows, Memory};
 use proxy_ebpf::parse::ethertype;
 use proxy_ebpf::{Action, Route, early, from_device, from_pod, to_device, to_pod};
@@ -41,6 +42,23 @@ pub const LINK: [u8; 12] = [2, 0, 0, 0, 9, 9, 2, 0, 0, 0, 9, 1];
 pub const NODE_PORT: u16 = 30080;
 /// The port that backends listen on.
 pub const TARGET: u16 = 8080;
+/// A row that allows what [`Node::allowing`] says.
+pub const ALLOWING: Row = Row(2);
+
+/// One port of TCP and UDP.
+pub fn port_of(number: u16) -> PortSet {
+    let mut set = PortSet { len: 2, ..PortSet::default() };
+    for (range, protocol) in set.ranges.iter_mut().zip(PROTOCOLS) {
+        *range = PortRange { first: number, last: number, protocol, zero: [0; 3] };
+    }
+    set
+}
+
+/// Every port of every protocol.
+pub fn everything() -> PortSet {
+    PortSet { flags: PortSet::EVERYTHING, ..PortSet::default() }
+}
+
 /// Both protocols.
 pub const PROTOCOLS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
 
@@ -82,8 +100,8 @@ impl<F: Net> Node<F> {
         let mut tables = Memory::<F>::default();
         let host = AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS);
         tables.addresses.insert(F::at(NODE), host);
-        tables.pods.insert(F::at(POD_A), LocalPod { device: VETH_A });
-        tables.pods.insert(F::at(POD_B), LocalPod { device: VETH_B });
+        tables.pods.insert(F::at(POD_A), LocalPod { device: VETH_A, slot: 0 });
+        tables.pods.insert(F::at(POD_B), LocalPod { device: VETH_B, slot: 0 });
         let eth = Device { masquerade6: V6::at(NODE), masquerade4: V4::at(NODE), mtu: 1500, flags: 0 };
         tables.devices.insert(ETH, eth);
         for dotted in [CLIENT, NODE2, REMOTE] {
@@ -143,6 +161,46 @@ impl<F: Net> Node<F> {
     pub fn to_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
         hop::<F, false>(packet.bytes(), |bytes| to_pod::<F, _, _>(bytes, &self.tables, device))
     }
+    /// A packet that this host itself has made for the pod behind `device`.
+    pub fn own_to_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
+        hop::<F, false>(packet.bytes(), |bytes| {
+            bytes.from_host = true;
+            to_pod::<F, _, _>(bytes, &self.tables, device)
+        })
+    }
+    /// Bytes that the pod behind `device` sent, or that the stack sends to it.
+    pub fn raw_at_pod(&self, device: IfIndex, leaves: bool, bytes: &[u8]) -> Hop {
+        hop::<F, false>(bytes.to_vec(), |bytes| match leaves {
+            true => from_pod::<F, _, _>(bytes, &self.tables, device),
+            false => to_pod::<F, _, _>(bytes, &self.tables, device),
+        })
+    }
+
+    /// The pods are known, nothing passes to or from [`POD_A`], and everything to and from [`POD_B`].
+    pub fn isolated(mut self) -> Self {
+        for (dotted, device, slot) in [(POD_A, VETH_A, 1), (POD_B, VETH_B, 2)] {
+            self.tables.pods.insert(F::at(dotted), LocalPod { device, slot });
+            self.tables.veths.insert(device, Veth { slot, flags: 0 });
+        }
+        self.tables.config.flags |= Config::POLICY;
+        self.isolate(Row::CLOSED, Row::CLOSED)
+    }
+    /// The rows of [`POD_A`]: see [`Self::allowing`].
+    pub fn isolate(mut self, ingress: Row, egress: Row) -> Self {
+        self.tables.rows.insert(1, PodRows { ingress, egress });
+        self
+    }
+    /// [`ALLOWING`] allows this set of ports towards one address, and nothing else.
+    pub fn allowing(mut self, dotted: Dotted, ports: PortSet) -> Self {
+        self.tables.matrix.insert((ALLOWING.0, 1), 2);
+        self.tables.port_sets.insert(2, ports);
+        let [first, second, third, fourth] = dotted;
+        self.tables.directory.insert((first.into(), second), Word::node(300));
+        self.tables.directory.insert((300, third), Word::node(301));
+        self.tables.directory.insert((301, fourth), Word::class(1));
+        self.tables.exact.insert(F::at(dotted), 1);
+        self
+    }
     /// A packet that a process of this node sends by [`ETH`].
     pub fn to_device(&self, packet: &Segment) -> Hop {
         hop::<F, false>(packet.bytes(), |bytes| to_device::<F, _, _>(bytes, &self.tables, ETH))
@@ -180,9 +238,9 @@ pub struct Hop {
 
 /// Runs a hook's program: it hands to the library what its EtherType says is of the family.
 fn hop<F: Net, const EARLY: bool>(before: Vec<u8>, hook: impl Fn(&mut Bytes<EARLY>) -> Result<Action, Reason>) -> Hop {
-    let mut bytes = Bytes(before.clone());
+    let mut bytes = Bytes::received(before.clone());
     let said = if ethertype(&bytes) == Some(F::ETHERTYPE) { hook(&mut bytes) } else { Ok(Action::Untouched) };
-    Hop { said, before, after: bytes.0 }
+    Hop { said, before, after: bytes.bytes }
 }
 
 impl Hop {

@@ -10,7 +10,9 @@ use ipnet::IpNet;
 
 use super::{AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TimeoutArgs, Xdp};
 use crate::dataplane::CgroupChoice;
-use crate::model::{ForwardFirewall, HostFirewall, LocalRefusal, NodePortAddresses, PortRange, Refusal, Settings, Timeouts};
+use crate::model::{
+    ForwardFirewall, HostFirewall, LocalRefusal, NodePortAddresses, PodStart, PortRange, Refusal, Settings, Timeouts,
+};
 
 /// What `portway agent` is to do.
 #[derive(Clone, Debug)]
@@ -76,6 +78,8 @@ impl AgentArgs {
             pins,
             cgroup,
             host_firewall,
+            pod_start,
+            policy_deny,
             xdp,
             once,
             ..
@@ -98,6 +102,8 @@ impl AgentArgs {
             masquerade_ports,
             local_refusal: refusal.meaning(),
             host_firewall,
+            pod_start,
+            policy_deny,
             forward_firewall: ForwardFirewall::Absent,
             timeouts: timeouts.meaning()?,
             secret: 0,
@@ -231,6 +237,19 @@ impl clap::ValueEnum for HostFirewall {
         Some(match self {
             Self::Bypass => PossibleValue::new("bypass").help("translated packets pass it by; the log says so"),
             Self::Respect => PossibleValue::new("respect").help("where there is one, they take the stack's way through it"),
+        })
+    }
+}
+
+impl clap::ValueEnum for PodStart {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Deny, Self::Allow]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Deny => PossibleValue::new("deny").help("nothing passes, but what its own node sends it"),
+            Self::Allow => PossibleValue::new("allow").help("everything passes until the policy is known"),
         })
     }
 }

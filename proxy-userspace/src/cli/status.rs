@@ -61,7 +61,7 @@ pub fn read(dir: &StateDir) -> Result<Status> {
         frontends: contents.frontends.len(),
         service_ports: names.len(),
         pods: contents.pods.len(),
-        pods_without_device: contents.pods.values().filter(|pod| pod.device == IfIndex::NONE).count(),
+        pods_without_device: contents.pods.values().filter(|device| **device == IfIndex::NONE).count(),
         flows,
         counters: counters(&maps)?,
         foreign: foreign::find(dir.root().parent().unwrap_or(dir.root())),

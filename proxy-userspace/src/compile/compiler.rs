@@ -103,12 +103,15 @@ impl Compiler {
             services: snapshot.state.services.keys().cloned().collect(),
             slices: snapshot.state.slices.keys().cloned().collect(),
             pods: snapshot.state.pods.keys().cloned().collect(),
+            namespaces: snapshot.state.namespaces.keys().cloned().collect(),
+            policies: snapshot.state.policies.keys().cloned().collect(),
             addresses: hosts.copied().chain(self.pods.nodes()).chain(self.node_ports.iter().copied()).collect(),
         };
         self.follow(snapshot, &touched, &mut Delta::default());
     }
 
     fn follow(&mut self, snapshot: &Snapshot, touched: &Touched, delta: &mut Delta) {
+        self.contents.config = config(snapshot);
         let mut concerned = Concerned { services: touched.services.clone(), ..Concerned::default() };
         for slice in &touched.slices {
             self.slice(slice, snapshot, &mut concerned.services);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use proxy_common::net::{LocalPod, RangeKind};
+use proxy_common::net::{IfIndex, RangeKind};
 
 use crate::model::{ObjectName, Phase, Pod, Snapshot};
 
@@ -78,7 +78,7 @@ impl PodNetwork {
         let elsewhere = |pod: &Pod| pod.node.as_deref() != Some(&*snapshot.settings.node_name);
         if inside && self.is_node(snapshot, addr) {
             Some(RangeKind::NONE)
-        } else if !inside && self.owner(snapshot, addr).is_some_and(elsewhere) {
+        } else if !inside && self.owner(snapshot, addr).is_some_and(|(_, pod)| elsewhere(pod)) {
             Some(RangeKind::PODS)
         } else {
             None
@@ -86,16 +86,16 @@ impl PodNetwork {
     }
 
     /// This node's pod at an address, with its device as far as that is found.
-    pub(super) fn local(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<LocalPod> {
-        let owner = self.owner(snapshot, addr)?;
+    pub(super) fn local(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<IfIndex> {
+        let (_, owner) = self.owner(snapshot, addr)?;
         let here = owner.node.as_deref() == Some(&*snapshot.settings.node_name);
-        here.then(|| LocalPod { device: snapshot.links.pods.get(&addr).copied().unwrap_or_default() })
+        here.then(|| snapshot.links.pods.get(&addr).copied().unwrap_or_default())
     }
 
     /// P20, P22: finished pods own nothing; of several, a running one, then the newest.
-    fn owner<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> Option<&'a Pod> {
-        let pods = self.pods_at(snapshot, addr).filter(|(_, pod)| !pod.finished() && !pod.host_network);
-        pods.max_by_key(|(name, pod)| (pod.phase == Phase::Running, pod.created, Reverse(*name))).map(|(_, pod)| pod)
+    pub(super) fn owner<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> Option<(&'a ObjectName, &'a Pod)> {
+        let pods = self.pods_at(snapshot, addr).filter(|(_, pod)| pod.on_pod_network());
+        pods.max_by_key(|(name, pod)| (pod.phase == Phase::Running, pod.created, Reverse(*name)))
     }
 
     fn is_node(&self, snapshot: &Snapshot, addr: IpAddr) -> bool {
@@ -107,7 +107,8 @@ impl PodNetwork {
         self.lengths.iter().filter_map(around).any(|prefix| self.prefixes.contains(&prefix))
     }
 
-    fn pods_at<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> impl Iterator<Item = (&'a ObjectName, &'a Pod)> {
+    /// The pods that say an address is theirs.
+    pub(super) fn pods_at<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> impl Iterator<Item = (&'a ObjectName, &'a Pod)> {
         self.at.get(&addr).into_iter().flatten().filter_map(|name| snapshot.state.pods.get_key_value(name))
     }
 }
@@ -125,6 +126,7 @@ mod tests {
             terminating: false,
             ready: true,
             unready_because: None,
+            any_source: false,
             labels: Labels::new(),
             ports: Vec::new(),
             created: Some(created),

@@ -106,6 +106,7 @@ fn pod(dice: &mut Dice) -> Pod {
         terminating: false,
         ready: true,
         unready_because: None,
+        any_source: false,
         labels: Default::default(),
         ports: Vec::new(),
         created: dice.pick(&[Some(1), Some(2)]),

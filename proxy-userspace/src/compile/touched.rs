@@ -16,6 +16,10 @@ pub struct Touched {
     pub slices: BTreeSet<ObjectName>,
     /// Pods.
     pub pods: BTreeSet<ObjectName>,
+    /// Namespaces.
+    pub namespaces: BTreeSet<ObjectName>,
+    /// NetworkPolicies.
+    pub policies: BTreeSet<ObjectName>,
     /// Addresses whose device was found or lost.
     pub addresses: BTreeSet<IpAddr>,
 }
@@ -28,30 +32,26 @@ impl Touched {
 
     /// Also what `more` has.
     pub fn extend(&mut self, more: Self) {
-        let Self { everything, services, slices, pods, addresses } = more;
+        let Self { everything, services, slices, pods, namespaces, policies, addresses } = more;
         self.everything |= everything;
         self.services.extend(services);
         self.slices.extend(slices);
         self.pods.extend(pods);
+        self.namespaces.extend(namespaces);
+        self.policies.extend(policies);
         self.addresses.extend(addresses);
     }
 
     /// What a piece of news may change.
     pub fn note(&mut self, update: &Update) {
-        let object = match update {
-            Update::Apply(object) => object.reference(),
-            Update::Delete(object) => object.clone(),
-            Update::Invalid(invalid) => invalid.object.clone(),
-            Update::Synced => {
-                self.everything = true;
-                return;
-            }
-            Update::Connection(_) => return,
-        };
+        self.everything |= *update == Update::Synced;
+        let Some(object) = update.object() else { return };
         match object.kind {
             Kind::Service => _ = self.services.insert(object.name),
             Kind::EndpointSlice => _ = self.slices.insert(object.name),
             Kind::Pod => _ = self.pods.insert(object.name),
+            Kind::Namespace => _ = self.namespaces.insert(object.name),
+            Kind::NetworkPolicy => _ = self.policies.insert(object.name),
             Kind::Node | Kind::ServiceCIDR => self.everything = true,
             // Of these nothing is compiled.
             _ => {}

@@ -42,8 +42,8 @@ impl Delta {
 }
 
 /// The keys of the elements that two maps differ in.
-pub fn unlike<K: Ord + Copy, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> BTreeSet<K> {
-    changes(before, after).map(|(key, _)| *key).collect()
+pub fn unlike<K: Ord + Clone, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> BTreeSet<K> {
+    changes(before, after).map(|(key, _)| key.clone()).collect()
 }
 
 /// Sets an element, or takes it away, and notes its key if that was news.

@@ -56,7 +56,7 @@ impl fmt::Display for Contents {
         section(f, "addresses", &self.addresses, |f, addr, flags| {
             write!(f, "{addr} {}", names(flags.0, &ADDRESS_FLAGS).join(" "))
         })?;
-        section(f, "pods", &self.pods, |f, addr, pod| match pod.device {
+        section(f, "pods", &self.pods, |f, addr, device| match *device {
             IfIndex::NONE => write!(f, "{addr} device not found"),
             IfIndex(index) => write!(f, "{addr} device {index}"),
         })?;

@@ -28,6 +28,8 @@ pub struct PodPolicy {
     pub addresses: BTreeSet<IpAddr>,
     /// The host side of its veth; [`IfIndex::NONE`] while that is not found.
     pub device: IfIndex,
+    /// It may send with addresses that are not its own (P33: an annotation says so).
+    pub any_source: bool,
     /// What may reach it.
     pub ingress: Isolation,
     /// What it may reach.
@@ -80,6 +82,72 @@ pub struct Ports {
     pub ranges: Vec<(Protocol, PortRange)>,
     /// Names that the other end is to resolve (egress).
     pub named: BTreeSet<(Arc<str>, Protocol)>,
+}
+
+/// What policies say of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The destination may be reached by the source.
+    pub ingress: bool,
+    /// The source may reach the destination.
+    pub egress: bool,
+}
+
+impl Verdict {
+    /// A connection needs both (P1).
+    pub fn allows(self) -> bool {
+        self.ingress && self.egress
+    }
+}
+
+/// Whether the policies of this node's pods allow a connection to a port of a protocol, port 0 where the protocol has none: ingress judged at
+/// the destination, egress at the source, and nothing at an end that is no pod of this node (P1). Not judged here is what does not
+/// depend on policies: the own node and the pod itself (P18, P19), neighbour discovery (P26).
+pub fn verdict(policies: &Policies, from: IpAddr, to: IpAddr, protocol: Protocol, port: u16) -> Verdict {
+    let allows =
+        |isolation: Option<&Isolation>, peer| isolation.is_none_or(|i| i.allows(policies.class_of(peer), protocol, port));
+    Verdict {
+        ingress: allows(policies.pod_at(to).map(|(_, pod)| &pod.ingress), from),
+        egress: allows(policies.pod_at(from).map(|(_, pod)| &pod.egress), to),
+    }
+}
+
+impl Policies {
+    /// The class of an address, as the kernel finds it: that of the longest prefix; `None` where none has it.
+    pub fn class_of(&self, addr: IpAddr) -> Option<&Arc<Class>> {
+        self.class_of_prefix(IpNet::from(addr))
+    }
+
+    /// The class of the longest prefix that covers another, or is it.
+    pub fn class_of_prefix(&self, prefix: IpNet) -> Option<&Arc<Class>> {
+        let around = (0..=prefix.prefix_len()).rev().filter_map(|length| IpNet::new(prefix.addr(), length).ok());
+        around.into_iter().find_map(|prefix| self.classes.get(&prefix.trunc()))
+    }
+
+    /// The pod of this node that owns an address (P22).
+    pub fn pod_at(&self, addr: IpAddr) -> Option<(&ObjectName, &PodPolicy)> {
+        self.pods.iter().find(|(_, pod)| pod.addresses.contains(&addr))
+    }
+}
+
+impl PodPolicy {
+    /// Ingress, then egress.
+    pub fn directions(&self) -> [&Isolation; 2] {
+        [&self.ingress, &self.egress]
+    }
+}
+
+impl Isolation {
+    /// Whether a port of a protocol is allowed towards an address of this class (P3, P4).
+    pub fn allows(&self, class: Option<&Arc<Class>>, protocol: Protocol, port: u16) -> bool {
+        match self {
+            Self::None => true,
+            Self::Rules(row) => {
+                let ports = class.map_or_else(|| row.towards(&Class::default()), |class| row.towards(class));
+                ports.have(protocol, port)
+            }
+        }
+    }
 }
 
 impl Row {

@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use proxy_common::event::COUNTERS;
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Addr4, Addr6, Address, AddressFlags, Device, IfIndex, LocalPod, Port, RangeKind};
-use proxy_common::socket::{Peer, PeerKey};
 use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey};
+use proxy_common::socket::{Peer, PeerKey};
 
 use super::batch;
 use super::statedir::StateDir;
@@ -136,7 +136,8 @@ fn slot_entry<A: Address>(side: Side, key: &BackendKey, backend: &Backend<A>) ->
     Entry::Backend(SlotKey { side, generation: key.generation, slot: key.slot }, slot)
 }
 
-fn open<K: Pod, V: Pod>(name: &str, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Hash<K, V>> {
+/// Opens a hash map that `take` gives by name.
+pub fn open<K: Pod, V: Pod>(name: &str, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Hash<K, V>> {
     Hash::try_from(take(name)?).with_context(|| format!("open the map {name}"))
 }
 
@@ -269,7 +270,8 @@ fn put<K: Pod, V: Pod>(map: &mut Hash<K, V>, key: K, value: V) -> Result<()> {
     Ok(map.insert(key, value, 0)?)
 }
 
-fn open_trie<K: Pod, V: Pod>(name: &str, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Trie<K, V>> {
+/// Opens a trie that `take` gives by name.
+pub fn open_trie<K: Pod, V: Pod>(name: &str, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Trie<K, V>> {
     Trie::try_from(take(name)?).with_context(|| format!("open the map {name}"))
 }
 
@@ -295,7 +297,8 @@ pub fn delete<K: Pod, V: Pod>(map: &mut Hash<K, V>, key: K) -> Result<()> {
     gone(map.remove(&key))
 }
 
-fn gone(removed: Result<(), MapError>) -> Result<()> {
+/// An element that was to be removed and was not there is well.
+pub fn gone(removed: Result<(), MapError>) -> Result<()> {
     match removed {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),

@@ -6,12 +6,14 @@ mod attached;
 mod batch;
 mod cgroups;
 mod clock;
+mod denials;
 mod flowtable;
 mod hooks;
 mod maps;
 mod object;
 mod packet_log;
 mod peers;
+mod policies;
 mod programs;
 mod raw;
 mod sockets;
@@ -21,7 +23,7 @@ mod unload;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -35,17 +37,20 @@ pub use attached::tcx_programs;
 pub use batch::Walk;
 pub use cgroups::{Cgroup, CgroupChoice};
 pub use clock::{Clock, hz};
+pub use denials::{Denials, Denied};
 pub use flowtable::FlowTable;
 pub use hooks::{Hook, Point, program_id};
 pub use maps::{FamilyMaps, Maps};
 pub use packet_log::PacketLog;
 pub use peers::PeerTable;
+pub use policies::PolicyMaps;
 pub use programs::{Verified, programs_in};
 pub use sockets::{SocketHooks, attached as socket_hooks, attached_to as sockets_of};
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 
 use crate::links::{Driver, Found};
+use crate::place::policies::PolicyWrite;
 use crate::place::{Actual, Entry, Side, Write};
 use hooks::Hooks;
 use object::{Migration, OBJECT};
@@ -87,10 +92,12 @@ pub struct Dataplane {
     xdp: XdpChoice,
     ebpf: Ebpf,
     maps: Maps,
+    policies: PolicyMaps,
     hooks: Hooks,
     sockets: SocketHooks,
     migration: Option<Migration>,
     log: Option<PacketLog>,
+    denials: Option<Denials>,
     _lock: Lock,
 }
 
@@ -107,16 +114,30 @@ impl Dataplane {
         let globals = Globals::here();
         let (mut ebpf, migration) = object::load(&dir, OBJECT, level, globals.as_ref().ok())?;
         let maps = Maps::open(|name| object::take(&mut ebpf, name))?;
+        let policies = PolicyMaps::open(|name| object::take(&mut ebpf, name))?;
         for point in CLASSIFIERS {
             load(&mut ebpf, point.name())?;
         }
         load(&mut ebpf, clock::PROGRAM)?;
         clock::pin(&mut ebpf, &dir)?;
         let xdp_program = load_xdp(&mut ebpf, options.xdp)?;
+        let denials = Denials::new(&mut ebpf)?;
         let hooks = Hooks::new(dir.clone(), xdp_program);
         let sockets = SocketHooks::prepare(&mut ebpf, &options.cgroup, &globals);
         let log = if level > 0 { Some(PacketLog::new(&mut ebpf)?) } else { None };
-        Ok(Self { dir, xdp: options.xdp, ebpf, maps, hooks, sockets, migration: Some(migration), log, _lock: lock })
+        Ok(Self {
+            dir,
+            xdp: options.xdp,
+            ebpf,
+            maps,
+            policies,
+            hooks,
+            sockets,
+            migration: Some(migration),
+            log,
+            denials: Some(denials),
+            _lock: lock,
+        })
     }
 
     /// The same maps once more, for a task of their own.
@@ -130,6 +151,11 @@ impl Dataplane {
     /// What the programs log, if the filter asks for it; for a task of its own.
     pub fn take_log(&mut self) -> Option<PacketLog> {
         self.log.take()
+    }
+
+    /// The connections that NetworkPolicy denies, once; for a task of its own.
+    pub fn take_denials(&mut self) -> Option<Denials> {
+        self.denials.take()
     }
 
     /// What the kernel holds.
@@ -153,6 +179,18 @@ impl Dataplane {
             }
         }
         errors
+    }
+
+    /// Applies writes to the policy tables in their order, up to the first that the kernel refuses; what is left is given back with the error,
+    /// for the order is what keeps verdicts right (P32).
+    pub fn apply_policies(&mut self, mut writes: VecDeque<PolicyWrite>) -> (VecDeque<PolicyWrite>, Option<anyhow::Error>) {
+        while let Some(write) = writes.front() {
+            if let Err(error) = self.policies.write(write) {
+                return (writes, Some(error));
+            }
+            writes.pop_front();
+        }
+        (writes, None)
     }
 
     /// Brings the programs to the devices that were found, and lets go of those that are not ours any more. Gives what was refused.

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, MapInfo};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::raw;
 use super::sockets::Globals;
@@ -18,7 +18,7 @@ use super::statedir::{StateDir, names_in, remove};
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
 
 /// The maps that outlive an agent.
-pub const PINNED: [&str; 27] = [
+pub const PINNED: [&str; 38] = [
     "SERVICES4",
     "SERVICES6",
     "BACKENDS4",
@@ -46,7 +46,25 @@ pub const PINNED: [&str; 27] = [
     "NAMES",
     "COUNTERS",
     "TURNS",
+    "ROWS",
+    "VETHS",
+    "CLASSES4",
+    "CLASSES6",
+    "PREFIXES4",
+    "PREFIXES6",
+    "MATRIX",
+    "VERDICTS",
+    "PORTSETS",
+    "FRAGMENTS4",
+    "FRAGMENTS6",
 ];
+
+/// The maps that each agent makes anew: what is in them is numbered by the agent that wrote it, and its programs use no other agent's.
+const OWN: [&str; 11] =
+    ["PODS4", "PODS6", "ROWS", "VETHS", "CLASSES4", "CLASSES6", "PREFIXES4", "PREFIXES6", "MATRIX", "VERDICTS", "PORTSETS"];
+
+/// Those of them that begin with what the earlier agent knew: which device each pod has.
+const KNOWN: [&str; 2] = ["PODS4", "PODS6"];
 
 /// The map of counters.
 const COUNTERS: &str = "COUNTERS";
@@ -77,11 +95,11 @@ pub fn load(dir: &StateDir, object: &[u8], log_level: u8, globals: Option<&Globa
     let (mut loader, mut migration) = (EbpfLoader::new(), Migration::default());
     for name in PINNED {
         let wanted = *definitions.get(name).with_context(|| format!("the eBPF object has no map {name}"))?;
-        if adoptable(dir, name, wanted)? {
-            loader.map_pin_path(name, dir.map(name));
-        } else {
+        if OWN.contains(&name) && dir.map(name).exists() || !adoptable(dir, name, wanted)? {
             loader.map_pin_path(name, dir.incoming(name));
             migration.names.push(name);
+        } else {
+            loader.map_pin_path(name, dir.map(name));
         }
     }
     loader.override_global(super::packet_log::LEVEL, &log_level, true);
@@ -99,13 +117,22 @@ impl Migration {
         self.copy(dir, raw::Put::IfAbsent)?;
         for name in self.names {
             std::fs::rename(dir.incoming(name), dir.map(name)).with_context(|| format!("put the new map {name} in its place"))?;
-            info!(map = name, "the map was made anew");
+            if OWN.contains(&name) {
+                debug!(map = name, "the map was made anew");
+            } else {
+                info!(map = name, "the map was made anew");
+            }
         }
         Ok(())
     }
 
     fn copy(&self, dir: &StateDir, how: raw::Put) -> Result<()> {
         for name in &self.names {
+            // What the successor has taken out of its own is not to come back.
+            let wanted = !OWN.contains(name) || KNOWN.contains(name) && how == raw::Put::Always;
+            if !wanted {
+                continue;
+            }
             let old = MapData::from_pin(dir.map(name)).with_context(|| format!("open the old map {name}"))?;
             let new = MapData::from_pin(dir.incoming(name)).with_context(|| format!("open the new map {name}"))?;
             let (from, to) = (old.info()?, new.info()?);

@@ -71,8 +71,9 @@ fn netns() -> Result<u64> {
     let socket = socket.context("open a socket to ask for its network namespace")?;
     let (mut cookie, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
     // SAFETY: the option is a u64, and so is what it is written to.
-    let code =
-        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len) };
+    let code = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+    };
     match code {
         0 => Ok(cookie),
         _ if Path::new(OF_THE_INITIAL_ONE).exists() => Ok(INITIAL_NETNS),
@@ -269,8 +270,7 @@ fn open(pin: &Path) -> Result<OwnedFd> {
 fn facts(link: &OwnedFd) -> Result<LinkInfo> {
     // SAFETY: plain integers.
     let mut info: LinkInfo = unsafe { zeroed() };
-    let attr =
-        InfoAttr { fd: link.as_raw_fd() as u32, len: offset_of!(LinkInfo, end) as u32, info: (&raw mut info) as u64 };
+    let attr = InfoAttr { fd: link.as_raw_fd() as u32, len: offset_of!(LinkInfo, end) as u32, info: (&raw mut info) as u64 };
     // SAFETY: the attribute has the kernel's layout, and leads to as many bytes as it says.
     unsafe { command(BPF_OBJ_GET_INFO_BY_FD, &attr) }.context("ask for a link's cgroup")?;
     Ok(info)

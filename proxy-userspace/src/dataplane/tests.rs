@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{HashMap, IterableMap as _, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{Addr4, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, RangeKind};
+use proxy_common::net::{Addr4, AddressFlags, Device, IfIndex, Port, Protocol, RangeKind};
 use proxy_common::service::{Config, Service, ServiceKey};
 
 use super::{CgroupChoice, Clock, Dataplane, Maps, Options, Point, StateDir, Walk, XdpChoice, hz, unload};
@@ -47,7 +47,7 @@ fn contents() -> Contents {
             .map(|(range, kind)| (range.parse().expect("a prefix"), kind))
             .into(),
         addresses: BTreeMap::from([(addr("192.0.2.1"), AddressFlags(3)), (addr("2001:db8::1"), AddressFlags(1))]),
-        pods: BTreeMap::from([(addr("10.244.1.2"), LocalPod { device: IfIndex(7) }), (addr("fd00::2"), LocalPod::default())]),
+        pods: BTreeMap::from([(addr("10.244.1.2"), IfIndex(7)), (addr("fd00::2"), IfIndex::NONE)]),
         devices: BTreeMap::from([(IfIndex(2), Device { mtu: 1500, ..Device::default() })]),
         config: Config { secret: 5, hz: 250, ..Config::default() },
     }

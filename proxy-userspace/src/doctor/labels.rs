@@ -21,7 +21,8 @@ pub(super) struct Difference {
     pub(super) asked: String,
     /// `key=value` as it is there; `None` if nothing like it is.
     pub(super) found: Option<String>,
-    letters: usize,
+    /// In how many letters they differ.
+    pub(super) letters: usize,
 }
 
 /// The same key with another value, else a key or value that is spelt nearly the same.
@@ -30,10 +31,10 @@ fn pair(key: &str, value: &str, labels: &Labels) -> Option<Difference> {
     match labels.get(key) {
         Some(found) if found == value => None,
         Some(found) => {
-            Some(Difference { asked, found: Some(format!("{key}={found}")), letters: strsim::levenshtein(value, found) })
+            Some(Difference { asked, found: Some(format!("{key}={found}")), letters: strsim::osa_distance(value, found) })
         }
         None => {
-            let candidates = labels.iter().map(|(k, v)| (strsim::levenshtein(key, k) + strsim::levenshtein(value, v), k, v));
+            let candidates = labels.iter().map(|(k, v)| (strsim::osa_distance(key, k) + strsim::osa_distance(value, v), k, v));
             let near = candidates.min().filter(|(letters, _, _)| *letters <= 3);
             let letters = near.map_or(asked.len(), |(letters, _, _)| letters);
             Some(Difference { asked, found: near.map(|(_, k, v)| format!("{k}={v}")), letters })

@@ -8,7 +8,7 @@ use proxy_common::net::Protocol;
 use super::Finding;
 use super::labels::{Difference, nearest, words};
 use crate::model::{
-    ContainerPort, Kind, ObjectName, ObjectRef, Pod, Proxied, Service, State, TargetPort, Workload, WorkloadName,
+    ContainerPort, Kind, Labels, ObjectName, ObjectRef, Pod, Proxied, Service, State, TargetPort, Workload, WorkloadName,
 };
 
 /// As many examples as a person reads.
@@ -70,7 +70,7 @@ fn no_pod(object: &ObjectRef, service: &Service, state: &State) -> Finding {
     let namespace = &object.name.namespace;
     let (hint, advice) = made_by_nobody(object, service, state)
         .or_else(|| elsewhere(object, service, state))
-        .or_else(|| nearly(object, service, state))
+        .or_else(|| nearly(namespace, &service.selector, usize::MAX, state))
         .unwrap_or_else(|| {
             let pods = state.pods.keys().filter(|pod| pod.namespace == *namespace).count();
             let hint = format!("none of the {pods} pods of the namespace has labels like these");
@@ -80,7 +80,8 @@ fn no_pod(object: &ObjectRef, service: &Service, state: &State) -> Finding {
     Finding::new("selector-matches-nothing", object, "spec.selector", problem, advice)
 }
 
-type Hint = Option<(String, String)>;
+/// What comes near, and what to do.
+pub(super) type Hint = Option<(String, String)>;
 
 /// A Deployment's pods would match, but there are none.
 fn made_by_nobody(object: &ObjectRef, service: &Service, state: &State) -> Hint {
@@ -108,14 +109,17 @@ fn elsewhere(object: &ObjectRef, service: &Service, state: &State) -> Hint {
     Some((hint, format!("move the Service to namespace {}, or the pods to {}", other.namespace, object.name.namespace)))
 }
 
-/// Labels that nearly match, pods' before those of what makes pods.
-fn nearly(object: &ObjectRef, service: &Service, state: &State) -> Hint {
-    let here = |name: &ObjectName| name.namespace == object.name.namespace;
+/// Labels that nearly match, in all but so many letters; pods' before those of what makes pods.
+pub(super) fn nearly(namespace: &str, selector: &Labels, letters: usize, state: &State) -> Hint {
+    let here = |name: &ObjectName| *name.namespace == *namespace;
     let pods =
         state.pods.iter().filter(|(name, _)| here(name)).map(|(name, pod)| (format!("pod {}", name.name), pod.labels.clone()));
     let workloads = state.workloads.iter().filter(|(name, _)| here(&name.name));
     let workloads = workloads.map(|(name, w)| (format!("{} {}", name.kind, name.name.name), w.labels.clone()));
-    let (who, differences) = nearest(&service.selector, pods).or_else(|| nearest(&service.selector, workloads))?;
+    let (who, differences) = nearest(selector, pods).or_else(|| nearest(selector, workloads))?;
+    if differences.iter().map(|d| d.letters).sum::<usize>() > letters {
+        return None;
+    }
     let has = |d: &Difference| match &d.found {
         Some(found) => format!("{found} where the selector asks for {}", d.asked),
         None => format!("no {}", d.asked),
@@ -191,7 +195,7 @@ fn unready_because(pod: &Pod) -> String {
     }
 }
 
-fn count(n: usize, what: &str) -> String {
+pub(super) fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
@@ -207,6 +211,6 @@ fn first_of(all: Vec<String>) -> String {
     }
 }
 
-fn listed(items: impl Iterator<Item = impl Display>) -> String {
+pub(super) fn listed(items: impl Iterator<Item = impl Display>) -> String {
     items.map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }

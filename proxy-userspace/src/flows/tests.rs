@@ -114,7 +114,8 @@ fn survivors(law: Law, make: impl Fn(u32) -> Vec<[(FlowKey<Addr4>, Flow<Addr4>);
     let node = Namespace::new();
     let dir = node.state_dir();
     node.block_on(async move {
-        let _plane = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off, cgroup: CgroupChoice::Off }).expect("open the data plane");
+        let _plane = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off, cgroup: CgroupChoice::Off })
+            .expect("open the data plane");
         let dir = StateDir::at(&dir);
         let (mut maps, clock) = (Maps::from_pins(&dir).expect("open"), Clock::from_pins(&dir).expect("open"));
         for (key, flow) in make(clock.now().expect("now")).into_iter().flatten() {
@@ -158,4 +159,32 @@ fn both_directions_of_a_udp_flow_go_with_its_backend() {
         vec![connection(Protocol::UDP, 1, [now; 2], State::REPLIED), connection(Protocol::TCP, 2, [now; 2], State::REPLIED)]
     });
     assert_eq!(left, [2, 2]);
+}
+
+/// P22: who gets an address of a pod that has left finds no flow of it, half-open or established; those of others stay.
+#[test]
+fn p22_flows_end_with_the_pod_that_had_the_address() {
+    let node = Namespace::new();
+    let dir = node.state_dir();
+    node.block_on(async move {
+        let _plane = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off, cgroup: CgroupChoice::Off })
+            .expect("open the data plane");
+        let mut maps = Maps::from_pins(&StateDir::at(&dir)).expect("open");
+        let other = |(key, flow): (FlowKey<Addr4>, Flow<Addr4>)| {
+            let elsewhere = |addr| if addr == BACKEND { Addr4::from_bytes([10, 244, 1, 3]) } else { addr };
+            let key = FlowKey { src: elsewhere(key.src), dst: elsewhere(key.dst), sport: Port::new(9), ..key };
+            (key, Flow { src: elsewhere(flow.src), dst: elsewhere(flow.dst), ..flow })
+        };
+        for (key, flow) in connection(Protocol::TCP, 1, [0, 0], State::REPLIED) {
+            maps.v4.flows.insert(key, flow, 0).expect("insert a flow");
+            let (key, flow) = other((key, flow));
+            maps.v4.flows.insert(key, flow, 0).expect("insert a flow");
+        }
+        for (key, flow) in connection(Protocol::UDP, 2, [0, 0], 0) {
+            maps.v4.opening.insert(key, flow, 0).expect("insert a flow");
+        }
+        assert_eq!(end_those_of(&mut maps, &BTreeSet::from([BACKEND.ip()])).expect("end flows"), 4);
+        assert_eq!(maps.v4.flows.all().expect("read").len(), 2);
+        assert!(maps.v4.opening.all().expect("read").is_empty());
+    });
 }

@@ -102,7 +102,7 @@ impl Wiring {
     /// What the facts and the pods found so far come to.
     pub fn found(&self, facts: &Facts, wanted: &Wanted) -> Found {
         let ours = node_devices(facts, wanted, &self.pods);
-        let devices = ours.iter().filter_map(|index| Some((*index, device(facts, wanted, *index)?))).collect();
+        let devices = ours.iter().filter_map(|index| Some((*index, device(facts, wanted, &self.pods, *index)?))).collect();
         let name = |index: &IfIndex| Some((*index, facts.links.get(index)?.name.clone()));
         Found {
             wanted: wanted.clone(),
@@ -150,7 +150,7 @@ fn leads_away(facts: &Facts, wanted: &Wanted, route: &Route) -> bool {
     !on_link && wanted.pod_cidrs.iter().any(|cidr| cidr.contains(&route.to) || route.to.contains(cidr))
 }
 
-fn device(facts: &Facts, wanted: &Wanted, index: IfIndex) -> Option<Device> {
+fn device(facts: &Facts, wanted: &Wanted, pods: &BTreeMap<IpAddr, IfIndex>, index: IfIndex) -> Option<Device> {
     let link = facts.links.get(&index)?;
     let (mut masquerade4, mut masquerade6) = (Addr4::default(), Addr6::default());
     if let Some(IpAddr::V4(addr)) = masquerade(facts, wanted, index, IpAddr::is_ipv4) {
@@ -159,7 +159,10 @@ fn device(facts: &Facts, wanted: &Wanted, index: IfIndex) -> Option<Device> {
     if let Some(IpAddr::V6(addr)) = masquerade(facts, wanted, index, IpAddr::is_ipv6) {
         masquerade6 = addr.into();
     }
-    Some(Device { masquerade6, masquerade4, mtu: link.mtu, flags: 0 })
+    // P18: what such a bridge receives may be a pod's of this node.
+    let has_pods = pods.values().any(|pod| is_port_of(facts, *pod, index));
+    let flags = if has_pods { Device::HAS_PODS } else { 0 };
+    Some(Device { masquerade6, masquerade4, mtu: link.mtu, flags })
 }
 
 /// The source that packets leaving by a device get (V12): the Node's address if the device has it, else the device's first that
@@ -195,6 +198,20 @@ mod tests {
 
     fn route(to: &str, device: u32, via: Via) -> Route {
         Route { to: to.parse().expect("a prefix"), device: IfIndex(device), via }
+    }
+
+    /// P18: a node device that is the pods' bridge is one that their packets come in by; no other is.
+    #[test]
+    fn p18_a_bridge_with_pods_is_known_as_such() {
+        let (mut facts, mut wanted) = node();
+        facts.links.insert(IfIndex(9), Link { bridge: Some(IfIndex(4)), ..link("veth9", Kind::Veth) });
+        wanted.devices = vec!["eth0".into(), "cni0".into()];
+        let flags = |pods: &[(IpAddr, IfIndex)], index| {
+            let pods = pods.iter().copied().collect();
+            device(&facts, &wanted, &pods, IfIndex(index)).expect("a device").flags
+        };
+        let pod = ("10.244.1.2".parse().expect("an address"), IfIndex(9));
+        assert_eq!((flags(&[pod], 4), flags(&[pod], 2), flags(&[], 4)), (Device::HAS_PODS, 0, 0));
     }
 
     /// A node as flannel makes it: uplink, vxlan, bridge with pods.

@@ -3,6 +3,7 @@
 mod endpoints;
 mod node;
 mod pod;
+mod policy;
 mod service;
 mod workload;
 
@@ -28,6 +29,10 @@ pub trait Convert {
     fn metadata(&self) -> &ObjectMeta;
     /// The object in our words; `None` if it is well-formed but does not concern us.
     fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field>;
+    /// What is wrong in parts of it that can be left out alone: the rest is converted.
+    fn flaws(&self) -> Vec<Field> {
+        Vec::new()
+    }
 }
 
 /// The field of an object that is wrong, and why.
@@ -59,9 +64,36 @@ pub fn reference<K: Convert>(object: &K) -> ObjectRef {
 pub fn seen<K: Convert>(object: &K) -> Update {
     let reference = reference(object);
     match object.convert(reference.name.clone()) {
-        Ok(Some(object)) => Update::Apply(object),
+        Ok(Some(converted)) => applied(converted, object.flaws()),
         Ok(None) => Update::Delete(reference),
         Err(field) => Update::Invalid(field.of(reference)),
+    }
+}
+
+fn applied(object: Object, flaws: Vec<Field>) -> Update {
+    let reference = object.reference();
+    match flaws.is_empty() {
+        true => Update::Apply(object),
+        false => Update::Flawed(object, flaws.into_iter().map(|flaw| flaw.of(reference.clone())).collect()),
+    }
+}
+
+/// What a NetworkPolicy means to us that may not even be of its kind's form: whatever it is, it opens nothing.
+pub fn seen_policy(document: &Value) -> Update {
+    let (policy, flaws) = policy::read(&document["spec"]);
+    let [namespace, name] = ["namespace", "name"].map(|key| document["metadata"][key].as_str().unwrap_or_default());
+    applied(Object::NetworkPolicy(ObjectName::new(namespace, name), policy), flaws)
+}
+
+/// What an object means to us that could not be read at all; a policy isolates what it may have selected.
+pub fn seen_unreadable(object: ObjectRef, field: String, why: String) -> Update {
+    let invalid = Invalid { object, field, why };
+    match invalid.object.kind {
+        Kind::NetworkPolicy => {
+            let closed = policy::read(&Value::Bool(false)).0;
+            Update::Flawed(Object::NetworkPolicy(invalid.object.name.clone(), closed), vec![invalid])
+        }
+        _ => Update::Invalid(invalid),
     }
 }
 
@@ -76,6 +108,7 @@ pub fn seen_json(object: Value) -> anyhow::Result<Update> {
         Some("Pod") => seen_as::<core::Pod>(object),
         Some("Node") => seen_as::<core::Node>(object),
         Some("Namespace") => seen_as::<core::Namespace>(object),
+        Some("NetworkPolicy") => seen_policy(&object),
         other => bail!("an object of kind {other:?}"),
     })
 }
@@ -136,8 +169,13 @@ fn unicast(text: &str, path: &str) -> Result<IpAddr, Field> {
 fn prefix(text: &str, path: &str) -> Result<IpNet, Field> {
     let error = || Field::new(path, format!("`{text}` is no CIDR"));
     let (ip, length) = text.trim().split_once('/').ok_or_else(error)?;
-    let ip = address(ip, path).map_err(|_| error())?;
-    let length = length.parse().map_err(|_| error())?;
+    let length: u8 = length.parse().map_err(|_| error())?;
+    let (ip, length) = match IpAddr::from_str(ip) {
+        // The length is one of IPv6: below 96 it is more than IPv4 addresses, and none of them.
+        Ok(v6 @ IpAddr::V6(_)) if length >= 96 && v6.to_canonical().is_ipv4() => (v6.to_canonical(), length - 96),
+        Ok(ip) => (ip, length),
+        Err(_) => (address(ip, path).map_err(|_| error())?, length),
+    };
     IpNet::new(ip, length).map(|net| net.trunc()).map_err(|_| error())
 }
 
@@ -176,5 +214,14 @@ mod tests {
     fn p12_prefixes_lose_their_host_bits() {
         assert_eq!(prefix(" 010.1.2.3/8", "f"), Ok("10.0.0.0/8".parse().expect("a prefix")));
         assert!(prefix("10.0.0.0/33", "f").is_err() && prefix("10.0.0.0", "f").is_err());
+    }
+
+    #[test]
+    fn p12_a_prefix_of_mapped_addresses_is_ipv4s_where_it_has_only_those() {
+        for (text, meant) in
+            [("::ffff:10.1.2.3/104", "10.0.0.0/8"), ("::ffff:10.0.0.0/8", "::/8"), ("::ffff:0:0/96", "0.0.0.0/0")]
+        {
+            assert_eq!(prefix(text, "f"), Ok(meant.parse().expect("a prefix")), "{text}");
+        }
     }
 }

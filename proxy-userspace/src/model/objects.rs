@@ -314,9 +314,14 @@ pub struct Pod {
     pub labels: Labels,
     /// The ports that its containers declare.
     pub ports: Vec<ContainerPort>,
+    /// It may send with addresses that are not its own (P33): [`ANY_SOURCE`] says so.
+    pub any_source: bool,
     /// When it was made; the newest owns an address (P22).
     pub created: Option<UnixTime>,
 }
+
+/// The annotation of pods that may send with addresses that are not their own (P33): routers, VPN gateways, virtual IPs. Its value is `true`.
+pub const ANY_SOURCE: &str = "portway.dev/any-source";
 
 impl Pod {
     /// The first container port of this name and protocol.
@@ -328,6 +333,11 @@ impl Pod {
     /// It holds its addresses no more (P20).
     pub fn finished(&self) -> bool {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)
+    }
+
+    /// It has, or is getting, a network of its own (P17, P20).
+    pub fn on_pod_network(&self) -> bool {
+        !self.finished() && !self.host_network
     }
 }
 
@@ -387,6 +397,14 @@ pub struct Node {
 pub struct Namespace {
     /// Its labels.
     pub labels: Labels,
+}
+
+impl Namespace {
+    /// One of this name: whatever its labels are, `kubernetes.io/metadata.name` is among them (P10).
+    pub fn new(name: &str, mut labels: Labels) -> Self {
+        labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
+        Self { labels }
+    }
 }
 
 /// A ServiceCIDR: ranges that cluster IPs are given out from.

@@ -124,6 +124,10 @@ pub struct Actual {
     ranges: BTreeMap<IpNet, RangeKind>,
     addresses: BTreeMap<IpAddr, AddressFlags>,
     pods: BTreeMap<IpAddr, LocalPod>,
+    /// Which element of `ROWS` each pod's address is to name.
+    slots: BTreeMap<IpAddr, u32>,
+    /// Addresses whose slot has changed and is not written yet.
+    moved: BTreeSet<IpAddr>,
     devices: BTreeMap<IfIndex, Device>,
     names: BTreeMap<u32, Arc<str>>,
     config: Config,
@@ -208,10 +212,31 @@ impl Actual {
             sources: self.sources.iter().map(|(id, range)| (self.name_or_number(*id), *range)).collect(),
             ranges: self.ranges.clone(),
             addresses: self.addresses.clone(),
-            pods: self.pods.clone(),
+            pods: self.devices_of_pods(),
             devices: self.devices.clone(),
             config: self.config,
         }
+    }
+
+    fn devices_of_pods(&self) -> BTreeMap<IpAddr, IfIndex> {
+        self.pods.iter().map(|(addr, pod)| (*addr, pod.device)).collect()
+    }
+
+    /// Says which policy the pod at an address is to have; it is written with the address.
+    pub fn assign(&mut self, addr: IpAddr, slot: u32) {
+        let before = if slot == 0 { self.slots.remove(&addr) } else { self.slots.insert(addr, slot) };
+        if before.unwrap_or_default() != slot {
+            self.moved.insert(addr);
+        }
+    }
+
+    pub(super) fn slot(&self, addr: IpAddr) -> u32 {
+        self.slots.get(&addr).copied().unwrap_or_default()
+    }
+
+    /// Addresses whose policy was assigned anew since they were written.
+    pub(super) fn moved(&self) -> impl Iterator<Item = &IpAddr> {
+        self.moved.iter()
     }
 
     pub(super) fn sources(&self) -> &BTreeSet<(u32, IpNet)> {
@@ -223,7 +248,7 @@ impl Actual {
         Delta {
             ranges: unlike(&self.ranges, &contents.ranges),
             addresses: unlike(&self.addresses, &contents.addresses),
-            pods: unlike(&self.pods, &contents.pods),
+            pods: unlike(&self.devices_of_pods(), &contents.pods),
             devices: unlike(&self.devices, &contents.devices),
             ..Delta::default()
         }
@@ -324,7 +349,10 @@ impl Actual {
             Entry::Source(id, range) => _ = self.sources.insert((id, range)),
             Entry::Range(range, kind) => _ = self.ranges.insert(range, kind),
             Entry::Address(addr, flags) => drop(self.addresses.insert(addr, flags)),
-            Entry::Pod(addr, pod) => drop(self.pods.insert(addr, pod)),
+            Entry::Pod(addr, pod) => {
+                self.moved.remove(&addr);
+                self.pods.insert(addr, pod);
+            }
             Entry::Device(index, device) => drop(self.devices.insert(index, device)),
             Entry::Name(id, name) => self.put_name(id, name),
             Entry::Config(config) => self.config = config,
@@ -339,7 +367,10 @@ impl Actual {
             Key::Source(id, range) => _ = self.sources.remove(&(id, range)),
             Key::Range(range) => _ = self.ranges.remove(&range),
             Key::Address(addr) => drop(self.addresses.remove(&addr)),
-            Key::Pod(addr) => drop(self.pods.remove(&addr)),
+            Key::Pod(addr) => {
+                self.moved.remove(&addr);
+                self.pods.remove(&addr);
+            }
             Key::Device(index) => drop(self.devices.remove(&index)),
             Key::Name(id) => self.delete_name(id),
         }

@@ -5,6 +5,7 @@
 
 mod actual;
 mod plan;
+pub mod policies;
 #[cfg(test)]
 mod tests;
 

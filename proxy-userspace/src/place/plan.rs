@@ -79,7 +79,7 @@ impl<'a> Plan<'a> {
             self.facts.push(Write::Put(Entry::Config(contents.config)));
         }
         unlike.devices.iter().for_each(|key| self.fact(*key, contents.devices.get(key)));
-        unlike.pods.iter().for_each(|key| self.fact(*key, contents.pods.get(key)));
+        unlike.pods.iter().chain(self.actual.moved()).for_each(|addr| self.pod(*addr));
         unlike.ranges.iter().for_each(|key| self.fact(*key, contents.ranges.get(key)));
         unlike.addresses.iter().for_each(|key| self.fact(*key, contents.addresses.get(key)));
     }
@@ -102,6 +102,14 @@ impl<'a> Plan<'a> {
         let is = self.actual.sources();
         self.sources.extend(ought.difference(is).map(|(id, range)| Write::Put(Entry::Source(*id, *range))));
         self.gone_facts.extend(is.difference(&ought).map(|(id, range)| Write::Delete(Key::Source(*id, *range))));
+    }
+
+    /// A pod's address with its device, and with the slot that its policy was given.
+    fn pod(&mut self, addr: IpAddr) {
+        let ought = self.contents.pods.get(&addr).map(|device| LocalPod { device: *device, slot: self.actual.slot(addr) });
+        if self.actual.pods().get(&addr) != ought.as_ref() {
+            self.fact(addr, ought.as_ref());
+        }
     }
 
     fn fact<K, V: Fact<K>>(&mut self, key: K, value: Option<&V>) {

@@ -157,7 +157,7 @@ prop_compose! {
             ranges: ranges.into_iter().map(|(bits, kind)| (prefix(bits), RangeKind(kind))).collect(),
             frontends,
             addresses: addresses.into_iter().map(|(a, flags)| (address(Side::V4, a), AddressFlags(flags))).collect(),
-            pods: pods.into_iter().map(|(a, device)| (address(Side::V6, a), LocalPod { device: IfIndex(device) })).collect(),
+            pods: pods.into_iter().map(|(a, device)| (address(Side::V6, a), IfIndex(device))).collect(),
             devices: devices.into_iter().map(|(i, mtu)| (IfIndex(i), Device { mtu, ..Device::default() })).collect(),
             config: Config { secret, ..Config::default() },
         }

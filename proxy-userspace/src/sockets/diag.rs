@@ -1,4 +1,5 @@
-//! Sockets by the kernel's `sock_diag`: which UDP sockets are connected, and the end of some.
+//! Sockets by the kernel's `sock_diag`: which UDP sockets are connected, and the end of some. The crate of its messages does not know how to
+//! end one.
 
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
@@ -40,7 +41,8 @@ struct Connected {
 /// Where the kernel does not list sockets, or refuses to end one.
 pub fn destroy_udp(wanted: &BTreeMap<u64, SocketAddr>) -> Result<usize> {
     let flags = SockFlag::SOCK_CLOEXEC;
-    let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag).context("open sock_diag")?;
+    let netlink =
+        socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag).context("open sock_diag")?;
     let mut found = connected(&netlink, libc::AF_INET as u8).context("list UDP sockets")?;
     found.extend(connected(&netlink, libc::AF_INET6 as u8).context("list UDP sockets of IPv6")?);
     found.retain(|socket| wanted.get(&socket.cookie()) == Some(&socket.peer()));

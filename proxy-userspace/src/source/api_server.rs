@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use futures::stream::{BoxStream, Stream, StreamExt, select_all};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::api::networking::v1::{NetworkPolicy, ServiceCIDR};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::DeserializeGuard;
 use kube::runtime::utils::{Backoff, WatchStreamExt};
@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Closed, News};
 use crate::model::k8s::{self, Convert};
-use crate::model::{Connection, Invalid, Kind, ObjectName, ObjectRef, Update};
+use crate::model::{Connection, Kind, ObjectName, ObjectRef, Update};
 
 /// How often it is asked whether the API server is there.
 const PROBE: Duration = Duration::from_secs(10);
@@ -38,6 +38,7 @@ pub(super) async fn spawn(kubeconfig: Option<PathBuf>, news: News) -> Result<()>
         watch::<Pod>(&client, ""),
         watch::<Node>(&client, ""),
         watch::<Namespace>(&client, ""),
+        watch::<NetworkPolicy>(&client, ""),
         watch::<ServiceCIDR>(&client, ""),
         probe(client).boxed(),
     ];
@@ -76,7 +77,8 @@ enum Step {
 
 /// Passes steps on; says [`Update::Synced`] when every kind was listed.
 async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut news: News) {
-    const WAITED_FOR: [Kind; 6] = [Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Node, Kind::Namespace, Kind::ServiceCIDR];
+    const WAITED_FOR: [Kind; 7] =
+        [Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Node, Kind::Namespace, Kind::NetworkPolicy, Kind::ServiceCIDR];
     let mut unlisted: BTreeSet<_> = WAITED_FOR.into();
     while let Some(step) = steps.next().await {
         let sent = match step {
@@ -186,8 +188,8 @@ fn seen<K: Convert>(DeserializeGuard(object): DeserializeGuard<K>) -> (ObjectRef
         Err(unreadable) => {
             let [namespace, name] = [unreadable.metadata.namespace, unreadable.metadata.name].map(Option::unwrap_or_default);
             let reference = ObjectRef { kind: K::KIND, name: ObjectName::new(&namespace, &name) };
-            let invalid = Invalid { object: reference.clone(), field: "the object".to_owned(), why: unreadable.error };
-            (reference, Update::Invalid(invalid))
+            let update = k8s::seen_unreadable(reference.clone(), "the object".to_owned(), unreadable.error);
+            (reference, update)
         }
     }
 }
@@ -224,6 +226,7 @@ fn said(connection: &Connection) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Object;
     use serde_json::json;
 
     fn service(name: &str) -> DeserializeGuard<Service> {
@@ -262,5 +265,15 @@ mod tests {
         let (reference, update) = seen(guard);
         assert_eq!(reference.to_string(), "Service shop/bad");
         assert!(matches!(update, Update::Invalid(_)));
+    }
+
+    #[test]
+    fn p34_a_policy_that_cannot_be_read_isolates_what_it_may_have_selected() {
+        let unreadable = json!({"metadata": {"namespace": "shop", "name": "bad"}, "spec": {"ingress": "all"}});
+        let guard: DeserializeGuard<NetworkPolicy> = serde_json::from_value(unreadable).expect("a guard");
+        let (reference, update) = seen(guard);
+        let Update::Flawed(Object::NetworkPolicy(_, policy), flaws) = update else { panic!("left out") };
+        assert_eq!((policy.ingress, policy.egress, flaws.len()), (Some(vec![]), Some(vec![]), 1));
+        assert_eq!(reference.to_string(), "NetworkPolicy shop/bad");
     }
 }

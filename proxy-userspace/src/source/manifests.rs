@@ -4,7 +4,7 @@ mod allocate;
 mod endpoints;
 mod read;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::{Closed, News};
 use crate::args::settings::Ranges;
-use crate::model::{Connection, Object, ObjectRef, State, Update};
+use crate::model::{Connection, Kind, Labels, Namespace, Object, ObjectName, ObjectRef, State, Update};
 
 pub use read::{Directory, Manifest};
 
@@ -84,21 +84,13 @@ async fn send(news: &mut News, updates: Vec<Update>) -> Result<(), Closed> {
 
 /// What differs from what was sent before.
 fn news_of(sent: &mut BTreeMap<ObjectRef, Update>, directory: &Directory, ranges: &Ranges) -> Vec<Update> {
-    let now: BTreeMap<_, _> = directory.updates(ranges).into_iter().map(|update| (subject(&update), update)).collect();
+    let named = |update: Update| Some((update.object()?, update));
+    let now: BTreeMap<_, _> = directory.updates(ranges).into_iter().filter_map(named).collect();
     let gone = sent.keys().filter(|object| !now.contains_key(object)).cloned().map(Update::Delete);
     let new = now.iter().filter(|(object, update)| sent.get(object) != Some(update)).map(|(_, update)| update.clone());
     let updates = new.chain(gone).collect();
     *sent = now;
     updates
-}
-
-fn subject(update: &Update) -> ObjectRef {
-    match update {
-        Update::Apply(object) => object.reference(),
-        Update::Delete(object) => object.clone(),
-        Update::Invalid(invalid) => invalid.object.clone(),
-        Update::Synced | Update::Connection(_) => unreachable!("a directory's objects only"),
-    }
 }
 
 impl Directory {
@@ -110,14 +102,25 @@ impl Directory {
             match manifest {
                 Manifest::Service(service) => services.push((**service).clone()),
                 Manifest::Other(update) => updates.push((**update).clone()),
-                Manifest::NetworkPolicy => {}
             }
         }
         updates.extend(allocate::allocate(services, ranges));
         let slices = endpoints::resolve(&state_of(&updates));
         updates.extend(slices.into_iter().map(|(name, slice)| Update::Apply(Object::EndpointSlice(name, slice))));
+        let namespaces = referenced(&updates);
+        updates.extend(namespaces);
         updates
     }
+}
+
+/// Namespaces that objects are in and no file has: to be written there they must have been made.
+fn referenced(updates: &[Update]) -> Vec<Update> {
+    let objects: BTreeSet<_> = updates.iter().filter_map(Update::object).collect();
+    let names: BTreeSet<_> = objects.iter().map(|object| &object.name.namespace).filter(|name| !name.is_empty()).collect();
+    let named = names.into_iter().map(|name| ObjectRef { kind: Kind::Namespace, name: ObjectName::cluster(name) });
+    let missing = named.filter(|namespace| !objects.contains(namespace));
+    let made = |ObjectRef { name, .. }| Object::Namespace(ObjectName::clone(&name), Namespace::new(&name.name, Labels::new()));
+    missing.map(|namespace| Update::Apply(made(namespace))).collect()
 }
 
 /// A state that has heard these updates.

@@ -131,15 +131,9 @@ pub struct Change {
 impl Change {
     /// What an update says that is about to change `state`.
     pub fn of(update: &Update, state: &State) -> Self {
-        let kind = match update {
-            Update::Apply(object) => object.reference().kind,
-            Update::Delete(object) => object.kind,
-            Update::Invalid(invalid) => invalid.object.kind,
-            Update::Synced | Update::Connection(_) => return Self { counted: None, trigger: None },
-        };
-        let counted = match kind {
-            Kind::EndpointSlice => Some(Counted::Endpoints),
-            Kind::Service => Some(Counted::Services),
+        let counted = match update.object().map(|object| object.kind) {
+            Some(Kind::EndpointSlice) => Some(Counted::Endpoints),
+            Some(Kind::Service) => Some(Counted::Services),
             _ => None,
         };
         Self { counted, trigger: Trigger::of(update, state) }

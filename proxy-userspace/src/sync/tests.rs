@@ -34,6 +34,7 @@ fn pod(name: &str, ip: &str) -> Update {
         terminating: false,
         ready: true,
         unready_because: None,
+        any_source: false,
         labels: BTreeMap::new(),
         ports: Vec::new(),
         created: None,
@@ -92,7 +93,8 @@ struct Agent {
 
 impl Agent {
     fn start(root: &std::path::Path) -> Self {
-        let plane = Dataplane::open(&Options { state_dir: root.to_owned(), xdp: XdpChoice::Auto, cgroup: CgroupChoice::Off }).expect("open the data plane");
+        let plane = Dataplane::open(&Options { state_dir: root.to_owned(), xdp: XdpChoice::Auto, cgroup: CgroupChoice::Off })
+            .expect("open the data plane");
         let actual = plane.read().expect("read");
         let (tell_serving, serving) = watch::channel(None);
         let (tell_vitals, vitals) = watch::channel(Vitals::default());
@@ -105,9 +107,16 @@ impl Agent {
         let settings = Settings { node_name: "n1".into(), hz: 250, secret: 9, ..Settings::default() };
         let metrics = Arc::<Metrics>::default();
         let (reports, _) = Reports::new(Events::default(), metrics.clone(), Timestamp::now());
-        let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, vitals: tell_vitals, reports, metrics };
+        let outputs = Outputs {
+            wanted: tell_wanted,
+            serving: tell_serving,
+            left: mpsc::unbounded_channel().0,
+            vitals: tell_vitals,
+            reports,
+            metrics,
+        };
         let sync = Sync::new(Snapshot { settings, ..Snapshot::default() }, plane, actual, outputs);
-        tasks.spawn(sync.run(Inputs { updates: inbox, found }));
+        tasks.spawn(sync.run(Inputs { updates: inbox, found, denied: mpsc::channel(1).1 }));
         Self { dir: StateDir::at(root), updates, serving, vitals, tasks }
     }
 
@@ -167,7 +176,7 @@ fn nothing_is_written_before_the_lists_are_complete_and_then_everything_is() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(agent.kernel().contents(), Contents::default(), "V1");
         agent.tell([Update::Synced]).await;
-        let found = |contents: &Contents| contents.pods.values().any(|pod| pod.device != IfIndex::NONE);
+        let found = |contents: &Contents| contents.pods.values().any(|device| *device != IfIndex::NONE);
         let contents = agent.until("the pod's device", found).await;
         assert_eq!(contents.frontends.len(), 2);
         assert_eq!(contents.devices.len(), 1);
@@ -189,7 +198,7 @@ fn a_restart_keeps_ids_and_devices_and_writes_nothing() {
         async move {
             let agent = Agent::start(&root);
             agent.tell(all(Protocol::TCP).into_iter().chain([Update::Synced])).await;
-            agent.until("the pod's device", |c| c.pods.values().any(|pod| pod.device != IfIndex::NONE)).await;
+            agent.until("the pod's device", |c| c.pods.values().any(|device| *device != IfIndex::NONE)).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
             let kernel = agent.kernel();
             agent.kill().await;
@@ -258,13 +267,14 @@ fn a_device_that_is_found_just_as_objects_change_gets_its_programs() {
     let (host, _lan, _pod) = wired();
     let root = host.state_dir();
     host.block_on(async move {
-        let plane = Dataplane::open(&Options { state_dir: root, xdp: XdpChoice::Auto, cgroup: CgroupChoice::Off }).expect("open the data plane");
+        let plane = Dataplane::open(&Options { state_dir: root, xdp: XdpChoice::Auto, cgroup: CgroupChoice::Off })
+            .expect("open the data plane");
         let actual = plane.read().expect("read");
         let (tell_wanted, wanted) = watch::channel(Wanted::default());
         let metrics = Arc::<Metrics>::default();
         let (reports, _) = Reports::new(Events::default(), metrics.clone(), Timestamp::now());
         let (serving, vitals) = (watch::Sender::new(None), watch::Sender::new(Vitals::default()));
-        let outputs = Outputs { wanted: tell_wanted, serving, vitals, reports, metrics };
+        let outputs = Outputs { wanted: tell_wanted, serving, left: mpsc::unbounded_channel().0, vitals, reports, metrics };
         let settings = Settings { node_name: "n1".into(), hz: 250, secret: 9, ..Settings::default() };
         let mut sync = Sync::new(Snapshot { settings, ..Snapshot::default() }, plane, actual, outputs);
         all(Protocol::TCP).into_iter().chain([Update::Synced]).for_each(|update| _ = sync.take(update));

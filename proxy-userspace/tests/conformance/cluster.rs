@@ -28,7 +28,7 @@ pub fn change(state: &mut State, event: &Event) -> Result<Changed> {
 pub fn update(event: &Event) -> Result<Update> {
     Ok(match (event.op.as_str(), seen_json(event.object.clone())?) {
         ("add" | "update", update) => update,
-        ("delete", Update::Apply(object)) => Update::Delete(object.reference()),
+        ("delete", Update::Apply(object) | Update::Flawed(object, _)) => Update::Delete(object.reference()),
         ("delete", Update::Invalid(invalid)) => Update::Delete(invalid.object),
         ("delete", update) => update,
         (other, _) => bail!("an unknown change `{other}`"),

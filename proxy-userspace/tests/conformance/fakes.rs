@@ -87,12 +87,12 @@ impl Fakes {
 
 /// Runs a packet through the library.
 pub fn run<F: Ip>(memory: &Memory<F>, hook: Hook, device: IfIndex, bytes: &[u8]) -> (Result<Action, Reason>, Vec<u8>) {
-    let mut packet = Bytes::<false>(bytes.to_vec());
+    let mut packet = Bytes::<false> { bytes: bytes.to_vec(), from_host: true };
     let said = match hook {
         Hook::FromPod => from_pod::<F, _, _>(&mut packet, memory, device),
         _ => from_device::<F, _, _>(&mut packet, memory, device),
     };
-    (said, packet.0)
+    (said, packet.bytes)
 }
 
 /// The backend that a process of the node gets, who is served like its pods (V11); none where no Service is meant.

@@ -1,14 +1,19 @@
 //! The loaded programs over real maps that hold what was placed, in a network namespace with the devices that the cases mean.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use portway::contents::Contents;
-use portway::dataplane::{FlowTable, Maps};
-use portway::place::{Actual, Write, place, retire};
+use portway::dataplane::{FlowTable, Maps, PolicyMaps};
+use portway::place::policies::PolicyWrite;
+use portway::place::{Actual, Entry, Key, Write, place, retire};
 use proxy_common::event::Reason;
-use proxy_common::net::{Address, IfIndex};
+use proxy_common::flow::FlowKey;
+use proxy_common::net::{Addr4, Addr6, Address, IfIndex, LocalPod, Port, Protocol};
+use proxy_common::service::Config;
 use proxy_ebpf::Action;
 
 use crate::programs::{Hook, Loaded};
@@ -18,6 +23,7 @@ use crate::world::{DEVICE, FIRST_POD, PODS};
 pub struct Kernel {
     loaded: Loaded,
     maps: Maps,
+    policies: PolicyMaps,
     actual: Actual,
 }
 
@@ -39,7 +45,8 @@ impl Kernel {
         let mut loaded = Loaded::new()?;
         let ebpf = &mut loaded.ebpf;
         let maps = Maps::open(|name| ebpf.take_map(name).with_context(|| format!("find the map {name}")))?;
-        Ok(Self { loaded, maps, actual: Actual::default() })
+        let policies = PolicyMaps::open(|name| ebpf.take_map(name).with_context(|| format!("find the map {name}")))?;
+        Ok(Self { loaded, maps, policies, actual: Actual::default() })
     }
 
     /// Brings the maps to these contents, as the agent does, and reads them back.
@@ -57,6 +64,47 @@ impl Kernel {
             self.actual.apply(write);
         }
         Ok(())
+    }
+
+    /// Makes one write.
+    pub fn write(&mut self, write: Write) -> Result<()> {
+        self.apply(vec![write])
+    }
+
+    /// Makes one write to the policy tables.
+    pub fn write_policy(&mut self, write: &PolicyWrite) -> Result<()> {
+        self.policies.write(write)
+    }
+
+    /// These are the pods of this node from here on.
+    pub fn put_pods(&mut self, pods: BTreeMap<IpAddr, LocalPod>) -> Result<()> {
+        let gone: Vec<_> = self.actual.pods().keys().filter(|addr| !pods.contains_key(addr)).copied().collect();
+        let gone = gone.into_iter().map(|addr| Write::Delete(Key::Pod(addr)));
+        let writes = gone.chain(pods.into_iter().map(|(addr, pod)| Write::Put(Entry::Pod(addr, pod)))).collect();
+        self.apply(writes)
+    }
+
+    /// The policies of a case are over: without any pod or policy.
+    pub fn forget_policies(&mut self) -> Result<()> {
+        self.put_pods(BTreeMap::new())?;
+        self.write(Write::Put(Entry::Config(Config::default())))
+    }
+
+    /// Forgets the flow of a packet.
+    pub fn forget_flows_of(&mut self, from: IpAddr, to: IpAddr, protocol: Protocol, sport: u16, dport: u16) -> Result<()> {
+        let Maps { v4, v6, .. } = &mut self.maps;
+        let (sport, dport) = (Port::new(sport), Port::new(dport));
+        match (from, to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let key = FlowKey::new(protocol, Addr4::from(from), sport, Addr4::from(to), dport);
+                [key, key.reversed()].iter().try_for_each(|key| v4.opening.delete(key))
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let key = FlowKey::new(protocol, Addr6::from(from), sport, Addr6::from(to), dport);
+                [key, key.reversed()].iter().try_for_each(|key| v6.opening.delete(key))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Forgets all flows.

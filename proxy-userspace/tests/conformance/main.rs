@@ -21,6 +21,7 @@ mod flows;
 mod health;
 mod kernel;
 mod packet;
+mod policy;
 mod report;
 mod rules;
 mod services;
@@ -129,6 +130,9 @@ fn check(file: &Path, kernel: &mut Kernel, tally: &mut Tally) -> Result<()> {
         () if has(&cases::OF_SLICES) => (Row::Objects, |v, _, tally| slices::check(&cases::read(v)?, tally)),
         () if in_cases("flows") => (Row::UdpFlows, |v, _, tally| udp::check(&cases::read(v)?, tally)),
         () if in_cases("endpoints") => (Row::Endpoints, |v, _, tally| topology::check(&cases::read(v)?, tally)),
+        () if value["steps"][0].get("expected").is_some() => {
+            (Row::Policies, |v, kernel, tally| policy::check(&cases::read(v)?, kernel, tally))
+        }
         () => bail!("cases of an unknown kind"),
     };
     tally.row = row;

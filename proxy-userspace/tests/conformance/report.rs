@@ -18,6 +18,8 @@ pub struct Tally {
     pub of_node: usize,
     /// Other comparisons.
     pub others: usize,
+    /// Connections judged by NetworkPolicy: by the text, through the tables step by step and from nothing, and by the loaded programs.
+    pub policies: [usize; 4],
     differences: Vec<(Row, String)>,
     advisory: Vec<String>,
     otherwise: BTreeMap<Rule, usize>,
@@ -71,8 +73,8 @@ impl Tally {
 
     /// Whether nothing was checked.
     pub fn is_empty(&self) -> bool {
-        let Self { library, programs, of_node, others, .. } = self;
-        library + programs + of_node + others == 0
+        let Self { library, programs, of_node, others, policies, .. } = self;
+        library + programs + of_node + others + policies.iter().sum::<usize>() == 0
     }
 
     fn differing(&self) -> usize {
@@ -88,6 +90,7 @@ impl Default for Tally {
             programs: 0,
             of_node: 0,
             others: 0,
+            policies: [0; 4],
             differences: Vec::new(),
             advisory: Vec::new(),
             otherwise: BTreeMap::new(),
@@ -109,12 +112,12 @@ pub struct Report {
 impl Report {
     /// Prints a file's line, and what is to be said in detail.
     pub fn add(&mut self, file: &Path, tally: Tally, detail: Detail) {
-        let Tally { library, programs, of_node, others, .. } = tally;
+        let Tally { library, programs, of_node, others, policies: [text, tables, fresh, by_programs], .. } = tally;
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let differences = tally.differing();
         let counted = differences - tally.differing_in(self.left_out);
         println!(
-            "{name:<56} flows: library {library:>3}, programs {programs:>3}, of the node {of_node:>3}; others {others:>3}; differences {differences}"
+            "{name:<56} flows: library {library:>3}, programs {programs:>3}, of the node {of_node:>3}; others {others:>3}; policies: text {text:>4}, tables {tables:>4}, from nothing {fresh:>4}, programs {by_programs:>4}; differences {differences}"
         );
         let same = tally.lines.iter().filter(|_| detail == Detail::All);
         same.chain(&tally.advisory).chain(tally.differences.iter().map(|(_, line)| line)).for_each(|line| println!("{line}"));
@@ -123,7 +126,7 @@ impl Report {
         self.all.take(tally);
     }
 
-    /// Prints the sums; success if there was no difference, and both ways were gone equally often.
+    /// Prints the sums; success if there was no difference, and all ways were gone equally often.
     pub fn conclude(self) -> ExitCode {
         let Self { left_out, files, differing, all } = self;
         let Tally { library, programs, of_node, others, advisory, otherwise, .. } = &all;
@@ -139,9 +142,13 @@ impl Report {
         for (row, times) in all.by_row() {
             println!("  {times:>4}  {row}");
         }
-        let equal = library == programs;
+        let [text, tables, fresh, by_programs] = all.policies;
+        println!(
+            "policies' rows by the text {text}, through the tables {tables}, through tables from nothing {fresh}, by the loaded programs {by_programs}"
+        );
+        let equal = library == programs && [tables, fresh, by_programs] == [text; 3];
         if !equal {
-            println!("the two ways were not gone equally often");
+            println!("the ways were not gone equally often");
         }
         let excuse = left_out.is_none_or(|_| all.differing_in(left_out) > 0);
         if let Some(row) = left_out {
@@ -164,6 +171,7 @@ impl Tally {
         self.programs += more.programs;
         self.of_node += more.of_node;
         self.others += more.others;
+        self.policies.iter_mut().zip(more.policies).for_each(|(all, more)| *all += more);
         self.differences.extend(more.differences);
         self.advisory.extend(more.advisory);
         more.otherwise.into_iter().for_each(|(rule, times)| *self.otherwise.entry(rule).or_default() += times);

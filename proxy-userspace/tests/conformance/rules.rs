@@ -60,6 +60,8 @@ pub enum Row {
     UdpFlows,
     /// Health.
     Health,
+    /// NetworkPolicy.
+    Policies,
     /// A protocol that the packet path does not know.
     Sctp,
     /// No rule: a file that cannot be understood.
@@ -78,6 +80,7 @@ impl fmt::Display for Row {
             Self::PodsAreKnown => "V11 where pods cannot be told apart",
             Self::UdpFlows => "V14 UDP flows",
             Self::Health => "V22, V23 health",
+            Self::Policies => "P1-P24 NetworkPolicy",
             Self::Sctp => "SCTP",
             Self::File => "the file",
         })

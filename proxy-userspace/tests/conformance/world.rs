@@ -90,6 +90,7 @@ fn pod(ip: IpAddr, node: &str) -> Pod {
         terminating: false,
         ready: true,
         unready_because: None,
+        any_source: false,
         labels: Labels::new(),
         ports: Vec::new(),
         created: None,

@@ -38,6 +38,7 @@ impl Seen {
             Ok(Action::Pod(_)) => "pod".into(),
             Ok(Action::Neighbour(_)) => "neighbour".into(),
             Ok(Action::Transmit(_)) => "transmit".into(),
+            Ok(Action::Return(_)) => "return".into(),
             Err(reason) => format!("{reason:?}"),
         };
         self.packets += 1;
@@ -184,10 +185,11 @@ pub fn compare<F: Maps>(loaded: &mut Loaded, memory: &Memory<F>, hook: Hook, dev
 
 /// A program's frame around the library, as in the kernel: it hands on what its EtherType says is of the family.
 fn library<F: Maps, const EARLY: bool>(bytes: &[u8], hook: impl Fn(&mut Bytes<EARLY>) -> Said) -> (Said, Vec<u8>) {
-    let mut bytes = Bytes::<EARLY>(bytes.to_vec());
+    // A test run's packets came in by no device.
+    let mut bytes = Bytes::<EARLY> { bytes: bytes.to_vec(), from_host: true };
     let ours = ethertype(&bytes) == Some(F::ETHERTYPE);
     let said = if ours { hook(&mut bytes) } else { Ok(Action::Untouched) };
-    (said, bytes.0)
+    (said, bytes.bytes)
 }
 
 /// XDP's numbers.

@@ -89,7 +89,8 @@ impl Dice {
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    /// One of these.
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
     fn number(&mut self) -> u64 {
@@ -145,7 +146,8 @@ pub fn node<F: Net>(dice: &mut Dice, network: &Network) -> Memory<F> {
 /// Addresses, pods and devices anew.
 pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F>) {
     memory.addresses.clear();
-    memory.config.flags = if dice.chance(30) { Config::THROUGH_STACK } else { 0 };
+    memory.config.flags &= !Config::THROUGH_STACK;
+    memory.config.flags |= if dice.chance(30) { Config::THROUGH_STACK } else { 0 };
     let served = if dice.chance(90) { AddressFlags::NODE_PORTS } else { 0 };
     memory.addresses.insert(F::at(NODE), AddressFlags(AddressFlags::HOST | served));
     memory.addresses.insert(F::at(NODE_B), AddressFlags(AddressFlags::HOST));
@@ -154,7 +156,7 @@ pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F
     memory.pods.clear();
     for (number, dotted) in PODS.into_iter().enumerate() {
         let device = if dice.chance(90) { network.pod(number) } else { IfIndex::NONE };
-        memory.pods.insert(F::at(dotted), LocalPod { device });
+        memory.pods.insert(F::at(dotted), LocalPod { device, slot: 0 });
     }
     memory.devices.clear();
     for (number, dotted) in [(0, NODE), (1, NODE_B)] {
@@ -168,6 +170,8 @@ pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F
         memory.devices.insert(network.device(number), device);
     }
     memory.config.least_mtu = memory.devices.values().map(|device| device.mtu).min().unwrap_or(0);
+    let ends = [&CLIENTS[..], &PODS, &BACKENDS, &[NODE, NODE_B, VIP, EXTERNAL]].concat();
+    crate::policies::furnish(dice, memory, &ends);
 }
 
 /// Source ranges of service ports, and the cluster's Service ranges, anew.

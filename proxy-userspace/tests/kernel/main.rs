@@ -15,8 +15,10 @@ mod differential;
 mod generate;
 mod maps;
 mod namespace;
+mod policies;
 mod programs;
 mod sockets;
+mod storm;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -83,6 +85,25 @@ fn kernel_and_library_do_the_same() -> Result<()> {
         seen.assert_variety();
         Ok(())
     })
+}
+
+/// P32: policies change a thousand times a second, and every packet's verdict is that of a state that was in force while it passed.
+#[test]
+fn p32_no_packet_meets_a_verdict_of_neither_state() -> Result<()> {
+    let seed = Dice::seed()?;
+    println!("PORTWAY_TEST_SEED={seed}");
+    let seconds = std::env::var("PORTWAY_STORM_SECONDS").ok().map(|text| text.parse()).transpose()?.unwrap_or(3);
+    let came = storm::storm(&mut Dice::new(seed), std::time::Duration::from_secs(seconds))?;
+    let storm::Came { edits, packets, between, seconds } = came;
+    println!(
+        "{edits} edits in {seconds:.1} s ({:.0}/s), {packets} packets, {between} of them beside a change",
+        edits as f64 / seconds
+    );
+    // Not optimised, beside other tests, or in an emulated machine, the agent's code takes its time.
+    let at_least = if cfg!(debug_assertions) { 1.0 } else { 1000.0 };
+    assert!(edits as f64 / seconds >= at_least, "{edits} edits in {seconds:.1} s");
+    assert!(packets > 100 && between > 0, "{packets} packets, {between} beside a change");
+    Ok(())
 }
 
 #[test]

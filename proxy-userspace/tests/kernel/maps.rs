@@ -8,12 +8,14 @@ use aya::maps::lpm_trie::{Key as Prefix, LpmTrie};
 use aya::maps::{Array, HashMap};
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::FlowKey;
-use proxy_common::net::{V4, V6};
+use proxy_common::net::{Addr4, LocalPod, V4, V6};
+use proxy_common::policy::{Chunk, Node};
 use proxy_common::service::{Config, SOURCE_KEY_BITS};
 use proxy_ebpf::Table;
 use proxy_ebpf::fake::{Flows, Memory};
 
 use crate::family::Net;
+use crate::policies;
 use crate::programs::Loaded;
 
 /// A family whose maps the kernel has.
@@ -29,7 +31,8 @@ pub trait Maps: Net {
 }
 
 macro_rules! maps {
-    ($family:ty, $services:literal, $backends:literal, $slots:literal, $sources:literal, $ranges:literal, $affinity:literal, $addresses:literal, $pods:literal, $flows:literal, $opening:literal) => {
+    ($family:ty, $services:literal, $backends:literal, $slots:literal, $sources:literal, $ranges:literal, $affinity:literal, $addresses:literal, $pods:literal, $flows:literal, $opening:literal,
+     $prefixes:literal, $fragments:literal, $more:ident) => {
         impl Maps for $family {
             fn fill(loaded: &mut Loaded, memory: &Memory<Self>) -> Result<()> {
                 equal(loaded, $services, &memory.services)?;
@@ -43,6 +46,14 @@ macro_rules! maps {
                 equal(loaded, $pods, &memory.pods)?;
                 equal(loaded, $flows, &memory.established.borrow())?;
                 equal(loaded, $opening, &memory.opening.borrow())?;
+                prefixes(
+                    loaded,
+                    $prefixes,
+                    memory.prefixes.iter().map(|((addr, bits), class)| (*bits, *addr, *class)).collect(),
+                )?;
+                equal(loaded, $fragments, &memory.fragments.borrow())?;
+                $more(loaded, memory)?;
+                policies(loaded, memory)?;
                 equal(loaded, "DEVICES", &memory.devices)?;
                 configure(loaded, memory.config)
             }
@@ -62,8 +73,66 @@ macro_rules! maps {
     };
 }
 
-maps!(V4, "SERVICES4", "BACKENDS4", "SLOTS4", "SOURCES4", "RANGES4", "AFFINITY4", "ADDRESSES4", "PODS4", "FLOWS4", "OPENING4");
-maps!(V6, "SERVICES6", "BACKENDS6", "SLOTS6", "SOURCES6", "RANGES6", "AFFINITY6", "ADDRESSES6", "PODS6", "FLOWS6", "OPENING6");
+maps!(
+    V4,
+    "SERVICES4",
+    "BACKENDS4",
+    "SLOTS4",
+    "SOURCES4",
+    "RANGES4",
+    "AFFINITY4",
+    "ADDRESSES4",
+    "PODS4",
+    "FLOWS4",
+    "OPENING4",
+    "PREFIXES4",
+    "FRAGMENTS4",
+    directory
+);
+maps!(
+    V6,
+    "SERVICES6",
+    "BACKENDS6",
+    "SLOTS6",
+    "SOURCES6",
+    "RANGES6",
+    "AFFINITY6",
+    "ADDRESSES6",
+    "PODS6",
+    "FLOWS6",
+    "OPENING6",
+    "PREFIXES6",
+    "FRAGMENTS6",
+    exact
+);
+
+/// What both families share of the policies.
+fn policies<F: Net>(loaded: &mut Loaded, memory: &Memory<F>) -> Result<()> {
+    equal(loaded, "VETHS", &memory.veths)?;
+    prefixes(loaded, "VERDICTS", memory.verdicts.iter().map(|(key, set)| (64, *key, *set)).collect())?;
+    array(loaded, "ROWS", policies::SLOTS, |slot| memory.rows.get(&slot).copied().unwrap_or_default())?;
+    array(loaded, "PORTSETS", policies::SETS, |set| memory.port_sets.get(&set).copied().unwrap_or_default())?;
+    array(loaded, "MATRIX", policies::CHUNKS, |chunk| -> Chunk {
+        std::array::from_fn(|class| memory.matrix.get(&(chunk, class as u32)).copied().unwrap_or_default())
+    })
+}
+
+fn directory(loaded: &mut Loaded, memory: &Memory<V4>) -> Result<()> {
+    array(loaded, "CLASSES4", policies::NODES, |node| -> Node {
+        std::array::from_fn(|byte| memory.directory.get(&(node, byte as u8)).copied().unwrap_or_default())
+    })
+}
+
+fn exact(loaded: &mut Loaded, memory: &Memory<V6>) -> Result<()> {
+    equal(loaded, "CLASSES6", &memory.exact)
+}
+
+/// Writes the first elements of an array.
+fn array<V: Pod>(loaded: &mut Loaded, name: &str, len: u32, value: impl Fn(u32) -> V) -> Result<()> {
+    let map = loaded.ebpf.map_mut(name).with_context(|| format!("find {name}"))?;
+    let mut map: Array<_, V> = map.try_into().with_context(|| format!("open {name}"))?;
+    (0..len).try_for_each(|index| map.set(index, value(index), 0)).with_context(|| format!("write {name}"))
+}
 
 fn name(table: Table, flows: &'static str, opening: &'static str) -> &'static str {
     match table {
@@ -100,6 +169,11 @@ fn prefixes<K: Pod, V: Pod>(loaded: &mut Loaded, name: &str, wanted: Vec<(u32, K
     found.iter().try_for_each(|key| map.remove(key)).with_context(|| format!("empty {name}"))?;
     let mut put = wanted.into_iter().map(|(bits, key, value)| (Prefix::new(bits, key), value));
     put.try_for_each(|(key, value)| map.insert(&key, value, 0)).with_context(|| format!("write {name}"))
+}
+
+/// Says where a pod of this node is.
+pub fn put_pod(loaded: &mut Loaded, addr: std::net::Ipv4Addr, pod: LocalPod) -> Result<()> {
+    open(loaded, "PODS4")?.insert(Addr4::from(addr), pod, 0).context("write PODS4")
 }
 
 /// Writes the settings.

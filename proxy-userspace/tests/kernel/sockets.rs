@@ -156,10 +156,12 @@ fn contents(backends: usize) -> Contents {
     let mut contents = Contents { config: Config { secret: 5, hz: 250, ..Config::default() }, ..Contents::default() };
     for side in sides() {
         let endpoint = |ip: &IpAddr| Endpoint { addr: SocketAddr::new(*ip, TARGET), flags: 1 };
-        let all = |n: usize| Arc::new(Backends { both: side.backends[..n].iter().map(endpoint).collect(), ..Backends::default() });
+        let all =
+            |n: usize| Arc::new(Backends { both: side.backends[..n].iter().map(endpoint).collect(), ..Backends::default() });
         for protocol in [Protocol::TCP, Protocol::UDP] {
             let mut add = |addr, port, flags, n| {
-                let service = format!("default/web:{}-{n}", protocol.name()).into();
+                let has = if n == 0 { "empty" } else { "web" };
+                let service = format!("default/{has}:{}", protocol.name()).into();
                 let target = Target { service, flags, affinity: 0, backends: all(n) };
                 contents.frontends.insert(Frontend { addr, port, protocol }, target);
             };
@@ -358,9 +360,8 @@ fn listeners_come_first() -> Result<()> {
 /// The table of verdicts: at once, and counted by the reason.
 fn refused(node: &Node) -> Result<()> {
     let kinds = if KernelVersion::current()? < SET_RETVAL { ErrorKind::PermissionDenied } else { ErrorKind::ConnectionRefused };
-    for (ip, port, reason) in sides()
-        .iter()
-        .flat_map(|side| [(side.vip, PORT + 1, Reason::UnknownPort), (side.empty, PORT, Reason::NoBackend)])
+    for (ip, port, reason) in
+        sides().iter().flat_map(|side| [(side.vip, PORT + 1, Reason::UnknownPort), (side.empty, PORT, Reason::NoBackend)])
     {
         let addr = SocketAddr::new(ip, port);
         let (before, begin) = (node.counted(reason.index())?, Instant::now());
@@ -446,12 +447,12 @@ fn gone_backends(node: &mut Node) -> Result<()> {
         node.bring(&contents(1))?;
         // What sync would say now: the first backend serves the service port, whose id the flows name.
         let maps = node.plane()?.open_maps();
-        let serving = serving(node, &side)?;
+        let serving = serving(node);
         let ended = Sockets::default().end(&mut maps?, &serving, &Metrics::default())?;
         if ended == 0 {
             println!("this kernel does not end sockets");
         } else {
-            ensure!(ended == 1, "{ended} sockets ended");
+            ensure!(ended == 1, "{ended} sockets ended by {}", side.vip);
             let said = ask(&leaving.0, None).expect_err("it is ended");
             println!("the socket of a gone backend says: {said:#}");
         }
@@ -483,10 +484,10 @@ fn tell(stream: &mut TcpStream) -> Result<u8> {
 }
 
 /// Only the first backend serves, whatever the service port.
-fn serving(node: &Node, _side: &Side) -> Result<Serving> {
+fn serving(node: &Node) -> Serving {
     let first: BTreeSet<SocketAddr> = sides().iter().map(|side| SocketAddr::new(side.backends[0], TARGET)).collect();
     let ids = node.actual.services().values().map(|service| service.id);
-    Ok(Serving { endpoints: ids.map(|id| (id, first.clone())).collect::<BTreeMap<_, _>>(), unknown_from: u32::MAX })
+    Serving { endpoints: ids.map(|id| (id, first.clone())).collect::<BTreeMap<_, _>>(), unknown_from: u32::MAX }
 }
 
 /// The agent is dead, and the hooks serve on.

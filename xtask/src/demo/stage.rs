@@ -23,7 +23,8 @@ const LESSON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples/le
 /// Everything that is up; agents go before the lab that they run in.
 #[derive(Debug)]
 pub struct Stage {
-    _agents: Vec<Agent>,
+    /// One on each node, in their order.
+    pub agents: Vec<Agent>,
     /// Clients, nodes and pods.
     pub lab: Lab,
     /// The directory that the agents watch.
@@ -58,7 +59,7 @@ impl Stage {
             let starts: Vec<_> = lab.nodes().iter().map(|node| scope.spawn(|| spec.start(node))).collect();
             starts.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         });
-        let stage = Self { _agents: agents?, lab, manifests };
+        let stage = Self { agents: agents?, lab, manifests };
         stage.wait_for_frontend("default/web-nodeport:http")?;
         stage.wait_until_served()?;
         say.show(format!("DIR holds deploy/examples/lesson/{{{}}}", lesson_files()?.join(",")));

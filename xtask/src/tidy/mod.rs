@@ -3,6 +3,7 @@
 mod confined;
 mod kernel;
 mod numbers;
+mod policy;
 mod rules;
 mod source;
 
@@ -28,6 +29,9 @@ pub fn run(_: &Args) -> Result<()> {
     println!("tidy: {} files, {} violations of the design's invariants", sources.len(), violations.len());
     let unnamed = numbers::unnamed(&sources, &fixtures()?);
     println!("tidy: rules that no test names: {}", if unnamed.is_empty() { "none".to_owned() } else { unnamed.join(", ") });
+    let table = policy::violations(&sh::workspace())?;
+    table.iter().for_each(|wrong| println!("{wrong}"));
+    println!("tidy: the table of NetworkPolicy's rules: {} violations", table.len());
     setup::ensure(&[Component::Lints, Component::KernelCore, Component::BpfLinker])?;
     let format = sh::run(sh::cargo().args(["fmt", "--all", "--check"]));
     let lints = sh::run(sh::cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]));
@@ -37,6 +41,9 @@ pub fn run(_: &Args) -> Result<()> {
     }
     if !unnamed.is_empty() {
         bail!("no test names {}", unnamed.join(", "));
+    }
+    if !table.is_empty() {
+        bail!("the table of NetworkPolicy's rules is not true");
     }
     format.context("check the format (`cargo fmt --all` mends it)")?;
     lints.context("check the lints")?;

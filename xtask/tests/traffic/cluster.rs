@@ -184,7 +184,7 @@ fn topology(wiring: Wiring, join: Join) -> Topology {
     };
     let host = PodSpec::new("host-1").label("app", "host").serving_as("http", 8088, Serves::Http).on_host_network();
     let topology = Topology::new(wiring, join).node("node1", vec![web("web-1"), web("web-2")]);
-    topology.node("node2", vec![web("web-3"), PodSpec::new("visitor")]).node("node3", vec![host])
+    topology.node("node2", vec![web("web-3"), PodSpec::new("visitor").label("app", "visitor")]).node("node3", vec![host])
 }
 
 fn services() -> Vec<Value> {

@@ -5,5 +5,6 @@ mod cluster;
 mod firewall;
 mod kill;
 mod latency;
+mod policy;
 mod reach;
 mod xdp;

@@ -69,6 +69,8 @@ impl Convert for core::Namespace {
     }
 
     fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field> {
-        Ok(Some(Object::Namespace(name, Namespace { labels: self.metadata.labels.clone().unwrap_or_default() })))
+        let labels = self.metadata.labels.clone().unwrap_or_default();
+        let namespace = Namespace::new(&name.name, labels);
+        Ok(Some(Object::Namespace(name, namespace)))
     }
 }

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Convert, Field, created, port, protocol, unicast};
-use crate::model::{ContainerPort, HostPort, Kind, Object, ObjectName, Phase, Pod};
+use crate::model::{ANY_SOURCE, ContainerPort, HostPort, Kind, Object, ObjectName, Phase, Pod};
 
 impl Convert for core::Pod {
     const KIND: Kind = Kind::Pod;
@@ -29,6 +29,12 @@ impl Convert for core::Pod {
             unready_because: if ready { None } else { unready_because(&status) },
             labels: self.metadata.labels.clone().unwrap_or_default(),
             ports: self.spec.as_ref().map(|s| container_ports(s, "spec")).transpose()?.unwrap_or_default(),
+            any_source: self
+                .metadata
+                .annotations
+                .as_ref()
+                .and_then(|all| all.get(ANY_SOURCE))
+                .is_some_and(|value| value == "true"),
             created: created(&self.metadata),
         };
         Ok(Some(Object::Pod(name, pod)))

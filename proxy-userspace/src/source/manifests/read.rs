@@ -25,8 +25,6 @@ pub enum Manifest {
     Service(Box<Service>),
     /// Any other object, in our words already.
     Other(Box<Update>),
-    /// Accepted; nothing here enforces it.
-    NetworkPolicy,
 }
 
 /// The files of a directory, each as it was last readable.
@@ -188,7 +186,7 @@ fn typed(kind: Kind, document: Value, modified: Option<SystemTime>) -> Result<Ma
         Kind::ReplicaSet => other(parse::<ReplicaSet>(document)?),
         Kind::StatefulSet => other(parse::<StatefulSet>(document)?),
         Kind::DaemonSet => other(parse::<DaemonSet>(document)?),
-        Kind::NetworkPolicy | Kind::Manifest => Manifest::NetworkPolicy,
+        Kind::NetworkPolicy | Kind::Manifest => Manifest::Other(Box::new(k8s::seen_policy(&document))),
     })
 }
 

@@ -1,0 +1,268 @@
+//! What is neither a whole TCP segment nor a whole UDP datagram right behind the IP header: never translated, but judged by NetworkPolicy
+//! (P25-P27).
+
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use proxy_common::event::Reason;
+use proxy_common::flow::{FlowKey, FragmentKey, fragment_ports};
+use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
+
+use super::{ANSWER, Headers, Ip, LINK};
+use crate::{Packet, Tables};
+
+/// How many extension headers are walked; a packet with more is dropped.
+const EXTENSIONS: u32 = 8;
+
+/// What such a packet is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Other {
+    /// One of a connection, or of something like it: the key says which.
+    Packet = 0,
+    /// An ICMP error: the key is that of the packet that it is about, turned round, so that both go the same way.
+    Error = 1,
+    /// Neighbour discovery or multicast listener discovery, which no policy concerns (P26).
+    Exempt = 2,
+    /// A fragment whose first one was not seen: the key has no ports.
+    LostFragment = 3,
+}
+
+/// An IP header and what follows until the transport header.
+#[derive(Clone, Copy)]
+pub struct Walked<F: Family> {
+    /// Source address.
+    pub src: F::Addr,
+    /// Destination address.
+    pub dst: F::Addr,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// It is a fragment.
+    pub fragment: bool,
+    /// It is a fragment, and not the first.
+    pub later: bool,
+    /// The datagram's number, in memory order; 0 if it is none of fragments.
+    pub id: u32,
+    /// Offset of the transport header from the start of the frame.
+    pub transport: u32,
+    /// Bytes of the whole packet without the link-layer header.
+    pub len: u32,
+}
+
+/// Reads what [`super::headers`] leaves alone; of an ICMP error its own key is left in `itself`.
+#[inline(always)]
+pub fn others<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+    headers: &mut Headers<F>,
+    itself: &mut FlowKey<F::Addr>,
+) -> Result<Other, Reason> {
+    let walked = F::walk(packet, LINK)?;
+    headers.ttl = walked.ttl;
+    headers.flags = 0;
+    headers.check = 0;
+    headers.transport = walked.transport;
+    headers.len = walked.len;
+    let none = Port::default();
+    headers.key = FlowKey::new(walked.protocol, walked.src, none, walked.dst, none);
+    *itself = headers.key;
+    if walked.later {
+        let Some(ports) = tables.fragment(&fragment_key(&walked)) else { return Ok(Other::LostFragment) };
+        set_ports(headers, ports);
+        return Ok(Other::Packet);
+    }
+    let kind = transport(packet, headers)?;
+    if walked.fragment && kind == Other::Packet {
+        tables.note_fragment(&fragment_key(&walked), fragment_ports(headers.key.sport, headers.key.dport));
+    }
+    Ok(kind)
+}
+
+#[inline(always)]
+fn fragment_key<F: Family>(walked: &Walked<F>) -> FragmentKey<F::Addr> {
+    FragmentKey { src: walked.src, dst: walked.dst, id: walked.id, protocol: walked.protocol, zero: [0; 3] }
+}
+
+#[inline(always)]
+fn set_ports<F: Family>(headers: &mut Headers<F>, ports: u32) {
+    let [a, b, c, d] = ports.to_ne_bytes();
+    headers.key.sport = Port::from_bytes([a, b]);
+    headers.key.dport = Port::from_bytes([c, d]);
+}
+
+/// Reads the transport header: ports, or what stands for them.
+#[inline(always)]
+fn transport<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Result<Other, Reason> {
+    match headers.key.protocol {
+        Protocol::TCP => {
+            let tcp: [u8; 14] = packet.load(headers.transport).ok_or(Reason::Truncated)?;
+            set_ports(headers, u32::from_ne_bytes([tcp[0], tcp[1], tcp[2], tcp[3]]));
+            headers.flags = tcp[13];
+        }
+        Protocol::UDP | Protocol::SCTP => {
+            let ports: [u8; 4] = packet.load(headers.transport).ok_or(Reason::Truncated)?;
+            set_ports(headers, u32::from_ne_bytes(ports));
+        }
+        protocol if protocol == F::ICMP => return icmp(packet, headers),
+        _ => {}
+    }
+    Ok(Other::Packet)
+}
+
+/// ICMP: an echo's number is the port of who asks, so that its answer is the other direction of the same flow.
+#[inline(always)]
+fn icmp<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Result<Other, Reason> {
+    let icmp: [u8; 8] = packet.load(headers.transport).ok_or(Reason::Truncated)?;
+    let number = Port::from_bytes([icmp[4], icmp[5]]);
+    match F::icmp(icmp[0], headers.ttl) {
+        Icmp::Request => headers.key.sport = number,
+        Icmp::Answer => {
+            headers.key.dport = number;
+            headers.flags = ANSWER;
+        }
+        Icmp::Error => {
+            headers.flags = ANSWER;
+            // What quotes nothing that can be read is about nobody's packet.
+            let Ok(inner) = F::walk(packet, headers.transport + 8) else { return Ok(Other::Packet) };
+            let none = Port::default();
+            headers.key = FlowKey::new(inner.protocol, inner.dst, none, inner.src, none);
+            if !inner.later {
+                quoted_ports(packet, &inner, headers);
+            }
+            return Ok(Other::Error);
+        }
+        Icmp::Neighbour => return Ok(Other::Exempt),
+        Icmp::Other => {}
+    }
+    Ok(Other::Packet)
+}
+
+/// The ports of a quoted packet, turned round; none where the quote is too short.
+#[inline(always)]
+fn quoted_ports<F: Ip, P: Packet>(packet: &P, quoted: &Walked<F>, headers: &mut Headers<F>) {
+    if quoted.protocol == F::ICMP {
+        let Some(echo) = packet.load::<[u8; 8]>(quoted.transport) else { return };
+        let number = Port::from_bytes([echo[4], echo[5]]);
+        match F::icmp(echo[0], 0) {
+            Icmp::Request => headers.key.dport = number,
+            Icmp::Answer => headers.key.sport = number,
+            _ => {}
+        }
+    } else if matches!(quoted.protocol, Protocol::TCP | Protocol::UDP | Protocol::SCTP) {
+        let Some([a, b, c, d]) = packet.load::<[u8; 4]>(quoted.transport) else { return };
+        headers.key.sport = Port::from_bytes([c, d]);
+        headers.key.dport = Port::from_bytes([a, b]);
+    }
+}
+
+/// What an ICMP or ICMPv6 message is to us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Icmp {
+    /// An echo request.
+    Request,
+    /// An echo reply.
+    Answer,
+    /// It is about another packet, which it quotes.
+    Error,
+    /// Neighbour or multicast listener discovery (P26).
+    Neighbour,
+    /// Anything else.
+    Other,
+}
+
+/// ICMP's types.
+#[inline(always)]
+pub(crate) const fn icmp4(kind: u8) -> Icmp {
+    match kind {
+        8 => Icmp::Request,
+        0 => Icmp::Answer,
+        3 | 4 | 11 | 12 => Icmp::Error,
+        _ => Icmp::Other,
+    }
+}
+
+/// ICMPv6's types; neighbour discovery is what it says only with a hop limit that no router has touched.
+#[inline(always)]
+pub(crate) const fn icmp6(kind: u8, ttl: u8) -> Icmp {
+    match kind {
+        128 => Icmp::Request,
+        129 => Icmp::Answer,
+        1..=4 => Icmp::Error,
+        133..=137 if ttl == 255 => Icmp::Neighbour,
+        130..=132 | 143 => Icmp::Neighbour,
+        _ => Icmp::Other,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn walk4<P: Packet>(packet: &P, at: u32) -> Result<Walked<V4>, Reason> {
+    let ip: Ipv4Hdr = packet.load(at).ok_or(Reason::Truncated)?;
+    let len = u32::from(ip.vihl & 15) * 4;
+    if ip.vihl >> 4 != 4 || len < 20 {
+        return Err(Reason::Truncated);
+    }
+    let frags = u16::from_be_bytes(ip.frags);
+    let fragment = frags & 0x3fff != 0;
+    Ok(Walked {
+        src: Addr4::from_bytes(ip.src_addr),
+        dst: Addr4::from_bytes(ip.dst_addr),
+        protocol: Protocol(ip.proto),
+        ttl: ip.ttl,
+        fragment,
+        later: frags & 0x1fff != 0,
+        id: if fragment { u32::from(u16::from_ne_bytes(ip.id)) } else { 0 },
+        transport: at + len,
+        len: u32::from(u16::from_be_bytes(ip.tot_len)),
+    })
+}
+
+#[inline(always)]
+pub(crate) fn walk6<P: Packet>(packet: &P, at: u32) -> Result<Walked<V6>, Reason> {
+    let ip: Ipv6Hdr = packet.load(at).ok_or(Reason::Truncated)?;
+    if ip.vcf[0] >> 4 != 6 {
+        return Err(Reason::Truncated);
+    }
+    let mut walked = Walked {
+        src: Addr6::from_bytes(ip.src_addr),
+        dst: Addr6::from_bytes(ip.dst_addr),
+        protocol: Protocol(ip.next_hdr),
+        ttl: ip.hop_limit,
+        fragment: false,
+        later: false,
+        id: 0,
+        transport: at + Ipv6Hdr::LEN as u32,
+        len: u32::from(u16::from_be_bytes(ip.payload_len)) + Ipv6Hdr::LEN as u32,
+    };
+    let mut headers = 0;
+    while headers < EXTENSIONS {
+        match walked.protocol.0 {
+            // Hop-by-hop, routing, destination options, mobility, host identity, shim.
+            0 | 43 | 60 | 135 | 139 | 140 => {
+                let [next, len]: [u8; 2] = packet.load(walked.transport).ok_or(Reason::Truncated)?;
+                walked.protocol = Protocol(next);
+                walked.transport += (u32::from(len) + 1) * 8;
+            }
+            // Authentication.
+            51 => {
+                let [next, len]: [u8; 2] = packet.load(walked.transport).ok_or(Reason::Truncated)?;
+                walked.protocol = Protocol(next);
+                walked.transport += (u32::from(len) + 2) * 4;
+            }
+            // Fragment. Behind a later one nothing more can be read.
+            44 => {
+                let head: [u8; 8] = packet.load(walked.transport).ok_or(Reason::Truncated)?;
+                walked.protocol = Protocol(head[0]);
+                walked.transport += 8;
+                walked.fragment = u16::from_be_bytes([head[2], head[3]]) & 0xfff9 != 0;
+                walked.later = u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0;
+                walked.id = u32::from_ne_bytes([head[4], head[5], head[6], head[7]]);
+                if walked.later {
+                    return Ok(walked);
+                }
+            }
+            _ => return Ok(walked),
+        }
+        headers += 1;
+    }
+    Err(Reason::Truncated)
+}

@@ -1,0 +1,343 @@
+//! Whether a connection is allowed: who a packet at a pod's device is of, which flow it belongs to, and what both ends' rows say of it.
+//!
+//! Every packet is judged by the forward direction of its connection as it is now, nothing is cached (P25, P30).
+
+use proxy_common::event::Reason;
+use proxy_common::flow::{Flow, FlowKey, Hook, Role, Way};
+use proxy_common::net::{AddressFlags, Device, Family, IfIndex, Port, Protocol, Veth};
+use proxy_common::policy::{PodRows, PortSet, Row, VerdictKey, Word};
+use proxy_common::service::Config;
+
+use crate::parse::Ip;
+use crate::parse::others::{Other, others};
+use crate::{Origin, Packet, Scratch, Stage, Tables, flow};
+
+/// Before anything else: whether the packet may come from or go to where it says, and which pod it is of.
+#[inline(always)]
+pub fn admit<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+    device: IfIndex,
+    origin: Origin,
+    scratch: &mut Scratch<F>,
+) -> Stage {
+    scratch.slot = 0;
+    scratch.kind = Other::Packet as u32;
+    scratch.odd = 0;
+    scratch.rewrite = 0;
+    scratch.fresh = 0;
+    scratch.own = 0;
+    // What was redirected into the device again, or is on its way back to the sender, was made by us.
+    if origin != Origin::Outside && packet.is_answer_of_ours() {
+        return Stage::Untouched;
+    }
+    // Without policies nobody gains by a claim to be from here.
+    if origin == Origin::Outside && !tables.config().unwrap_or_default().has(Config::POLICY) {
+        return Stage::Meet;
+    }
+    let (src, dst) = match F::read(packet) {
+        Ok(Some(network)) => (network.src, network.dst),
+        Ok(None) => return Stage::Untouched,
+        Err(reason) => {
+            scratch.reason = reason;
+            return Stage::Stop;
+        }
+    };
+    match origin {
+        Origin::Outside if is_ours(tables, device, &src) => scratch.refuse(Reason::ForgedSource),
+        Origin::Outside => Stage::Meet,
+        Origin::Pod => from_pod(tables, device, &src, scratch),
+        Origin::Stack => to_pod(packet, tables, device, &src, &dst, scratch),
+    }
+}
+
+/// P18: whether an address is this host's or one of its pods'. A bridge that pods are on sees their packets too.
+#[inline(always)]
+fn is_ours<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, addr: &F::Addr) -> bool {
+    let ours = tables.address(addr).has(AddressFlags::HOST) || tables.pod(addr).is_some();
+    ours && tables.device(device).is_none_or(|device| device.flags & Device::HAS_PODS == 0)
+}
+
+/// P33: a pod sends with its own addresses. P31: a pod that is not known is denied once there are policies.
+#[inline(always)]
+fn from_pod<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, src: &F::Addr, scratch: &mut Scratch<F>) -> Stage {
+    if let Some(pod) = tables.pod(src)
+        && pod.device == device
+    {
+        scratch.slot = pod.slot;
+        return Stage::Meet;
+    }
+    match tables.veth(device) {
+        Some(veth) if veth.flags & Veth::ANY_SOURCE != 0 || F::is_link_local(*src) => {
+            scratch.slot = veth.slot;
+            Stage::Meet
+        }
+        Some(_) => scratch.refuse(Reason::SpoofedSource),
+        None => unknown(tables, scratch, Stage::Meet),
+    }
+}
+
+/// P18: from this host is what it has made itself, with an address of its own.
+#[inline(always)]
+fn to_pod<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+    device: IfIndex,
+    src: &F::Addr,
+    dst: &F::Addr,
+    scratch: &mut Scratch<F>,
+) -> Stage {
+    if !packet.was_received() && (tables.address(src).has(AddressFlags::HOST) || F::is_link_local(*src)) {
+        scratch.own = 1;
+    }
+    match tables.pod(dst) {
+        Some(pod) if pod.device == device => scratch.slot = pod.slot,
+        // A bridge floods what is another pod's.
+        Some(_) => return Stage::Untouched,
+        None => match tables.veth(device) {
+            Some(veth) => scratch.slot = veth.slot,
+            None if scratch.own != 0 => return Stage::Meet,
+            None => return unknown(tables, scratch, Stage::Meet),
+        },
+    }
+    Stage::Meet
+}
+
+#[inline(always)]
+fn unknown<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>, otherwise: Stage) -> Stage {
+    if tables.config().unwrap_or_default().has(Config::DENY_UNKNOWN) { scratch.refuse(Reason::PodUnknown) } else { otherwise }
+}
+
+/// For what cannot be translated: fragments, ICMP, extension headers, other protocols.
+#[inline(always)]
+pub fn odd<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+    let kind = match others(packet, tables, &mut scratch.headers, &mut scratch.reply) {
+        Ok(kind) => kind,
+        Err(reason) => return scratch.refuse(reason),
+    };
+    scratch.kind = kind as u32;
+    scratch.odd = 1;
+    match kind {
+        Other::Exempt => Stage::Untouched,
+        Other::LostFragment => lost(tables, scratch),
+        Other::Error => Stage::Plain,
+        Other::Packet => match flow::find(tables, &scratch.headers, origin.hook(), &mut scratch.flow) {
+            flow::Found::Ours | flow::Found::Elsewhere => Stage::Judge,
+            flow::Found::Over(table) => {
+                scratch.reply = scratch.flow.mate(scratch.headers.key.protocol);
+                flow::forget(tables, table, &scratch.headers.key, &scratch.reply);
+                Stage::Plain
+            }
+            flow::Found::None => Stage::Plain,
+        },
+    }
+}
+
+/// P27: what cannot be told is dropped where the pod is isolated.
+#[inline(always)]
+fn lost<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
+    let rows = tables.rows(scratch.slot);
+    if rows == PodRows::default() || scratch.own != 0 { Stage::Untouched } else { scratch.refuse(Reason::FragmentUnknown) }
+}
+
+/// A packet that no flow has in its direction, and no Service serves: it may be one that a translation has changed, or the other direction of
+/// a flow of which one entry was evicted, or the first of a connection that is followed from here on.
+#[inline(always)]
+pub fn plain<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+    scratch.rewrite = 0;
+    if origin == Origin::Outside {
+        return Stage::Untouched;
+    }
+    let error = scratch.kind == Other::Error as u32;
+    let key = scratch.headers.key;
+    if error && let Some((_, flow)) = tables.flow(&key) {
+        scratch.flow = flow;
+        return Stage::Judge;
+    }
+    let turned = key.reversed();
+    if let Some((_, other)) = tables.flow(&turned) {
+        let role = other.role & !(Role::FORWARD | Role::REPLY);
+        let turned = if other.is(Role::REPLY) { Role::FORWARD } else { Role::REPLY };
+        as_it_is(scratch, role | turned);
+        return Stage::Judge;
+    }
+    if error {
+        // About a packet that nobody knows: it is what other protocols are (P26).
+        scratch.headers.key = scratch.reply;
+    }
+    as_it_is(scratch, Role::FORWARD | Role::PLAIN);
+    if scratch.own != 0 {
+        scratch.flow.role |= Role::OWN_NODE;
+    }
+    scratch.fresh = u32::from(!error && scratch.headers.opens());
+    Stage::Judge
+}
+
+/// The flow of a packet that is not translated.
+#[inline(always)]
+fn as_it_is<F: Family>(scratch: &mut Scratch<F>, role: u8) {
+    let key = &scratch.headers.key;
+    scratch.flow = Flow {
+        src: key.src,
+        dst: key.dst,
+        sport: key.sport,
+        dport: key.dport,
+        device: IfIndex::NONE,
+        seen: 0,
+        service: 0,
+        way: Way::Stack as u8,
+        hooks: Hook::FromPod as u8 | Hook::ToPod as u8,
+        state: 0,
+        role,
+    };
+}
+
+/// The verdict on a packet of the flow in the scratch, by its forward direction: what may be sent on, rewritten or as it is, is.
+#[inline(always)]
+pub fn judge<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+    let config = tables.config().unwrap_or_default();
+    let allowed = if config.has(Config::POLICY) { verdict(tables, origin, scratch) } else { Ok(()) };
+    match allowed {
+        Ok(()) if scratch.rewrite != 0 => Stage::Send,
+        Ok(()) if scratch.fresh != 0 => Stage::Follow,
+        Ok(()) => Stage::Untouched,
+        Err(reason) => {
+            if scratch.rewrite != 0 && scratch.fresh != 0 {
+                let mate = scratch.flow.mate(scratch.headers.key.protocol);
+                flow::forget(tables, crate::Table::Opening, &scratch.headers.key, &mate);
+            }
+            scratch.refuse(reason)
+        }
+    }
+}
+
+#[inline(always)]
+fn verdict<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &Scratch<F>) -> Result<(), Reason> {
+    let Scratch { flow, headers, .. } = scratch;
+    let key = &headers.key;
+    let pod_way = flow.way == Way::Pod as u8;
+    // What passes from device to device has no pod of this node at either end.
+    if origin == Origin::Outside && !pod_way {
+        return Ok(());
+    }
+    let forward = flow.is(Role::FORWARD);
+    let (client, server, port) = if forward { (&key.src, &flow.dst, flow.dport) } else { (&flow.dst, &key.src, key.sport) };
+    // P19; and a pod's packets to itself never get here otherwise.
+    if *client == *server {
+        return Ok(());
+    }
+    let (protocol, port) = (key.protocol, port.number());
+    // The end whose device this is, or that the packet is redirected to; the other one only where the packet passes its own hook by.
+    let (near, far) = match origin {
+        Origin::Pod => (scratch.slot, if pod_way && scratch.rewrite != 0 { slot(tables, &flow.dst) } else { 0 }),
+        Origin::Outside => (0, slot(tables, &flow.dst)),
+        Origin::Stack => (scratch.slot, 0),
+    };
+    let near_is_client = forward == (origin == Origin::Pod);
+    let (client_slot, server_slot) = if near_is_client { (near, far) } else { (far, near) };
+    let (client_slot, server_slot) = match origin {
+        Origin::Outside if forward => (0, far),
+        Origin::Outside => (far, 0),
+        _ => (client_slot, server_slot),
+    };
+    let egress = tables.rows(client_slot).egress;
+    if !allows(tables, egress, server, protocol, port) {
+        return Err(Reason::DeniedEgress);
+    }
+    if flow.is(Role::OWN_NODE) || scratch.own != 0 && forward {
+        return Ok(());
+    }
+    let ingress = tables.rows(server_slot).ingress;
+    if allows(tables, ingress, client, protocol, port) { Ok(()) } else { Err(Reason::DeniedIngress) }
+}
+
+#[inline(always)]
+fn slot<F: Family, T: Tables<F>>(tables: &T, addr: &F::Addr) -> u32 {
+    tables.pod(addr).map_or(0, |pod| pod.slot)
+}
+
+/// Whether a row allows a port towards an address: two or three loads for its class, one for the set, one for the ports.
+#[inline(always)]
+pub fn allows<F: Ip, T: Tables<F>>(tables: &T, row: Row, other: &F::Addr, protocol: Protocol, port: u16) -> bool {
+    if row == Row::OPEN {
+        return true;
+    }
+    if row == Row::CLOSED {
+        return false;
+    }
+    let class = class(tables, other);
+    let set = match row.chunk() {
+        Some(chunk) => tables.verdict(chunk, class),
+        None => tables.hashed_verdict(&VerdictKey { row, class }),
+    };
+    has(tables, set, protocol, port)
+}
+
+/// The class of an address: for IPv4 by the directory, else that of the pod, else that of the longest prefix.
+#[inline(always)]
+pub fn class<F: Ip, T: Tables<F>>(tables: &T, addr: &F::Addr) -> u32 {
+    if F::V6 {
+        return match tables.exact_class(addr) {
+            Some(class) => class,
+            None => tables.prefix_class(addr),
+        };
+    }
+    let [first, second, third, fourth] = F::octets(*addr);
+    let mut word = tables.word(u32::from(first), second);
+    if let Some(node) = word.as_node() {
+        word = tables.word(node, third);
+    }
+    if let Some(node) = word.as_node() {
+        word = tables.word(node, fourth);
+    }
+    if word == Word::ELSEWHERE { tables.prefix_class(addr) } else { word.0 }
+}
+
+/// Whether a set of ports has a port; a protocol without ports is only in the set of everything (P26).
+#[inline(always)]
+fn has<F: Family, T: Tables<F>>(tables: &T, set: u32, protocol: Protocol, port: u16) -> bool {
+    if set == PortSet::NONE || set == PortSet::ALL {
+        return set == PortSet::ALL;
+    }
+    let (mut set, mut sets) = (set, 0);
+    while sets < PortSet::CHAIN {
+        let Some(ports) = tables.ports(set) else { return false };
+        if ports.flags & (PortSet::EVERYTHING | PortSet::whole(protocol)) != 0 {
+            return true;
+        }
+        let mut index = 0;
+        while index < PortSet::RANGES {
+            if index >= ports.len as usize {
+                break;
+            }
+            if ports.ranges[index].has(protocol, port) {
+                return true;
+            }
+            index += 1;
+        }
+        if ports.next == 0 {
+            return false;
+        }
+        set = ports.next;
+        sets += 1;
+    }
+    false
+}
+
+/// Begins to follow the connection of a packet that was allowed.
+#[inline(always)]
+pub fn follow<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
+    flow::follow(tables, scratch);
+    Stage::Untouched
+}
+
+/// The ends of a connection that was denied, as both would name it.
+pub fn denied<F: Family>(scratch: &Scratch<F>) -> FlowKey<F::Addr> {
+    let Scratch { flow, headers, .. } = scratch;
+    let key = &headers.key;
+    if flow.is(Role::FORWARD) {
+        FlowKey::new(key.protocol, key.src, key.sport, flow.dst, flow.dport)
+    } else {
+        FlowKey::new(key.protocol, flow.dst, Port::default(), key.src, key.sport)
+    }
+}

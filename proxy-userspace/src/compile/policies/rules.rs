@@ -1,0 +1,90 @@
+//! Rules of policies to rows of pods: ports in their one form, rules joined by peers, own names as numbers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proxy_common::net::Protocol;
+
+use super::alike::Named;
+use crate::contents::policies::{Isolation, Peers, Ports, Row};
+use crate::model::policy::{PolicyPort, PortMatch};
+
+/// A policy's rules with the names of their peers; `None` where it does not isolate (P2).
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pub(super) ingress: Option<Vec<Rule>>,
+    pub(super) egress: Option<Vec<Rule>>,
+}
+
+/// One rule.
+#[derive(Debug)]
+pub(super) struct Rule {
+    pub(super) peers: Peers,
+    pub(super) ports: Ports,
+}
+
+/// A direction.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Direction {
+    /// To the pod.
+    Ingress,
+    /// From the pod.
+    Egress,
+}
+
+/// What the rows of a pod are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Rows {
+    pub(super) ingress: Isolation,
+    pub(super) egress: Isolation,
+}
+
+impl Rules {
+    /// Of both directions.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Rule> {
+        self.ingress.iter().chain(&self.egress).flatten()
+    }
+
+    /// The names of ports that egress rules leave to the destination (P15), with the peers that are asked.
+    pub(super) fn asked(&self) -> impl Iterator<Item = (&(Arc<str>, Protocol), Peers)> {
+        self.egress.iter().flatten().flat_map(|rule| rule.ports.named.iter().map(|name| (name, rule.peers)))
+    }
+
+    fn towards(&self, direction: Direction) -> Option<&[Rule]> {
+        match direction {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
+        }
+    }
+}
+
+/// The ports of a rule (P6, P13-P15).
+pub(super) fn ports(listed: &[PolicyPort]) -> Ports {
+    let mut ports = Ports { everything: listed.is_empty(), ..Ports::default() };
+    for PolicyPort { protocol, port } in listed {
+        match port {
+            PortMatch::All => _ = ports.whole.insert(*protocol),
+            PortMatch::Range(range) => ports.ranges.push((*protocol, *range)),
+            PortMatch::Named(name) => _ = ports.named.insert((name.clone(), *protocol)),
+        }
+    }
+    ports.normalise();
+    ports
+}
+
+/// The row of a pod that these policies select; `None` if none of them isolates it (P3, P4). A rule that comes to no port is left out.
+pub(super) fn row<'a>(policies: impl Iterator<Item = &'a Rules>, direction: Direction, own: &Named) -> Option<Row> {
+    let mut policies = policies.filter_map(|rules| rules.towards(direction)).peekable();
+    policies.peek()?;
+    let mut rules: BTreeMap<Peers, Ports> = BTreeMap::new();
+    for rule in policies.flatten() {
+        let ports = match direction {
+            Direction::Ingress => rule.ports.clone().resolve(|name| own.get(name).into_iter().flatten().copied().collect()),
+            Direction::Egress => rule.ports.clone(),
+        };
+        if ports != Ports::default() {
+            rules.entry(rule.peers).or_default().add(&ports);
+        }
+    }
+    Some(Row { rules })
+}

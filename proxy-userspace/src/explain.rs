@@ -1,0 +1,119 @@
+//! `portway explain`: which NetworkPolicies judge a connection, which rule allows it or why none does. Asks the objects, not the kernel.
+
+mod ends;
+mod held;
+mod judge;
+mod ports;
+mod words;
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::args::{ExplainArgs, Output};
+use crate::model::State;
+use crate::source;
+
+pub(crate) use ends::dns;
+pub use ends::{End, Party, Port, Target, Who};
+pub use held::disagreements;
+pub use judge::{Judgement, Outcome, PolicyView, RuleView, Side, judge};
+pub(crate) use words::{pods as peer_words, port as port_words, selector as selector_words};
+
+/// A new connection between two addresses, judged as packets are: after DNAT, before masquerade (P28, P29).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// Who connects.
+    pub from: String,
+    /// To whom, with port and protocol.
+    pub to: String,
+    /// The source's address, if it has one.
+    pub from_address: Option<IpAddr>,
+    /// The destination's.
+    pub to_address: Option<IpAddr>,
+    /// The destination's port.
+    #[serde(skip)]
+    pub port: Port,
+    /// P1: both ends allow it.
+    pub allowed: bool,
+    /// What the source's policies say of it.
+    pub egress: Judgement,
+    /// What the destination's policies say of it.
+    pub ingress: Judgement,
+}
+
+/// All that was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Answer {
+    /// What is to be known beside: whom an address belongs to, parts of policies that cannot be read.
+    pub notes: Vec<String>,
+    /// For each pair of addresses, the backends of a Service one by one.
+    pub connections: Vec<Explanation>,
+}
+
+impl Answer {
+    /// Whether everything that was asked about is allowed.
+    pub fn allowed(&self) -> bool {
+        self.connections.iter().all(|connection| connection.allowed)
+    }
+}
+
+/// Prints what there is to say; the exit status is 1 if something is denied.
+///
+/// # Errors
+/// Where objects cannot be listed, or do not have what was asked about.
+pub async fn run(args: ExplainArgs) -> Result<ExitCode> {
+    let ExplainArgs { source, from, to, output } = args;
+    let state = source::list(source.settings()?).await?;
+    let answer = explain(&state, &from, &to)?;
+    let text = match output {
+        Output::Text => answer.to_string(),
+        Output::Json => format!("{}\n", serde_json::to_string_pretty(&answer).context("write JSON")?),
+    };
+    std::io::stdout().lock().write_all(text.as_bytes()).context("print")?;
+    Ok(if answer.allowed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the objects say of new connections; pure.
+///
+/// # Errors
+/// Where there is no such pod, Service or port.
+pub fn explain(state: &State, from: &End, to: &Target) -> Result<Answer> {
+    let mut notes = Vec::new();
+    let pairs = ends::pairs(state, from, to, &mut notes)?;
+    let connections: Vec<_> = pairs.iter().map(|pair| connection(state, pair)).collect();
+    notes.extend(unreadable(state, &connections));
+    Ok(Answer { notes, connections })
+}
+
+fn connection(state: &State, ends::Pair { from, to, port }: &ends::Pair<'_>) -> Explanation {
+    let egress = judge(state, Side::Egress, from, to, port);
+    let ingress = judge(state, Side::Ingress, from, to, port);
+    Explanation {
+        from: from.to_string(),
+        to: format!("{to}:{port}"),
+        from_address: from.addr,
+        to_address: to.addr,
+        port: *port,
+        allowed: egress.allows() && ingress.allows(),
+        egress,
+        ingress,
+    }
+}
+
+/// What cannot be read of the policies that judge.
+fn unreadable(state: &State, connections: &[Explanation]) -> Vec<String> {
+    let judging = |name: &str| {
+        let judgements = connections.iter().flat_map(|c| [&c.egress, &c.ingress]);
+        judgements.flat_map(|judgement| &judgement.policies).any(|policy| policy.name == name)
+    };
+    let flaws = state.flaws.iter().filter(|(object, _)| judging(&object.name.to_string()));
+    flaws.flat_map(|(_, flaws)| flaws).map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! Policies and answers in words.
+
+use std::fmt::{self, Display};
+
+use super::judge::{Judgement, Outcome, PolicyView};
+use super::{Answer, Explanation};
+use crate::model::Labels;
+use crate::model::policy::{Namespaces, PolicyPort, PortMatch, Requirement, Selector};
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for note in &self.notes {
+            writeln!(f, "Note: {note}.")?;
+        }
+        let mut before: Vec<String> = Vec::new();
+        for connection in &self.connections {
+            // The other family's pair has mostly the same to say.
+            let text = connection.to_string();
+            if !before.contains(&text) {
+                let gap = if before.is_empty() && self.notes.is_empty() { "" } else { "\n" };
+                write!(f, "{gap}{text}")?;
+                before.push(text);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to, allowed, egress, ingress, .. } = self;
+        let verdict = if *allowed { "allowed" } else { "DENIED" };
+        let denying: Vec<_> = [egress, ingress].into_iter().filter(|judgement| !judgement.allows()).map(sentence).collect();
+        match denying.is_empty() {
+            true => writeln!(f, "{from} -> {to} is {verdict}.")?,
+            false => writeln!(f, "{from} -> {to} is {verdict}: {}.", denying.join("; "))?,
+        }
+        write!(f, "{egress}{ingress}")
+    }
+}
+
+fn sentence(judgement: &Judgement) -> String {
+    let Judgement { side, of, policies, .. } = judgement;
+    let names: Vec<_> = policies.iter().map(|policy| &policy.name).collect();
+    let many = if names.len() == 1 { "NetworkPolicy" } else { "NetworkPolicies" };
+    format!("{} of {of} is isolated by {many} {}, and no rule allows this", side.name().to_lowercase(), list(&names))
+}
+
+impl fmt::Display for Judgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { side, of, outcome, policies } = self;
+        let side = side.name();
+        match outcome {
+            Outcome::NoPod(what) => writeln!(f, "  {side}: nothing judges here: {what}")?,
+            Outcome::NotIsolated => writeln!(f, "  {side}: allowed: no policy selects {of} for {}", side.to_lowercase())?,
+            Outcome::OwnNode => writeln!(f, "  {side}: allowed: a pod's own node may always reach it, as kubelet's probes do")?,
+            Outcome::Itself => writeln!(f, "  {side}: allowed: a pod may always reach itself")?,
+            Outcome::Allowed { policy, rule } => writeln!(f, "  {side}: allowed by rule {rule} of {policy}")?,
+            Outcome::Denied => writeln!(f, "  {side}: denied")?,
+        }
+        policies.iter().try_for_each(|policy| write!(f, "{policy}"))
+    }
+}
+
+impl fmt::Display for PolicyView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, rules } = self;
+        if rules.is_empty() {
+            writeln!(f, "    {name} has no rule for this direction: it allows nothing")?;
+        }
+        for rule in rules {
+            let verb = if rule.allows { "allows it" } else { "does not match" };
+            writeln!(f, "    rule {} of {name} {verb}: {}", rule.number, rule.because.join("; "))?;
+        }
+        Ok(())
+    }
+}
+
+/// Items with commas.
+pub(super) fn list(items: &[impl Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// What a selector asks for; an empty one asks nothing.
+pub(crate) fn selector(selector: &Selector) -> String {
+    list(&selector.requirements.iter().map(requirement).collect::<Vec<_>>())
+}
+
+/// One requirement as `kubectl get --selector` has it.
+fn requirement(requirement: &Requirement) -> String {
+    let joined = |values: &std::collections::BTreeSet<String>| list(&values.iter().collect::<Vec<_>>());
+    match requirement {
+        Requirement::In(key, values) if values.len() == 1 => format!("{key}={}", joined(values)),
+        Requirement::In(key, values) => format!("{key} in ({})", joined(values)),
+        Requirement::NotIn(key, values) if values.len() == 1 => format!("{key}!={}", joined(values)),
+        Requirement::NotIn(key, values) => format!("{key} notin ({})", joined(values)),
+        Requirement::Exists(key) => format!("a label {key}"),
+        Requirement::DoesNotExist(key) => format!("no label {key}"),
+    }
+}
+
+/// What labels have where a selector asks for something else; `None` if it selects them.
+pub(super) fn differs(selector: &Selector, labels: &Labels) -> Option<String> {
+    let failing = selector.requirements.iter().filter(|requirement| !requirement.holds(labels));
+    let has = |requirement: &Requirement| {
+        let (Requirement::In(key, _) | Requirement::NotIn(key, _) | Requirement::Exists(key) | Requirement::DoesNotExist(key)) =
+            requirement;
+        labels.get(key).map_or_else(|| format!("no label {key}"), |value| format!("{key}={value}"))
+    };
+    let found: Vec<_> = failing.map(has).collect();
+    (!found.is_empty()).then(|| list(&found))
+}
+
+/// The pods that a peer means.
+pub(crate) fn pods(own: &str, namespaces: &Namespaces, pods: &Selector) -> String {
+    let which = match pods.requirements.is_empty() {
+        true => "a pod".to_owned(),
+        false => format!("a pod with {}", selector(pods)),
+    };
+    match namespaces {
+        Namespaces::Own => format!("{which} of namespace {own}"),
+        Namespaces::Matching(any) if any.requirements.is_empty() => format!("{which} of any namespace"),
+        Namespaces::Matching(some) => format!("{which} of a namespace with {}", selector(some)),
+    }
+}
+
+/// A rule's port.
+pub(crate) fn port(port: &PolicyPort) -> String {
+    let protocol = port.protocol.name();
+    match &port.port {
+        PortMatch::All => format!("every {protocol} port"),
+        PortMatch::Range(range) if range.first == range.last => format!("port {}/{protocol}", range.first),
+        PortMatch::Range(range) => format!("ports {range}/{protocol}"),
+        PortMatch::Named(name) => format!("port {name}/{protocol}"),
+    }
+}

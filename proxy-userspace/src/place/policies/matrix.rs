@@ -1,0 +1,497 @@
+//! The verdicts: rows of port sets by class, in chunks of the matrix or, where there is no room, in a hash.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortRange, PortSet, Row, VERDICTS_MAX, VerdictKey};
+
+use super::PolicyWrite;
+use super::resting::Resting;
+use crate::contents::policies::{self as symbolic, Class, Ports};
+
+const VERDICTS: usize = VERDICTS_MAX as usize;
+/// Rows that would take more chunks are hashed, so that no few take all.
+const LONGEST: u32 = CHUNKS / 8;
+
+/// A mirror of the tables of verdicts.
+#[derive(Debug)]
+pub struct Matrix {
+    sets: Sets,
+    rows: HashMap<Arc<symbolic::Row>, Placed>,
+    /// Classes by number; those that are free have none.
+    classes: Vec<Option<Arc<Class>>>,
+    ids: HashMap<Arc<Class>, (u32, u32)>,
+    free_classes: Vec<u32>,
+    /// Chunks in use, or not to be used.
+    used: Vec<bool>,
+    hashed: usize,
+    next_hashed: u32,
+    resting: AtRest,
+}
+
+/// What nothing refers to any more, and a packet may still be using.
+#[derive(Debug, Default)]
+struct AtRest {
+    classes: Resting<u32>,
+    /// They get their verdicts on new classes like the others.
+    rows: Resting<(Arc<symbolic::Row>, Placed)>,
+    sets: Resting<u32>,
+}
+
+/// A row in the kernel.
+#[derive(Debug)]
+struct Placed {
+    place: Place,
+    users: u32,
+    /// The number of the set by class.
+    verdicts: Vec<u32>,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Chunks {
+        first: u32,
+        len: u32,
+    },
+    Hashed {
+        row: Row,
+        classes: Vec<u32>,
+    },
+    /// There was no room for it: nothing is allowed (P34).
+    Closed,
+}
+
+impl Place {
+    fn row(&self) -> Row {
+        match self {
+            Self::Chunks { first, .. } => Row(*first),
+            Self::Hashed { row, .. } => *row,
+            Self::Closed => Row::CLOSED,
+        }
+    }
+    fn capacity(&self) -> u32 {
+        match self {
+            Self::Chunks { len, .. } => len * CHUNK_CLASSES,
+            Self::Hashed { .. } | Self::Closed => u32::MAX,
+        }
+    }
+}
+
+impl Default for Matrix {
+    fn default() -> Self {
+        let mut used = vec![false; CHUNKS as usize];
+        used[..2].fill(true);
+        let none = Arc::new(Class::default());
+        Self {
+            sets: Sets::default(),
+            rows: HashMap::new(),
+            classes: vec![Some(none.clone())],
+            ids: HashMap::from([(none, (NO_CLASS, 1))]),
+            free_classes: Vec::new(),
+            used,
+            hashed: 0,
+            next_hashed: 1,
+            resting: AtRest::default(),
+        }
+    }
+}
+
+impl Matrix {
+    /// The number of a class, for one more prefix; where it is new, all rows get their verdict on it first.
+    pub fn class(&mut self, class: &Arc<Class>, writes: &mut Vec<PolicyWrite>) -> u32 {
+        if let Some((id, users)) = self.ids.get_mut(class) {
+            *users += 1;
+            return *id;
+        }
+        let id = self.new_class(class);
+        self.ids.insert(class.clone(), (id, 1));
+        self.fill_rows(id, class, writes);
+        self.fill_resting(id, class, writes);
+        id
+    }
+
+    fn new_class(&mut self, class: &Arc<Class>) -> u32 {
+        let id = self.free_classes.pop().unwrap_or_else(|| {
+            self.classes.push(None);
+            self.classes.len() as u32 - 1
+        });
+        self.classes[id as usize] = Some(class.clone());
+        id
+    }
+
+    fn fill_rows(&mut self, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.iter_mut().for_each(|(row, placed)| self.fill(row, placed, id, class, writes));
+        self.rows = rows;
+    }
+
+    fn fill_resting(&mut self, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
+        let mut resting = std::mem::take(&mut self.resting.rows);
+        resting.iter_mut().for_each(|(row, placed)| self.fill(row, placed, id, class, writes));
+        let added = std::mem::replace(&mut self.resting.rows, resting);
+        self.resting.rows.join(added);
+    }
+
+    /// One prefix less has a class.
+    pub fn drop_class(&mut self, id: u32) {
+        let Some(class) = self.classes.get(id as usize).cloned().flatten() else { return };
+        let Some((_, users)) = self.ids.get_mut(&class) else { return };
+        *users -= 1;
+        if *users == 0 && id != NO_CLASS {
+            self.ids.remove(&class);
+            self.resting.classes.push(id);
+        }
+    }
+
+    /// The place of a row, for one more pod and direction; where it is new it is filled first.
+    pub fn row(&mut self, row: &Arc<symbolic::Row>, writes: &mut Vec<PolicyWrite>) -> Row {
+        if row.rules.is_empty() {
+            return Row::CLOSED;
+        }
+        if let Some(placed) = self.rows.get_mut(row) {
+            placed.users += 1;
+            return placed.place.row();
+        }
+        let placed = self.place(row, 1, writes);
+        let number = placed.place.row();
+        self.rows.insert(row.clone(), placed);
+        number
+    }
+
+    /// One pod and direction less has a row.
+    pub fn drop_row(&mut self, row: &Arc<symbolic::Row>) {
+        let Some(placed) = self.rows.get_mut(row) else { return };
+        placed.users -= 1;
+        if placed.users == 0
+            && let Some(placed) = self.rows.remove(row)
+        {
+            self.resting.rows.push((row.clone(), placed));
+        }
+    }
+
+    /// A row that pods are leaving rests from here on, with them still on it; who asks for it gets another place.
+    pub fn part(&mut self, row: &Arc<symbolic::Row>) {
+        if let Some(placed) = self.rows.remove(row) {
+            self.resting.rows.push((row.clone(), placed));
+        }
+    }
+
+    /// A number that means the class `before` to rows that rest, and the class `after` to all others.
+    pub fn bridge(&mut self, before: u32, after: &Arc<Class>, writes: &mut Vec<PolicyWrite>) -> u32 {
+        let id = self.new_class(after);
+        self.fill_rows(id, after, writes);
+        let old = self.classes.get(before as usize).cloned().flatten().unwrap_or_default();
+        self.fill_resting(id, &old, writes);
+        id
+    }
+
+    /// No address has the number any more.
+    pub fn end_bridge(&mut self, id: u32) {
+        self.resting.classes.push(id);
+    }
+
+    /// Where a row is now.
+    pub fn where_is(&self, row: &Arc<symbolic::Row>) -> Row {
+        self.rows.get(row).map_or(Row::CLOSED, |placed| placed.place.row())
+    }
+
+    /// Gives rows that have no room for another class a larger place, and tells whether there were any: their pods have to be told before an
+    /// address gets that class.
+    pub fn make_room(&mut self, classes: u32, writes: &mut Vec<PolicyWrite>) -> bool {
+        let small = self.rows.iter().filter(|(_, placed)| placed.place.capacity() < classes);
+        let small: Vec<_> = small.map(|(row, _)| row.clone()).collect();
+        for row in &small {
+            let Some(before) = self.rows.remove(row) else { continue };
+            let placed = self.place_for(row, before.users, classes, writes);
+            self.resting.rows.push((row.clone(), before));
+            self.rows.insert(row.clone(), placed);
+        }
+        !small.is_empty()
+    }
+
+    /// How many classes there will be with `more` new ones.
+    pub fn classes_with(&self, more: usize) -> u32 {
+        (self.classes.len() + more.saturating_sub(self.free_classes.len())) as u32
+    }
+
+    /// Whether a class has a number already.
+    pub fn knows(&self, class: &Arc<Class>) -> bool {
+        self.ids.contains_key(class)
+    }
+
+    /// Whether a row had to be closed for want of room (P34).
+    pub fn is_closed(&self, row: &Arc<symbolic::Row>) -> bool {
+        self.rows.get(row).is_some_and(|placed| matches!(placed.place, Place::Closed))
+    }
+
+    /// No packet is left that began before the last writes.
+    pub fn rest(&mut self, writes: &mut Vec<PolicyWrite>) {
+        let AtRest { classes, rows, sets } = &mut self.resting;
+        let (classes, rows, sets) = (classes.rested(), rows.rested(), sets.rested());
+        classes.iter().for_each(|id| self.classes[*id as usize] = None);
+        self.free_classes.extend(classes);
+        self.free_classes.sort_unstable_by(|a, b| b.cmp(a));
+        self.sets.free.extend(sets);
+        for (_, placed) in rows {
+            placed.verdicts.iter().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
+            match placed.place {
+                Place::Chunks { first, len } => self.used[first as usize..(first + len) as usize].fill(false),
+                Place::Hashed { row, classes } => {
+                    self.hashed -= classes.len();
+                    writes.extend(classes.into_iter().map(|class| PolicyWrite::Unhash(VerdictKey { row, class })));
+                }
+                Place::Closed => {}
+            }
+        }
+    }
+
+    /// Whether something waits for [`Self::rest`].
+    pub fn is_resting(&self) -> bool {
+        let AtRest { classes, rows, sets } = &self.resting;
+        !(classes.is_empty() && rows.is_empty() && sets.is_empty())
+    }
+
+    fn place(&mut self, row: &Arc<symbolic::Row>, users: u32, writes: &mut Vec<PolicyWrite>) -> Placed {
+        self.place_for(row, users, self.classes.len() as u32, writes)
+    }
+
+    fn place_for(&mut self, row: &symbolic::Row, users: u32, classes: u32, writes: &mut Vec<PolicyWrite>) -> Placed {
+        let mut memo = Memo::new(row);
+        let mut verdicts = Vec::with_capacity(self.classes.len());
+        for class in self.classes.clone() {
+            // A free number is nobody's.
+            let set = class.and_then(|class| memo.towards(&class, &mut self.sets, writes));
+            let Some(set) = set.or_else(|| memo.fits.then_some(PortSet::NONE)) else { break };
+            verdicts.push(set);
+        }
+        if !memo.fits {
+            verdicts.iter().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
+            return Placed { place: Place::Closed, users, verdicts: Vec::new() };
+        }
+        let chunks = classes.div_ceil(CHUNK_CLASSES).max(1);
+        let place = match self.chunks(chunks) {
+            Some(first) => {
+                for (index, part) in (0..chunks).zip(verdicts.chunks(CHUNK_CLASSES as usize).chain(std::iter::repeat(&[][..]))) {
+                    let chunk: Chunk = std::array::from_fn(|class| part.get(class).map_or(0, |set| *set as u16));
+                    writes.push(PolicyWrite::Chunk(first + index, Box::new(chunk)));
+                }
+                Place::Chunks { first, len: chunks }
+            }
+            None => self.hash(&verdicts, writes),
+        };
+        if matches!(place, Place::Closed) {
+            verdicts.iter().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
+            verdicts.clear();
+        }
+        Placed { place, users, verdicts }
+    }
+
+    fn hash(&mut self, verdicts: &[u32], writes: &mut Vec<PolicyWrite>) -> Place {
+        let some = || (0..).zip(verdicts).filter(|(_, set)| **set != PortSet::NONE);
+        if self.hashed + some().count() > VERDICTS {
+            return Place::Closed;
+        }
+        let row = Row(Row::HASHED | self.next_hashed);
+        self.next_hashed = (self.next_hashed + 1) & !Row::HASHED;
+        writes.extend(some().map(|(class, set)| PolicyWrite::Hashed(VerdictKey { row, class }, *set)));
+        let classes: Vec<u32> = some().map(|(class, _)| class).collect();
+        self.hashed += classes.len();
+        Place::Hashed { row, classes }
+    }
+
+    /// One row's verdict on a new class.
+    fn fill(&mut self, row: &symbolic::Row, placed: &mut Placed, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
+        // Only one that rests was not given room.
+        if id >= placed.place.capacity() {
+            return;
+        }
+        let mut memo = Memo::new(row);
+        let set = memo.towards(class, &mut self.sets, writes);
+        let room = self.hashed < VERDICTS;
+        match (&mut placed.place, set) {
+            (Place::Closed, set) => {
+                set.into_iter().for_each(|set| self.sets.drop(set, &mut self.resting.sets));
+                return;
+            }
+            (Place::Chunks { first, .. }, Some(set)) => writes.push(PolicyWrite::Verdict {
+                chunk: *first + id / CHUNK_CLASSES,
+                class: id % CHUNK_CLASSES,
+                set: set as u16,
+            }),
+            (Place::Hashed { row, classes }, Some(set)) if room || set == PortSet::NONE => {
+                let key = VerdictKey { row: *row, class: id };
+                if set != PortSet::NONE {
+                    if !classes.contains(&id) {
+                        classes.push(id);
+                        self.hashed += 1;
+                    }
+                    writes.push(PolicyWrite::Hashed(key, set));
+                } else if let Some(at) = classes.iter().position(|class| *class == id) {
+                    classes.swap_remove(at);
+                    self.hashed -= 1;
+                    writes.push(PolicyWrite::Unhash(key));
+                }
+            }
+            // What cannot be said of one class closes the row (P34).
+            (_, set) => {
+                set.into_iter().for_each(|set| self.sets.drop(set, &mut self.resting.sets));
+                let closed = Placed { place: Place::Closed, users: placed.users, verdicts: Vec::new() };
+                let before = std::mem::replace(placed, closed);
+                self.resting.rows.push((Arc::new(row.clone()), before));
+                return;
+            }
+        }
+        let index = id as usize;
+        if placed.verdicts.len() <= index {
+            placed.verdicts.resize(index + 1, PortSet::NONE);
+        }
+        let before = std::mem::replace(&mut placed.verdicts[index], set.unwrap_or(PortSet::NONE));
+        self.sets.drop(before, &mut self.resting.sets);
+    }
+
+    /// So many chunks side by side; the first of them.
+    fn chunks(&mut self, len: u32) -> Option<u32> {
+        if len > LONGEST {
+            return None;
+        }
+        let len = len as usize;
+        let first = self.used.windows(len).position(|chunks| chunks.iter().all(|used| !used))?;
+        self.used[first..first + len].fill(true);
+        Some(first as u32)
+    }
+}
+
+/// One row's verdicts by which of its rules apply: most classes agree.
+struct Memo<'a> {
+    row: &'a symbolic::Row,
+    named: bool,
+    known: HashMap<Vec<u64>, u32>,
+    /// Every verdict so far could be said.
+    fits: bool,
+}
+
+impl<'a> Memo<'a> {
+    fn new(row: &'a symbolic::Row) -> Self {
+        let named = row.rules.values().any(|ports| !ports.named.is_empty());
+        Self { row, named, known: HashMap::new(), fits: true }
+    }
+
+    /// The number of the set that the row allows towards a class, for one more element; `None` if there is no room for it.
+    fn towards(&mut self, class: &Class, sets: &mut Sets, writes: &mut Vec<PolicyWrite>) -> Option<u32> {
+        if self.named {
+            let set = sets.number(&self.row.towards(class), writes);
+            self.fits &= set.is_some();
+            return set;
+        }
+        let mut mask = vec![0; self.row.rules.len().div_ceil(64)];
+        for (index, peers) in self.row.rules.keys().enumerate() {
+            if *peers == symbolic::Peers::EVERYBODY || class.peers.contains(peers) {
+                mask[index / 64] |= 1 << (index % 64);
+            }
+        }
+        if let Some(set) = self.known.get(&mask) {
+            sets.again(*set);
+            return Some(*set);
+        }
+        let set = sets.number(&self.row.towards(class), writes);
+        self.fits &= set.is_some();
+        self.known.insert(mask, set?);
+        set
+    }
+}
+
+/// A mirror of `PORTSETS`.
+#[derive(Debug)]
+struct Sets {
+    numbers: HashMap<Ports, u32>,
+    sets: BTreeMap<u32, Known>,
+    free: Vec<u32>,
+    next: u32,
+}
+
+#[derive(Debug)]
+struct Known {
+    ports: Ports,
+    users: u64,
+    /// The numbers of the sets that hang behind.
+    more: Vec<u32>,
+}
+
+impl Default for Sets {
+    fn default() -> Self {
+        Self { numbers: HashMap::new(), sets: BTreeMap::new(), free: Vec::new(), next: PortSet::ALL + 1 }
+    }
+}
+
+impl Sets {
+    /// The number of a set, for one more element; `None` if there is no room.
+    fn number(&mut self, ports: &Ports, writes: &mut Vec<PolicyWrite>) -> Option<u32> {
+        if ports.everything {
+            return Some(PortSet::ALL);
+        }
+        if ports.whole.is_empty() && ports.ranges.is_empty() {
+            return Some(PortSet::NONE);
+        }
+        if let Some(number) = self.numbers.get(ports) {
+            let number = *number;
+            self.again(number);
+            return Some(number);
+        }
+        let mut parts: Vec<_> = ports.ranges.chunks(PortSet::RANGES).collect();
+        if parts.is_empty() {
+            parts.push(&[]);
+        }
+        if parts.len() > PortSet::CHAIN as usize {
+            return None;
+        }
+        let numbers: Vec<u32> = parts.iter().map_while(|_| self.take()).collect();
+        if numbers.len() < parts.len() {
+            self.free.extend(numbers);
+            return None;
+        }
+        for (index, part) in parts.iter().enumerate().rev() {
+            let mut set = PortSet { len: part.len() as u16, ..PortSet::default() };
+            set.next = numbers.get(index + 1).copied().unwrap_or(0);
+            if index == 0 {
+                set.flags = ports.whole.iter().fold(0, |flags, protocol| flags | PortSet::whole(*protocol));
+            }
+            for (place, (protocol, range)) in set.ranges.iter_mut().zip(*part) {
+                *place = PortRange { first: range.first, last: range.last, protocol: *protocol, zero: [0; 3] };
+            }
+            writes.push(PolicyWrite::Set(numbers[index], set));
+        }
+        let number = numbers[0];
+        self.numbers.insert(ports.clone(), number);
+        self.sets.insert(number, Known { ports: ports.clone(), users: 1, more: numbers[1..].to_vec() });
+        Some(number)
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        self.free.pop().or_else(|| {
+            let number = self.next;
+            (number < PortSet::SETS).then(|| {
+                self.next += 1;
+                number
+            })
+        })
+    }
+
+    fn again(&mut self, number: u32) {
+        if let Some(known) = self.sets.get_mut(&number) {
+            known.users += 1;
+        }
+    }
+
+    /// One element less has a set; with the last one it goes to rest.
+    fn drop(&mut self, number: u32, resting: &mut Resting<u32>) {
+        let Some(known) = self.sets.get_mut(&number) else { return };
+        known.users -= 1;
+        if known.users == 0
+            && let Some(known) = self.sets.remove(&number)
+        {
+            self.numbers.remove(&known.ports);
+            resting.push(number);
+            resting.extend(known.more);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! NetworkPolicy's part of a sync: compiled, placed and written before Services, so that no pod is led to whose policy is not there.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+
+use tracing::{info, warn};
+
+use crate::compile::{PolicyCompiler, Touched};
+use crate::dataplane::Dataplane;
+use crate::model::{ObjectName, Snapshot};
+use crate::place::Actual;
+use crate::place::policies::{PolicyTables, PolicyWrite};
+
+/// The policies as they are in the kernel.
+pub struct PolicySync {
+    compiler: PolicyCompiler,
+    tables: PolicyTables,
+    /// Writes that the kernel has refused, and those behind them.
+    pending: VecDeque<PolicyWrite>,
+    slots: BTreeMap<IpAddr, u32>,
+    /// Addresses that another pod has now, or none of this node.
+    left: BTreeSet<IpAddr>,
+    /// Pods that are known to be closed for want of room (P34).
+    closed: BTreeSet<ObjectName>,
+}
+
+impl PolicySync {
+    /// Nothing is written yet; pods get the slots that they had in `actual`, if those are free.
+    pub fn new(actual: &Actual) -> Self {
+        let slots = actual.pods().iter().map(|(addr, pod)| (*addr, pod.slot)).collect();
+        let tables = PolicyTables::with_slots(slots);
+        Self {
+            compiler: PolicyCompiler::default(),
+            tables,
+            pending: VecDeque::new(),
+            slots: BTreeMap::new(),
+            left: BTreeSet::new(),
+            closed: BTreeSet::new(),
+        }
+    }
+
+    /// What the policies were compiled by.
+    pub fn compiler(&self) -> &PolicyCompiler {
+        &self.compiler
+    }
+
+    /// Brings the tables up to the snapshot; gives the number of writes, and what the kernel refused.
+    pub fn bring_in_step(
+        &mut self,
+        snapshot: &Snapshot,
+        touched: &Touched,
+        plane: &mut Dataplane,
+        actual: &mut Actual,
+    ) -> (usize, Option<anyhow::Error>) {
+        let delta = self.compiler.compile(snapshot, touched);
+        let writes = self.tables.place(self.compiler.policies(), &delta);
+        let count = writes.len();
+        self.pending.extend(writes);
+        let error = self.write(plane);
+        if !delta.pods.is_empty() {
+            self.assign(actual);
+            self.tell_closed();
+        }
+        (count, error)
+    }
+
+    /// The grace period of what rests is over.
+    pub fn rest(&mut self, plane: &mut Dataplane) -> Option<anyhow::Error> {
+        // What is still to be written may lead to what rests.
+        if !self.pending.is_empty() {
+            return None;
+        }
+        self.pending.extend(self.tables.rest());
+        self.write(plane)
+    }
+
+    /// The addresses that pods have left since this was last asked (P22).
+    pub fn take_left(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.left)
+    }
+
+    /// Whether something waits for [`Self::rest`].
+    pub fn is_resting(&self) -> bool {
+        self.tables.is_resting()
+    }
+
+    fn write(&mut self, plane: &mut Dataplane) -> Option<anyhow::Error> {
+        let (left, error) = plane.apply_policies(std::mem::take(&mut self.pending));
+        self.pending = left;
+        error
+    }
+
+    /// Pods' addresses are written with the slots of their policies.
+    fn assign(&mut self, actual: &mut Actual) {
+        let now: BTreeMap<_, _> = self.tables.slots().collect();
+        self.slots.keys().filter(|addr| !now.contains_key(addr)).for_each(|addr| actual.assign(*addr, 0));
+        let left = self.slots.iter().filter(|(addr, slot)| now.get(addr) != Some(slot));
+        self.left.extend(left.map(|(addr, _)| *addr));
+        now.iter().for_each(|(addr, slot)| actual.assign(*addr, *slot));
+        self.slots = now;
+    }
+
+    fn tell_closed(&mut self) {
+        let now = self.tables.closed();
+        for pod in now.difference(&self.closed) {
+            warn!(%pod, "the pod's NetworkPolicies cannot be represented in full: nothing is let through where they isolate it");
+        }
+        for pod in self.closed.difference(now) {
+            info!(%pod, "the pod's NetworkPolicies can be represented again");
+        }
+        self.closed.clone_from(now);
+    }
+}

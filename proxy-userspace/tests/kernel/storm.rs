@@ -1,0 +1,230 @@
+//! Policies change as fast as they can be written, while packets pass: none gets a verdict that neither the state before nor the one after gives.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use portway::compile::{PolicyCompiler, Touched};
+use portway::contents::policies::verdict;
+use portway::dataplane::PolicyMaps;
+use portway::model::policy::{Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector};
+use portway::model::{Labels, NetworkPolicy, Object, ObjectName, Phase, Pod, PortRange, Snapshot, Update};
+use portway::place::policies::PolicyTables;
+use proxy_common::event::Reason;
+use proxy_common::net::{IfIndex, LocalPod, Protocol};
+use proxy_common::service::Config;
+use proxy_ebpf::Action;
+
+use crate::generate::Dice;
+use crate::maps;
+use crate::programs::{Hook, Loaded};
+use crate::segment::{SYN, Segment};
+
+/// The grace period of what is not used any more, as the agent has it.
+const GRACE: Duration = Duration::from_millis(100);
+const DEVICE: IfIndex = IfIndex(1);
+const PORTS: [u16; 3] = [80, 81, 8080];
+const PEERS: [(&str, &str); 6] = [
+    ("10.244.1.1", "a"),
+    ("10.244.1.2", "b"),
+    ("10.244.2.1", "c"),
+    ("10.244.2.2", "a"),
+    ("203.0.113.5", ""),
+    ("198.51.100.9", ""),
+];
+const SUBJECT: &str = "10.244.1.9";
+
+/// What came of a storm.
+pub struct Came {
+    pub edits: usize,
+    pub packets: usize,
+    /// Packets whose verdict changed with a state that was just being written.
+    pub between: usize,
+    pub seconds: f64,
+}
+
+/// The verdicts of one state on all questions, a bit for each.
+type Verdicts = u64;
+
+/// States in order, how many have begun to be written, and how many are written.
+#[derive(Default)]
+struct History {
+    states: RwLock<Vec<Verdicts>>,
+    begun: AtomicUsize,
+    done: AtomicUsize,
+    over: AtomicBool,
+}
+
+pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
+    let mut loaded = Loaded::of_full_size()?;
+    maps::configure(&mut loaded, Config { hz: 250, opening_timeout: 30, flags: Config::POLICY, ..Config::default() })?;
+    let mut maps = PolicyMaps::open(|name| loaded.ebpf.take_map(name).with_context(|| format!("find {name}")))?;
+    let (mut snapshot, mut compiler, mut tables) = (snapshot(), PolicyCompiler::default(), PolicyTables::default());
+    write(&snapshot, &Touched::everything(), &mut compiler, &mut tables, &mut maps)?;
+    let subject = ObjectName::new("shop", "subject");
+    let slot = tables.slot(&subject).context("find the pod's slot")?;
+    maps::put_pod(&mut loaded, SUBJECT.parse()?, LocalPod { device: DEVICE, slot })?;
+    let history = History::default();
+    history.states.write().expect("nobody panics").push(verdicts(&compiler));
+    history.begun.store(1, Ordering::SeqCst);
+    history.done.store(1, Ordering::SeqCst);
+    let started = Instant::now();
+    let (mut edits, mut rested) = (0, Instant::now());
+    std::thread::scope(|scope| {
+        let packets = scope.spawn(|| watch(&loaded, &history));
+        let edited = (|| -> Result<()> {
+            while started.elapsed() < length && !packets.is_finished() {
+                let update =
+                    Update::Apply(Object::NetworkPolicy(ObjectName::new("shop", dice.pick(&["one", "two"])), policy(dice)));
+                let mut touched = Touched::default();
+                touched.note(&update);
+                _ = snapshot.state.apply(update);
+                // The state is known before its first write is seen.
+                let delta = compiler.compile(&snapshot, &touched);
+                history.states.write().expect("nobody panics").push(verdicts(&compiler));
+                history.begun.fetch_add(1, Ordering::SeqCst);
+                tables.place(compiler.policies(), &delta).iter().try_for_each(|write| maps.write(write))?;
+                history.done.fetch_add(1, Ordering::SeqCst);
+                edits += 1;
+                if rested.elapsed() > GRACE {
+                    tables.rest().iter().try_for_each(|write| maps.write(write))?;
+                    rested = Instant::now();
+                }
+            }
+            Ok(())
+        })();
+        history.over.store(true, Ordering::SeqCst);
+        let (packets, between) = packets.join().expect("the packets' thread does not panic")?;
+        edited?;
+        Ok(Came { edits, packets, between, seconds: started.elapsed().as_secs_f64() })
+    })
+}
+
+fn write(
+    snapshot: &Snapshot,
+    touched: &Touched,
+    compiler: &mut PolicyCompiler,
+    tables: &mut PolicyTables,
+    maps: &mut PolicyMaps,
+) -> Result<()> {
+    let delta = compiler.compile(snapshot, touched);
+    tables.place(compiler.policies(), &delta).iter().try_for_each(|write| maps.write(write))
+}
+
+/// Sends packets until the storm is over; how many, and how many met a state in the making.
+fn watch(loaded: &Loaded, history: &History) -> Result<(usize, usize)> {
+    let packets: Vec<_> = questions().into_iter().map(|question| (question, question.packet())).collect();
+    let (mut count, mut between) = (0, 0);
+    while !history.over.load(Ordering::SeqCst) {
+        for (bit, (question, bytes)) in packets.iter().enumerate() {
+            let before = history.done.load(Ordering::SeqCst);
+            let hook = if question.ingress { Hook::ToPod } else { Hook::FromPod };
+            let (said, _) = loaded.tc(hook, DEVICE, bytes)?;
+            let after = history.begun.load(Ordering::SeqCst);
+            let allowed = match said {
+                Ok(Action::Untouched) => true,
+                Err(Reason::DeniedIngress | Reason::DeniedEgress) => false,
+                other => anyhow::bail!("{question:?}: {other:?}"),
+            };
+            let states = history.states.read().expect("nobody panics");
+            let ours = &states[before - 1..after];
+            let right = ours.iter().any(|state| (state >> bit & 1 == 1) == allowed);
+            ensure!(right, "{question:?} is {allowed} in none of the states {before} to {after}");
+            between += usize::from(ours.iter().any(|state| (state >> bit & 1 == 1) != allowed));
+            count += 1;
+        }
+    }
+    Ok((count, between))
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Question {
+    ingress: bool,
+    peer: IpAddr,
+    port: u16,
+}
+
+fn questions() -> Vec<Question> {
+    let peers = PEERS.map(|(peer, _)| peer.parse::<IpAddr>().expect("an address"));
+    let of_peer = |peer| [true, false].into_iter().flat_map(move |ingress| PORTS.map(|port| Question { ingress, peer, port }));
+    peers.into_iter().flat_map(of_peer).collect()
+}
+
+impl Question {
+    fn packet(self) -> Vec<u8> {
+        let subject: IpAddr = SUBJECT.parse().expect("an address");
+        let (src, dst) = if self.ingress { (self.peer, subject) } else { (subject, self.peer) };
+        Segment::new(Protocol::TCP, (src, 40000).into(), (dst, self.port).into()).flags(SYN).bytes()
+    }
+}
+
+fn verdicts(compiler: &PolicyCompiler) -> Verdicts {
+    let subject: IpAddr = SUBJECT.parse().expect("an address");
+    let bits = questions().into_iter().enumerate().map(|(bit, Question { ingress, peer, port })| {
+        let (from, to) = if ingress { (peer, subject) } else { (subject, peer) };
+        let said = verdict(compiler.policies(), from, to, Protocol::TCP, port);
+        u64::from(if ingress { said.ingress } else { said.egress }) << bit
+    });
+    bits.sum()
+}
+
+/// One pod of this node, which policies are about, and others that they name.
+fn snapshot() -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    snapshot.settings.node_name = "here".into();
+    let pods = PEERS.iter().filter(|(_, app)| !app.is_empty()).enumerate();
+    let pods = pods.map(|(number, (addr, app))| (format!("peer-{number}"), *addr, *app, "there"));
+    for (name, addr, app, node) in pods.chain([("subject".to_owned(), SUBJECT, "subject", "here")]) {
+        let pod = Pod {
+            addresses: vec![addr.parse().expect("an address")],
+            node: Some(node.into()),
+            host_network: false,
+            phase: Phase::Running,
+            terminating: false,
+            ready: true,
+            unready_because: None,
+            any_source: false,
+            labels: Labels::from([("app".to_owned(), app.to_owned())]),
+            ports: Vec::new(),
+            created: Some(1),
+        };
+        _ = snapshot.state.apply(Update::Apply(Object::Pod(ObjectName::new("shop", &name), pod)));
+    }
+    let addr = SUBJECT.parse().expect("an address");
+    snapshot.links.pods = BTreeMap::from([(addr, DEVICE)]);
+    snapshot
+}
+
+/// Any policy of the pod: pods by label, blocks with and without exceptions, ports or none.
+fn policy(dice: &mut Dice) -> NetworkPolicy {
+    let app = |app: &str| Selector { requirements: [Requirement::In("app".into(), [app.to_owned()].into())].into() };
+    let rules = |dice: &mut Dice| {
+        let mut rule = || {
+            let peers = match dice.below(5) {
+                0 => vec![],
+                1 => vec![Peer::Block { cidr: "203.0.113.0/24".parse().expect("a prefix"), except: Default::default() }],
+                2 => vec![Peer::Block {
+                    cidr: "0.0.0.0/0".parse().expect("a prefix"),
+                    except: ["10.244.2.0/24".parse().expect("a prefix"), "198.51.100.8/29".parse().expect("a prefix")].into(),
+                }],
+                _ => vec![Peer::Pods { namespaces: Namespaces::Own, pods: app(dice.pick(&["a", "b", "c"])) }],
+            };
+            let ports = match dice.below(3) {
+                0 => vec![],
+                _ => {
+                    let port = dice.pick(&PORTS);
+                    vec![PolicyPort { protocol: Protocol::TCP, port: PortMatch::Range(PortRange { first: port, last: port }) }]
+                }
+            };
+            Rule { peers, ports }
+        };
+        let first = rule();
+        vec![first, rule()]
+    };
+    let ingress = dice.chance(80).then(|| rules(dice));
+    let egress = dice.chance(80).then(|| rules(dice));
+    NetworkPolicy { pods: app("subject"), ingress, egress }
+}
