@@ -45,7 +45,7 @@ pub use packet_log::PacketLog;
 pub use peers::PeerTable;
 pub use policies::PolicyMaps;
 pub use programs::{Verified, programs_in};
-pub use sockets::{SocketHooks, attached as socket_hooks, attached_to as sockets_of};
+pub use sockets::{Globals, PROGRAMS as SOCKET_PROGRAMS, SocketHooks, attached as socket_hooks, attached_to as sockets_of};
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 
@@ -54,7 +54,6 @@ use crate::place::policies::PolicyWrite;
 use crate::place::{Actual, Entry, Side, Write};
 use hooks::Hooks;
 use object::{Migration, OBJECT};
-use sockets::Globals;
 use statedir::Lock;
 
 /// The tc programs; each carries the name of its [`Point`].

@@ -15,6 +15,8 @@ mod testing;
 
 mod addresses;
 mod cases;
+#[path = "../support/cgroup.rs"]
+mod cgroup;
 mod cluster;
 mod fakes;
 mod flows;
@@ -26,6 +28,7 @@ mod report;
 mod rules;
 mod services;
 mod slices;
+mod sockets;
 mod topology;
 mod udp;
 mod world;

@@ -14,8 +14,6 @@ pub struct Tally {
     pub library: usize,
     /// Flows whose packets went through the loaded programs.
     pub programs: usize,
-    /// Flows of the node's own processes, which the library's choice of a backend judged: no hook meets their packets.
-    pub of_node: usize,
     /// Other comparisons.
     pub others: usize,
     /// Connections judged by NetworkPolicy: by the text, through the tables step by step and from nothing, and by the loaded programs.
@@ -73,8 +71,8 @@ impl Tally {
 
     /// Whether nothing was checked.
     pub fn is_empty(&self) -> bool {
-        let Self { library, programs, of_node, others, policies, .. } = self;
-        library + programs + of_node + others + policies.iter().sum::<usize>() == 0
+        let Self { library, programs, others, policies, .. } = self;
+        library + programs + others + policies.iter().sum::<usize>() == 0
     }
 
     fn differing(&self) -> usize {
@@ -88,7 +86,6 @@ impl Default for Tally {
             row: Row::File,
             library: 0,
             programs: 0,
-            of_node: 0,
             others: 0,
             policies: [0; 4],
             differences: Vec::new(),
@@ -112,12 +109,12 @@ pub struct Report {
 impl Report {
     /// Prints a file's line, and what is to be said in detail.
     pub fn add(&mut self, file: &Path, tally: Tally, detail: Detail) {
-        let Tally { library, programs, of_node, others, policies: [text, tables, fresh, by_programs], .. } = tally;
+        let Tally { library, programs, others, policies: [text, tables, fresh, by_programs], .. } = tally;
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let differences = tally.differing();
         let counted = differences - tally.differing_in(self.left_out);
         println!(
-            "{name:<56} flows: library {library:>3}, programs {programs:>3}, of the node {of_node:>3}; others {others:>3}; policies: text {text:>4}, tables {tables:>4}, from nothing {fresh:>4}, programs {by_programs:>4}; differences {differences}"
+            "{name:<56} flows: library {library:>3}, programs {programs:>3}; others {others:>3}; policies: text {text:>4}, tables {tables:>4}, from nothing {fresh:>4}, programs {by_programs:>4}; differences {differences}"
         );
         let same = tally.lines.iter().filter(|_| detail == Detail::All);
         same.chain(&tally.advisory).chain(tally.differences.iter().map(|(_, line)| line)).for_each(|line| println!("{line}"));
@@ -129,11 +126,10 @@ impl Report {
     /// Prints the sums; success if there was no difference, and all ways were gone equally often.
     pub fn conclude(self) -> ExitCode {
         let Self { left_out, files, differing, all } = self;
-        let Tally { library, programs, of_node, others, advisory, otherwise, .. } = &all;
+        let Tally { library, programs, others, advisory, otherwise, .. } = &all;
         println!(
             "\nfiles {files}; flows through the library {library}, through the loaded programs {programs}; other checks {others}"
         );
-        println!("flows of the node itself, judged by the library's choice alone until a hook meets them: {of_node}");
         for (rule, times) in otherwise {
             println!("owed otherwise than the cases say, by {rule}: {times}");
         }
@@ -169,7 +165,6 @@ impl Tally {
     fn take(&mut self, more: Self) {
         self.library += more.library;
         self.programs += more.programs;
-        self.of_node += more.of_node;
         self.others += more.others;
         self.policies.iter_mut().zip(more.policies).for_each(|(all, more)| *all += more);
         self.differences.extend(more.differences);

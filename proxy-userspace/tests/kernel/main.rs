@@ -10,6 +10,8 @@ mod family;
 mod segment;
 
 mod attached;
+#[path = "../support/cgroup.rs"]
+mod cgroup;
 mod crowds;
 mod differential;
 mod generate;
@@ -32,7 +34,8 @@ use family::{Net, end};
 use generate::{Dice, MASQUERADE_FIRST, NODE, NODE_PORT, Remote};
 use maps::Maps;
 use namespace::{Network, in_namespace};
-use programs::{Hook, Loaded, PROGRAMS, SOCKETS, XDP};
+use portway::dataplane::SOCKET_PROGRAMS;
+use programs::{Hook, Loaded, PROGRAMS, XDP};
 use segment::{SYN, Segment};
 
 /// The most instructions that the verifier may walk through, per program: room for twice what is there, and far below its limit
@@ -52,14 +55,14 @@ fn every_program_meets_the_verifier() -> Result<()> {
 }
 
 fn within_budget(loaded: &Loaded) -> Result<()> {
-    for name in PROGRAMS.into_iter().chain(XDP).chain(SOCKETS) {
+    for name in PROGRAMS.into_iter().chain(XDP).chain(SOCKET_PROGRAMS) {
         let Some(program) = loaded.info(name)? else {
             println!("{name}: not for this kernel");
             continue;
         };
         let budget = match () {
             () if XDP.contains(&name) => BUDGET_XDP,
-            () if SOCKETS.contains(&name) => BUDGET_SOCKETS,
+            () if SOCKET_PROGRAMS.contains(&name) => BUDGET_SOCKETS,
             () => BUDGET_TC,
         };
         match program.verified_instruction_count() {

@@ -6,6 +6,7 @@ use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, 
 use aya::util::{KernelVersion, nr_cpus};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use portway::dataplane::{Globals, SOCKET_PROGRAMS};
 use proxy_common::event::{COUNTERS, Reason};
 use proxy_common::net::IfIndex;
 use proxy_ebpf::Action;
@@ -14,16 +15,11 @@ use proxy_ebpf::Action;
 pub const PROGRAMS: [&str; 5] = ["from_device", "from_pod", "to_pod", "to_device", "now"];
 /// The XDP programs; the second one is for kernels that know frames in several buffers.
 pub const XDP: [&str; 2] = ["portway_xdp", "portway_xdp_frags"];
-/// The socket hooks.
-pub const SOCKETS: [&str; 8] =
-    ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 /// How many established flows the tables take: few, so that they are full now and then.
 pub const CAPACITY: u32 = 16;
 
 /// Kernels that know `xdp.frags`; the same ones, or nearly, take a context for XDP test runs (5.15).
 const FRAGS: KernelVersion = KernelVersion::new(5, 18, 0);
-/// Kernels whose socket hooks may say how a system call fails.
-const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
 /// Kernels that charge maps to the memory cgroup; older ones to a limit of the process, that not every root may raise.
 const MEMCG: KernelVersion = KernelVersion::new(5, 11, 0);
 /// The loopback device, which XDP test runs without a context use.
@@ -91,8 +87,11 @@ impl Loaded {
             loader.map_max_entries(name, *size);
         }
         loader.override_global("AYA_LOG_LEVEL", &level, true);
-        let refused = if kernel < SET_RETVAL { 0 } else { -libc::ECONNREFUSED };
-        loader.override_global("REFUSED", &refused, true);
+        // Kernels that do not tell network namespaces apart run the tests in none but these, where the hooks are only loaded.
+        let globals = Globals::here();
+        if let Ok(globals) = &globals {
+            globals.tell(&mut loader);
+        }
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
         let mut ebpf = loader.load(object).context("load the object")?;
         for name in PROGRAMS {
@@ -104,7 +103,7 @@ impl Loaded {
             let program: &mut Xdp = ebpf.program_mut(name).context("find a program")?.try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
-        for name in SOCKETS {
+        for name in SOCKET_PROGRAMS {
             let program: &mut CgroupSockAddr = ebpf.program_mut(name).context("find a program")?.try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }

@@ -1,11 +1,9 @@
 //! Processes and their sockets in a cgroup of the test's own: the data plane attached there, real connections, and whom they know each other by.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::panic::resume_unwind;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +13,7 @@ use aya::util::KernelVersion;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use portway::contents::{Backends, Contents, Endpoint, Frontend, Target};
-use portway::dataplane::{Cgroup, CgroupChoice, Dataplane, Options, StateDir, XdpChoice, socket_hooks, sockets_of, unload};
+use portway::dataplane::{CgroupChoice, Dataplane, Options, StateDir, XdpChoice, socket_hooks, sockets_of, unload};
 use portway::flows::Serving;
 use portway::links::Found;
 use portway::metrics::Metrics;
@@ -25,6 +23,8 @@ use proxy_common::event::{Counter, Reason};
 use proxy_common::net::{AddressFlags, Protocol};
 use proxy_common::service::{Config, ServiceFlags};
 use rtnetlink::{LinkUnspec, new_connection};
+
+use crate::cgroup::Own;
 
 /// What answers in time on one machine.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -70,31 +70,6 @@ fn sides() -> [Side; 2] {
             unspecified: Ipv6Addr::UNSPECIFIED.into(),
         },
     ]
-}
-
-/// A cgroup that this process is in until the end.
-struct Own {
-    before: PathBuf,
-    path: PathBuf,
-}
-
-impl Own {
-    fn enter() -> Result<Self> {
-        let root = Cgroup::root().context("find cgroup v2")?.path;
-        let text = fs::read_to_string("/proc/self/cgroup")?;
-        let here = text.lines().find_map(|line| line.strip_prefix("0::/")).context("find the own cgroup")?;
-        let own = Self { before: root.join(here), path: root.join(format!("portway-test-{}", std::process::id())) };
-        fs::create_dir(&own.path).context("make a cgroup")?;
-        fs::write(own.path.join("cgroup.procs"), "0").context("enter it")?;
-        Ok(own)
-    }
-}
-
-impl Drop for Own {
-    fn drop(&mut self) {
-        let _left = fs::write(self.before.join("cgroup.procs"), "0");
-        let _removed = fs::remove_dir(&self.path);
-    }
 }
 
 /// Runs `work` in a network namespace of its own, with mounts of its own.
@@ -287,7 +262,7 @@ fn udp_connected(asked: SocketAddr) -> std::io::Result<u8> {
 #[test]
 fn processes_reach_services_by_their_sockets() -> Result<()> {
     let own = Own::enter()?;
-    let choice = CgroupChoice::At(own.path.clone());
+    let choice = CgroupChoice::At(own.path().to_owned());
     apart(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         runtime.block_on(wire())?;
