@@ -227,6 +227,11 @@ impl Protocol {
     /// SCTP.
     pub const SCTP: Self = Self(132);
 
+    /// Whether connections begin and end by packets that say so: TCP's and SCTP's.
+    #[inline(always)]
+    pub const fn has_handshake(self) -> bool {
+        self.0 == Self::TCP.0 || self.0 == Self::SCTP.0
+    }
     /// `TCP`, `UDP`, `SCTP` as Kubernetes writes them, `?` for anything else.
     pub const fn name(self) -> &'static str {
         match self {

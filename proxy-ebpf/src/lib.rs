@@ -4,6 +4,7 @@
 //! run the same functions over the host's [`fake`] of both.
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 
+pub mod crc32c;
 pub mod flow;
 pub mod parse;
 pub mod policy;

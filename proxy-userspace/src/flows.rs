@@ -132,7 +132,7 @@ impl Law {
         }
         let idle = u64::from(age) >= u64::from(self.seconds(protocol, flow.state)) * u64::from(self.hz);
         idle.then_some(match flow.state {
-            state if protocol == Protocol::TCP && State::closed(state) => Ended::Closed,
+            state if protocol.has_handshake() && State::closed(state) => Ended::Closed,
             state if state & State::REPLIED == 0 => Ended::Unanswered,
             _ => Ended::Idle,
         })
@@ -141,10 +141,10 @@ impl Law {
     /// How long a flow lives after its last packet (V18).
     fn seconds(&self, protocol: Protocol, state: u8) -> u32 {
         match protocol {
-            protocol if protocol == Protocol::TCP && State::closed(state) => self.timeouts.tcp_closed,
+            protocol if protocol.has_handshake() && State::closed(state) => self.timeouts.tcp_closed,
             _ if state & State::REPLIED == 0 => self.timeouts.opening,
             // Connections are TCP's; of all else one knows only when it was last heard of.
-            Protocol(number) if number != Protocol::TCP.0 => self.timeouts.udp,
+            protocol if !protocol.has_handshake() => self.timeouts.udp,
             _ if state & State::FIN_BOTH != 0 => self.timeouts.tcp_close_wait,
             _ => self.timeouts.tcp,
         }

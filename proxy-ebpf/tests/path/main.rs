@@ -16,6 +16,7 @@ mod policy;
 mod ports;
 mod random;
 mod refusals;
+mod sctp;
 mod socket;
 mod untouched;
 

@@ -25,6 +25,9 @@ both_families!(
     other_protocols_are_nobodys_business,
 );
 
+/// The protocols whose sockets have hooks.
+const ASKING: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
+
 const OTHER: Protocol = Protocol::SCTP;
 
 fn ask<F: Net>(protocol: Protocol, cookie: u32, (dotted, port): End) -> Ask<F::Addr> {
@@ -42,7 +45,7 @@ fn to<F: Net>((dotted, port): End) -> (F::Addr, Port) {
 
 /// V21: a process connects to a backend of any node, and its peer's name and its replies' sender are what it asked for.
 fn process_reaches_a_cluster_ip_and_knows_it_by_that_name<F: Net>() {
-    for protocol in PROTOCOLS {
+    for protocol in ASKING {
         for backend in [POD_A, REMOTE] {
             let tables = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(backend)]).tables;
             let ask = ask::<F>(protocol, 1, (VIP, 80));
@@ -59,7 +62,7 @@ fn process_reaches_a_cluster_ip_and_knows_it_by_that_name<F: Net>() {
 
 /// V8, V11: another node's address is not translated here.
 fn process_reaches_its_nodes_node_port_and_not_another_nodes<F: Net>() {
-    for protocol in PROTOCOLS {
+    for protocol in ASKING {
         let tables = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]).tables;
         assert_eq!(sent(&tables, &ask::<F>(protocol, 1, (NODE, NODE_PORT))), to::<F>((REMOTE, TARGET)));
         assert_eq!(direct::<F, _>(&tables, &ask::<F>(protocol, 1, (NODE2, NODE_PORT))), Ok(None));
@@ -68,7 +71,7 @@ fn process_reaches_its_nodes_node_port_and_not_another_nodes<F: Net>() {
 
 /// V21: never over a listener that exists; the unspecified address means loopback.
 fn loopback_serves_node_ports_where_nobody_listens<F: Net>() {
-    for protocol in PROTOCOLS {
+    for protocol in ASKING {
         let mut tables = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]).with_cluster_ip(0, &[pod::<F>(POD_A)]).tables;
         let at = |addr, port| Ask { addr, port: Port::new(port), protocol, cookie: [1, 7] };
         for addr in [F::Addr::LOOPBACK, F::Addr::ZERO] {
@@ -88,7 +91,7 @@ fn what_no_service_has_is_left_alone<F: Net>() {
     tables.addresses.insert(F::at(VIP), AddressFlags(AddressFlags::HOST));
     tables.ranges.insert((F::at(VIP), if F::V6 { 112 } else { 16 }), RangeKind::SERVICES);
     for end in [(NODE, NODE_PORT + 1), (NODE, 53), (VIP, 53), (CLIENT, 443), (POD_A, TARGET)] {
-        for protocol in PROTOCOLS {
+        for protocol in ASKING {
             assert_eq!(direct::<F, _>(&tables, &ask::<F>(protocol, 1, end)), Ok(None), "{end:?}");
         }
     }
@@ -99,7 +102,7 @@ fn what_no_service_has_is_left_alone<F: Net>() {
 fn refusals_have_their_reasons<F: Net>() {
     let here = pod::<F>(POD_A);
     let unassigned = [10, 96, 0, 99];
-    for protocol in PROTOCOLS {
+    for protocol in ASKING {
         let empty = Node::<F>::new().with_cluster_ip(0, &[]).tables;
         assert_eq!(direct::<F, _>(&empty, &ask::<F>(protocol, 1, (VIP, 80))), Err(Reason::NoBackend));
         assert_eq!(direct::<F, _>(&empty, &ask::<F>(protocol, 1, (VIP, 81))), Err(Reason::UnknownPort));
@@ -146,7 +149,7 @@ fn three<F: Net>() -> [Backend<F::Addr>; 3] {
 /// V15: each socket chooses anew, and a socket that asks again chooses the same.
 fn sockets_spread<F: Net>() {
     let tables = Node::<F>::new().with_cluster_ip(0, &three::<F>()).tables;
-    for protocol in PROTOCOLS {
+    for protocol in ASKING {
         let all: Vec<_> = (0..300).map(|cookie| sent(&tables, &ask::<F>(protocol, cookie, (VIP, 80)))).collect();
         for backend in all.iter().collect::<BTreeSet<_>>() {
             let count = all.iter().filter(|other| *other == backend).count();

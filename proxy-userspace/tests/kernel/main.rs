@@ -44,7 +44,7 @@ const BUDGET_TC: u32 = 400_000;
 /// The same for XDP, whose direct access costs the verifier more.
 const BUDGET_XDP: u32 = 20_000;
 /// The same for the socket hooks.
-const BUDGET_SOCKETS: u32 = 20_000;
+const BUDGET_SOCKETS: u32 = 60_000;
 
 #[test]
 fn every_program_meets_the_verifier() -> Result<()> {
