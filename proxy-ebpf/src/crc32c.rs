@@ -30,7 +30,7 @@ static LONGER: [[[u32; 256]; 4]; LENGTH_BITS] = {
 
 /// What the first four bytes of a packet of `len` bytes, at most 65,535, contribute to its checksum, where all others are zero: the
 /// exclusive or of two such packets' first words gives that of their checksums. All words are little-endian.
-#[inline(never)]
+#[inline(always)]
 pub fn contribution(first: u32, len: u32) -> u32 {
     let (mut remainder, mut k) = (first, 0);
     while k < LENGTH_BITS {

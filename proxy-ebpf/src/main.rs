@@ -4,7 +4,9 @@
 #![feature(asm_experimental_arch)]
 #![allow(missing_docs, reason = "a program; the attribute macros also make items of their own")]
 
-mod cgroup;
+mod kernel {
+    pub mod sockets;
+}
 
 use core::mem::{MaybeUninit, zeroed};
 use core::ptr;

@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_process_is_told_at_once() {
-        let [dropped, refused, denied] = [End::TimedOut, End::Refused, not_permitted()].map(|end| Outcome::only(end));
+        let [dropped, refused, denied] = [End::TimedOut, End::Refused, not_permitted()].map(Outcome::only);
         let unknown = row("cluster", Client::Process(1), Target::UnknownClusterPort);
         assert_eq!(judge(&unknown, &denied, &refused), Verdict::Intended(vec!["V21, refused"]));
         assert_eq!(judge(&unknown, &refused, &denied), Verdict::Wrong(refused.clone()));

@@ -1,5 +1,5 @@
-//! The socket hooks of the thin program: what processes of this node's own network namespace ask of their sockets. Beside `main.rs` the one
-//! file that names the kernel.
+//! The socket hooks of the thin program: what processes of this node's own network namespace ask of their sockets. Like `main.rs`, of the
+//! binary and not of the library.
 
 use core::ffi::c_void;
 use core::mem::zeroed;
