@@ -113,6 +113,8 @@ counted! {
         TableFull = "flow_table_full_half_open",
         /// Packets that XDP left to tc.
         LeftToTc = "left_to_tc",
+        /// Sockets of this node's processes that were sent to a backend: connections, and each address of an unconnected UDP socket.
+        SocketsDirected = "sockets_directed",
     }
 }
 

@@ -11,3 +11,4 @@ pub mod net;
 mod pod;
 pub mod policy;
 pub mod service;
+pub mod socket;

@@ -16,6 +16,10 @@ pub trait Family: Copy + Sized + 'static {
 pub trait Address: Copy + Eq + Ord + core::hash::Hash + core::fmt::Debug + 'static {
     /// The unspecified address; key of nodePort frontends once the destination is known to be a nodePort address.
     const ZERO: Self;
+    /// The address by which a host reaches itself.
+    const LOOPBACK: Self;
+    /// Whether packets to it never leave the host.
+    fn is_loopback(self) -> bool;
     /// The one's complement sum of the address, for incremental checksums.
     fn sum(self) -> u32;
     /// The address folded to 32 bits, for hashing.
@@ -109,6 +113,11 @@ impl Addr6 {
 
 impl Address for Addr4 {
     const ZERO: Self = Self(0);
+    const LOOPBACK: Self = Self::from_bytes([127, 0, 0, 1]);
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        u32::from_be(self.0) >> 24 == 127
+    }
     #[inline(always)]
     fn sum(self) -> u32 {
         self.0
@@ -129,6 +138,12 @@ impl Address for Addr4 {
 
 impl Address for Addr6 {
     const ZERO: Self = Self([0; 4]);
+    const LOOPBACK: Self = Self([0, 0, 0, 1_u32.to_be()]);
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        let ([a, b, c, d], [.., last]) = (self.0, Self::LOOPBACK.0);
+        a | b | c == 0 && d == last
+    }
     #[inline(always)]
     fn sum(self) -> u32 {
         let [a, b, c, d] = self.0;
@@ -212,6 +227,11 @@ impl Protocol {
     /// SCTP.
     pub const SCTP: Self = Self(132);
 
+    /// Whether connections begin and end by packets that say so: TCP's and SCTP's.
+    #[inline(always)]
+    pub const fn has_handshake(self) -> bool {
+        self.0 == Self::TCP.0 || self.0 == Self::SCTP.0
+    }
     /// `TCP`, `UDP`, `SCTP` as Kubernetes writes them, `?` for anything else.
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,6 +1,6 @@
 //! aya's marker for what may be copied to and from maps as bytes.
 
-use crate::{flow, net, policy, service};
+use crate::{flow, net, policy, service, socket};
 
 macro_rules! plain {
     ($($ty:ty),* $(,)?) => { $(
@@ -16,5 +16,6 @@ plain! {
     service::Backend<net::Addr4>, service::Backend<net::Addr6>, service::EndpointKey<net::Addr4>, service::EndpointKey<net::Addr6>,
     service::SourceKey<net::Addr4>, service::SourceKey<net::Addr6>, service::AffinityKey<net::Addr4>, service::AffinityKey<net::Addr6>,
     service::Affinity<net::Addr4>, service::Affinity<net::Addr6>, service::Name, service::Config,
+    socket::PeerKey<net::Addr4>, socket::PeerKey<net::Addr6>, socket::Peer<net::Addr4>, socket::Peer<net::Addr6>,
     policy::PodRows, policy::Row, policy::VerdictKey, policy::Word, policy::PortSet, flow::FragmentKey<net::Addr4>, flow::FragmentKey<net::Addr6>,
 }

@@ -11,6 +11,10 @@ use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod
 use proxy_common::policy::{CHUNK_CLASSES, PodRows, PortSet, VerdictKey, Word};
 use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
 
+use proxy_common::net::{Port, Protocol};
+use proxy_common::socket::{Peer, PeerKey};
+
+use crate::socket::Sockets;
 use crate::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
 
 /// A packet in memory, with all checksums finished.
@@ -80,6 +84,9 @@ pub type Flows<F> = BTreeMap<FlowKey<<F as Family>::Addr>, Flow<<F as Family>::A
 /// Whom clients stay with, by client and service port.
 pub type Affinities<F> = BTreeMap<AffinityKey<<F as Family>::Addr>, Affinity<<F as Family>::Addr>>;
 
+/// What is remembered of sockets.
+pub type Peers<F> = BTreeMap<PeerKey<<F as Family>::Addr>, Peer<<F as Family>::Addr>>;
+
 /// The tables of one family in memory; every field is the test's to fill and to read.
 #[derive(Clone, Debug)]
 pub struct Memory<F: Family> {
@@ -141,6 +148,10 @@ pub struct Memory<F: Family> {
     pub lookups: Cell<u32>,
     /// What was counted.
     pub counted: RefCell<BTreeMap<Counter, u32>>,
+    /// What is remembered of sockets.
+    pub peers: RefCell<Peers<F>>,
+    /// Addresses and ports that sockets of this host have.
+    pub taken: BTreeSet<(Protocol, F::Addr, Port)>,
     /// Packets that were answered instead of sent on.
     pub answered: RefCell<BTreeMap<Reason, u32>>,
 }
@@ -186,6 +197,8 @@ impl<F: Family> Default for Memory<F> {
             capacity: usize::MAX,
             lookups: Cell::new(0),
             counted: RefCell::default(),
+            peers: RefCell::default(),
+            taken: BTreeSet::new(),
             answered: RefCell::default(),
         }
     }
@@ -374,6 +387,18 @@ impl<F: Family> Tables<F> for Memory<F> {
     }
     fn opened(&self, _key: &FlowKey<F::Addr>, _flow: &Flow<F::Addr>) {}
     fn stopped(&self, _key: &FlowKey<F::Addr>, _reason: Reason) {}
+}
+
+impl<F: Family> Sockets<F> for Memory<F> {
+    fn peer(&self, key: &PeerKey<F::Addr>) -> Option<Peer<F::Addr>> {
+        self.peers.borrow().get(key).copied()
+    }
+    fn remember(&self, key: &PeerKey<F::Addr>, peer: &Peer<F::Addr>) {
+        self.peers.borrow_mut().insert(*key, *peer);
+    }
+    fn is_taken(&self, protocol: Protocol, addr: &F::Addr, port: Port) -> bool {
+        self.taken.contains(&(protocol, *addr, port))
+    }
 }
 
 /// What the longest prefix says that has an address.

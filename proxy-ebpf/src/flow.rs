@@ -2,7 +2,7 @@
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, Hook, Role, State, Way};
-use proxy_common::net::{Address, AddressFlags, Family, IfIndex, Port, Protocol, hash3};
+use proxy_common::net::{Address, AddressFlags, Family, IfIndex, Port, hash3};
 use proxy_common::service::{Backend, BackendFlags, Config, Service};
 
 use crate::parse::{Headers, Ip};
@@ -48,7 +48,7 @@ pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook, f
         Table::Established => note(tables, headers, flow, &mate, now),
         Table::Opening if flow.is(Role::REPLY) && !headers.reset() => promote(tables, &headers.key, &mate, now),
         // A client that is never answered (syslog, metrics) keeps its backend for as long as it goes on.
-        Table::Opening if headers.key.protocol != Protocol::TCP && age >= tables.config().unwrap_or_default().hz => {
+        Table::Opening if !headers.key.protocol.has_handshake() && age >= tables.config().unwrap_or_default().hz => {
             tables.note_flow(Table::Opening, &headers.key, now, 0);
             tables.note_flow(Table::Opening, &mate, now, 0);
         }
@@ -82,16 +82,16 @@ fn over<F: Ip, T: Tables<F>>(
         Table::Opening => {
             age > config.opening_timeout.wrapping_mul(config.hz) || tables.table_of_mate(&headers.key, mate).is_none()
         }
-        Table::Established if headers.key.protocol != Protocol::TCP => age > config.udp_timeout.wrapping_mul(config.hz),
+        Table::Established if !headers.key.protocol.has_handshake() => age > config.udp_timeout.wrapping_mul(config.hz),
         Table::Established => State::closed(flow.state),
     };
     if over || flow.is(Role::PLAIN) {
         // A Service may have come since, whose clients ask again.
-        let asks = headers.key.protocol == Protocol::TCP || table == Table::Opening;
+        let asks = headers.key.protocol.has_handshake() || table == Table::Opening;
         return over || asks && !matches!(service::select(tables, &headers.key), Ok(None));
     }
     // UDP flows whose backend has left are ended by the agent, at once (V14).
-    headers.key.protocol == Protocol::TCP && !service::still_leads(tables, &headers.key, flow)
+    headers.key.protocol.has_handshake() && !service::still_leads(tables, &headers.key, flow)
 }
 
 /// Keeps both entries of an established flow alive (V18), at most once a second, and records FIN and RST in them.
@@ -447,7 +447,7 @@ fn claim_key<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, reply:
         Err(Refused::Exists | Refused::Full) => return false,
     }
     let Some(state) = tables.state(key) else { return true };
-    let replace = closed == Closed::Replace && key.protocol == Protocol::TCP && State::closed(state);
+    let replace = closed == Closed::Replace && key.protocol.has_handshake() && State::closed(state);
     // The forward half of a replaced connection stays until it is swept, or its client comes again: it is closed, and leads nowhere else.
     tables.remove_flow(if replace { Table::Established } else { Table::Opening }, key);
     if replace {

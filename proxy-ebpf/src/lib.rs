@@ -4,12 +4,14 @@
 //! run the same functions over the host's [`fake`] of both.
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 
+pub mod crc32c;
 pub mod flow;
 pub mod parse;
 pub mod policy;
 pub mod rewrite;
 pub mod seams;
 pub mod service;
+pub mod socket;
 
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;

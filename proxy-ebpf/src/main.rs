@@ -4,6 +4,10 @@
 #![feature(asm_experimental_arch)]
 #![allow(missing_docs, reason = "a program; the attribute macros also make items of their own")]
 
+mod kernel {
+    pub mod sockets;
+}
+
 use core::mem::{MaybeUninit, zeroed};
 use core::ptr;
 

@@ -14,7 +14,7 @@ use others::{Icmp, Walked};
 /// Bytes of the link-layer header: Ethernet without tags.
 pub const LINK: u32 = EthHdr::LEN as u32;
 
-/// FIN in the thirteenth byte of a TCP header.
+/// FIN in the fourteenth byte of a TCP header. What of SCTP means the same is told by the same bits: see [`association`].
 const FIN: u8 = 1;
 /// SYN.
 const SYN: u8 = 2;
@@ -22,7 +22,7 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 /// ACK.
 const ACK: u8 = 16;
-/// In [`Headers::flags`] of what is not TCP: it answers, and so opens no flow.
+/// In [`Headers::flags`] of what is neither TCP nor SCTP: it answers, and so opens no flow.
 pub(crate) const ANSWER: u8 = 1;
 
 /// A family's header, read: what both have in common.
@@ -70,7 +70,7 @@ pub trait Ip: Family {
     fn masquerade(device: &proxy_common::net::Device) -> Self::Addr;
 }
 
-/// An unfragmented TCP or UDP packet.
+/// An unfragmented TCP, UDP or SCTP packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Headers<F: Family> {
     /// The connection that it belongs to.
@@ -88,28 +88,25 @@ pub struct Headers<F: Family> {
 }
 
 impl<F: Ip> Headers<F> {
-    /// Whether the packet may open a flow: a TCP SYN without ACK (V16), and anything else that is no answer.
+    /// Whether the packet may open a flow: a TCP SYN without ACK or an SCTP INIT (V16), and anything else that is no answer.
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        match self.key.protocol {
-            Protocol::TCP => self.flags & (SYN | ACK | RST | FIN) == SYN,
-            _ => self.flags & ANSWER == 0,
-        }
+        if self.key.protocol.has_handshake() { self.flags & (SYN | ACK | RST | FIN) == SYN } else { self.flags & ANSWER == 0 }
     }
-    /// A TCP SYN with ACK: the answer to one that opened a connection.
+    /// A TCP SYN with ACK, an SCTP INIT ACK: the answer to one that opened a connection.
     #[inline(always)]
     pub fn accepts(&self) -> bool {
-        self.key.protocol == Protocol::TCP && self.flags & (SYN | ACK) == SYN | ACK
+        self.key.protocol.has_handshake() && self.flags & (SYN | ACK) == SYN | ACK
     }
     /// A TCP FIN.
     #[inline(always)]
     pub fn fin(&self) -> bool {
         self.key.protocol == Protocol::TCP && self.flags & FIN != 0
     }
-    /// A TCP RST.
+    /// A TCP RST; of SCTP an ABORT or SHUTDOWN COMPLETE.
     #[inline(always)]
     pub fn reset(&self) -> bool {
-        self.key.protocol == Protocol::TCP && self.flags & RST != 0
+        self.key.protocol.has_handshake() && self.flags & RST != 0
     }
     /// Bytes without the link-layer header of the largest packet that this one is cut into.
     #[inline(always)]
@@ -117,6 +114,10 @@ impl<F: Ip> Headers<F> {
         let segment = packet.segment();
         if segment == 0 {
             return self.len;
+        }
+        // SCTP is cut where its sender has put pieces together, which knows the way.
+        if self.key.protocol == Protocol::SCTP {
+            return 0;
         }
         let transport = match self.key.protocol {
             Protocol::TCP => packet.load::<[u8; 1]>(self.transport + 12).map_or(60, |[offset]| u32::from(offset >> 4) * 4),
@@ -132,7 +133,21 @@ pub fn ethertype<P: Packet>(packet: &P) -> Option<u16> {
     packet.load::<[u8; 2]>(12).map(u16::from_be_bytes)
 }
 
-/// Reads the headers of a TCP or UDP packet of family `F`; `None` for anything else; fragments and extension
+/// What an SCTP packet does to its association, by the type of its first chunk, in the words of TCP.
+#[inline(always)]
+pub(crate) const fn association(chunk: u8) -> u8 {
+    match chunk {
+        // INIT.
+        1 => SYN,
+        // INIT ACK.
+        2 => SYN | ACK,
+        // ABORT, SHUTDOWN COMPLETE.
+        6 | 14 => RST,
+        _ => ACK,
+    }
+}
+
+/// Reads the headers of a TCP, UDP or SCTP packet of family `F`; `None` for anything else; fragments and extension
 /// headers are counted.
 #[inline(always)]
 pub fn headers<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Result<Option<Headers<F>>, Reason> {
@@ -151,6 +166,11 @@ pub fn headers<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Result
         Protocol::UDP => {
             let udp: [u8; 8] = packet.load(transport).ok_or(Reason::Truncated)?;
             (Port::from_bytes([udp[0], udp[1]]), Port::from_bytes([udp[2], udp[3]]), 0)
+        }
+        Protocol::SCTP => {
+            // The common header and the first chunk's type.
+            let sctp: [u8; 13] = packet.load(transport).ok_or(Reason::Truncated)?;
+            (Port::from_bytes([sctp[0], sctp[1]]), Port::from_bytes([sctp[2], sctp[3]]), association(sctp[12]))
         }
         _ => {
             if F::V6 && extension(network.protocol) {

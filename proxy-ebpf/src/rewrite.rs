@@ -1,9 +1,10 @@
 //! The only file that writes packet bytes: the rewrite of a flow's packets, and the refusals that tell a client at once.
 
 use proxy_common::event::{Answer, Counter, Reason};
-use proxy_common::flow::{Flow, Way};
-use proxy_common::net::{Addr4, Addr6, Address, Device, Protocol, V4, V6, checksum_update, sum_add, sum_diff, sum_fold};
+use proxy_common::flow::{Flow, Way, fragment_ports};
+use proxy_common::net::{Addr4, Addr6, Address, Device, Family, Protocol, V4, V6, checksum_update, sum_add, sum_diff, sum_fold};
 
+use crate::crc32c::contribution;
 use crate::parse::others::{Icmp, Walked, icmp4, icmp6, walk4, walk6};
 use crate::parse::{Headers, Ip, LINK, Network, read4, read6};
 use crate::{Action, Change, Packet, Scratch, Tables};
@@ -12,7 +13,8 @@ use crate::{Action, Change, Packet, Scratch, Tables};
 const ICMP: u32 = 8;
 /// Time to live of the packets that we make.
 const TTL: u8 = 64;
-/// What a refusal quotes of TCP: through the checksum, which a device may still have to fill in.
+/// What a refusal quotes of TCP: through the checksum, which a device may still have to fill in. Of SCTP that is the header and an INIT's
+/// tag, without which its sender does not believe it.
 const QUOTED_TCP: u32 = 20;
 /// What a refusal quotes of UDP: its header.
 const QUOTED_UDP: u32 = 8;
@@ -32,12 +34,30 @@ pub fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow
     let uncovered = if F::V6 && ttl != headers.ttl { sum_diff(hops(headers.ttl), hops(ttl)) } else { 0 };
     let udp = key.protocol == Protocol::UDP;
     let checksum = headers.transport + if udp { 6 } else { 16 };
+    let change = Change { addresses, ports, udp, v6: F::V6, uncovered };
     let [a, b] = flow.sport.bytes();
     let [c, d] = flow.dport.bytes();
     F::write(packet, headers, flow.src, flow.dst, ttl)
         .and_then(|()| packet.store(headers.transport, &[a, b, c, d]))
-        .and_then(|()| packet.fix_checksum(checksum, Change { addresses, ports, udp, v6: F::V6, uncovered }))
+        .and_then(|()| match key.protocol {
+            Protocol::SCTP => fix_crc(packet, headers, flow),
+            _ => packet.fix_checksum(checksum, change),
+        })
         .ok_or(Reason::RewriteFailed)
+}
+
+/// Corrects SCTP's checksum for a change of ports; no address counts in it.
+///
+/// 0 means that the device computes it, and stays: of finished checksums one in 4 billion is 0, and that packet is lost.
+#[inline(always)]
+fn fix_crc<F: Family, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow<F::Addr>) -> Option<()> {
+    let (at, len) = (headers.transport + 8, (headers.len + LINK).saturating_sub(headers.transport));
+    let [crc]: [u32; 1] = packet.load(at)?;
+    if crc == 0 {
+        return Some(());
+    }
+    let change = fragment_ports(headers.key.sport, headers.key.dport) ^ fragment_ports(flow.sport, flow.dport);
+    packet.store(at, &[crc ^ contribution(u32::from_le(change), len).to_le()])
 }
 
 /// Gives a frame its next hop: destination and source MAC.
@@ -101,6 +121,10 @@ fn quote<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>) -> Option<Quote
         return Some(Quote { len: QUOTED_UDP, sum });
     }
     let words: [u32; 5] = packet.load(headers.transport)?;
+    // What the device will make of an SCTP packet's checksum cannot be known here.
+    if headers.key.protocol == Protocol::SCTP && words[2] == 0 {
+        return None;
+    }
     let unfinished = cut(packet, headers, 16, QUOTED_TCP)?;
     if !unfinished {
         packet.store(headers.transport, &words)?;

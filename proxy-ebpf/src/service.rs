@@ -72,7 +72,7 @@ pub fn choose<F: Family, T: Tables<F>>(
 
 /// V13: the slot of the endpoint that the client stays with, while its time has not run out and the endpoint is in the set that applies.
 #[inline(always)]
-fn stays_with<F: Family, T: Tables<F>>(
+pub(crate) fn stays_with<F: Family, T: Tables<F>>(
     tables: &T,
     client: &AffinityKey<F::Addr>,
     service: &Service,
@@ -95,7 +95,7 @@ fn by_hash<A: Address>(key: &FlowKey<A>, (first, len): (u32, u32), secret: u64) 
 }
 
 #[inline(always)]
-fn backend<F: Family, T: Tables<F>>(tables: &T, service: &Service, slot: u32) -> Result<Backend<F::Addr>, Reason> {
+pub(crate) fn backend<F: Family, T: Tables<F>>(tables: &T, service: &Service, slot: u32) -> Result<Backend<F::Addr>, Reason> {
     let found = tables.backend(&BackendKey { generation: service.generation, slot });
     // A preallocated hash reuses elements at once: the generation tells whether this is still the slot that was meant.
     found.filter(|backend| backend.generation == service.generation).ok_or(Reason::BackendMissing)
@@ -104,7 +104,7 @@ fn backend<F: Family, T: Tables<F>>(tables: &T, service: &Service, slot: u32) ->
 /// The slots that may serve a client of `origin`: first and number (V5, V7, V11 and the table of verdicts). An external policy of Local is
 /// for clients outside; pods of other nodes are none of these.
 #[inline(always)]
-fn interval<F: Family, T: Tables<F>>(
+pub(crate) fn interval<F: Family, T: Tables<F>>(
     tables: &T,
     service: &Service,
     origin: Origin,

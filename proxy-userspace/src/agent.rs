@@ -42,13 +42,10 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 /// On what waiting does not mend: a program that the verifier refuses, a state directory that another agent has, no kubeconfig.
 pub async fn run(settings: AgentSettings) -> Result<()> {
     let AgentSettings { source, service, devices, state_dir, cgroup, xdp, once, health_bind, metrics_bind } = settings;
-    if let Some(cgroup) = cgroup {
-        warn!(cgroup = %cgroup.display(), "this version has no socket hooks: processes of this host reach Services through its devices");
-    }
     // First what may be a slip of the pen: a kubeconfig that is not there is no reason to load anything.
     let events = source::events(&source, &service.node_name).await?;
     let updates = source::spawn(source).await?;
-    let mut plane = Dataplane::open(&Options { state_dir: state_dir.clone(), xdp: choice(xdp) })?;
+    let mut plane = Dataplane::open(&Options { state_dir: state_dir.clone(), xdp: choice(xdp), cgroup })?;
     let actual = plane.read()?;
     let service = Settings { forward_firewall: look_around(&state_dir), ..complete(service, &actual)? };
     if service.translated_way() == TranslatedWay::Stack {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::dataplane::CgroupChoice;
 use crate::explain::{End, Target};
 use crate::model::{HostFirewall, NodePortAddresses, PodStart, PortRange, Refusal, Timeouts};
 
@@ -95,9 +96,9 @@ pub struct AgentArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub pins: StateDir,
-    /// The cgroup (v2) whose processes reach Services by their sockets; none if not given.
-    #[arg(long, env = "PORTWAY_CGROUP", value_name = "PATH")]
-    pub cgroup: Option<PathBuf>,
+    /// The cgroup (v2) whose processes, if of the agent's network namespace, reach Services by their sockets: `auto` is the host's root.
+    #[arg(long, env = "PORTWAY_CGROUP", value_name = "auto|PATH|off", default_value = "auto")]
+    pub cgroup: CgroupChoice,
     /// What is done about rules of this host's firewall for forwarded packets.
     #[arg(long, env = "PORTWAY_HOST_FIREWALL", value_enum, default_value = "bypass")]
     pub host_firewall: HostFirewall,

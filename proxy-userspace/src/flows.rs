@@ -18,9 +18,12 @@ use tracing::{debug, warn};
 use crate::dataplane::{Clock, FlowTable, Maps, Walk};
 use crate::metrics::Metrics;
 use crate::model::Timeouts;
+use crate::sockets::Sockets;
 
 /// Pause between two sweeps.
 const PAUSE: Duration = Duration::from_secs(3);
+/// How often sockets are looked at after backends have changed: one may just have been sent to a backend that went.
+const LOOKS: u32 = 2;
 
 /// Where the UDP flows of each service port may lead (V14).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,7 +44,8 @@ impl Serving {
         self
     }
 
-    fn allows(&self, service: u32, backend: SocketAddr) -> bool {
+    /// Whether a flow of a service port may lead to a backend.
+    pub fn allows(&self, service: u32, backend: SocketAddr) -> bool {
         // A flow that no Service opened is none that a Service's backends could end.
         service == 0
             || service >= self.unknown_from
@@ -128,7 +132,7 @@ impl Law {
         }
         let idle = u64::from(age) >= u64::from(self.seconds(protocol, flow.state)) * u64::from(self.hz);
         idle.then_some(match flow.state {
-            state if protocol == Protocol::TCP && State::closed(state) => Ended::Closed,
+            state if protocol.has_handshake() && State::closed(state) => Ended::Closed,
             state if state & State::REPLIED == 0 => Ended::Unanswered,
             _ => Ended::Idle,
         })
@@ -137,10 +141,10 @@ impl Law {
     /// How long a flow lives after its last packet (V18).
     fn seconds(&self, protocol: Protocol, state: u8) -> u32 {
         match protocol {
-            protocol if protocol == Protocol::TCP && State::closed(state) => self.timeouts.tcp_closed,
+            protocol if protocol.has_handshake() && State::closed(state) => self.timeouts.tcp_closed,
             _ if state & State::REPLIED == 0 => self.timeouts.opening,
             // Connections are TCP's; of all else one knows only when it was last heard of.
-            Protocol(number) if number != Protocol::TCP.0 => self.timeouts.udp,
+            protocol if !protocol.has_handshake() => self.timeouts.udp,
             _ if state & State::FIN_BOTH != 0 => self.timeouts.tcp_close_wait,
             _ => self.timeouts.tcp,
         }
@@ -168,6 +172,7 @@ pub async fn run(
     metrics: Arc<Metrics>,
 ) {
     let (mut swept, mut first) = (Swept::default(), None);
+    let (mut sockets, mut looks) = (Sockets::default(), LOOKS);
     loop {
         law.serving = serving.borrow_and_update().clone();
         match sweep(&mut maps, &clock, &law, swept, &metrics).await {
@@ -177,8 +182,17 @@ pub async fn run(
             }
             Err(error) => warn!(error = format!("{error:#}"), "cannot sweep the flow tables; trying again"),
         }
+        if let (Some(serving), 1..) = (&law.serving, looks) {
+            match sockets.end(&mut maps, serving, &metrics) {
+                Ok(_) => looks -= 1,
+                Err(error) => warn!(error = format!("{error:#}"), "cannot look at what is remembered of sockets; trying again"),
+            }
+        }
         tokio::select! {
-            changed = serving.changed() => if changed.is_err() { return },
+            changed = serving.changed() => match changed {
+                Ok(()) => looks = LOOKS,
+                Err(_) => return,
+            },
             Some(addresses) = left.recv() => match end_those_of(&mut maps, &addresses) {
                 Ok(ended) => debug!(?addresses, ended, "flows of addresses that pods have left"),
                 Err(error) => warn!(error = format!("{error:#}"), "flows of addresses that pods have left may go on"),

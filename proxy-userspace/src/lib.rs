@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod model;
 pub mod place;
 pub mod shadow;
+pub mod sockets;
 pub mod source;
 pub mod sync;
 

@@ -15,16 +15,12 @@ pub struct Args {
     /// List every check of every file
     #[arg(long)]
     verbose: bool,
-    /// Do not count the differences of SCTP, which is not there yet
-    #[arg(long)]
-    without_sctp: bool,
 }
 
 /// Runs the cases; an error where something differs, is not covered, or is not there.
 pub fn run(args: &Args) -> Result<()> {
     setup::ensure(&Component::BUILD)?;
-    let flags = [(args.verbose, "--verbose"), (args.without_sctp, "--without-sctp")];
-    let flags = flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag);
+    let flags = args.verbose.then_some("--verbose");
     sh::run(sh::cargo().args(["test", "--quiet"]).args(arguments(&args.paths)?).args(flags))
 }
 

@@ -110,8 +110,11 @@ pub fn load(portway: &Path, args: &LoadArgs) -> Result<Loaded> {
     args.device.iter().try_for_each(|device| ensure_device(device))?;
     let empty = tempfile::tempdir().context("create a directory without manifests")?;
     let manifests = args.manifests.as_deref().unwrap_or(empty.path());
-    let mut agent =
-        command(portway, &["--log=warn", "agent", "--once=json", "--health-bind=off", "--metrics-bind=off"], &args.pins);
+    let mut agent = command(
+        portway,
+        &["--log=warn", "agent", "--once=json", "--cgroup=off", "--health-bind=off", "--metrics-bind=off"],
+        &args.pins,
+    );
     agent.arg("--device").arg(args.device.join(",")).arg("--manifests").arg(manifests).args(&args.agent);
     let in_step = status(&mut agent)?;
     let left = status(&mut command(portway, &["status", "--output=json"], &args.pins))?;

@@ -47,8 +47,7 @@ pub fn run(args: &Args) -> Result<()> {
         done.push(step(&format!("{package}: {name}"), || cargo_test(&["--package", &package, "--test", &name])));
     }
     if !args.cases.is_empty() {
-        let arguments = || conform::arguments(&args.cases).map(|all| [all, vec!["--without-sctp".to_owned()]].concat());
-        done.push(step("conformance, without SCTP", || cargo_test(&arguments()?)));
+        done.push(step("conformance", || cargo_test(&conform::arguments(&args.cases)?)));
     }
     for release in vm::Release::ALL {
         let passed = |passed| Counts { passed, ..Counts::default() };

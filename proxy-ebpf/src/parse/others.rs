@@ -1,4 +1,4 @@
-//! What is neither a whole TCP segment nor a whole UDP datagram right behind the IP header: never translated, but judged by NetworkPolicy
+//! What is no whole TCP segment, UDP datagram or SCTP packet right behind the IP header: never translated, but judged by NetworkPolicy
 //! (P25-P27).
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -6,7 +6,7 @@ use proxy_common::event::Reason;
 use proxy_common::flow::{FlowKey, FragmentKey, fragment_ports};
 use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
 
-use super::{ANSWER, Headers, Ip, LINK};
+use super::{ANSWER, Headers, Ip, LINK, association};
 use crate::{Packet, Tables};
 
 /// How many extension headers are walked; a packet with more is dropped.
@@ -99,9 +99,14 @@ fn transport<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Result<O
             set_ports(headers, u32::from_ne_bytes([tcp[0], tcp[1], tcp[2], tcp[3]]));
             headers.flags = tcp[13];
         }
-        Protocol::UDP | Protocol::SCTP => {
+        Protocol::UDP => {
             let ports: [u8; 4] = packet.load(headers.transport).ok_or(Reason::Truncated)?;
             set_ports(headers, u32::from_ne_bytes(ports));
+        }
+        Protocol::SCTP => {
+            let sctp: [u8; 13] = packet.load(headers.transport).ok_or(Reason::Truncated)?;
+            set_ports(headers, u32::from_ne_bytes([sctp[0], sctp[1], sctp[2], sctp[3]]));
+            headers.flags = association(sctp[12]);
         }
         protocol if protocol == F::ICMP => return icmp(packet, headers),
         _ => {}

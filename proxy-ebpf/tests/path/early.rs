@@ -5,7 +5,7 @@ use proxy_common::net::{Device, IfIndex, Protocol};
 use proxy_ebpf::{Action, Route};
 
 use crate::both_families;
-use crate::segment::{ACK, FIN, Segment};
+use crate::segment::{ACK, FIN, Segment, overhead};
 use crate::world::*;
 
 both_families!(
@@ -81,7 +81,7 @@ fn flows_of_pods_are_left_to_tc<F: Net>() {
 fn what_xdp_cannot_finish_is_left_to_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let (node, _) = opened::<F>(protocol);
-        let overhead = if F::V6 { 40 } else { 20 } + if protocol == Protocol::TCP { 20 } else { 8 };
+        let overhead = if F::V6 { 40 } else { 20 } + overhead(protocol);
         node.early(&data::<F>(protocol).payload(&vec![1; 1500 - overhead])).goes(Action::Transmit(ETH));
         node.early(&data::<F>(protocol).payload(&vec![1; 1501 - overhead])).untouched();
         node.early(&data::<F>(protocol).ttl(2)).goes(Action::Transmit(ETH));

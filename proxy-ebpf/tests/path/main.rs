@@ -16,6 +16,8 @@ mod policy;
 mod ports;
 mod random;
 mod refusals;
+mod sctp;
+mod socket;
 mod untouched;
 
 /// Runs each scenario for IPv4 and for IPv6.

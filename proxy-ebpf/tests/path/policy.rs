@@ -161,7 +161,7 @@ fn p25_errors_about_a_connection_pass_and_others_do_not<F: Net>() {
 }
 
 fn p16_p26_other_protocols_are_in_the_set_of_everything_only<F: Net>() {
-    for number in [IpNumber::SCTP, IpNumber::GRE, IpNumber(200)] {
+    for number in [IpNumber::GRE, IpNumber(200)] {
         let ports = [[0x9c, 0x40], TARGET.to_be_bytes()].concat();
         let bytes = raw_between::<F>(CLIENT, POD_A, number, &[&ports[..], &[1; 40]].concat());
         let node = Node::<F>::new().isolated().isolate(ALLOWING, Row::CLOSED).allowing(CLIENT, port_of(TARGET));

@@ -8,7 +8,7 @@ use proxy_common::service::ServiceFlags;
 use proxy_ebpf::Action;
 
 use crate::both_families;
-use crate::segment::{ACK, Icmp, Segment, TTL};
+use crate::segment::{ACK, Icmp, Segment, TTL, overhead};
 use crate::world::*;
 
 both_families!(
@@ -42,7 +42,7 @@ fn answers(hop: &Hop, packet: &Segment, device: IfIndex, [kind, code]: [u8; 2], 
     let icmp = hop.refused(device);
     let bytes = packet.bytes();
     let network = if packet.src.is_ipv4() { 20 + packet.options.len() } else { 40 };
-    let transport = if packet.protocol == Protocol::TCP { 20 } else { 8 };
+    let transport = if packet.protocol == Protocol::UDP { 8 } else { 20 };
     let mut link = [0; 12];
     link[..6].copy_from_slice(&packet.link[6..]);
     link[6..].copy_from_slice(&packet.link[..6]);
@@ -142,7 +142,9 @@ fn refusals_are_rate_limited<F: Net>() {
 
 /// The quote ends behind the transport header, wherever that begins and whatever follows.
 fn options_and_long_packets_are_quoted_right<F: Net>() {
-    for (protocol, len) in PROTOCOLS.into_iter().flat_map(|p| [0, 1, 7, 11, 12, 13, 600, 1400].map(|len| (p, len))) {
+    // An INIT has at least 16 bytes more.
+    let least = |protocol| if protocol == Protocol::SCTP { 16 } else { 0 };
+    for (protocol, len) in PROTOCOLS.into_iter().flat_map(|p| [0, 1, 7, 11, 12, 13, 600, 1400].map(|len| (p, len + least(p)))) {
         let node = Node::<F>::new().with_node_port(0, &[]);
         let mut syn = opening::<F>(protocol, FROM, TO).payload(&vec![0xa5; len]);
         refuses(&node.from_device(&syn), &syn, ETH);
@@ -178,7 +180,7 @@ fn what_is_larger_than_the_device_takes_is_told_so_and_opens_nothing<F: Net>() {
         let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
         node.tables.devices.get_mut(&ETH).expect("the device").mtu = 1280;
         node.tables.config.least_mtu = 1280;
-        let headers = if F::V6 { 40 } else { 20 } + if protocol == Protocol::TCP { 20 } else { 8 };
+        let headers = if F::V6 { 40 } else { 20 } + overhead(protocol);
         let sized = |bytes: usize| opening::<F>(protocol, FROM, TO).payload(&vec![7; bytes - headers]);
         answers(&node.from_device(&sized(1281)), &sized(1281), ETH, too_big, 1280);
         assert_eq!((node.flows(), node.tables.answered(Reason::TooBig)), ((0, 0), 1));

@@ -45,9 +45,9 @@ pub const TARGET: u16 = 8080;
 /// A row that allows what [`Node::allowing`] says.
 pub const ALLOWING: Row = Row(2);
 
-/// One port of TCP and UDP.
+/// One port of every protocol.
 pub fn port_of(number: u16) -> PortSet {
-    let mut set = PortSet { len: 2, ..PortSet::default() };
+    let mut set = PortSet { len: 3, ..PortSet::default() };
     for (range, protocol) in set.ranges.iter_mut().zip(PROTOCOLS) {
         *range = PortRange { first: number, last: number, protocol, zero: [0; 3] };
     }
@@ -59,8 +59,8 @@ pub fn everything() -> PortSet {
     PortSet { flags: PortSet::EVERYTHING, ..PortSet::default() }
 }
 
-/// Both protocols.
-pub const PROTOCOLS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
+/// All protocols that Services have.
+pub const PROTOCOLS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP];
 
 /// A packet from here to there.
 pub fn packet<F: Net>(protocol: Protocol, src: End, dst: End) -> Segment {
@@ -110,7 +110,7 @@ impl<F: Net> Node<F> {
         Self { tables }
     }
 
-    /// With a nodePort, TCP and UDP.
+    /// With a nodePort of every protocol.
     pub fn with_node_port(mut self, flags: u32, backends: &[Backend<F::Addr>]) -> Self {
         let zero = <F::Addr as proxy_common::net::Address>::ZERO;
         let flags = flags | ServiceFlags::NODE_PORT;
@@ -119,7 +119,7 @@ impl<F: Net> Node<F> {
         self
     }
 
-    /// With port 80 of [`VIP`], TCP and UDP.
+    /// With port 80 of [`VIP`], of every protocol.
     pub fn with_cluster_ip(mut self, flags: u32, backends: &[Backend<F::Addr>]) -> Self {
         let flags = flags | ServiceFlags::CLUSTER_IP;
         let keys = PROTOCOLS.map(|protocol| (ServiceKey::new(F::at(VIP), Port::new(80), protocol), flags));
@@ -152,6 +152,10 @@ impl<F: Net> Node<F> {
     /// The same in XDP.
     pub fn early(&self, packet: &Segment) -> Hop {
         hop::<F, true>(packet.bytes(), |bytes| early::<F, _, _>(bytes, &self.tables, ETH))
+    }
+    /// Bytes that [`ETH`] received, at tc.
+    pub fn raw_from_device(&self, bytes: &[u8]) -> Hop {
+        hop::<F, false>(bytes.to_vec(), |bytes| from_device::<F, _, _>(bytes, &self.tables, ETH))
     }
     /// A packet that the pod behind `device` sent.
     pub fn from_pod(&self, device: IfIndex, packet: &Segment) -> Hop {

@@ -1,4 +1,4 @@
-//! Packets in words: made from a description, and read back with every checksum verified, by `etherparse` and not by us.
+//! Packets in words: made from a description, and read back with every checksum verified, by `etherparse` and `crc32c` and not by us.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -19,7 +19,16 @@ pub const ACK: u8 = 16;
 /// Time to live of the packets that tests make.
 pub const TTL: u8 = 64;
 
-/// A TCP or UDP packet.
+/// Bytes between the IP header and the payload of the packets that tests make; SCTP's has one chunk.
+pub fn overhead(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::TCP => 20,
+        Protocol::SCTP => 16,
+        _ => 8,
+    }
+}
+
+/// A TCP, UDP or SCTP packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Segment {
     /// Destination and source of the link layer.
@@ -28,15 +37,15 @@ pub struct Segment {
     pub src: SocketAddr,
     /// Who is to get it; of the same family.
     pub dst: SocketAddr,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: Protocol,
-    /// The flag byte of TCP; 0 for UDP.
+    /// The flag byte of TCP, or that of the TCP segment whose part the SCTP chunk plays; 0 for UDP.
     pub flags: u8,
     /// Time to live or hop limit.
     pub ttl: u8,
     /// IPv4 options.
     pub options: Vec<u8>,
-    /// What comes after the transport header.
+    /// What comes after the transport header, or in the one chunk of SCTP.
     pub payload: Vec<u8>,
 }
 
@@ -44,11 +53,18 @@ impl Segment {
     /// A datagram, or a TCP segment without flags.
     pub fn new(protocol: Protocol, src: SocketAddr, dst: SocketAddr) -> Self {
         let link = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-        Self { link, src, dst, protocol, flags: 0, ttl: TTL, options: Vec::new(), payload: b"portway".to_vec() }
+        let segment = Self { link, src, dst, protocol, flags: 0, ttl: TTL, options: Vec::new(), payload: b"portway".to_vec() };
+        segment.flags(0)
     }
-    /// The same with these flags where it is TCP.
+    /// The same with these flags where it is TCP or SCTP.
     pub fn flags(self, flags: u8) -> Self {
-        let flags = if self.protocol == Protocol::TCP { flags } else { 0 };
+        let flags = match self.protocol {
+            Protocol::TCP => flags,
+            Protocol::SCTP if flags & RST != 0 => RST,
+            Protocol::SCTP if flags & SYN != 0 => flags & (SYN | ACK),
+            Protocol::SCTP => flags & FIN | ACK,
+            _ => 0,
+        };
         Self { flags, ..self }
     }
     /// The same with this time to live.
@@ -85,6 +101,9 @@ impl Segment {
         let (sport, dport) = (self.src.port(), self.dst.port());
         if self.protocol == Protocol::TCP {
             step.tcp_header(tcp(sport, dport, self.flags)).write(&mut bytes, &self.payload).expect("writes to memory");
+        } else if self.protocol == Protocol::SCTP {
+            let packet = sctp(sport, dport, chunk(self.flags), &self.payload);
+            step.write(&mut bytes, IpNumber(Protocol::SCTP.0), &packet).expect("writes to memory");
         } else {
             step.udp(sport, dport).write(&mut bytes, &self.payload).expect("writes to memory");
         }
@@ -114,25 +133,75 @@ impl Segment {
         }
     }
 
-    /// The packet that lies in `bytes`, if it is TCP or UDP and all its checksums are right; else what is wrong.
+    /// The packet that lies in `bytes`, if it is TCP, UDP or SCTP and all its checksums are right; else what is wrong.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let packet = PacketHeaders::from_ethernet_slice(bytes).map_err(|why| why.to_string())?;
         let Some(net) = &packet.net else { return Err("no IP".into()) };
-        let Some(transport) = &packet.transport else { return Err("no transport".into()) };
         let payload = packet.payload.slice();
         let (src, dst, ttl) = ends(net)?;
-        let (protocol, sport, dport, flags) = match transport {
-            TransportHeader::Tcp(tcp) => (Protocol::TCP, tcp.source_port, tcp.destination_port, flag_byte(tcp)),
-            TransportHeader::Udp(udp) => (Protocol::UDP, udp.source_port, udp.destination_port, 0),
+        let (protocol, sport, dport, flags, payload) = match &packet.transport {
+            Some(TransportHeader::Tcp(tcp)) => (Protocol::TCP, tcp.source_port, tcp.destination_port, flag_byte(tcp), payload),
+            Some(TransportHeader::Udp(udp)) => (Protocol::UDP, udp.source_port, udp.destination_port, 0, payload),
+            None if is_sctp(net) => read_sctp(payload)?,
             other => return Err(format!("{other:?}")),
         };
-        verify(net, transport, payload)?;
+        if let Some(transport) = &packet.transport {
+            verify(net, transport, payload)?;
+        }
         let mut link = [0; 12];
         link.copy_from_slice(&bytes[..12]);
         let options = net.ipv4_ref().map(|(ip, _)| ip.options.to_vec()).unwrap_or_default();
         let (src, dst) = (SocketAddr::new(src, sport), SocketAddr::new(dst, dport));
         Ok(Self { link, src, dst, protocol, flags, ttl, options, payload: payload.to_vec() })
     }
+}
+
+/// Which chunk plays the part of a TCP segment with these flags.
+fn chunk(flags: u8) -> u8 {
+    CHUNKS.iter().find(|(part, _)| *part == flags).map_or(0, |(_, chunk)| *chunk)
+}
+
+/// The chunks of SCTP by the flags whose part they play: INIT, INIT ACK, ABORT, SHUTDOWN, DATA.
+const CHUNKS: [(u8, u8); 5] = [(SYN, 1), (SYN | ACK, 2), (RST, 6), (FIN | ACK, 7), (ACK, 0)];
+
+/// An SCTP packet with one chunk.
+fn sctp(sport: u16, dport: u16, chunk: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
+    // The verification tag, and room for the checksum.
+    bytes.extend([if chunk == 1 { 0 } else { 9 }; 4]);
+    bytes.extend([0; 4]);
+    bytes.extend([chunk, 0]);
+    bytes.extend((4 + payload.len() as u16).to_be_bytes());
+    bytes.extend(payload);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let crc = crc32c::crc32c(&bytes);
+    bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn is_sctp(net: &NetHeaders) -> bool {
+    let number = match net {
+        NetHeaders::Ipv4(ip, _) => ip.protocol,
+        NetHeaders::Ipv6(ip, _) => ip.next_header,
+        NetHeaders::Arp(_) => return false,
+    };
+    number == IpNumber(Protocol::SCTP.0)
+}
+
+fn read_sctp(bytes: &[u8]) -> Result<(Protocol, u16, u16, u8, &[u8]), String> {
+    if bytes.len() < 16 {
+        return Err("SCTP is cut short".into());
+    }
+    let mut unfinished = bytes.to_vec();
+    unfinished[8..12].fill(0);
+    let (found, right) = (u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]), crc32c::crc32c(&unfinished));
+    if found != right {
+        return Err(format!("checksum {found:#010x}, right is {right:#010x}"));
+    }
+    let number = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+    let flags = CHUNKS.iter().find(|(_, chunk)| *chunk == bytes[12]).ok_or("an unknown chunk")?.0;
+    let payload = bytes.get(16..12 + usize::from(number(14))).ok_or("the chunk is cut short")?;
+    Ok((Protocol::SCTP, number(0), number(2), flags, payload))
 }
 
 fn tcp(sport: u16, dport: u16, flags: u8) -> TcpHeader {

@@ -9,6 +9,7 @@ use clap::builder::PossibleValue;
 use ipnet::IpNet;
 
 use super::{AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TimeoutArgs, Xdp};
+use crate::dataplane::CgroupChoice;
 use crate::model::{
     ForwardFirewall, HostFirewall, LocalRefusal, NodePortAddresses, PodStart, PortRange, Refusal, Settings, Timeouts,
 };
@@ -24,8 +25,8 @@ pub struct AgentSettings {
     pub devices: Vec<String>,
     /// The bpffs directory of this node.
     pub state_dir: PathBuf,
-    /// The cgroup that socket hooks are attached to.
-    pub cgroup: Option<PathBuf>,
+    /// Whose sockets are sent to backends.
+    pub cgroup: CgroupChoice,
     /// How XDP is attached.
     pub xdp: Xdp,
     /// How the status is printed as soon as the kernel is in step, which is then the end; runs until told to end if not given.

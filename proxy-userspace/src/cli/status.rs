@@ -8,13 +8,14 @@ use proxy_common::net::IfIndex;
 use serde_json::{Value, json};
 
 use super::{device_name, lines, table};
-use crate::dataplane::{FlowTable, Hook, Maps, StateDir, Verified, names_in, program_id, programs_in};
+use crate::dataplane::{FlowTable, Hook, Maps, StateDir, Verified, names_in, program_id, programs_in, socket_hooks, sockets_of};
 use crate::foreign::{self, Foreign};
 
 pub struct Status {
     dir: String,
     agent: Agent,
     hooks: Vec<Attached>,
+    sockets: Sockets,
     programs: Vec<Verified>,
     frontends: usize,
     service_ports: usize,
@@ -38,6 +39,12 @@ struct Attached {
     program: Option<u32>,
 }
 
+/// The hooks of sockets, by name and with the program's id, and the cgroup whose processes they meet.
+struct Sockets {
+    hooks: Vec<(String, Option<u32>)>,
+    cgroup: Option<String>,
+}
+
 #[derive(Default)]
 struct Flows {
     established: usize,
@@ -57,6 +64,7 @@ pub fn read(dir: &StateDir) -> Result<Status> {
         dir: dir.root().display().to_string(),
         agent: if dir.is_locked()? { Agent::Running } else { Agent::Dead },
         hooks: names_in(&dir.hooks())?.iter().map(|name| attached(dir, name.parse()?)).collect::<Result<_>>()?,
+        sockets: Sockets { hooks: socket_hooks(dir)?, cgroup: sockets_of(dir) },
         programs: programs_in(dir)?,
         frontends: contents.frontends.len(),
         service_ports: names.len(),
@@ -96,6 +104,7 @@ pub fn text(status: &Status) -> String {
     let _ok = writeln!(out, "Services:  {} ports, {} frontends", status.service_ports, status.frontends);
     let _ok = writeln!(out, "Pods:      {} here, {} of them without a known device", status.pods, status.pods_without_device);
     let _ok = writeln!(out, "Flows:     {} established, {} half-open", status.flows.established, status.flows.half_open);
+    let _ok = writeln!(out, "Sockets:   {}", status.sockets);
     for foreign in &status.foreign {
         let _ok = writeln!(out, "Beside it: {foreign}; {}", foreign.consequence());
     }
@@ -104,6 +113,9 @@ pub fn text(status: &Status) -> String {
     for Attached { hook, device, by, program } in &status.hooks {
         let program = program.map_or("-".into(), |id| id.to_string());
         hooks.add_row([device.as_str(), hook.point.name(), by, &program]);
+    }
+    for (name, program) in &status.sockets.hooks {
+        hooks.add_row(["(sockets)", name, "cgroup", &program.map_or("-".into(), |id| id.to_string())]);
     }
     let mut programs = table(&["PROGRAM", "NAME", "VERIFIED INSTRUCTIONS"]);
     for Verified { name, id, instructions } in &status.programs {
@@ -115,6 +127,15 @@ pub fn text(status: &Status) -> String {
     }
     let counted = status.counters.iter().any(|(_, _, value)| *value > 0);
     out + &lines(&hooks) + "\n" + &lines(&programs) + &if counted { format!("\n{}", lines(&counters)) } else { String::new() }
+}
+
+impl std::fmt::Display for Sockets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.cgroup {
+            Some(cgroup) => write!(f, "processes of this node in {cgroup} are sent to backends when they connect or send"),
+            None => f.write_str("no hooks: processes of this node do not reach ClusterIPs; the agent's log says why"),
+        }
+    }
 }
 
 impl From<&Status> for Value {
@@ -133,6 +154,7 @@ impl From<&Status> for Value {
             "podsWithoutDevice": status.pods_without_device,
             "flows": { "established": status.flows.established, "halfOpen": status.flows.half_open },
             "hooks": status.hooks.iter().map(hook).collect::<Vec<_>>(),
+            "sockets": { "cgroup": status.sockets.cgroup, "programs": status.sockets.hooks.iter().map(|(name, id)| json!({ "name": name, "id": id })).collect::<Vec<_>>() },
             "programs": status.programs.iter().map(program).collect::<Vec<_>>(),
             "counters": counters,
             "foreign": status.foreign.iter().map(foreign).collect::<Vec<_>>(),

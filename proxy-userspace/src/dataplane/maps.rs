@@ -12,6 +12,7 @@ use proxy_common::event::COUNTERS;
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Addr4, Addr6, Address, AddressFlags, Device, IfIndex, LocalPod, Port, RangeKind};
 use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey};
+use proxy_common::socket::{Peer, PeerKey};
 
 use super::batch;
 use super::statedir::StateDir;
@@ -37,6 +38,7 @@ pub struct FamilyMaps<A> {
     pub flows: Hash<FlowKey<A>, Flow<A>>,
     /// Half-open flows.
     pub opening: Hash<FlowKey<A>, Flow<A>>,
+    pub(super) peers: Hash<PeerKey<A>, Peer<A>>,
 }
 
 /// All maps.
@@ -76,6 +78,8 @@ where
     SourceKey<A>: Pod,
     FlowKey<A>: Pod,
     Flow<A>: Pod,
+    PeerKey<A>: Pod,
+    Peer<A>: Pod,
 {
     fn open(side: char, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         Ok(Self {
@@ -88,6 +92,7 @@ where
             pods: open(&format!("PODS{side}"), take)?,
             flows: open(&format!("FLOWS{side}"), take)?,
             opening: open(&format!("OPENING{side}"), take)?,
+            peers: open(&format!("PEERS{side}"), take)?,
         })
     }
 

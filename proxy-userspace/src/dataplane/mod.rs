@@ -4,6 +4,7 @@
 
 mod attached;
 mod batch;
+mod cgroups;
 mod clock;
 mod denials;
 mod flowtable;
@@ -11,9 +12,11 @@ mod hooks;
 mod maps;
 mod object;
 mod packet_log;
+mod peers;
 mod policies;
 mod programs;
 mod raw;
+mod sockets;
 mod statedir;
 mod unload;
 
@@ -32,14 +35,17 @@ use tracing::{debug, info, warn};
 
 pub use attached::tcx_programs;
 pub use batch::Walk;
+pub use cgroups::{Cgroup, CgroupChoice};
 pub use clock::{Clock, hz};
 pub use denials::{Denials, Denied};
 pub use flowtable::FlowTable;
 pub use hooks::{Hook, Point, program_id};
 pub use maps::{FamilyMaps, Maps};
 pub use packet_log::PacketLog;
+pub use peers::PeerTable;
 pub use policies::PolicyMaps;
 pub use programs::{Verified, programs_in};
+pub use sockets::{Globals, PROGRAMS as SOCKET_PROGRAMS, SocketHooks, attached as socket_hooks, attached_to as sockets_of};
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 
@@ -75,6 +81,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// How XDP is attached.
     pub xdp: XdpChoice,
+    /// Whose sockets are sent to backends.
+    pub cgroup: CgroupChoice,
 }
 
 /// The loaded programs and their maps.
@@ -85,6 +93,7 @@ pub struct Dataplane {
     maps: Maps,
     policies: PolicyMaps,
     hooks: Hooks,
+    sockets: SocketHooks,
     migration: Option<Migration>,
     log: Option<PacketLog>,
     denials: Option<Denials>,
@@ -101,7 +110,8 @@ impl Dataplane {
         let dir = StateDir::create(&options.state_dir)?;
         let lock = dir.lock()?;
         let level = packet_log::level();
-        let (mut ebpf, migration) = object::load(&dir, OBJECT, level)?;
+        let globals = Globals::here();
+        let (mut ebpf, migration) = object::load(&dir, OBJECT, level, globals.as_ref().ok())?;
         let maps = Maps::open(|name| object::take(&mut ebpf, name))?;
         let policies = PolicyMaps::open(|name| object::take(&mut ebpf, name))?;
         for point in CLASSIFIERS {
@@ -112,6 +122,7 @@ impl Dataplane {
         let xdp_program = load_xdp(&mut ebpf, options.xdp)?;
         let denials = Denials::new(&mut ebpf)?;
         let hooks = Hooks::new(dir.clone(), xdp_program);
+        let sockets = SocketHooks::prepare(&mut ebpf, &options.cgroup, &globals);
         let log = if level > 0 { Some(PacketLog::new(&mut ebpf)?) } else { None };
         Ok(Self {
             dir,
@@ -120,6 +131,7 @@ impl Dataplane {
             maps,
             policies,
             hooks,
+            sockets,
             migration: Some(migration),
             log,
             denials: Some(denials),
@@ -186,6 +198,7 @@ impl Dataplane {
         let before = self.hooks.attached().clone();
         let refused = self.hooks.update(&mut self.ebpf, &wanted, &found.present)?;
         self.hooks.attached().difference(&before).for_each(|hook| warn_of_partial_checksums(*hook, found));
+        self.sockets.attach(&mut self.ebpf, &self.dir).context("attach the socket hooks")?;
         if let Some(migration) = self.migration.take() {
             migration.finish(&self.dir).context("put new maps in the place of old ones")?;
         }
@@ -196,6 +209,11 @@ impl Dataplane {
     pub fn device_flags(&self, device: IfIndex) -> u32 {
         let native = Hook { point: Point::XdpNative, device };
         if self.hooks.attached().contains(&native) { Device::XDP_TARGET } else { 0 }
+    }
+
+    /// Whether processes of this node are served by their sockets.
+    pub fn sockets(&self) -> &SocketHooks {
+        &self.sockets
     }
 
     /// The hooks at which programs run.

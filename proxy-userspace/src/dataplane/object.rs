@@ -11,13 +11,14 @@ use aya_obj::Object;
 use tracing::{debug, info, warn};
 
 use super::raw;
+use super::sockets::Globals;
 use super::statedir::{StateDir, names_in, remove};
 
 /// The object, as built for this agent.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
 
 /// The maps that outlive an agent.
-pub const PINNED: [&str; 36] = [
+pub const PINNED: [&str; 38] = [
     "SERVICES4",
     "SERVICES6",
     "BACKENDS4",
@@ -38,6 +39,8 @@ pub const PINNED: [&str; 36] = [
     "FLOWS6",
     "OPENING4",
     "OPENING6",
+    "PEERS4",
+    "PEERS6",
     "DEVICES",
     "CONFIG",
     "NAMES",
@@ -83,8 +86,8 @@ pub struct Migration {
 }
 
 /// Loads the object with the maps that are pinned in `dir`, pinning those that are not.
-/// The programs log up to `log_level`.
-pub fn load(dir: &StateDir, object: &[u8], log_level: u8) -> Result<(Ebpf, Migration)> {
+/// The programs log up to `log_level`, and serve the sockets that `globals` says.
+pub fn load(dir: &StateDir, object: &[u8], log_level: u8, globals: Option<&Globals>) -> Result<(Ebpf, Migration)> {
     for name in names_in(&dir.maps())?.iter().filter(|name| name.ends_with("-new")) {
         remove(&dir.map(name))?;
     }
@@ -100,6 +103,9 @@ pub fn load(dir: &StateDir, object: &[u8], log_level: u8) -> Result<(Ebpf, Migra
         }
     }
     loader.override_global(super::packet_log::LEVEL, &log_level, true);
+    if let Some(globals) = globals {
+        globals.tell(&mut loader);
+    }
     let ebpf = loader.load(object).context("load the eBPF object")?;
     migration.copy(dir, raw::Put::Always)?;
     Ok((ebpf, migration))

@@ -7,7 +7,7 @@ use aya::maps::MapInfo;
 use aya::programs::{ProgramInfo, loaded_programs};
 
 use super::statedir::{StateDir, names_in};
-use super::{CLASSIFIERS, Point, XDP_PROGRAMS, clock};
+use super::{CLASSIFIERS, Point, XDP_PROGRAMS, clock, sockets};
 
 /// The kernel keeps so many bytes of a program's name.
 const NAME: usize = 15;
@@ -57,7 +57,7 @@ impl From<&ProgramInfo> for Verified {
 
 /// The name that the kernel has cut off.
 fn full_name(kernel: &str) -> String {
-    let ours = CLASSIFIERS.map(Point::name).into_iter().chain(XDP_PROGRAMS).chain([clock::PROGRAM]);
+    let ours = CLASSIFIERS.map(Point::name).into_iter().chain(XDP_PROGRAMS).chain(sockets::PROGRAMS).chain([clock::PROGRAM]);
     let mut same = ours.filter(|name| name.get(..NAME).unwrap_or(name) == kernel);
     same.next().unwrap_or(kernel).to_owned()
 }

@@ -36,7 +36,7 @@ impl StateDir {
             fs::create_dir_all(root).with_context(|| format!("create {}", root.display()))?;
         }
         mount_bpffs(if root.starts_with(BPFFS) { Path::new(BPFFS) } else { root })?;
-        for sub in [dir.maps(), dir.programs(), dir.hooks(), dir.qdiscs()] {
+        for sub in [dir.maps(), dir.programs(), dir.hooks(), dir.sockets(), dir.qdiscs()] {
             fs::create_dir_all(&sub).with_context(|| format!("create {}", sub.display()))?;
         }
         Ok(dir)
@@ -70,6 +70,11 @@ impl StateDir {
     /// One entry for each hook: a pinned link, or a directory that stands for a clsact filter.
     pub fn hooks(&self) -> PathBuf {
         self.root.join("hooks")
+    }
+
+    /// The pinned links of the socket hooks, by program.
+    pub fn sockets(&self) -> PathBuf {
+        self.root.join("sockets")
     }
 
     /// One directory for each device whose clsact qdisc is our making, by index.

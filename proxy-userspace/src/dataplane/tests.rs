@@ -12,7 +12,7 @@ use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Addr4, AddressFlags, Device, IfIndex, Port, Protocol, RangeKind};
 use proxy_common::service::{Config, Service, ServiceKey};
 
-use super::{Clock, Dataplane, Maps, Options, Point, StateDir, Walk, XdpChoice, hz, unload};
+use super::{CgroupChoice, Clock, Dataplane, Maps, Options, Point, StateDir, Walk, XdpChoice, hz, unload};
 use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
 use crate::links::{Driver, Found};
 use crate::place::{Actual, place, retire};
@@ -23,7 +23,7 @@ fn addr(text: &str) -> IpAddr {
 }
 
 fn open(dir: &Path, xdp: XdpChoice) -> Dataplane {
-    Dataplane::open(&Options { state_dir: dir.to_owned(), xdp }).expect("open the data plane")
+    Dataplane::open(&Options { state_dir: dir.to_owned(), xdp, cgroup: CgroupChoice::Off }).expect("open the data plane")
 }
 
 /// Some of everything, in both families.
@@ -98,7 +98,7 @@ fn a_directory_has_one_agent_at_a_time() {
     let dir = node.state_dir();
     node.run(move || {
         let plane = open(&dir, XdpChoice::Off);
-        let second = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off });
+        let second = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off, cgroup: CgroupChoice::Off });
         assert!(second.err().expect("it is refused").to_string().contains("another agent"));
         assert!(StateDir::at(&dir).is_locked().expect("look"));
         drop(plane);

@@ -10,6 +10,7 @@ use rtnetlink::{Handle, new_connection};
 use tracing::{info, warn};
 
 use super::hooks::{Hook, detach};
+use super::sockets;
 use super::statedir::{StateDir, names_in, remove};
 
 /// Removes hooks, programs and maps of a state directory and the directory itself, and the clsact qdiscs that were made for them if nobody
@@ -25,6 +26,7 @@ pub async fn unload(root: &Path) -> Result<()> {
     if dir.is_locked()? {
         bail!("an agent runs with {}; stop it first", root.display());
     }
+    sockets::detach(&dir)?;
     for name in names_in(&dir.hooks())? {
         match name.parse::<Hook>() {
             Ok(hook) => detach(&dir, hook)?,
@@ -32,7 +34,7 @@ pub async fn unload(root: &Path) -> Result<()> {
         }
     }
     remove_qdiscs(&dir).await?;
-    for sub in [dir.maps(), dir.programs(), dir.hooks(), dir.qdiscs()] {
+    for sub in [dir.maps(), dir.programs(), dir.hooks(), dir.sockets(), dir.qdiscs()] {
         for name in names_in(&sub)? {
             remove(&sub.join(name))?;
         }

@@ -3,7 +3,7 @@
 use proxy_common::net::{Addr4, IfIndex, Port};
 
 use super::*;
-use crate::dataplane::{Dataplane, Options, StateDir, XdpChoice};
+use crate::dataplane::{CgroupChoice, Dataplane, Options, StateDir, XdpChoice};
 use crate::testing::Namespace;
 
 const HZ: u32 = 250;
@@ -114,7 +114,8 @@ fn survivors(law: Law, make: impl Fn(u32) -> Vec<[(FlowKey<Addr4>, Flow<Addr4>);
     let node = Namespace::new();
     let dir = node.state_dir();
     node.block_on(async move {
-        let _plane = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off }).expect("open the data plane");
+        let _plane = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off, cgroup: CgroupChoice::Off })
+            .expect("open the data plane");
         let dir = StateDir::at(&dir);
         let (mut maps, clock) = (Maps::from_pins(&dir).expect("open"), Clock::from_pins(&dir).expect("open"));
         for (key, flow) in make(clock.now().expect("now")).into_iter().flatten() {
@@ -166,7 +167,8 @@ fn p22_flows_end_with_the_pod_that_had_the_address() {
     let node = Namespace::new();
     let dir = node.state_dir();
     node.block_on(async move {
-        let _plane = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off }).expect("open the data plane");
+        let _plane = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off, cgroup: CgroupChoice::Off })
+            .expect("open the data plane");
         let mut maps = Maps::from_pins(&StateDir::at(&dir)).expect("open");
         let other = |(key, flow): (FlowKey<Addr4>, Flow<Addr4>)| {
             let elsewhere = |addr| if addr == BACKEND { Addr4::from_bytes([10, 244, 1, 3]) } else { addr };

@@ -7,7 +7,7 @@ use proxy_common::service::BackendFlags;
 
 use super::*;
 use crate::contents::Contents;
-use crate::dataplane::{Maps, Options, StateDir, XdpChoice};
+use crate::dataplane::{CgroupChoice, Maps, Options, StateDir, XdpChoice};
 use crate::events::Events;
 use crate::links;
 use crate::model::{
@@ -93,7 +93,8 @@ struct Agent {
 
 impl Agent {
     fn start(root: &std::path::Path) -> Self {
-        let plane = Dataplane::open(&Options { state_dir: root.to_owned(), xdp: XdpChoice::Auto }).expect("open the data plane");
+        let plane = Dataplane::open(&Options { state_dir: root.to_owned(), xdp: XdpChoice::Auto, cgroup: CgroupChoice::Off })
+            .expect("open the data plane");
         let actual = plane.read().expect("read");
         let (tell_serving, serving) = watch::channel(None);
         let (tell_vitals, vitals) = watch::channel(Vitals::default());
@@ -266,7 +267,8 @@ fn a_device_that_is_found_just_as_objects_change_gets_its_programs() {
     let (host, _lan, _pod) = wired();
     let root = host.state_dir();
     host.block_on(async move {
-        let plane = Dataplane::open(&Options { state_dir: root, xdp: XdpChoice::Auto }).expect("open the data plane");
+        let plane = Dataplane::open(&Options { state_dir: root, xdp: XdpChoice::Auto, cgroup: CgroupChoice::Off })
+            .expect("open the data plane");
         let actual = plane.read().expect("read");
         let (tell_wanted, wanted) = watch::channel(Wanted::default());
         let metrics = Arc::<Metrics>::default();

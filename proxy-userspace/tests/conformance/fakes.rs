@@ -6,12 +6,12 @@ use anyhow::{Result, ensure};
 use portway::contents::Contents;
 use portway::place::{Actual, Side, place};
 use proxy_common::event::Reason;
-use proxy_common::flow::FlowKey;
 use proxy_common::net::{Addr4, Addr6, IfIndex, Port, Protocol, V4, V6};
 use proxy_common::service::{Backend, BackendKey, ServiceKey, SourceKey};
 use proxy_ebpf::fake::{Bytes, Memory};
 use proxy_ebpf::parse::Ip;
-use proxy_ebpf::{Action, Origin, Route, from_device, from_pod, service};
+use proxy_ebpf::socket::Ask;
+use proxy_ebpf::{Action, Route, from_device, from_pod};
 
 use crate::programs::Hook;
 use crate::world::{DEVICE, World};
@@ -95,15 +95,7 @@ pub fn run<F: Ip>(memory: &Memory<F>, hook: Hook, device: IfIndex, bytes: &[u8])
     (said, packet.bytes)
 }
 
-/// The backend that a process of the node gets, who is served like its pods (V11); none where no Service is meant.
-pub fn choose<F: Ip>(memory: &Memory<F>, key: &FlowKey<F::Addr>) -> Result<Option<Backend<F::Addr>>, Reason> {
-    match service::select(memory, key)? {
-        Some(service) => service::choose(memory, key, &service, Origin::Pod, &memory.config).map(Some),
-        None => Ok(None),
-    }
-}
-
-/// A connection's key; none where the addresses are not of this family.
-pub fn key<F: Side4or6>(protocol: Protocol, from: (IpAddr, u16), to: (IpAddr, u16)) -> Option<FlowKey<F::Addr>> {
-    Some(FlowKey::new(protocol, F::addr(from.0)?, Port::new(from.1), F::addr(to.0)?, Port::new(to.1)))
+/// What a process of the node asks by a new socket, of this number; none where the address is not of this family.
+pub fn ask<F: Side4or6>(protocol: Protocol, to: (IpAddr, u16), socket: u16) -> Option<Ask<F::Addr>> {
+    Some(Ask { addr: F::addr(to.0)?, port: Port::new(to.1), protocol, cookie: [socket.into(), 0] })
 }

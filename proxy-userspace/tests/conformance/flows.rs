@@ -8,9 +8,10 @@ use portway::compile::compile;
 use portway::contents::Contents;
 use portway::model::State;
 use proxy_common::event::Answer;
-use proxy_common::net::{IfIndex, V4, V6};
+use proxy_common::net::{Address as _, IfIndex, V4, V6};
 use proxy_common::service::ServiceFlags;
 use proxy_ebpf::fake::Memory;
+use proxy_ebpf::socket;
 
 use crate::cases::{Expect, Flow, FlowFile, Origin};
 use crate::cluster;
@@ -20,6 +21,7 @@ use crate::packet::{self, Outcome};
 use crate::programs::Hook;
 use crate::report::{Tally, Weight};
 use crate::rules::{self, Owed, Row};
+use crate::sockets;
 use crate::world::{DEVICE, World};
 
 /// Connections of a flow, for each endpoint that is owed: of ten endpoints one is missed once in 10^13 such runs.
@@ -90,18 +92,23 @@ fn check_flow<F: Side4or6>(
         Origin::External => (Hook::FromDevice, DEVICE),
         Origin::Pod => (Hook::FromPod, world.pod(flow.source_ip).context("find the pod that it comes from")?),
         Origin::Node => {
-            tally.of_node += 1;
-            return Ok(difference(owed, &choices(flow, owed, memory)?));
+            let both = (choices(flow, owed, memory)?, connections(flow, owed, kernel)?);
+            return Ok(differences(owed, &both, tally));
         }
     };
     kernel.forget_flows()?;
-    let (library, programs) = run(flow, owed, memory, kernel, (hook, device))?;
+    let both = run(flow, owed, memory, kernel, (hook, device))?;
+    Ok(differences(owed, &both, tally))
+}
+
+/// What differs of what came out either way.
+fn differences(owed: &Owed, (library, programs): &(Seen, Seen), tally: &mut Tally) -> Option<String> {
     tally.library += 1;
     tally.programs += 1;
-    let library = difference(owed, &library).map(|why| format!("library: {why}"));
-    let programs = difference(owed, &programs).map(|why| format!("programs: {why}"));
+    let library = difference(owed, library).map(|why| format!("library: {why}"));
+    let programs = difference(owed, programs).map(|why| format!("programs: {why}"));
     let both: Vec<_> = library.into_iter().chain(programs).collect();
-    Ok(if both.is_empty() { None } else { Some(both.join("; ")) })
+    if both.is_empty() { None } else { Some(both.join("; ")) }
 }
 
 type Seen = BTreeSet<Outcome>;
@@ -118,7 +125,7 @@ fn run<F: Side4or6>(
     let protocol = packet::protocol(&flow.protocol)?;
     for port in ports(owed) {
         let (src, dst) = (SocketAddr::new(flow.source_ip, port), SocketAddr::new(flow.dest_ip, flow.dest_port));
-        let bytes = packet::first(protocol, src, dst)?;
+        let bytes = packet::first(protocol, src, dst);
         let (said, after) = fakes::run(memory, hook, device, &bytes);
         library.insert(packet::outcome(said, src, &bytes, &after).context("the library")?);
         let (said, after) = kernel.run(hook, device, &bytes)?;
@@ -127,23 +134,26 @@ fn run<F: Side4or6>(
     Ok((library, programs))
 }
 
-/// The backends that processes of the node get. Their sockets are sent there, so that no source is ever rewritten.
+/// The backends that processes of the node get, by the library. Their sockets are sent there, so that no source is ever rewritten.
 fn choices<F: Side4or6>(flow: &Flow, owed: &Owed, memory: &Memory<F>) -> Result<Seen> {
     let protocol = packet::protocol(&flow.protocol)?;
     let mut seen = Seen::new();
     for port in ports(owed) {
-        let key = fakes::key::<F>(protocol, (flow.source_ip, port), (flow.dest_ip, flow.dest_port));
-        seen.insert(match fakes::choose(memory, &key.context("two families in one flow")?) {
-            Ok(Some(backend)) => {
-                let to = SocketAddr::new(proxy_common::net::Address::ip(backend.addr), backend.port.number());
-                Outcome::Forward { to, masqueraded: false }
-            }
+        let asked = fakes::ask::<F>(protocol, (flow.dest_ip, flow.dest_port), port).context("two families in one flow")?;
+        seen.insert(match socket::direct(memory, &asked) {
+            Ok(Some((addr, port))) => Outcome::Forward { to: SocketAddr::new(addr.ip(), port.number()), masqueraded: false },
             Ok(None) => Outcome::Pass,
             Err(reason) if reason.answer() == Some(Answer::PortUnreachable) => Outcome::Reject,
             Err(reason) => Outcome::Drop(reason),
         });
     }
     Ok(seen)
+}
+
+/// The same by real sockets of processes of the node, whose hooks are the loaded programs.
+fn connections(flow: &Flow, owed: &Owed, kernel: &Kernel) -> Result<Seen> {
+    let (protocol, to) = (packet::protocol(&flow.protocol)?, SocketAddr::new(flow.dest_ip, flow.dest_port));
+    ports(owed).map(|_| sockets::connect(kernel.maps(), protocol, to)).collect()
 }
 
 fn ports(owed: &Owed) -> impl Iterator<Item = u16> {

@@ -16,7 +16,9 @@ use proxy_common::net::{Addr4, Addr6, Address, IfIndex, LocalPod, Port, Protocol
 use proxy_common::service::Config;
 use proxy_ebpf::Action;
 
+use crate::cgroup::Own;
 use crate::programs::{Hook, Loaded};
+use crate::sockets;
 use crate::world::{DEVICE, FIRST_POD, PODS};
 
 /// The programs with their maps.
@@ -25,6 +27,7 @@ pub struct Kernel {
     maps: Maps,
     policies: PolicyMaps,
     actual: Actual,
+    _cgroup: Own,
 }
 
 impl Kernel {
@@ -46,7 +49,13 @@ impl Kernel {
         let ebpf = &mut loaded.ebpf;
         let maps = Maps::open(|name| ebpf.take_map(name).with_context(|| format!("find the map {name}")))?;
         let policies = PolicyMaps::open(|name| ebpf.take_map(name).with_context(|| format!("find the map {name}")))?;
-        Ok(Self { loaded, maps, policies, actual: Actual::default() })
+        let cgroup = sockets::attach(ebpf)?;
+        Ok(Self { loaded, maps, policies, actual: Actual::default(), _cgroup: cgroup })
+    }
+
+    /// The maps of Services and flows.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
     }
 
     /// Brings the maps to these contents, as the agent does, and reads them back.

@@ -15,6 +15,8 @@ mod testing;
 
 mod addresses;
 mod cases;
+#[path = "../support/cgroup.rs"]
+mod cgroup;
 mod cluster;
 mod fakes;
 mod flows;
@@ -26,6 +28,7 @@ mod report;
 mod rules;
 mod services;
 mod slices;
+mod sockets;
 mod topology;
 mod udp;
 mod world;
@@ -52,9 +55,6 @@ struct Args {
     /// List every check of every file
     #[arg(long)]
     verbose: bool,
-    /// Do not count the differences of SCTP, which the packet path does not know yet
-    #[arg(long)]
-    without_sctp: bool,
 }
 
 fn main() -> ExitCode {
@@ -77,7 +77,6 @@ fn run(args: &Args) -> Result<Report> {
     let files = files(&args.paths)?;
     let mut kernel = Kernel::new()?;
     let mut report = Report::default();
-    report.left_out = args.without_sctp.then_some(Row::Sctp);
     for file in files {
         let detail = if args.verbose || args.paths.contains(&file) { Detail::All } else { Detail::Differences };
         let mut tally = Tally::default();

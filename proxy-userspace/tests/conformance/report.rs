@@ -14,8 +14,6 @@ pub struct Tally {
     pub library: usize,
     /// Flows whose packets went through the loaded programs.
     pub programs: usize,
-    /// Flows of the node's own processes, which the library's choice of a backend judged: no hook meets their packets.
-    pub of_node: usize,
     /// Other comparisons.
     pub others: usize,
     /// Connections judged by NetworkPolicy: by the text, through the tables step by step and from nothing, and by the loaded programs.
@@ -73,8 +71,8 @@ impl Tally {
 
     /// Whether nothing was checked.
     pub fn is_empty(&self) -> bool {
-        let Self { library, programs, of_node, others, policies, .. } = self;
-        library + programs + of_node + others + policies.iter().sum::<usize>() == 0
+        let Self { library, programs, others, policies, .. } = self;
+        library + programs + others + policies.iter().sum::<usize>() == 0
     }
 
     fn differing(&self) -> usize {
@@ -88,7 +86,6 @@ impl Default for Tally {
             row: Row::File,
             library: 0,
             programs: 0,
-            of_node: 0,
             others: 0,
             policies: [0; 4],
             differences: Vec::new(),
@@ -102,8 +99,6 @@ impl Default for Tally {
 /// What came of all files.
 #[derive(Default)]
 pub struct Report {
-    /// What is known not to be there yet: its differences are shown, and do not count.
-    pub left_out: Option<Row>,
     files: usize,
     differing: usize,
     all: Tally,
@@ -112,28 +107,26 @@ pub struct Report {
 impl Report {
     /// Prints a file's line, and what is to be said in detail.
     pub fn add(&mut self, file: &Path, tally: Tally, detail: Detail) {
-        let Tally { library, programs, of_node, others, policies: [text, tables, fresh, by_programs], .. } = tally;
+        let Tally { library, programs, others, policies: [text, tables, fresh, by_programs], .. } = tally;
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let differences = tally.differing();
-        let counted = differences - tally.differing_in(self.left_out);
         println!(
-            "{name:<56} flows: library {library:>3}, programs {programs:>3}, of the node {of_node:>3}; others {others:>3}; policies: text {text:>4}, tables {tables:>4}, from nothing {fresh:>4}, programs {by_programs:>4}; differences {differences}"
+            "{name:<56} flows: library {library:>3}, programs {programs:>3}; others {others:>3}; policies: text {text:>4}, tables {tables:>4}, from nothing {fresh:>4}, programs {by_programs:>4}; differences {differences}"
         );
         let same = tally.lines.iter().filter(|_| detail == Detail::All);
         same.chain(&tally.advisory).chain(tally.differences.iter().map(|(_, line)| line)).for_each(|line| println!("{line}"));
         self.files += 1;
-        self.differing += usize::from(counted > 0);
+        self.differing += usize::from(differences > 0);
         self.all.take(tally);
     }
 
     /// Prints the sums; success if there was no difference, and all ways were gone equally often.
     pub fn conclude(self) -> ExitCode {
-        let Self { left_out, files, differing, all } = self;
-        let Tally { library, programs, of_node, others, advisory, otherwise, .. } = &all;
+        let Self { files, differing, all } = self;
+        let Tally { library, programs, others, advisory, otherwise, .. } = &all;
         println!(
             "\nfiles {files}; flows through the library {library}, through the loaded programs {programs}; other checks {others}"
         );
-        println!("flows of the node itself, judged by the library's choice alone until a hook meets them: {of_node}");
         for (rule, times) in otherwise {
             println!("owed otherwise than the cases say, by {rule}: {times}");
         }
@@ -150,14 +143,7 @@ impl Report {
         if !equal {
             println!("the ways were not gone equally often");
         }
-        let excuse = left_out.is_none_or(|_| all.differing_in(left_out) > 0);
-        if let Some(row) = left_out {
-            println!("{row} is left out: its {} differences do not count", all.differing_in(left_out));
-        }
-        if !excuse {
-            println!("nothing is different there any more: it need not be left out");
-        }
-        let passed = differing == 0 && equal && excuse;
+        let passed = differing == 0 && equal;
         let verdict = if passed { "ok" } else { "FAILED" };
         // By files, in the words of Rust's test runner, which `cargo xtask test` counts.
         println!("test result: {verdict}. {} passed; {differing} failed; 0 ignored;", files - differing);
@@ -169,16 +155,11 @@ impl Tally {
     fn take(&mut self, more: Self) {
         self.library += more.library;
         self.programs += more.programs;
-        self.of_node += more.of_node;
         self.others += more.others;
         self.policies.iter_mut().zip(more.policies).for_each(|(all, more)| *all += more);
         self.differences.extend(more.differences);
         self.advisory.extend(more.advisory);
         more.otherwise.into_iter().for_each(|(rule, times)| *self.otherwise.entry(rule).or_default() += times);
-    }
-
-    fn differing_in(&self, row: Option<Row>) -> usize {
-        row.and_then(|row| self.by_row().get(&row).copied()).unwrap_or(0)
     }
 
     fn by_row(&self) -> BTreeMap<Row, usize> {

@@ -62,8 +62,6 @@ pub enum Row {
     Health,
     /// NetworkPolicy.
     Policies,
-    /// A protocol that the packet path does not know.
-    Sctp,
     /// No rule: a file that cannot be understood.
     File,
 }
@@ -81,7 +79,6 @@ impl fmt::Display for Row {
             Self::UdpFlows => "V14 UDP flows",
             Self::Health => "V22, V23 health",
             Self::Policies => "P1-P24 NetworkPolicy",
-            Self::Sctp => "SCTP",
             Self::File => "the file",
         })
     }
@@ -150,9 +147,7 @@ pub fn row(flow: &Flow, config: &FlowConfig, world: &World) -> Row {
     let services = || world.snapshot.state.services.values();
     let restricted = |s: &Service| s.load_balancer_ips.contains(&flow.dest_ip) && !s.source_ranges.is_empty();
     let in_range = || config.service_cidrs.iter().filter_map(|c| c.parse::<IpNet>().ok()).any(|c| c.contains(&flow.dest_ip));
-    if flow.protocol == "SCTP" {
-        Row::Sctp
-    } else if services().any(restricted) {
+    if services().any(restricted) {
         Row::SourceRanges
     } else if in_range() && !services().any(|s| s.cluster_ips.contains(&flow.dest_ip)) {
         Row::ServiceCidrs

@@ -53,7 +53,7 @@ const BACKENDS: [Dotted; 11] = [
     [198, 51, 100, 8],
 ];
 const FRONTENDS: [End; 6] = [(NODE_PORTS, NODE_PORT), (NODE_PORTS, 30053), (VIP, 80), (VIP, 53), (VIP_B, 80), (EXTERNAL, 443)];
-const PROTOCOLS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
+const PROTOCOLS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP];
 
 /// A nodePort.
 pub const NODE_PORT: u16 = 30080;

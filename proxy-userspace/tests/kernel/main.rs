@@ -10,6 +10,8 @@ mod family;
 mod segment;
 
 mod attached;
+#[path = "../support/cgroup.rs"]
+mod cgroup;
 mod crowds;
 mod differential;
 mod generate;
@@ -17,6 +19,7 @@ mod maps;
 mod namespace;
 mod policies;
 mod programs;
+mod sockets;
 mod storm;
 
 use std::collections::BTreeSet;
@@ -31,6 +34,7 @@ use family::{Net, end};
 use generate::{Dice, MASQUERADE_FIRST, NODE, NODE_PORT, Remote};
 use maps::Maps;
 use namespace::{Network, in_namespace};
+use portway::dataplane::SOCKET_PROGRAMS;
 use programs::{Hook, Loaded, PROGRAMS, XDP};
 use segment::{SYN, Segment};
 
@@ -39,6 +43,8 @@ use segment::{SYN, Segment};
 const BUDGET_TC: u32 = 400_000;
 /// The same for XDP, whose direct access costs the verifier more.
 const BUDGET_XDP: u32 = 20_000;
+/// The same for the socket hooks.
+const BUDGET_SOCKETS: u32 = 60_000;
 
 #[test]
 fn every_program_meets_the_verifier() -> Result<()> {
@@ -49,12 +55,16 @@ fn every_program_meets_the_verifier() -> Result<()> {
 }
 
 fn within_budget(loaded: &Loaded) -> Result<()> {
-    for name in PROGRAMS.into_iter().chain(XDP) {
+    for name in PROGRAMS.into_iter().chain(XDP).chain(SOCKET_PROGRAMS) {
         let Some(program) = loaded.info(name)? else {
             println!("{name}: not for this kernel");
             continue;
         };
-        let budget = if XDP.contains(&name) { BUDGET_XDP } else { BUDGET_TC };
+        let budget = match () {
+            () if XDP.contains(&name) => BUDGET_XDP,
+            () if SOCKET_PROGRAMS.contains(&name) => BUDGET_SOCKETS,
+            () => BUDGET_TC,
+        };
         match program.verified_instruction_count() {
             Some(count) => {
                 println!("{name}: {count} instructions verified, at most {budget}");

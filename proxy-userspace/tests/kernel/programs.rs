@@ -2,10 +2,11 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{PerCpuArray, PerCpuValues};
-use aya::programs::{ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::util::{KernelVersion, nr_cpus};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use portway::dataplane::{Globals, SOCKET_PROGRAMS};
 use proxy_common::event::{COUNTERS, Reason};
 use proxy_common::net::IfIndex;
 use proxy_ebpf::Action;
@@ -86,6 +87,11 @@ impl Loaded {
             loader.map_max_entries(name, *size);
         }
         loader.override_global("AYA_LOG_LEVEL", &level, true);
+        // Kernels that do not tell network namespaces apart run the tests in none but these, where the hooks are only loaded.
+        let globals = Globals::here();
+        if let Ok(globals) = &globals {
+            globals.tell(&mut loader);
+        }
         let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
         let mut ebpf = loader.load(object).context("load the object")?;
         for name in PROGRAMS {
@@ -95,6 +101,10 @@ impl Loaded {
         let frags = kernel >= FRAGS;
         for name in if frags { &XDP[..] } else { &XDP[..1] } {
             let program: &mut Xdp = ebpf.program_mut(name).context("find a program")?.try_into()?;
+            program.load().with_context(|| format!("load {name}"))?;
+        }
+        for name in SOCKET_PROGRAMS {
+            let program: &mut CgroupSockAddr = ebpf.program_mut(name).context("find a program")?.try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
         Ok(Self { ebpf, frags })

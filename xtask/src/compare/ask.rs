@@ -19,8 +19,6 @@ use crate::lab::topology::Family;
 const WORKERS: usize = 6;
 /// How often a row is asked at once; of two endpoints one is missed twice in a row in one of eight million cases.
 const BURST: usize = 12;
-/// The same where each question is a process.
-const PROCESS_BURST: usize = 4;
 /// By then a SYN has been sent twice.
 const TWO_SYNS: Duration = Duration::from_millis(1800);
 
@@ -56,24 +54,23 @@ fn again_where_mixed(cluster: &Cluster, rows: &[Row], outcomes: &mut [Outcome]) 
 /// Asks one row: twice where the first is refused, for refusals are limited; else in bursts.
 fn ask(cluster: &Cluster, row: &Row) -> Result<Outcome> {
     let own = own_address(cluster, row)?;
-    let more = if row.needs_socket_hooks() { PROCESS_BURST } else { BURST };
     let mut answers = burst(cluster, row, 1)?;
     if answers == [Answer::TimedOut] && is_refused_late(cluster, row)? {
         return Ok(Outcome::new(row, own, &[Answer::Refused]));
     }
     let refused = answers == [Answer::Refused];
-    answers.extend(burst(cluster, row, if refused { 1 } else { more })?);
+    answers.extend(burst(cluster, row, if refused { 1 } else { BURST })?);
     let outcome = Outcome::new(row, own, &answers);
     let all_served = answers.iter().all(|answer| answer.served().is_some());
     if all_served && outcome.pods().len() < row.service.endpoints().len() {
-        answers.extend(burst(cluster, row, more)?);
+        answers.extend(burst(cluster, row, BURST)?);
     }
     Ok(Outcome::new(row, own, &answers))
 }
 
 /// Whether a TCP client that waits for its second SYN is refused.
 fn is_refused_late(cluster: &Cluster, row: &Row) -> Result<bool> {
-    if (row.family, row.protocol) != (Family::V6, Protocol::Tcp) || row.needs_socket_hooks() {
+    if (row.family, row.protocol) != (Family::V6, Protocol::Tcp) {
         return Ok(false);
     }
     cluster.namespace(row.client)?.run(|| Ok(probe::is_refused(row.addr(), TWO_SYNS)))
@@ -101,7 +98,7 @@ fn burst(cluster: &Cluster, row: &Row, count: usize) -> Result<Vec<Answer>> {
     })
 }
 
-/// By processes in the node's cgroup, where socket hooks will see them.
+/// By processes in the node's cgroup, where socket hooks see them.
 fn by_processes(node: &Node, cluster: &Cluster, row: &Row, count: usize) -> Result<Vec<Answer>> {
     let kind = row.kind().to_possible_value().context("name the kind of probe")?;
     let start = |_| {

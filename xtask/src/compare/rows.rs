@@ -70,7 +70,7 @@ pub struct Row {
 pub enum Extent {
     /// All rows.
     Full,
-    /// About one in twenty, without processes.
+    /// About one in twenty.
     Quick,
 }
 
@@ -152,8 +152,8 @@ impl Row {
         }
     }
 
-    /// Whether socket hooks will have to serve it, which are not there yet.
-    pub fn needs_socket_hooks(&self) -> bool {
+    /// Whether a process of a node asks, by a socket that hooks of its cgroup see.
+    pub fn is_from_process(&self) -> bool {
         matches!(self.client, Client::Process(_))
     }
 
@@ -165,6 +165,11 @@ impl Row {
     /// Whether the client is a pod of the node that is asked.
     pub fn is_from_own_pod(&self) -> bool {
         matches!(self.client, Client::Pod(_, node) if node == self.asked())
+    }
+
+    /// Whether the client is on the node that is asked: its pod, its process or its hostNetwork pod.
+    pub fn is_from_own_node(&self) -> bool {
+        matches!(self.client, Client::Pod(_, node) | Client::Process(node) if node == self.asked())
     }
 
     /// Whether the client is a pod of another node than the one that is asked.
@@ -180,7 +185,7 @@ impl Row {
 
     fn is_quick(&self) -> bool {
         let service = matches!(self.service.name, "cluster" | "etp-local" | "empty" | "ranges-far");
-        let client = matches!(self.client, Client::Far | Client::Pod("client-3", _));
+        let client = matches!(self.client, Client::Far | Client::Pod("client-3", _) | Client::Process(3));
         let variant = matches!((self.family, self.protocol), (Family::V4, Protocol::Tcp) | (Family::V6, Protocol::Udp));
         let rare = matches!(self.target, Target::NodePort(2) | Target::ExternalIp(_) | Target::UnknownLoadBalancerPort(_));
         service && client && variant && !rare
@@ -224,10 +229,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_quick_rows_are_some_of_all_and_need_no_socket_hooks() {
+    fn the_quick_rows_are_some_of_all_and_have_every_kind_of_client() {
         let (all, quick) = (rows(Extent::Full), rows(Extent::Quick));
         assert!(quick.len() * 10 < all.len() && quick.iter().all(|row| all.contains(row)));
-        assert!(!quick.iter().any(Row::needs_socket_hooks));
+        let has = |kind: fn(&Row) -> bool| quick.iter().any(kind);
+        assert!(
+            has(Row::is_from_process) && has(Row::is_from_own_pod) && has(Row::is_from_other_pod) && has(Row::is_from_outside)
+        );
     }
 
     #[test]

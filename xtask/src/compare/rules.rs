@@ -1,7 +1,12 @@
 //! Owns the list of intended differences: each rule says, from a row and from what kube-proxy made of it, what Portway has to make of it.
 
+use std::io;
+
+use nix::errno::Errno;
+
 use super::outcome::{End, Outcome, Seen};
 use super::rows::{Client, Row, Target};
+use super::scene::{Policy, Ranges};
 
 /// A difference that is meant.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +20,7 @@ pub struct Rule {
 }
 
 /// All that are meant, in the order in which they apply.
-pub const INTENDED: [Rule; 4] = [
+pub const INTENDED: [Rule; 6] = [
     Rule {
         number: "V11",
         says: "pods of other nodes reach all endpoints of an externalTrafficPolicy Local Service, and the replies come back",
@@ -36,6 +41,16 @@ pub const INTENDED: [Rule; 4] = [
         says: "a pod that reaches itself sees the address that it asked for, instead of the node's",
         foresee: hairpin_sees_frontend,
     },
+    Rule {
+        number: "V21, refused",
+        says: "a process of the node that is refused hears \"connection refused\" by UDP too, instead of \"not permitted\"",
+        foresee: process_hears_refused,
+    },
+    Rule {
+        number: "V21, dropped",
+        says: "a process of the node whose connection is not let through hears \"not permitted\" at once by TCP too, instead of waiting",
+        foresee: process_hears_dropped,
+    },
 ];
 
 /// What is made of a row on both sides.
@@ -47,15 +62,10 @@ pub enum Verdict {
     Intended(Vec<&'static str>),
     /// Something else than this, which would be right.
     Wrong(Outcome),
-    /// Not judged: socket hooks are not there yet.
-    NotYet,
 }
 
 /// Judges what Portway made of `row` by what kube-proxy did.
 pub fn judge(row: &Row, kube_proxy: &Outcome, portway: &Outcome) -> Verdict {
-    if row.needs_socket_hooks() {
-        return Verdict::NotYet;
-    }
     let (mut foreseen, mut numbers) = (kube_proxy.clone(), Vec::new());
     for rule in &INTENDED {
         let next = (rule.foresee)(row, &foreseen);
@@ -82,7 +92,8 @@ fn other_pods_reach_all(row: &Row, outcome: &Outcome) -> Outcome {
 
 fn node_port_refuses(row: &Row, outcome: &Outcome) -> Outcome {
     let none_here = !row.service.is_on(row.asked()) && !row.service.endpoints().is_empty();
-    let concerned = matches!(row.target, Target::NodePort(_)) && row.is_external_local() && row.is_from_outside() && none_here;
+    let from_outside = row.is_from_outside() || row.is_from_process() && !row.is_from_own_node();
+    let concerned = matches!(row.target, Target::NodePort(_)) && row.is_external_local() && from_outside && none_here;
     match concerned && *outcome == Outcome::only(End::TimedOut) {
         true => Outcome::only(End::Refused),
         false => outcome.clone(),
@@ -94,7 +105,7 @@ fn client_is_kept(row: &Row, outcome: &Outcome) -> Outcome {
     let is_here = |pod: &str| row.service.endpoints().iter().any(|(name, at)| *name == pod && *at == asked);
     outcome.with_clients(|pod, before| match () {
         () if is_hairpin(row, pod) => before,
-        () if row.is_from_own_pod() || is_here(pod) => Seen::Client,
+        () if row.is_from_own_node() || is_here(pod) => Seen::Client,
         () => Seen::Node(asked),
     })
 }
@@ -105,6 +116,30 @@ fn hairpin_sees_frontend(row: &Row, outcome: &Outcome) -> Outcome {
         _ => Seen::Frontend,
     };
     outcome.with_clients(|pod, before| if is_hairpin(row, pod) { frontend } else { before })
+}
+
+fn process_hears_refused(row: &Row, outcome: &Outcome) -> Outcome {
+    let unknown = row.target == Target::UnknownClusterPort;
+    let empty = row.service.endpoints().is_empty() && row.target != Target::UnassignedClusterIp;
+    match row.is_from_process() && (unknown || empty) && *outcome == Outcome::only(not_permitted()) {
+        true => Outcome::only(End::Refused),
+        false => outcome.clone(),
+    }
+}
+
+fn process_hears_dropped(row: &Row, outcome: &Outcome) -> Outcome {
+    let ranges = row.service.ranges != Ranges::Open && matches!(row.target, Target::LoadBalancerIp(_));
+    let local = row.service.internal == Policy::Local && row.target == Target::ClusterIp;
+    let dropped = ranges || local || row.target == Target::UnassignedClusterIp;
+    match row.is_from_process() && dropped && *outcome == Outcome::only(End::TimedOut) {
+        true => Outcome::only(not_permitted()),
+        false => outcome.clone(),
+    }
+}
+
+/// What `connect` says of EPERM.
+fn not_permitted() -> End {
+    End::Failed(io::Error::from_raw_os_error(Errno::EPERM as i32).to_string())
 }
 
 /// Whether `pod` reaches itself by way of its own node.
@@ -156,6 +191,19 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_told_at_once() {
+        let [dropped, refused, denied] = [End::TimedOut, End::Refused, not_permitted()].map(Outcome::only);
+        let unknown = row("cluster", Client::Process(1), Target::UnknownClusterPort);
+        assert_eq!(judge(&unknown, &denied, &refused), Verdict::Intended(vec!["V21, refused"]));
+        assert_eq!(judge(&unknown, &refused, &denied), Verdict::Wrong(refused.clone()));
+        let ranges = row("ranges-far", Client::Process(1), Target::LoadBalancerIp(1));
+        assert_eq!(judge(&ranges, &dropped, &denied), Verdict::Intended(vec!["V21, dropped"]));
+        assert_eq!(judge(&ranges, &dropped, &refused), Verdict::Wrong(denied));
+        let other = row("etp-local", Client::Process(1), Target::NodePort(3));
+        assert_eq!(judge(&other, &dropped, &refused), Verdict::Intended(vec!["verdict table"]));
+    }
+
+    #[test]
     fn pods_of_other_nodes_reach_all_endpoints_and_are_masqueraded_where_replies_would_miss_the_node() {
         let row = row("etp-local", Client::Pod("client-3", 3), Target::NodePort(1));
         let mut astray = served(&[("web-1", Seen::Client)]);
@@ -165,8 +213,13 @@ mod tests {
     }
 
     #[test]
-    fn processes_are_not_judged() {
-        let row = row("cluster", Client::Process(1), Target::ClusterIp);
-        assert_eq!(judge(&row, &Outcome::only(End::Refused), &Outcome::only(End::TimedOut)), Verdict::NotYet);
+    fn a_process_keeps_its_address_by_way_of_its_own_node_only() {
+        let kube_proxy = served(&[("web-1", Seen::Client), ("web-2", Seen::Client)]);
+        let own = row("cluster", Client::Process(1), Target::NodePort(1));
+        assert_eq!(judge(&own, &kube_proxy, &kube_proxy), Verdict::Same);
+        let other = row("cluster", Client::Process(3), Target::NodePort(1));
+        let masqueraded = served(&[("web-1", Seen::Node(1)), ("web-2", Seen::Node(1))]);
+        let kept = served(&[("web-1", Seen::Client), ("web-2", Seen::Node(1))]);
+        assert_eq!(judge(&other, &masqueraded, &kept), Verdict::Intended(vec!["V9"]));
     }
 }

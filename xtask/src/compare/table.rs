@@ -29,20 +29,15 @@ pub struct Sums {
     pub intended: usize,
     /// Not what the rules make of kube-proxy's outcome.
     pub wrong: usize,
-    /// Not judged.
-    pub not_yet: usize,
 }
 
 /// All tables, the list of intended differences and the sums.
 pub fn report(all: &[Compared]) -> String {
-    let judged = |compared: &&Compared| compared.verdict != Verdict::NotYet;
     let mut text = String::new();
     for service in &SERVICES {
-        let rows: Vec<&Compared> = all.iter().filter(judged).filter(|compared| compared.row.service == service).collect();
+        let rows: Vec<&Compared> = all.iter().filter(|compared| compared.row.service == service).collect();
         text += &section(&heading(service), &rows);
     }
-    let not_yet: Vec<&Compared> = all.iter().filter(|compared| !judged(compared)).collect();
-    text += &section("Not yet, and judged nowhere: processes of nodes and hostNetwork pods as clients (socket hooks)", &not_yet);
     text + &intended(all) + &sums(all).to_string() + "\n"
 }
 
@@ -53,7 +48,6 @@ pub fn sums(all: &[Compared]) -> Sums {
         same: count(|verdict| *verdict == Verdict::Same),
         intended: count(|verdict| matches!(verdict, Verdict::Intended(_))),
         wrong: count(|verdict| matches!(verdict, Verdict::Wrong(_))),
-        not_yet: count(|verdict| *verdict == Verdict::NotYet),
     }
 }
 
@@ -74,11 +68,7 @@ fn section(heading: &str, rows: &[&Compared]) -> String {
     for group in alike(rows) {
         let Compared { row, kube_proxy, portway, verdict } = group[0];
         let cells = [row.service.name.to_owned(), row.client.to_string(), row.target.to_string(), variants(&group)];
-        table.add_row(cells.into_iter().chain([
-            kube_proxy.to_string(),
-            portway.to_string(),
-            remark(verdict, kube_proxy, portway),
-        ]));
+        table.add_row(cells.into_iter().chain([kube_proxy.to_string(), portway.to_string(), remark(verdict)]));
     }
     let lines: String = table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect();
     format!("{heading}\n{lines}\n")
@@ -106,13 +96,11 @@ fn variants(group: &[&Compared]) -> String {
     if group.len() == 4 { "all".to_owned() } else { names.collect::<Vec<_>>().join(" ") }
 }
 
-fn remark(verdict: &Verdict, kube_proxy: &Outcome, portway: &Outcome) -> String {
+fn remark(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Same => String::new(),
         Verdict::Intended(numbers) => format!("differs: {}", numbers.join(", ")),
         Verdict::Wrong(right) => format!("WRONG, not {right}"),
-        Verdict::NotYet if kube_proxy == portway => "not yet, the same".to_owned(),
-        Verdict::NotYet => "not yet".to_owned(),
     }
 }
 
@@ -126,8 +114,8 @@ fn intended(all: &[Compared]) -> String {
 
 impl std::fmt::Display for Sums {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { same, intended, wrong, not_yet } = self;
-        write!(f, "{same} rows the same, {intended} differ as intended, {wrong} wrong, {not_yet} not yet")
+        let Self { same, intended, wrong } = self;
+        write!(f, "{same} rows the same, {intended} differ as intended, {wrong} wrong")
     }
 }
 
@@ -138,18 +126,17 @@ mod tests {
     use crate::compare::rows::{Extent, rows};
 
     #[test]
-    fn every_row_is_printed_and_counted_and_processes_have_their_own_heading() {
+    fn every_row_is_printed_and_counted() {
         let refused = Outcome::only(End::Refused);
         let timed_out = Outcome::only(End::TimedOut);
         let compared = |row: Row| {
-            let verdict = if row.needs_socket_hooks() { Verdict::NotYet } else { Verdict::Wrong(refused.clone()) };
+            let verdict = Verdict::Wrong(refused.clone());
             Compared { row, kube_proxy: refused.clone(), portway: timed_out.clone(), verdict }
         };
         let all: Vec<Compared> = rows(Extent::Full).into_iter().map(compared).collect();
         let text = report(&all);
         assert_eq!(text.matches("WRONG, not refused").count() * 4, sums(&all).wrong);
-        assert_eq!(sums(&all).wrong + sums(&all).not_yet, all.len());
-        let (judged, not_yet) = text.split_once("\nNot yet").expect("a heading");
-        assert!(!judged.contains("process,") && not_yet.contains("process,"));
+        assert_eq!(sums(&all).wrong, all.len());
+        assert!(SERVICES.iter().all(|service| text.contains(&heading(service))));
     }
 }

@@ -32,15 +32,16 @@ const PLACE: &str = "proxy-userspace/src/place";
 const DATAPLANE: &str = "proxy-userspace/src/dataplane";
 const SYNC: &str = "proxy-userspace/src/sync";
 const EBPF_MAIN: &str = "proxy-ebpf/src/main.rs";
+const EBPF_KERNEL: &str = "proxy-ebpf/src/kernel/";
 
 /// Every such rule.
 pub const CONFINED: &[Confined] = &[
     Confined {
         rule: "invariant 1 (aya_ebpf)",
-        why: "only proxy-ebpf/src/main.rs knows the kernel's side of aya, so that the packet path also runs on the host",
+        why: "only the binary, main.rs and kernel/ of proxy-ebpf, knows the kernel's side of aya, so that the packet path also runs on the host",
         words: &["aya_ebpf", "aya_log_ebpf"],
         scope: EVERYWHERE,
-        home: &[EBPF_MAIN],
+        home: &[EBPF_MAIN, EBPF_KERNEL],
         tests: Tests::Bound,
     },
     Confined {
@@ -188,6 +189,7 @@ pub const CONFINED: &[Confined] = &[
         scope: EVERYWHERE,
         home: &[
             EBPF_MAIN,
+            EBPF_KERNEL,
             "proxy-ebpf/src/seams.rs",
             "proxy-ebpf/src/fake",
             "proxy-common/src/pod.rs",

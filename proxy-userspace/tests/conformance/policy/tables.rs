@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use portway::place::policies::PolicyWrite;
 use portway::place::{Entry, Key, Write};
 use proxy_common::event::Reason;
-use proxy_common::net::{AddressFlags, IfIndex, LocalPod, Protocol};
+use proxy_common::net::{AddressFlags, IfIndex, LocalPod};
 use proxy_common::service::Config;
 use proxy_ebpf::Action;
 
@@ -86,13 +86,8 @@ fn passes(kernel: &mut Kernel, hook: Hook, bytes: &[u8]) -> Result<bool> {
     }
 }
 
-/// The first packet of a connection; SCTP's has an INIT chunk where UDP's has a payload.
+/// The first packet of a connection.
 fn packet(from: IpAddr, to: IpAddr, port: Port) -> Vec<u8> {
-    let carrier = if port.protocol == "TCP" { Protocol::TCP } else { Protocol::UDP };
-    let segment = Segment::new(carrier, (from, SPORT).into(), (to, port.number).into());
-    let mut bytes = segment.flags(SYN).payload(&[1; 24]).bytes();
-    if port.protocol == "SCTP" {
-        bytes[if from.is_ipv4() { 23 } else { 20 }] = Protocol::SCTP.0;
-    }
-    bytes
+    let segment = Segment::new(protocol(port.protocol), (from, SPORT).into(), (to, port.number).into());
+    segment.flags(SYN).payload(&[1; 24]).bytes()
 }

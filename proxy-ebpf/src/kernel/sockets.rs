@@ -1,0 +1,306 @@
+//! The socket hooks of the thin program: what processes of this node's own network namespace ask of their sockets. Like `main.rs`, of the
+//! binary and not of the library.
+
+use core::ffi::c_void;
+use core::mem::zeroed;
+use core::ptr;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{BPF_ANY, bpf_sock, bpf_sock_addr, bpf_sock_tuple};
+use aya_ebpf::helpers::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+};
+use aya_ebpf::macros::{cgroup_sock_addr, map};
+use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::debug;
+use aya_log_ebpf::macro_support::{Level, level_enabled};
+use proxy_common::event::Reason;
+use proxy_common::net::{Addr4, Addr6, Address as _, Family, Port, Protocol, V4, V6};
+use proxy_common::socket::{INITIAL_NETNS, PEER_ENTRIES, Peer, PeerKey};
+use proxy_ebpf::socket::{Ask, Sockets};
+
+use crate::{Kernel, count};
+
+/// The network namespace whose sockets are ours, by its cookie or as [`INITIAL_NETNS`]. The agent says which.
+#[unsafe(no_mangle)]
+static NETNS: u64 = INITIAL_NETNS;
+/// What a refused process is told, as a negative errno; 0 where the kernel cannot (before 5.18) and says EPERM. The agent says which.
+#[unsafe(no_mangle)]
+static REFUSED: i32 = 0;
+
+/// The kernel goes on, with the address as it is now.
+const PROCEED: i32 = 1;
+/// The system call fails, with EPERM unless another error was set.
+const FAIL: i32 = 0;
+/// `BPF_F_CURRENT_NETNS`: where the socket of the context is.
+const CURRENT_NETNS: u64 = u64::MAX;
+/// The third word of an IPv4 address in an IPv6 one; the first two are 0.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// Maps and tables of one family.
+macro_rules! family {
+    ($family:ty, $addr:ty, $peers:ident $name:literal, $tuple:ident) => {
+        #[map(name = $name)]
+        static $peers: LruHashMap<PeerKey<$addr>, Peer<$addr>> = LruHashMap::with_max_entries(PEER_ENTRIES, 0);
+
+        impl Sockets<$family> for Kernel {
+            #[inline(always)]
+            fn peer(&self, key: &PeerKey<$addr>) -> Option<Peer<$addr>> {
+                // SAFETY: the element lives for the run of the program; torn only if the LRU reuses it meanwhile, and then it is asked
+                // for again with the next datagram.
+                unsafe { $peers.get(key) }.copied()
+            }
+            #[inline(always)]
+            fn remember(&self, key: &PeerKey<$addr>, peer: &Peer<$addr>) {
+                // What does not fit costs a process the name of whom it asked, not its connection.
+                let _forgotten = $peers.insert(key, peer, BPF_ANY.into());
+            }
+            #[inline(always)]
+            fn is_taken(&self, protocol: Protocol, addr: &$addr, port: Port) -> bool {
+                // SAFETY: plain integers.
+                let mut tuple: bpf_sock_tuple = unsafe { zeroed() };
+                let len = $tuple(&mut tuple, addr, port);
+                self.has_socket(protocol, &mut tuple, len)
+            }
+        }
+    };
+}
+
+family!(V4, Addr4, PEERS4 "PEERS4", tuple4);
+family!(V6, Addr6, PEERS6 "PEERS6", tuple6);
+
+#[inline(always)]
+fn tuple4(tuple: &mut bpf_sock_tuple, addr: &Addr4, port: Port) -> u32 {
+    tuple.__bindgen_anon_1.ipv4.saddr = Addr4::LOOPBACK.word();
+    // SAFETY: all members of the union are plain integers.
+    let ipv4 = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
+    ipv4.daddr = addr.word();
+    ipv4.dport = port.word() as u16;
+    size_of_val(ipv4) as u32
+}
+
+#[inline(always)]
+fn tuple6(tuple: &mut bpf_sock_tuple, addr: &Addr6, port: Port) -> u32 {
+    // SAFETY: all members of the union are plain integers.
+    let ipv6 = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
+    ipv6.saddr = Addr6::LOOPBACK.words();
+    ipv6.daddr = addr.words();
+    ipv6.dport = port.word() as u16;
+    size_of_val(ipv6) as u32
+}
+
+impl Kernel {
+    /// Whether a socket would take what comes from a port that nobody has: one that listens, or a UDP socket that is bound.
+    #[inline(always)]
+    fn has_socket(&self, protocol: Protocol, tuple: *mut bpf_sock_tuple, len: u32) -> bool {
+        // SAFETY: the context of this program, and a tuple of that size.
+        let socket: *mut bpf_sock = unsafe {
+            if protocol == Protocol::TCP {
+                bpf_sk_lookup_tcp(self.context, tuple, len, CURRENT_NETNS, 0)
+            } else {
+                bpf_sk_lookup_udp(self.context, tuple, len, CURRENT_NETNS, 0)
+            }
+        };
+        if socket.is_null() {
+            return false;
+        }
+        // SAFETY: it was found just now, and is given back once.
+        unsafe { bpf_sk_release(socket.cast()) };
+        true
+    }
+}
+
+/// The first question of each hook: whether the socket is one of our network namespace, for the hooks meet those of all below the cgroup.
+#[inline(always)]
+fn is_ours(context: &SockAddrContext) -> bool {
+    // SAFETY: a global of this program, which the loader has set.
+    let ours = unsafe { ptr::read_volatile(&raw const NETNS) };
+    // SAFETY: the context of this program, or none, which names the initial namespace.
+    let (its, initial) = unsafe { (bpf_get_netns_cookie(context.as_ptr()), bpf_get_netns_cookie(ptr::null_mut())) };
+    its == if ours == INITIAL_NETNS { initial } else { ours }
+}
+
+#[inline(always)]
+fn cookie(context: *mut c_void) -> [u32; 2] {
+    // SAFETY: the context of this program.
+    let cookie = unsafe { bpf_get_socket_cookie(context) };
+    [cookie as u32, (cookie >> 32) as u32]
+}
+
+/// One field of the context, by one load at a constant offset: the verifier takes nothing else.
+macro_rules! load {
+    ($context:expr, $($field:tt)+) => {
+        // SAFETY: the context of this program, whose fields the kernel lets this hook read.
+        unsafe { ptr::read_volatile(&raw const (*$context).$($field)+) }
+    };
+}
+
+/// The same for a store.
+macro_rules! store {
+    ($context:expr, $value:expr, $($field:tt)+) => {
+        // SAFETY: the context of this program, whose fields the kernel lets this hook write.
+        unsafe { ptr::write_volatile(&raw mut (*$context).$($field)+, $value) }
+    };
+}
+
+#[inline(always)]
+fn port(context: *mut bpf_sock_addr) -> Port {
+    Port::from_bytes((load!(context, user_port) as u16).to_ne_bytes())
+}
+
+#[inline(always)]
+fn addr4(context: *mut bpf_sock_addr) -> Addr4 {
+    Addr4::from_word(load!(context, user_ip4))
+}
+
+#[inline(always)]
+fn addr6(context: *mut bpf_sock_addr) -> Addr6 {
+    let (a, b) = (load!(context, user_ip6[0]), load!(context, user_ip6[1]));
+    Addr6::from_words([a, b, load!(context, user_ip6[2]), load!(context, user_ip6[3])])
+}
+
+#[inline(always)]
+fn set4(context: *mut bpf_sock_addr, (addr, port): (Addr4, Port)) {
+    store!(context, addr.word(), user_ip4);
+    store!(context, port.word(), user_port);
+}
+
+/// The last word alone: the rest says already that it is an IPv4 address.
+#[inline(always)]
+fn set_mapped(context: *mut bpf_sock_addr, (addr, port): (Addr4, Port)) {
+    store!(context, addr.word(), user_ip6[3]);
+    store!(context, port.word(), user_port);
+}
+
+#[inline(always)]
+fn set6(context: *mut bpf_sock_addr, (addr, port): (Addr6, Port)) {
+    let [a, b, c, d] = addr.words();
+    store!(context, a, user_ip6[0]);
+    store!(context, b, user_ip6[1]);
+    store!(context, c, user_ip6[2]);
+    store!(context, d, user_ip6[3]);
+    store!(context, port.word(), user_port);
+}
+
+/// What a process asks for is replaced by a backend, or refused.
+#[inline(always)]
+fn direct<F: Family>(context: *mut bpf_sock_addr, addr: F::Addr, set: impl Fn(*mut bpf_sock_addr, (F::Addr, Port))) -> i32
+where
+    Kernel: Sockets<F>,
+{
+    let (number, cookie) = (load!(context, protocol), cookie(context.cast()));
+    let ask = Ask { addr, port: port(context), protocol: Protocol(if number < 256 { number as u8 } else { 0 }), cookie };
+    let result = proxy_ebpf::socket::direct::<F, _>(&Kernel { context: context.cast() }, &ask);
+    if let Ok(Some(to)) = result {
+        set(context, to);
+    }
+    verdict(context, ask.port, result.map(drop))
+}
+
+/// The one place where verdicts on sockets are chosen.
+#[inline(always)]
+fn verdict(context: *mut bpf_sock_addr, port: Port, result: Result<(), Reason>) -> i32 {
+    let Err(reason) = result else { return PROCEED };
+    count(reason.index());
+    if level_enabled(Level::Debug) {
+        tell_refused(context, port.number().into(), reason as u32);
+    }
+    // SAFETY: a global of this program, which the loader has set.
+    let errno = unsafe { ptr::read_volatile(&raw const REFUSED) };
+    // Where it is 0 the verifier does not look at the call, which the kernel does not know.
+    if errno != 0 && reason.answer().is_some() {
+        // SAFETY: no pointer.
+        unsafe { bpf_set_retval(errno) };
+    }
+    FAIL
+}
+
+#[inline(never)]
+fn tell_refused(context: *mut bpf_sock_addr, port: u32, reason: u32) -> i32 {
+    debug!(
+        &SockAddrContext::new(context),
+        target: "portway::packets",
+        "a process of this node that asked for port {}: stopped, reason#{}", port, reason
+    );
+    0
+}
+
+/// A backend's address becomes the one that the process asked for.
+#[inline(always)]
+fn restore<F: Family>(context: *mut bpf_sock_addr, addr: F::Addr, set: impl Fn(*mut bpf_sock_addr, (F::Addr, Port))) -> i32
+where
+    Kernel: Sockets<F>,
+{
+    let tables = Kernel { context: context.cast() };
+    if let Some(asked) = proxy_ebpf::socket::asked::<F, _>(&tables, cookie(context.cast()), addr, port(context)) {
+        set(context, asked);
+    }
+    PROCEED
+}
+
+#[inline(never)]
+fn direct4(context: *mut bpf_sock_addr) -> i32 {
+    direct::<V4>(context, addr4(context), set4)
+}
+
+#[inline(never)]
+fn direct_mapped(context: *mut bpf_sock_addr) -> i32 {
+    direct::<V4>(context, Addr4::from_word(load!(context, user_ip6[3])), set_mapped)
+}
+
+#[inline(never)]
+fn direct6(context: *mut bpf_sock_addr) -> i32 {
+    direct::<V6>(context, addr6(context), set6)
+}
+
+#[inline(never)]
+fn restore4(context: *mut bpf_sock_addr) -> i32 {
+    restore::<V4>(context, addr4(context), set4)
+}
+
+#[inline(never)]
+fn restore_mapped(context: *mut bpf_sock_addr) -> i32 {
+    restore::<V4>(context, Addr4::from_word(load!(context, user_ip6[3])), set_mapped)
+}
+
+#[inline(never)]
+fn restore6(context: *mut bpf_sock_addr) -> i32 {
+    restore::<V6>(context, addr6(context), set6)
+}
+
+/// Whether an IPv6 socket talks IPv4.
+#[inline(always)]
+fn is_mapped(context: *mut bpf_sock_addr) -> bool {
+    let (a, b) = (load!(context, user_ip6[0]), load!(context, user_ip6[1]));
+    a | b == 0 && load!(context, user_ip6[2]) == MAPPED
+}
+
+/// A program: `$v4` for IPv4; `$v6` for IPv6, or `$mapped` where that holds IPv4.
+macro_rules! hook {
+    ($name:ident, $v4:ident) => {
+        #[cgroup_sock_addr($name)]
+        pub fn $name(context: SockAddrContext) -> i32 {
+            if is_ours(&context) { $v4(context.sock_addr) } else { PROCEED }
+        }
+    };
+    ($name:ident, $v6:ident, $mapped:ident) => {
+        #[cgroup_sock_addr($name)]
+        pub fn $name(context: SockAddrContext) -> i32 {
+            match context.sock_addr {
+                _ if !is_ours(&context) => PROCEED,
+                mapped if is_mapped(mapped) => $mapped(mapped),
+                other => $v6(other),
+            }
+        }
+    };
+}
+
+hook!(connect4, direct4);
+hook!(connect6, direct6, direct_mapped);
+hook!(sendmsg4, direct4);
+hook!(sendmsg6, direct6, direct_mapped);
+hook!(recvmsg4, restore4);
+hook!(recvmsg6, restore6, restore_mapped);
+hook!(getpeername4, restore4);
+hook!(getpeername6, restore6, restore_mapped);

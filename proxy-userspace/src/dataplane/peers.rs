@@ -1,0 +1,31 @@
+//! What the programs remember of sockets, for those who do not care how a map is reached.
+
+use anyhow::{Context as _, Result};
+use aya::Pod;
+use proxy_common::net::Address;
+use proxy_common::socket::{Peer, PeerKey};
+
+use super::batch;
+use super::maps::{FamilyMaps, delete};
+
+/// What is remembered of one family.
+pub trait PeerTable<A: Address> {
+    /// All of it.
+    fn peers(&self) -> Result<Vec<(PeerKey<A>, Peer<A>)>>;
+    /// Forgets an entry; one that is gone already is well.
+    fn forget(&mut self, key: PeerKey<A>) -> Result<()>;
+}
+
+impl<A: Address> PeerTable<A> for FamilyMaps<A>
+where
+    PeerKey<A>: Pod,
+    Peer<A>: Pod,
+{
+    fn peers(&self) -> Result<Vec<(PeerKey<A>, Peer<A>)>> {
+        batch::all(&self.peers).context("read PEERS")
+    }
+
+    fn forget(&mut self, key: PeerKey<A>) -> Result<()> {
+        delete(&mut self.peers, key).context("delete of PEERS")
+    }
+}

@@ -1,0 +1,78 @@
+//! The end of UDP sockets of this node's processes that are connected to a backend that is gone (V14): nothing else would tell them.
+//!
+//! Unconnected sockets need no end: with their next datagram they are sent elsewhere. What is remembered of either is forgotten.
+
+mod diag;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use proxy_common::net::{Address, Protocol};
+use proxy_common::socket::PeerKey;
+use tracing::{debug, info, warn};
+
+use crate::dataplane::{Maps, PeerTable};
+use crate::flows::{Ended, Serving};
+use crate::metrics::Metrics;
+
+/// Ends sockets, and says once if the kernel refuses.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    refused: bool,
+}
+
+/// A socket of a process that was sent to a backend, by its cookie.
+type Sent = BTreeMap<u64, SocketAddr>;
+
+impl Sockets {
+    /// Ends the connected UDP sockets of this network namespace whose backend `serving` does not allow; gives how many.
+    ///
+    /// # Errors
+    /// Where what is remembered cannot be read. That the kernel refuses is said in the log, and is none.
+    pub fn end(&mut self, maps: &mut Maps, serving: &Serving, metrics: &Metrics) -> Result<usize> {
+        let mut sent = forget(&mut maps.v4, serving).context("IPv4")?;
+        sent.extend(forget(&mut maps.v6, serving).context("IPv6")?);
+        if sent.is_empty() {
+            return Ok(0);
+        }
+        let ended = diag::destroy_udp(&sent).unwrap_or_else(|error| {
+            self.refuse(&error);
+            0
+        });
+        (0..ended).for_each(|_| metrics.flow_ended(Ended::BackendGone));
+        debug!(forgotten = sent.len(), ended, "backends of UDP sockets are gone");
+        Ok(ended)
+    }
+
+    fn refuse(&mut self, error: &anyhow::Error) {
+        let why = format!("{error:#}");
+        if std::mem::replace(&mut self.refused, true) {
+            info!(why, "connected UDP sockets whose backend is gone stay as they are");
+        } else {
+            warn!(
+                why,
+                "this kernel does not end connected UDP sockets whose backend is gone (CONFIG_INET_DIAG_DESTROY); they stay as they are"
+            );
+        }
+    }
+}
+
+/// Forgets what leads UDP sockets to backends that are not allowed, and gives these sockets.
+fn forget<A: Address>(maps: &mut impl PeerTable<A>, serving: &Serving) -> Result<Sent> {
+    let mut sent = Sent::new();
+    for (key, peer) in maps.peers()? {
+        if key.side != PeerKey::<A>::BACKEND || peer.protocol != u16::from(Protocol::UDP.0) {
+            continue;
+        }
+        let backend = SocketAddr::new(key.addr.ip(), key.port.number());
+        if serving.allows(peer.service, backend) {
+            continue;
+        }
+        maps.forget(PeerKey::asked(key.cookie, peer.addr, peer.port))?;
+        maps.forget(key)?;
+        let [low, high] = key.cookie.map(u64::from);
+        sent.insert(high << 32 | low, backend);
+    }
+    Ok(sent)
+}

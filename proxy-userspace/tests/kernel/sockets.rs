@@ -1,0 +1,474 @@
+//! Processes and their sockets in a cgroup of the test's own: the data plane attached there, real connections, and whom they know each other by.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::util::KernelVersion;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use portway::contents::{Backends, Contents, Endpoint, Frontend, Target};
+use portway::dataplane::{CgroupChoice, Dataplane, Options, StateDir, XdpChoice, socket_hooks, sockets_of, unload};
+use portway::flows::Serving;
+use portway::links::Found;
+use portway::metrics::Metrics;
+use portway::place::{Actual, place};
+use portway::sockets::Sockets;
+use proxy_common::event::{Counter, Reason};
+use proxy_common::net::{AddressFlags, Protocol};
+use proxy_common::service::{Config, ServiceFlags};
+use rtnetlink::{LinkUnspec, new_connection};
+
+use crate::cgroup::Own;
+
+/// What answers in time on one machine.
+const PATIENCE: Duration = Duration::from_secs(2);
+const NODE_PORT: u16 = 30080;
+/// The port of cluster IPs.
+const PORT: u16 = 80;
+/// The port of backends.
+const TARGET: u16 = 8080;
+/// Kernels that tell a process its network namespace's cookie; on older ones only the initial namespace can be served.
+const NETNS_COOKIE: KernelVersion = KernelVersion::new(5, 14, 0);
+/// Kernels whose programs may say "connection refused".
+const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
+
+/// The addresses of one family.
+struct Side {
+    node: IpAddr,
+    vip: IpAddr,
+    /// A cluster IP without backends.
+    empty: IpAddr,
+    backends: [IpAddr; 2],
+    loopback: IpAddr,
+    unspecified: IpAddr,
+}
+
+fn sides() -> [Side; 2] {
+    let v4 = |a, b, c, d| IpAddr::from([a, b, c, d]);
+    let v6 = |a, b| IpAddr::from(Ipv6Addr::new(0xfd00, a, 0, 0, 0, 0, 0, b));
+    [
+        Side {
+            node: v4(192, 0, 2, 1),
+            vip: v4(10, 96, 0, 10),
+            empty: v4(10, 96, 0, 11),
+            backends: [v4(10, 244, 9, 1), v4(10, 244, 9, 2)],
+            loopback: Ipv4Addr::LOCALHOST.into(),
+            unspecified: Ipv4Addr::UNSPECIFIED.into(),
+        },
+        Side {
+            node: v6(1, 1),
+            vip: v6(0x96, 10),
+            empty: v6(0x96, 11),
+            backends: [v6(0x244, 1), v6(0x244, 2)],
+            loopback: Ipv6Addr::LOCALHOST.into(),
+            unspecified: Ipv6Addr::UNSPECIFIED.into(),
+        },
+    ]
+}
+
+/// Runs `work` in a network namespace of its own, with mounts of its own.
+fn apart<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let thread = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("make namespaces, as root")?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        work()
+    });
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+async fn wire() -> Result<()> {
+    let (connection, handle, _) = new_connection().context("open netlink")?;
+    let task = tokio::spawn(connection);
+    handle.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await.context("set lo up")?;
+    for side in sides() {
+        for ip in side.backends.into_iter().chain([side.node]) {
+            let len = if ip.is_ipv4() { 32 } else { 128 };
+            handle.address().add(1, ip, len).execute().await.with_context(|| format!("add {ip}"))?;
+        }
+    }
+    task.abort();
+    Ok(())
+}
+
+/// Servers that tell which backend they are, after what they were told.
+fn serve(backend: IpAddr) -> Result<()> {
+    let tcp = TcpListener::bind((backend, TARGET)).context("listen")?;
+    let udp = UdpSocket::bind((backend, TARGET)).context("bind")?;
+    thread::spawn(move || {
+        for mut stream in tcp.incoming().flatten() {
+            thread::spawn(move || {
+                let mut byte = [0];
+                while stream.read_exact(&mut byte).is_ok() {
+                    let _sent = stream.write_all(&[byte[0], last_byte(backend)]);
+                }
+            });
+        }
+    });
+    thread::spawn(move || {
+        let mut byte = [0];
+        while let Ok((_, from)) = udp.recv_from(&mut byte) {
+            let _sent = udp.send_to(&[byte[0], last_byte(backend)], from);
+        }
+    });
+    Ok(())
+}
+
+fn last_byte(ip: IpAddr) -> u8 {
+    match ip {
+        IpAddr::V4(v4) => v4.octets()[3],
+        IpAddr::V6(v6) => v6.octets()[15],
+    }
+}
+
+/// Cluster IPs and nodePorts for both protocols and families, with so many of the backends.
+fn contents(backends: usize) -> Contents {
+    let mut contents = Contents { config: Config { secret: 5, hz: 250, ..Config::default() }, ..Contents::default() };
+    for side in sides() {
+        let endpoint = |ip: &IpAddr| Endpoint { addr: SocketAddr::new(*ip, TARGET), flags: 1 };
+        let all =
+            |n: usize| Arc::new(Backends { both: side.backends[..n].iter().map(endpoint).collect(), ..Backends::default() });
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            let mut add = |addr, port, flags, n| {
+                let has = if n == 0 { "empty" } else { "web" };
+                let service = format!("default/{has}:{}", protocol.name()).into();
+                let target = Target { service, flags, affinity: 0, backends: all(n) };
+                contents.frontends.insert(Frontend { addr, port, protocol }, target);
+            };
+            add(side.vip, PORT, ServiceFlags::CLUSTER_IP, backends);
+            add(side.unspecified, NODE_PORT, ServiceFlags::NODE_PORT, backends);
+            add(side.empty, PORT, ServiceFlags::CLUSTER_IP, 0);
+        }
+        contents.addresses.insert(side.node, AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS));
+        contents.addresses.insert(side.vip, AddressFlags(AddressFlags::CLUSTER_IP));
+    }
+    contents
+}
+
+/// The data plane of the test's node.
+struct Node {
+    options: Options,
+    plane: Option<Dataplane>,
+    actual: Actual,
+}
+
+impl Node {
+    fn start(cgroup: CgroupChoice) -> Result<Self> {
+        let state_dir = std::env::temp_dir().join(format!("portway-sockets-{}", std::process::id()));
+        let options = Options { state_dir, xdp: XdpChoice::Off, cgroup };
+        let mut node = Self { options, plane: None, actual: Actual::default() };
+        node.restart()?;
+        Ok(node)
+    }
+
+    /// Another agent takes over.
+    fn restart(&mut self) -> Result<()> {
+        self.plane = None;
+        let plane = Dataplane::open(&self.options).context("open the data plane")?;
+        self.actual = plane.read()?;
+        self.plane = Some(plane);
+        Ok(())
+    }
+
+    fn plane(&mut self) -> Result<&mut Dataplane> {
+        self.plane.as_mut().context("find the data plane")
+    }
+
+    fn bring(&mut self, contents: &Contents) -> Result<()> {
+        let writes = place(contents, &self.actual);
+        let plane = self.plane.as_mut().context("find the data plane")?;
+        let errors = plane.apply(writes, &mut self.actual);
+        ensure!(errors.is_empty(), "{errors:?}");
+        Ok(())
+    }
+
+    fn attach(&mut self) -> Result<()> {
+        let refused = self.plane()?.attach(&Found::default())?;
+        ensure!(refused.is_empty(), "{refused:?}");
+        Ok(())
+    }
+
+    fn counted(&self, index: u32) -> Result<u64> {
+        let plane = self.plane.as_ref().context("find the data plane")?;
+        Ok(plane.open_maps()?.counters()?[index as usize])
+    }
+}
+
+/// Where a process may knock to be sent to a backend.
+fn frontends(side: &Side) -> Vec<SocketAddr> {
+    let ports = [(side.vip, PORT), (side.node, NODE_PORT), (side.loopback, NODE_PORT)];
+    ports.map(|(ip, port)| SocketAddr::new(ip, port)).into()
+}
+
+/// The same for an IPv6 socket.
+fn mapped(addr: SocketAddr) -> SocketAddr {
+    match addr {
+        SocketAddr::V4(v4) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+        v6 => v6,
+    }
+}
+
+fn tcp(asked: SocketAddr) -> std::io::Result<u8> {
+    let mut stream = TcpStream::connect_timeout(&asked, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"x")?;
+    let mut answer = [0; 2];
+    stream.read_exact(&mut answer)?;
+    assert_eq!(answer[0], b'x');
+    assert_eq!(stream.peer_addr()?, asked, "the peer's name is what was asked (getpeername)");
+    Ok(answer[1])
+}
+
+fn udp_socket(asked: SocketAddr) -> std::io::Result<UdpSocket> {
+    let any: IpAddr = if asked.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+/// By an unconnected socket, several times: always the same backend.
+fn udp(asked: SocketAddr) -> std::io::Result<u8> {
+    let socket = udp_socket(asked)?;
+    let mut seen = BTreeSet::new();
+    for byte in 0..3 {
+        socket.send_to(&[byte], asked)?;
+        let mut answer = [0; 2];
+        let (_, from) = socket.recv_from(&mut answer)?;
+        assert_eq!((from, answer[0]), (asked, byte), "replies come from whom was asked (recvmsg)");
+        seen.insert(answer[1]);
+    }
+    assert_eq!(seen.len(), 1, "datagrams of a socket keep their backend");
+    Ok(seen.pop_first().unwrap_or_default())
+}
+
+fn udp_connected(asked: SocketAddr) -> std::io::Result<u8> {
+    let socket = udp_socket(asked)?;
+    socket.connect(asked)?;
+    assert_eq!(socket.peer_addr()?, asked);
+    let mut answer = [0; 2];
+    socket.send(b"y")?;
+    socket.recv(&mut answer)?;
+    socket.send(b"z")?;
+    let (_, from) = socket.recv_from(&mut answer)?;
+    assert_eq!((from, answer[0]), (asked, b'z'));
+    Ok(answer[1])
+}
+
+#[test]
+fn processes_reach_services_by_their_sockets() -> Result<()> {
+    let own = Own::enter()?;
+    let choice = CgroupChoice::At(own.path().to_owned());
+    apart(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        runtime.block_on(wire())?;
+        let mut node = Node::start(choice)?;
+        if KernelVersion::current()? < NETNS_COOKIE {
+            node.attach()?;
+            let why = node.plane()?.sockets().why_not().unwrap_or_default().to_owned();
+            println!("not on this kernel: {why}");
+            ensure!(why.contains("network namespaces"), "{why}");
+            return Ok(());
+        }
+        sides().iter().flat_map(|side| side.backends).try_for_each(serve)?;
+        node.bring(&contents(2))?;
+        node.attach()?;
+        everybody_is_served(&node)?;
+        listeners_come_first()?;
+        refused(&node)?;
+        others_are_left_alone()?;
+        restarts(&mut node)?;
+        gone_backends(&mut node)?;
+        node.plane = None;
+        everybody_is_served_by_one()?;
+        runtime.block_on(unload(&node.options.state_dir))?;
+        for side in sides() {
+            ensure!(tcp(SocketAddr::new(side.loopback, NODE_PORT)).is_err(), "unloaded");
+        }
+        Ok(())
+    })?;
+    drop(own);
+    Ok(())
+}
+
+/// V21: by cluster IP, nodePort and loopback, by IPv4, IPv6, and IPv4 on IPv6 sockets; all backends have their turn.
+fn everybody_is_served(node: &Node) -> Result<()> {
+    let before = node.counted(Counter::SocketsDirected.index())?;
+    let mut asked = 0;
+    for frontend in sides().iter().flat_map(frontends) {
+        for addr in BTreeSet::from([frontend, mapped(frontend)]) {
+            for (kind, ask) in [("tcp", tcp as fn(_) -> _), ("udp", udp), ("connected udp", udp_connected)] {
+                let mut seen = BTreeSet::new();
+                for _ in 0..24 {
+                    seen.insert(ask(addr).with_context(|| format!("{kind} {addr}"))?);
+                    asked += 1;
+                }
+                ensure!(seen == BTreeSet::from([1, 2]), "{kind} {addr}: {seen:?}");
+            }
+        }
+    }
+    ensure!(node.counted(Counter::SocketsDirected.index())? - before == asked, "each is counted once");
+    Ok(())
+}
+
+/// V21: never over a listener that exists.
+fn listeners_come_first() -> Result<()> {
+    for side in sides() {
+        let addr = SocketAddr::new(side.loopback, NODE_PORT);
+        let listener = TcpListener::bind(addr)?;
+        let client = TcpStream::connect_timeout(&addr, PATIENCE)?;
+        ensure!(listener.accept()?.1 == client.local_addr()?, "{addr}");
+        let bound = UdpSocket::bind((side.unspecified, NODE_PORT))?;
+        let client = udp_socket(addr)?;
+        client.send_to(b"l", addr)?;
+        bound.set_read_timeout(Some(PATIENCE))?;
+        let (_, from) = bound.recv_from(&mut [0; 2])?;
+        ensure!(from.port() == client.local_addr()?.port(), "{addr}");
+    }
+    Ok(())
+}
+
+/// The table of verdicts: at once, and counted by the reason.
+fn refused(node: &Node) -> Result<()> {
+    let kinds = if KernelVersion::current()? < SET_RETVAL { ErrorKind::PermissionDenied } else { ErrorKind::ConnectionRefused };
+    for (ip, port, reason) in
+        sides().iter().flat_map(|side| [(side.vip, PORT + 1, Reason::UnknownPort), (side.empty, PORT, Reason::NoBackend)])
+    {
+        let addr = SocketAddr::new(ip, port);
+        let (before, begin) = (node.counted(reason.index())?, Instant::now());
+        for addr in BTreeSet::from([addr, mapped(addr)]) {
+            let said = [tcp(addr), udp(addr), udp_connected(addr)].map(|said| said.expect_err("refused").kind());
+            ensure!(said == [kinds; 3], "{addr}: {said:?}");
+        }
+        let asked = if ip.is_ipv4() { 6 } else { 3 };
+        ensure!(node.counted(reason.index())? - before == asked, "{reason:?} is counted");
+        ensure!(begin.elapsed() < PATIENCE, "at once");
+    }
+    Ok(())
+}
+
+/// V21: a process of the same cgroup in another network namespace, which has the same addresses and other servers.
+fn others_are_left_alone() -> Result<()> {
+    apart(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        runtime.block_on(wire())?;
+        for side in sides() {
+            let node_port = SocketAddr::new(side.node, NODE_PORT);
+            let _listener = TcpListener::bind((side.backends[0], TARGET))?;
+            let said = tcp(node_port).expect_err("nobody listens there").kind();
+            ensure!(said == ErrorKind::ConnectionRefused, "{said:?}");
+            let vip = tcp(SocketAddr::new(side.vip, PORT)).expect_err("there is no route").kind();
+            ensure!(matches!(vip, ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable), "{vip:?}");
+        }
+        Ok(())
+    })
+}
+
+/// What is attached outlives its agent, and the next one's programs take over in one step.
+fn restarts(node: &mut Node) -> Result<()> {
+    let dir = StateDir::at(&node.options.state_dir);
+    let (before, cgroup) = (socket_hooks(&dir)?, sockets_of(&dir));
+    ensure!(before.len() == 8, "{before:?}");
+    ensure!(matches!(&node.options.cgroup, CgroupChoice::At(path) if cgroup.as_deref() == path.to_str()), "{cgroup:?}");
+    let alive = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let stop = alive.clone();
+    let asking = thread::spawn(move || {
+        let mut asked = 0;
+        while stop.load(std::sync::atomic::Ordering::Relaxed) {
+            for frontend in sides().iter().flat_map(frontends) {
+                udp(frontend)?;
+                tcp(frontend)?;
+                asked += 1;
+            }
+        }
+        Ok::<_, std::io::Error>(asked)
+    });
+    node.restart()?;
+    node.bring(&contents(2))?;
+    node.attach()?;
+    alive.store(false, std::sync::atomic::Ordering::Relaxed);
+    let asked = asking.join().unwrap_or_else(|panic| resume_unwind(panic)).context("ask during the restart")?;
+    ensure!(asked > 0);
+    let after = socket_hooks(&dir)?;
+    ensure!(before.iter().zip(&after).all(|(a, b)| a.0 == b.0 && a.1 != b.1), "{before:?} {after:?}");
+    Ok(())
+}
+
+/// V14: a connected UDP socket whose backend is gone is ended, others and TCP are not; an unconnected one goes elsewhere.
+fn gone_backends(node: &mut Node) -> Result<()> {
+    for side in sides() {
+        let asked = SocketAddr::new(side.vip, PORT);
+        let open = |wanted: u8| -> Result<(UdpSocket, UdpSocket)> {
+            for _ in 0..64 {
+                let (connected, free) = (udp_socket(asked)?, udp_socket(asked)?);
+                connected.connect(asked)?;
+                if ask(&connected, None)? == wanted && ask(&free, Some(asked))? == wanted {
+                    return Ok((connected, free));
+                }
+            }
+            bail!("backend {wanted} has no turn")
+        };
+        let (staying, leaving) = (open(1)?, open(2)?);
+        let tcp_before = loop {
+            let mut stream = TcpStream::connect_timeout(&asked, PATIENCE)?;
+            if tell(&mut stream)? == 2 {
+                break stream;
+            }
+        };
+        node.bring(&contents(1))?;
+        // What sync would say now: the first backend serves the service port, whose id the flows name.
+        let maps = node.plane()?.open_maps();
+        let serving = serving(node);
+        let ended = Sockets::default().end(&mut maps?, &serving, &Metrics::default())?;
+        if ended == 0 {
+            println!("this kernel does not end sockets");
+        } else {
+            ensure!(ended == 1, "{ended} sockets ended by {}", side.vip);
+            let said = ask(&leaving.0, None).expect_err("it is ended");
+            println!("the socket of a gone backend says: {said:#}");
+        }
+        ensure!(ask(&staying.0, None)? == 1 && ask(&staying.1, Some(asked))? == 1);
+        ensure!(ask(&leaving.1, Some(asked))? == 1, "an unconnected socket goes elsewhere");
+        let mut tcp_before = tcp_before;
+        ensure!(tell(&mut tcp_before)? == 2, "TCP lives until it ends");
+        node.bring(&contents(2))?;
+    }
+    node.bring(&contents(1))
+}
+
+fn ask(socket: &UdpSocket, to: Option<SocketAddr>) -> Result<u8> {
+    let mut answer = [0; 2];
+    match to {
+        Some(to) => socket.send_to(b"a", to)?,
+        None => socket.send(b"a")?,
+    };
+    socket.recv(&mut answer)?;
+    Ok(answer[1])
+}
+
+fn tell(stream: &mut TcpStream) -> Result<u8> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut answer = [0; 2];
+    stream.write_all(b"t")?;
+    stream.read_exact(&mut answer)?;
+    Ok(answer[1])
+}
+
+/// Only the first backend serves, whatever the service port.
+fn serving(node: &Node) -> Serving {
+    let first: BTreeSet<SocketAddr> = sides().iter().map(|side| SocketAddr::new(side.backends[0], TARGET)).collect();
+    let ids = node.actual.services().values().map(|service| service.id);
+    Serving { endpoints: ids.map(|id| (id, first.clone())).collect::<BTreeMap<_, _>>(), unknown_from: u32::MAX }
+}
+
+/// The agent is dead, and the hooks serve on.
+fn everybody_is_served_by_one() -> Result<()> {
+    for frontend in sides().iter().flat_map(frontends) {
+        ensure!(tcp(frontend)? == 1 && udp(frontend)? == 1 && udp_connected(frontend)? == 1);
+    }
+    Ok(())
+}
