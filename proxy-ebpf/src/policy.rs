@@ -12,6 +12,9 @@ use crate::parse::Ip;
 use crate::parse::others::{Other, others};
 use crate::{Origin, Packet, Scratch, Stage, Tables, flow};
 
+/// In [`Scratch::slot`]: the policy of a pod that is not known yet (P31). No table has so many.
+const UNKNOWN: u32 = u32::MAX;
+
 /// Before anything else: whether the packet may come from or go to where it says, and which pod it is of.
 #[inline(always)]
 pub fn admit<F: Ip, P: Packet, T: Tables<F>>(
@@ -73,7 +76,7 @@ fn from_pod<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, src: &F::Addr, scr
             Stage::Meet
         }
         Some(_) => scratch.refuse(Reason::SpoofedSource),
-        None => unknown(tables, scratch, Stage::Meet),
+        None => unknown(tables, scratch),
     }
 }
 
@@ -97,15 +100,25 @@ fn to_pod<F: Ip, P: Packet, T: Tables<F>>(
         None => match tables.veth(device) {
             Some(veth) => scratch.slot = veth.slot,
             None if scratch.own != 0 => return Stage::Meet,
-            None => return unknown(tables, scratch, Stage::Meet),
+            None => return unknown(tables, scratch),
         },
     }
     Stage::Meet
 }
 
+/// P31: who is not known is isolated both ways, so that only its own node reaches it, and is answered.
 #[inline(always)]
-fn unknown<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>, otherwise: Stage) -> Stage {
-    if tables.config().unwrap_or_default().has(Config::DENY_UNKNOWN) { scratch.refuse(Reason::PodUnknown) } else { otherwise }
+fn unknown<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
+    if tables.config().unwrap_or_default().has(Config::DENY_UNKNOWN) {
+        scratch.slot = UNKNOWN;
+    }
+    Stage::Meet
+}
+
+/// What a pod's connections are judged by.
+#[inline(always)]
+fn rows<F: Family, T: Tables<F>>(tables: &T, slot: u32) -> PodRows {
+    if slot == UNKNOWN { PodRows { ingress: Row::CLOSED, egress: Row::CLOSED } } else { tables.rows(slot) }
 }
 
 /// For what cannot be translated: fragments, ICMP, extension headers, other protocols.
@@ -136,7 +149,7 @@ pub fn odd<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origi
 /// P27: what cannot be told is dropped where the pod is isolated.
 #[inline(always)]
 fn lost<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
-    let rows = tables.rows(scratch.slot);
+    let rows = rows(tables, scratch.slot);
     if rows == PodRows::default() || scratch.own != 0 { Stage::Untouched } else { scratch.refuse(Reason::FragmentUnknown) }
 }
 
@@ -240,15 +253,18 @@ fn verdict<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &Scratch<F>
         Origin::Outside => (far, 0),
         _ => (client_slot, server_slot),
     };
-    let egress = tables.rows(client_slot).egress;
+    let egress = rows(tables, client_slot).egress;
     if !allows(tables, egress, server, protocol, port) {
-        return Err(Reason::DeniedEgress);
+        return Err(if client_slot == UNKNOWN { Reason::PodUnknown } else { Reason::DeniedEgress });
     }
     if flow.is(Role::OWN_NODE) || scratch.own != 0 && forward {
         return Ok(());
     }
-    let ingress = tables.rows(server_slot).ingress;
-    if allows(tables, ingress, client, protocol, port) { Ok(()) } else { Err(Reason::DeniedIngress) }
+    let ingress = rows(tables, server_slot).ingress;
+    if allows(tables, ingress, client, protocol, port) {
+        return Ok(());
+    }
+    Err(if server_slot == UNKNOWN { Reason::PodUnknown } else { Reason::DeniedIngress })
 }
 
 #[inline(always)]

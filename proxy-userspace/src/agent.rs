@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use crate::args::settings::AgentSettings;
 use crate::args::{self, Output, PinArgs, Xdp};
 use crate::cli;
+use crate::cni;
 use crate::dataplane::{Clock, Dataplane, Options, StateDir, XdpChoice, hz};
 use crate::flows::{self, Law};
 use crate::foreign;
@@ -41,7 +42,8 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 /// # Errors
 /// On what waiting does not mend: a program that the verifier refuses, a state directory that another agent has, no kubeconfig.
 pub async fn run(settings: AgentSettings) -> Result<()> {
-    let AgentSettings { source, service, devices, state_dir, cgroup, xdp, once, health_bind, metrics_bind } = settings;
+    let AgentSettings { source, service, devices, state_dir, cni_results, cgroup, xdp, once, health_bind, metrics_bind } =
+        settings;
     // First what may be a slip of the pen: a kubeconfig that is not there is no reason to load anything.
     let events = source::events(&source, &service.node_name).await?;
     let updates = source::spawn(source).await?;
@@ -76,6 +78,8 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     if let Some(log) = plane.take_log() {
         tasks.spawn(log.run());
     }
+    let (tell_given, given) = watch::channel(cni::Given::new());
+    tasks.spawn(cni::run(cni_results, tell_given));
     let (tell_denied, denied) = mpsc::channel(DENIALS);
     if let Some(denials) = plane.take_denials() {
         tasks.spawn(denials.run(tell_denied));
@@ -85,7 +89,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     tasks.spawn(shadow::run(node_ports, events));
     let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, left: tell_left, vitals: tell_vitals, reports, metrics };
     let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);
-    tasks.spawn(sync.run(Inputs { updates, found, denied }));
+    tasks.spawn(sync.run(Inputs { updates, found, given, denied }));
     tokio::select! {
         ended = until_told(&mut tasks) => ended,
         status = status => status.map(|text| print!("{text}")),

@@ -96,6 +96,9 @@ pub struct AgentArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub pins: StateDir,
+    /// Where CNI plugins' results are kept, which name a new pod's addresses before the API server does; it need not be there.
+    #[arg(long, env = "PORTWAY_CNI_RESULTS", value_name = "DIR", default_value = "/var/lib/cni/results")]
+    pub cni_results: PathBuf,
     /// The cgroup (v2) whose processes, if of the agent's network namespace, reach Services by their sockets: `auto` is the host's root.
     #[arg(long, env = "PORTWAY_CGROUP", value_name = "auto|PATH|off", default_value = "auto")]
     pub cgroup: CgroupChoice,

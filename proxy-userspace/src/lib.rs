@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod args;
 pub mod cli;
+pub mod cni;
 pub mod compile;
 pub mod contents;
 pub mod dataplane;

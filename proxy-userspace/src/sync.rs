@@ -4,6 +4,7 @@
 //! news that wait are taken together, and what they come to is applied at once.
 
 mod denied;
+mod given;
 mod policies;
 mod reports;
 mod triggers;
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
+use crate::cni;
 use crate::compile::{Compiler, Touched};
 use crate::dataplane::{Dataplane, Denied};
 use crate::flows::Serving;
@@ -28,6 +30,7 @@ use crate::links::{Found, Wanted};
 use crate::metrics::{Metrics, Pass};
 use crate::model::{Changed, Kind, Node, Object, ObjectName, Snapshot, State, Update};
 use crate::place::{Actual, Idle, place, place_delta, retire_those};
+use given::Given;
 use policies::PolicySync;
 use reports::{Change, seconds};
 
@@ -49,6 +52,8 @@ pub struct Inputs {
     pub updates: mpsc::Receiver<Update>,
     /// The host's network.
     pub found: watch::Receiver<Option<Found>>,
+    /// Addresses of pods by their CNI plugins' word (P31).
+    pub given: watch::Receiver<cni::Given>,
     /// Connections that NetworkPolicy denies, for the log.
     pub denied: mpsc::Receiver<Denied>,
 }
@@ -78,6 +83,7 @@ pub struct Sync {
     outputs: Outputs,
     compiler: Compiler,
     policies: PolicySync,
+    given: Given,
     /// What the compiler has to look at.
     touched: Touched,
     dirty: Dirty,
@@ -121,6 +127,7 @@ impl Sync {
             outputs,
             compiler,
             policies,
+            given: Given::default(),
             touched,
             dirty,
             retire_at,
@@ -142,6 +149,7 @@ impl Sync {
                     changed.context("the task that watches the host's network has ended")?;
                     self.dirty.links = true;
                 }
+                Ok(()) = inputs.given.changed() => self.take_given(inputs.given.borrow_and_update().clone()),
                 Some(denied) = inputs.denied.recv() => {
                     denied::tell(&denied, self.policies.compiler(), &self.snapshot);
                     continue;
@@ -175,7 +183,19 @@ impl Sync {
         }
     }
 
+    /// CNI plugins have said something else.
+    fn take_given(&mut self, said: cni::Given) {
+        let mut changed = false;
+        for update in self.given.say(said, &self.snapshot.state) {
+            changed |= self.take(update) == Changed::Yes;
+        }
+        if changed && self.snapshot.state.synced {
+            self.ask_links();
+        }
+    }
+
     fn take(&mut self, update: Update) -> Changed {
+        let update = self.given.complete(update, &self.snapshot.settings.node_name);
         let change = Change::of(&update, &self.snapshot.state);
         self.outputs.reports.heard(&change);
         let mut touched = Touched::default();
@@ -420,6 +440,7 @@ pub fn wanted(snapshot: &Snapshot, devices: Vec<String>) -> Wanted {
         devices,
         node_addresses: state.nodes.get(&own).map(addresses).unwrap_or_default(),
         pod_cidrs: settings.cluster_cidrs.iter().chain(others).copied().collect(),
+        own_pod_cidrs: state.nodes.get(&own).map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
         pods: local_pods(state, &settings.node_name),
     }
 }

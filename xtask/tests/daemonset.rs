@@ -66,10 +66,12 @@ impl Cluster {
         }
         let bpffs = (PathBuf::from("/sys/fs/bpf"), node.state_dir().to_owned());
         let cgroup = (PathBuf::from("/sys/fs/cgroup"), node.cgroup().to_owned());
+        let results = (PathBuf::from("/var/lib/cni/results"), place.join("cni-results"));
+        fs::create_dir_all(&results.1).context("create the directory of CNI results")?;
         let container = Container {
             node: node.name().to_owned(),
             config: self.config(&pod)?,
-            host_paths: BTreeMap::from([bpffs, cgroup]),
+            host_paths: BTreeMap::from([bpffs, cgroup, results]),
             account: self.account(&pod)?,
             root,
             pod,

@@ -208,7 +208,11 @@ fn p31_pods_that_are_not_known_are_denied<F: Net>() {
     node.tables.config.flags |= Config::DENY_UNKNOWN;
     node.from_pod(VETH_A, &out).dropped(Reason::PodUnknown);
     node.to_pod(VETH_A, &into).dropped(Reason::PodUnknown);
-    node.own_to_pod(VETH_A, &opening::<F>(Protocol::TCP, (NODE, 40000), A)).untouched();
+    // Its own node reaches it, and is answered; by no other way does it get anywhere.
+    let own = opening::<F>(Protocol::TCP, (NODE, 40000), A);
+    node.own_to_pod(VETH_A, &own).untouched();
+    node.from_pod(VETH_A, &own.answer()).untouched();
+    node.from_pod(VETH_A, &opening::<F>(Protocol::TCP, A, (NODE, 40001))).dropped(Reason::PodUnknown);
 }
 
 fn p33_a_pod_sends_with_its_own_addresses<F: Net>() {

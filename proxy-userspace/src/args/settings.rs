@@ -25,6 +25,8 @@ pub struct AgentSettings {
     pub devices: Vec<String>,
     /// The bpffs directory of this node.
     pub state_dir: PathBuf,
+    /// Where CNI plugins' results are kept.
+    pub cni_results: PathBuf,
     /// Whose sockets are sent to backends.
     pub cgroup: CgroupChoice,
     /// How XDP is attached.
@@ -76,6 +78,7 @@ impl AgentArgs {
             refusal,
             timeouts,
             pins,
+            cni_results,
             cgroup,
             host_firewall,
             pod_start,
@@ -115,6 +118,7 @@ impl AgentArgs {
             service,
             devices: device,
             state_dir,
+            cni_results,
             cgroup,
             xdp,
             once,

@@ -115,21 +115,15 @@ impl PodNetwork {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Labels;
 
     fn pod(addr: &str, phase: Phase, created: i64, node: &str) -> Pod {
         Pod {
             addresses: vec![addr.parse().expect("an address")],
             node: Some(node.into()),
-            host_network: false,
             phase,
-            terminating: false,
             ready: true,
-            unready_because: None,
-            any_source: false,
-            labels: Labels::new(),
-            ports: Vec::new(),
             created: Some(created),
+            ..Pod::default()
         }
     }
 

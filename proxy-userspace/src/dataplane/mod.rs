@@ -242,7 +242,7 @@ fn part_of(write: &Write) -> Option<(Side, u32)> {
 /// Which programs belong where.
 fn wanted_hooks(found: &Found, xdp: XdpChoice) -> BTreeMap<Hook, String> {
     let mut points: Vec<(Point, IfIndex)> = Vec::new();
-    for device in found.links.pods.values() {
+    for device in found.links.pods.values().chain(&found.strangers) {
         points.extend([(Point::FromPod, *device), (Point::ToPod, *device)]);
     }
     for (device, driver) in &found.drivers {

@@ -4,6 +4,7 @@
 
 mod facts;
 mod netlink;
+mod strangers;
 mod wiring;
 
 #[cfg(test)]
@@ -44,6 +45,8 @@ pub struct Wanted {
     pub node_addresses: Vec<IpAddr>,
     /// Prefixes of pods of other nodes.
     pub pod_cidrs: Vec<IpNet>,
+    /// Prefixes of this node's pods, as far as its Node says.
+    pub own_pod_cidrs: Vec<IpNet>,
     /// Addresses of the pods of this node.
     pub pods: BTreeSet<IpAddr>,
 }
@@ -57,6 +60,8 @@ pub struct Found {
     pub links: model::Links,
     /// Names of node devices and of the pods' devices.
     pub names: BTreeMap<IfIndex, String>,
+    /// Devices that are pods' by their looks, and nobody knows whose yet (P31).
+    pub strangers: BTreeSet<IfIndex>,
     /// Every device of this host.
     pub present: BTreeSet<IfIndex>,
     /// Node devices by what XDP can do there.

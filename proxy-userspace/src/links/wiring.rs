@@ -12,6 +12,7 @@ use tracing::{debug, info};
 
 use super::facts::{Facts, Kind, Mac, Neighbour, Preferred, Route, Via};
 use super::netlink::Netlink;
+use super::strangers::strangers;
 use super::{Found, Wanted};
 use crate::model;
 
@@ -103,12 +104,14 @@ impl Wiring {
     pub fn found(&self, facts: &Facts, wanted: &Wanted) -> Found {
         let ours = node_devices(facts, wanted, &self.pods);
         let devices = ours.iter().filter_map(|index| Some((*index, device(facts, wanted, &self.pods, *index)?))).collect();
+        let strangers = strangers(facts, wanted, &self.pods, &ours);
         let name = |index: &IfIndex| Some((*index, facts.links.get(index)?.name.clone()));
         Found {
             wanted: wanted.clone(),
             present: facts.links.keys().copied().collect(),
-            names: ours.iter().chain(self.pods.values()).filter_map(name).collect(),
+            names: ours.iter().chain(self.pods.values()).chain(&strangers).filter_map(name).collect(),
             drivers: ours.iter().filter_map(|index| Some((*index, facts.links.get(index)?.driver))).collect(),
+            strangers,
             links: model::Links { pods: self.pods.clone(), devices, host_addresses: host_addresses(facts) },
         }
     }

@@ -294,7 +294,7 @@ impl SliceEndpoint {
 }
 
 /// A Pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     /// `status.podIPs`, all families (P21).
     pub addresses: Vec<IpAddr>,

@@ -26,19 +26,7 @@ fn node() -> Update {
 }
 
 fn pod(name: &str, ip: &str) -> Update {
-    let pod = Pod {
-        addresses: vec![addr(ip)],
-        node: Some("n1".into()),
-        host_network: false,
-        phase: Phase::Running,
-        terminating: false,
-        ready: true,
-        unready_because: None,
-        any_source: false,
-        labels: BTreeMap::new(),
-        ports: Vec::new(),
-        created: None,
-    };
+    let pod = Pod { addresses: vec![addr(ip)], node: Some("n1".into()), phase: Phase::Running, ready: true, ..Pod::default() };
     Update::Apply(Object::Pod(ObjectName::new("default", name), pod))
 }
 
@@ -116,7 +104,9 @@ impl Agent {
             metrics,
         };
         let sync = Sync::new(Snapshot { settings, ..Snapshot::default() }, plane, actual, outputs);
-        tasks.spawn(sync.run(Inputs { updates: inbox, found, denied: mpsc::channel(1).1 }));
+        // Nobody says anything: the channel is closed, and that ends nothing.
+        let given = watch::channel(crate::cni::Given::new()).1;
+        tasks.spawn(sync.run(Inputs { updates: inbox, found, given, denied: mpsc::channel(1).1 }));
         Self { dir: StateDir::at(root), updates, serving, vitals, tasks }
     }
 

@@ -181,15 +181,11 @@ fn snapshot() -> Snapshot {
         let pod = Pod {
             addresses: vec![addr.parse().expect("an address")],
             node: Some(node.into()),
-            host_network: false,
             phase: Phase::Running,
-            terminating: false,
             ready: true,
-            unready_because: None,
-            any_source: false,
             labels: Labels::from([("app".to_owned(), app.to_owned())]),
-            ports: Vec::new(),
             created: Some(1),
+            ..Pod::default()
         };
         _ = snapshot.state.apply(Update::Apply(Object::Pod(ObjectName::new("shop", &name), pod)));
     }

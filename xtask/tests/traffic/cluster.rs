@@ -59,8 +59,8 @@ impl Cluster {
     }
 
     /// The same, while no other cluster of this program runs: for what is measured.
-    pub fn start_alone(wiring: Wiring, join: Join) -> Result<Self> {
-        Self::start_in(Turn::alone(), wiring, join, &[], |_| Ok(()))
+    pub fn start_alone(wiring: Wiring, join: Join, arguments: &[&str]) -> Result<Self> {
+        Self::start_in(Turn::alone(), wiring, join, arguments, |_| Ok(()))
     }
 
     /// `prepare` changes the lab before there are agents; these get `arguments` besides the usual ones.

@@ -29,7 +29,7 @@ fn time_without() -> Result<Duration> {
 /// `kill -9` of the agent under load, a while without one, and a new one: no request fails, and no packet is dropped.
 #[test]
 fn killing_and_restarting_the_agent_fails_no_request() -> Result<()> {
-    let mut cluster = Cluster::start_alone(Wiring::Bridge, Join::Routes)?;
+    let mut cluster = Cluster::start_alone(Wiring::Bridge, Join::Routes, &[])?;
     let without = time_without()?;
     let before = losses(&cluster)?;
     let dropped = cluster.drops("node1")?;

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::mpsc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use xtask::lab::agent::Agent;
 use xtask::lab::controlplane::{ObjectRef, wait_for};
 use xtask::lab::topology::{Join, Wiring};
 
 use crate::cluster::{Cluster, IN_FORCE, load_average};
+use crate::measured::{Log, Spread};
 
 const CHANGES: usize = 200;
 /// The goal: the 99th percentile from the API server's event to the kernel.
@@ -28,7 +28,7 @@ struct Change {
 
 #[test]
 fn a_change_is_in_every_kernel_within_50_ms_of_its_event() -> Result<()> {
-    let cluster = Cluster::start_alone(Wiring::PointToPoint, Join::Routes)?;
+    let cluster = Cluster::start_alone(Wiring::PointToPoint, Join::Routes, &[])?;
     let client = cluster.plane.client();
     client.apply(&service())?;
     client.apply(&slice())?;
@@ -72,69 +72,16 @@ fn heed(event: &Value, tell: &mpsc::Sender<(String, SystemTime)>) -> ControlFlow
 
 /// An endpoint gets ready and unready, each time after all agents have said that their maps have the last change.
 fn change_often(cluster: &Cluster, target: &ObjectRef) -> Result<Vec<Change>> {
-    let mut logs: Vec<Log> = cluster.agents.iter().map(|agent| Log { agent, read: agent.log().len() }).collect();
+    let mut logs: Vec<Log> = cluster.agents.iter().map(Log::from_here).collect();
     let mut changes = Vec::new();
     for round in 0..CHANGES {
         let asked = SystemTime::now();
         let taken = cluster.plane.client().patch(target, &flip(round % 2 == 0, asked)?)?;
         let version = taken.pointer("/metadata/resourceVersion").and_then(Value::as_str).context("read a version")?;
-        let in_force = logs.iter_mut().map(|log| log.in_step_after(asked)).collect::<Result<_>>()?;
+        let in_force = logs.iter_mut().map(|log| log.when("the kernel is in step", asked)).collect::<Result<_>>()?;
         changes.push(Change { version: version.to_owned(), in_force, asked });
     }
     Ok(changes)
-}
-
-/// What an agent says, as it says it.
-struct Log<'a> {
-    agent: &'a Agent,
-    read: usize,
-}
-
-impl Log<'_> {
-    /// When the agent's maps had what was asked for at `asked`, by the agent's own clock, which is ours.
-    fn in_step_after(&mut self, asked: SystemTime) -> Result<SystemTime> {
-        let deadline = Instant::now() + IN_FORCE;
-        while Instant::now() < deadline {
-            let log = self.agent.log();
-            let whole = log.rfind('\n').map_or(0, |end| end + 1);
-            for line in log.get(self.read..whole).unwrap_or_default().lines() {
-                self.read += line.len() + 1;
-                let at = line.contains("the kernel is in step").then(|| said_at(line)).transpose()?;
-                if let Some(at) = at.filter(|at| *at > asked) {
-                    return Ok(at);
-                }
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        bail!("a change was not in force after {IN_FORCE:?}:\n{}", self.agent.log_tail())
-    }
-}
-
-fn said_at(line: &str) -> Result<SystemTime> {
-    let stamp = line.split_whitespace().next().unwrap_or_default();
-    stamp.parse::<Timestamp>().map(SystemTime::from).with_context(|| format!("read the time of {line}"))
-}
-
-/// Percentiles.
-struct Spread {
-    p50: Duration,
-    p99: Duration,
-    most: Duration,
-    count: usize,
-}
-
-impl Spread {
-    fn of(mut all: Vec<Duration>) -> Self {
-        all.sort();
-        let at = |hundredths: usize| all[(all.len() * hundredths).div_ceil(100).saturating_sub(1)];
-        Self { p50: at(50), p99: at(99), most: at(100), count: all.len() }
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "p50 {:.1?}, p99 {:.1?}, most {:.1?} of {}", self.p50, self.p99, self.most, self.count)
-    }
 }
 
 /// V24: each node's agent has measured the same changes by the time in their annotation.

@@ -5,6 +5,8 @@ mod cluster;
 mod firewall;
 mod kill;
 mod latency;
+mod measured;
+mod pod_start;
 mod policy;
 mod reach;
 mod xdp;

@@ -86,15 +86,11 @@ fn pod(addresses: &[&str], app: &str) -> Pod {
     Pod {
         addresses: addresses.iter().map(|text| addr(text)).collect(),
         node: Some("here".into()),
-        host_network: false,
         phase: Phase::Running,
-        terminating: false,
         ready: true,
-        unready_because: None,
-        any_source: false,
         labels: labels(&[("app", app)]),
-        ports: Vec::new(),
         created: Some(1),
+        ..Pod::default()
     }
 }
 
