@@ -22,6 +22,8 @@ pub struct Matrix {
     classes: Vec<Option<Arc<Class>>>,
     ids: HashMap<Arc<Class>, (u32, u32)>,
     free_classes: Vec<u32>,
+    /// For how many classes rows get room: for those that come with the same change, too.
+    room: u32,
     /// Chunks in use, or not to be used.
     used: Vec<bool>,
     hashed: usize,
@@ -88,6 +90,7 @@ impl Default for Matrix {
             classes: vec![Some(none.clone())],
             ids: HashMap::from([(none, (NO_CLASS, 1))]),
             free_classes: Vec::new(),
+            room: 0,
             used,
             hashed: 0,
             next_hashed: 1,
@@ -198,6 +201,7 @@ impl Matrix {
     /// Gives rows that have no room for another class a larger place, and tells whether there were any: their pods have to be told before an
     /// address gets that class.
     pub fn make_room(&mut self, classes: u32, writes: &mut Vec<PolicyWrite>) -> bool {
+        self.room = classes;
         let small = self.rows.iter().filter(|(_, placed)| placed.place.capacity() < classes);
         let small: Vec<_> = small.map(|(row, _)| row.clone()).collect();
         for row in &small {
@@ -252,7 +256,7 @@ impl Matrix {
     }
 
     fn place(&mut self, row: &Arc<symbolic::Row>, users: u32, writes: &mut Vec<PolicyWrite>) -> Placed {
-        self.place_for(row, users, self.classes.len() as u32, writes)
+        self.place_for(row, users, self.room.max(self.classes.len() as u32), writes)
     }
 
     fn place_for(&mut self, row: &symbolic::Row, users: u32, classes: u32, writes: &mut Vec<PolicyWrite>) -> Placed {

@@ -187,6 +187,39 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// P32: also while the classes outgrow a chunk of the matrix, in the midst of a change, and nothing has rested.
+    #[test]
+    fn p32_rows_have_room_for_the_classes_that_come_with_them(
+        history in proptest::collection::vec(policies(), 4..8),
+        fillers in CHUNK_CLASSES - 24..CHUNK_CLASSES,
+    ) {
+        let filler = |number: u32| {
+            let prefix: IpNet = format!("172.16.{}.{}/32", number / 256, number % 256).parse().expect("a prefix");
+            (prefix, Arc::new(Class { peers: BTreeSet::from([Peers(1000 + u128::from(number))]), ..Class::default() }))
+        };
+        let mut world = World::default();
+        for mut policies in history {
+            policies.classes.extend((0..fillers).map(filler));
+            let before = world.policies.clone();
+            let both = |pod: &ObjectName| before.pods.contains_key(pod) && policies.pods.contains_key(pod);
+            let asked = questions(&policies).into_iter().filter(|question| both(&question.pod));
+            let agreed: Vec<_> = asked
+                .map(|question| (said(&before, &question), said(&policies, &question), question))
+                .filter(|(old, new, _)| old == new)
+                .collect();
+            world.bring_watched(policies.clone(), |world, write| {
+                for (both, _, question) in &agreed {
+                    assert_eq!(world.answer(question), *both, "{question:?} at {write:?}");
+                }
+            });
+            world.agrees();
+        }
+    }
+}
+
 fn row(peers: u128, ports: Ports) -> Isolation {
     Isolation::Rules(Arc::new(Row { rules: BTreeMap::from([(Peers(peers), ports)]) }))
 }
