@@ -45,6 +45,11 @@ impl Sockets {
         Ok(ended)
     }
 
+    /// Whether the kernel has refused to end one.
+    pub fn is_refused(&self) -> bool {
+        self.refused
+    }
+
     fn refuse(&mut self, error: &anyhow::Error) {
         let why = format!("{error:#}");
         if std::mem::replace(&mut self.refused, true) {

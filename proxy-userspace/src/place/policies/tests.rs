@@ -53,6 +53,22 @@ impl World {
         self.policies = policies;
     }
 
+    /// The same, each single write being held against both states: where they agree on a question, so do the tables. Where they do not, any
+    /// verdict is one of theirs.
+    fn bring_agreeing(&mut self, policies: Policies) {
+        let before = self.policies.clone();
+        let both = |pod: &ObjectName| before.pods.contains_key(pod) && policies.pods.contains_key(pod);
+        let asked = questions(&policies).into_iter().filter(|question| both(&question.pod));
+        let agreed = asked.map(|question| (said(&before, &question), said(&policies, &question), question));
+        let agreed: Vec<_> = agreed.filter(|(old, new, _)| old == new).collect();
+        self.bring_watched(policies, |world, write| {
+            for (both, _, question) in &agreed {
+                assert_eq!(world.answer(question), *both, "{question:?} at {write:?}");
+            }
+        });
+        self.agrees();
+    }
+
     fn rest(&mut self) {
         for write in self.tables.rest() {
             policy_tables::write(&write, &mut self.v4, &mut self.v6);
@@ -167,18 +183,7 @@ proptest! {
     fn p32_no_write_shows_a_verdict_of_neither_state(history in proptest::collection::vec((policies(), any::<bool>()), 2..6)) {
         let mut world = World::default();
         for (policies, rest) in history {
-            let before = world.policies.clone();
-            let both = |pod: &ObjectName| before.pods.contains_key(pod) && policies.pods.contains_key(pod);
-            let asked = questions(&policies).into_iter().filter(|question| both(&question.pod));
-            // Where both states disagree any verdict is one of theirs.
-            let agreed = asked.map(|question| (said(&before, &question), said(&policies, &question), question));
-            let agreed: Vec<_> = agreed.filter(|(old, new, _)| old == new).collect();
-            world.bring_watched(policies.clone(), |world, write| {
-                for (both, _, question) in &agreed {
-                    assert_eq!(world.answer(question), *both, "{question:?} at {write:?}\n{before:?}\n{policies:?}");
-                }
-            });
-            world.agrees();
+            world.bring_agreeing(policies);
             if rest {
                 world.rest();
                 world.agrees();
@@ -203,19 +208,7 @@ proptest! {
         let mut world = World::default();
         for mut policies in history {
             policies.classes.extend((0..fillers).map(filler));
-            let before = world.policies.clone();
-            let both = |pod: &ObjectName| before.pods.contains_key(pod) && policies.pods.contains_key(pod);
-            let asked = questions(&policies).into_iter().filter(|question| both(&question.pod));
-            let agreed: Vec<_> = asked
-                .map(|question| (said(&before, &question), said(&policies, &question), question))
-                .filter(|(old, new, _)| old == new)
-                .collect();
-            world.bring_watched(policies.clone(), |world, write| {
-                for (both, _, question) in &agreed {
-                    assert_eq!(world.answer(question), *both, "{question:?} at {write:?}");
-                }
-            });
-            world.agrees();
+            world.bring_agreeing(policies);
         }
     }
 }
