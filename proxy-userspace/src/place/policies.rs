@@ -6,6 +6,7 @@
 mod directory;
 mod matrix;
 mod resting;
+mod sets;
 #[cfg(test)]
 mod tests;
 
@@ -276,8 +277,7 @@ impl PolicyTables {
 
     /// The class that a prefix's addresses have until now, as far as no longer prefix has them.
     fn class_before(&self, prefix: IpNet) -> u32 {
-        let around = (0..=prefix.prefix_len()).rev().filter_map(|bits| IpNet::new(prefix.addr(), bits).ok());
-        around.into_iter().find_map(|around| self.classes.get(&around.trunc())).copied().unwrap_or(NO_CLASS)
+        symbolic::longest(&self.classes, prefix).copied().unwrap_or(NO_CLASS)
     }
 
     fn move_addresses(&mut self, moves: Vec<Move>, writes: &mut Vec<PolicyWrite>) {

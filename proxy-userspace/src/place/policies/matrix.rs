@@ -1,13 +1,14 @@
 //! The verdicts: rows of port sets by class, in chunks of the matrix or, where there is no room, in a hash.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortRange, PortSet, Row, VERDICTS_MAX, VerdictKey};
+use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortSet, Row, VERDICTS_MAX, VerdictKey};
 
 use super::PolicyWrite;
 use super::resting::Resting;
-use crate::contents::policies::{self as symbolic, Class, Ports};
+use super::sets::Sets;
+use crate::contents::policies::{self as symbolic, Class};
 
 const VERDICTS: usize = VERDICTS_MAX as usize;
 /// Rows that would take more chunks are hashed, so that no few take all.
@@ -231,7 +232,7 @@ impl Matrix {
         classes.iter().for_each(|id| self.classes[*id as usize] = None);
         self.free_classes.extend(classes);
         self.free_classes.sort_unstable_by(|a, b| b.cmp(a));
-        self.sets.free.extend(sets);
+        self.sets.put_back(sets);
         for (_, placed) in rows {
             placed.verdicts.iter().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
             match placed.place {
@@ -397,101 +398,5 @@ impl<'a> Memo<'a> {
         self.fits &= set.is_some();
         self.known.insert(mask, set?);
         set
-    }
-}
-
-/// A mirror of `PORTSETS`.
-#[derive(Debug)]
-struct Sets {
-    numbers: HashMap<Ports, u32>,
-    sets: BTreeMap<u32, Known>,
-    free: Vec<u32>,
-    next: u32,
-}
-
-#[derive(Debug)]
-struct Known {
-    ports: Ports,
-    users: u64,
-    /// The numbers of the sets that hang behind.
-    more: Vec<u32>,
-}
-
-impl Default for Sets {
-    fn default() -> Self {
-        Self { numbers: HashMap::new(), sets: BTreeMap::new(), free: Vec::new(), next: PortSet::ALL + 1 }
-    }
-}
-
-impl Sets {
-    /// The number of a set, for one more element; `None` if there is no room.
-    fn number(&mut self, ports: &Ports, writes: &mut Vec<PolicyWrite>) -> Option<u32> {
-        if ports.everything {
-            return Some(PortSet::ALL);
-        }
-        if ports.whole.is_empty() && ports.ranges.is_empty() {
-            return Some(PortSet::NONE);
-        }
-        if let Some(number) = self.numbers.get(ports) {
-            let number = *number;
-            self.again(number);
-            return Some(number);
-        }
-        let mut parts: Vec<_> = ports.ranges.chunks(PortSet::RANGES).collect();
-        if parts.is_empty() {
-            parts.push(&[]);
-        }
-        if parts.len() > PortSet::CHAIN as usize {
-            return None;
-        }
-        let numbers: Vec<u32> = parts.iter().map_while(|_| self.take()).collect();
-        if numbers.len() < parts.len() {
-            self.free.extend(numbers);
-            return None;
-        }
-        for (index, part) in parts.iter().enumerate().rev() {
-            let mut set = PortSet { len: part.len() as u16, ..PortSet::default() };
-            set.next = numbers.get(index + 1).copied().unwrap_or(0);
-            if index == 0 {
-                set.flags = ports.whole.iter().fold(0, |flags, protocol| flags | PortSet::whole(*protocol));
-            }
-            for (place, (protocol, range)) in set.ranges.iter_mut().zip(*part) {
-                *place = PortRange { first: range.first, last: range.last, protocol: *protocol, zero: [0; 3] };
-            }
-            writes.push(PolicyWrite::Set(numbers[index], set));
-        }
-        let number = numbers[0];
-        self.numbers.insert(ports.clone(), number);
-        self.sets.insert(number, Known { ports: ports.clone(), users: 1, more: numbers[1..].to_vec() });
-        Some(number)
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        self.free.pop().or_else(|| {
-            let number = self.next;
-            (number < PortSet::SETS).then(|| {
-                self.next += 1;
-                number
-            })
-        })
-    }
-
-    fn again(&mut self, number: u32) {
-        if let Some(known) = self.sets.get_mut(&number) {
-            known.users += 1;
-        }
-    }
-
-    /// One element less has a set; with the last one it goes to rest.
-    fn drop(&mut self, number: u32, resting: &mut Resting<u32>) {
-        let Some(known) = self.sets.get_mut(&number) else { return };
-        known.users -= 1;
-        if known.users == 0
-            && let Some(known) = self.sets.remove(&number)
-        {
-            self.numbers.remove(&known.ports);
-            resting.push(number);
-            resting.extend(known.more);
-        }
     }
 }
