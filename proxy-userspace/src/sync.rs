@@ -310,6 +310,7 @@ impl Sync {
             debug!(compile_us = compiled.as_micros() as u64, "nothing to write");
         }
         self.outputs.reports.compiled(&self.snapshot, self.compiler.contents(), self.compiler.conflicts());
+        self.outputs.reports.closed(&self.snapshot, self.policies.closed());
         self.conclude(&errors);
     }
 
@@ -370,6 +371,7 @@ impl Sync {
         let count = writes.len();
         let mut errors = self.plane.apply(writes, &mut self.actual);
         errors.extend(self.policies.rest(&mut self.plane));
+        self.outputs.reports.closed(&self.snapshot, self.policies.closed());
         for error in &errors {
             warn!(error = format!("{error:#}"), "something that is not used any more stays in a map");
         }

@@ -90,6 +90,10 @@ pub struct PolicyTables {
     classes: BTreeMap<IpNet, u32>,
     pods: BTreeMap<ObjectName, Known>,
     slots: Slots,
+    /// Classes that addresses ought to have, and what they are found as for want of room (P34).
+    misled: BTreeSet<(u32, u32)>,
+    /// While such are written: the classes as which addresses may be found meanwhile.
+    met: BTreeSet<u32>,
     /// Whose policy could not be represented (P34).
     closed: BTreeSet<ObjectName>,
 }
@@ -119,9 +123,24 @@ impl Move {
 /// Writes that come after all that nobody is led to yet.
 #[derive(Default)]
 struct Steps {
+    bridges: Vec<PolicyWrite>,
     moves: Vec<PolicyWrite>,
     flips: Vec<PolicyWrite>,
     ends: Vec<PolicyWrite>,
+    /// The classes as which addresses may be found on the way.
+    met: BTreeSet<u32>,
+}
+
+impl Steps {
+    /// Those that are not bridges.
+    fn note_classes(&mut self, tables: &PolicyTables, moves: &[Move]) {
+        self.met.insert(NO_CLASS);
+        for Move { prefix, after, .. } in moves {
+            self.met.extend(after);
+            self.met.insert(tables.class_before(*prefix));
+            self.met.extend(prefix.supernet().map(|around| tables.class_before(around)));
+        }
+    }
 }
 
 /// A pod as it is in the tables.
@@ -171,6 +190,12 @@ impl Slots {
 }
 
 impl PolicyTables {
+    /// Empty tables of this size, which is smaller than the kernel's.
+    #[cfg(test)]
+    fn with_room(room: directory::Room) -> Self {
+        Self { directory: Directory::new(room), ..Self::default() }
+    }
+
     /// Empty tables; pods get the slots that their addresses have here, if those are free.
     pub fn with_slots(before: BTreeMap<IpAddr, u32>) -> Self {
         Self { slots: Slots { before, ..Slots::default() }, ..Self::default() }
@@ -190,12 +215,23 @@ impl PolicyTables {
         for name in &delta.pods {
             self.pod(name, policies.pods.get(name), &leaving, &mut writes, &mut steps);
         }
+        self.directory.begin();
         if !leaving.is_empty() {
-            self.bridge(policies, &moves, &mut writes);
+            self.bridge(policies, &moves, &mut writes, &mut steps);
         }
+        steps.note_classes(self, &moves);
         self.move_addresses(moves, &mut steps.moves);
-        // Rows that had to be closed for a class are known to be so before an address gets it.
+        self.directory.place_lost(&mut steps.moves);
+        // Rows that have to be closed are known to be so before an address moves, and open again only after.
+        let misled = self.directory.misled();
+        let overflows = self.directory.overflows();
+        if overflows {
+            steps.met.extend(self.misled.iter().chain(&misled).flat_map(|(wanted, found)| [*wanted, *found]));
+            self.met = std::mem::take(&mut steps.met);
+        }
         self.tell_moved_rows(&mut writes);
+        self.correct(&mut steps.flips);
+        writes.append(&mut steps.bridges);
         if leaving.is_empty() {
             writes.append(&mut steps.moves);
             writes.append(&mut steps.flips);
@@ -204,7 +240,24 @@ impl PolicyTables {
             writes.append(&mut steps.moves);
         }
         writes.append(&mut steps.ends);
+        if overflows {
+            (self.misled, self.met) = (misled, BTreeSet::new());
+            self.tell_moved_rows(&mut writes);
+        }
         writes
+    }
+
+    /// What pods were to flip to was found out before the last classes came, for which their rows may have been closed.
+    fn correct(&self, flips: &mut [PolicyWrite]) {
+        let known: BTreeMap<u32, PodRows> = self.pods.values().map(|known| (known.slot, known.rows)).collect();
+        for flip in flips {
+            if let PolicyWrite::Rows(slot, rows) = flip
+                && *slot != NO_ROOM
+                && let Some(known) = known.get(slot)
+            {
+                *rows = *known;
+            }
+        }
     }
 
     /// The rows that pods leave for others, with those pods and the direction.
@@ -249,9 +302,9 @@ impl PolicyTables {
     }
 
     /// Leads addresses to classes that are the old one to rows that pods are leaving, and the new one to all others.
-    fn bridge(&mut self, policies: &Policies, moves: &[Move], writes: &mut Vec<PolicyWrite>) {
+    fn bridge(&mut self, policies: &Policies, moves: &[Move], writes: &mut Vec<PolicyWrite>, steps: &mut Steps) {
         let mut bridges = BTreeMap::new();
-        let mut steps = Vec::new();
+        let mut bridged = Vec::new();
         for Move { prefix, .. } in moves {
             let (before, after) = self.bridge_key(policies, *prefix);
             let bridge = match bridges.get(&(before, after.clone())) {
@@ -259,13 +312,12 @@ impl PolicyTables {
                 None => self.matrix.bridge(before, &after, writes),
             };
             bridges.insert((before, after), bridge);
-            steps.push((*prefix, bridge));
+            bridged.push((*prefix, bridge));
         }
-        steps.sort_by_key(|(prefix, _)| u8::MAX - prefix.prefix_len());
-        // Rows that closed for want of room are told first.
-        self.tell_moved_rows(writes);
-        for (prefix, bridge) in steps {
-            self.directory.set(prefix, Some(bridge), writes);
+        bridged.sort_by_key(|(prefix, _)| u8::MAX - prefix.prefix_len());
+        for (prefix, bridge) in bridged {
+            self.directory.set(prefix, Some(bridge), &mut steps.bridges);
+            steps.met.insert(bridge);
         }
         bridges.into_values().for_each(|bridge| self.matrix.end_bridge(bridge));
     }
@@ -295,8 +347,12 @@ impl PolicyTables {
     pub fn rest(&mut self) -> Vec<PolicyWrite> {
         let mut writes = Vec::new();
         self.directory.rest(&mut writes);
+        self.directory.place_lost(&mut writes);
         self.matrix.rest(&mut writes);
+        self.matrix.reopen(&mut writes);
+        self.misled = self.directory.misled();
         self.slots.rest();
+        self.tell_moved_rows(&mut writes);
         writes
     }
 
@@ -341,8 +397,10 @@ impl PolicyTables {
                 known.rows = rows;
                 writes.push(PolicyWrite::Rows(known.slot, rows));
             }
-            if self.is_closed(&known.policy) {
+            if self.is_closed(&known.policy) || known.slot == NO_ROOM {
                 self.closed.insert(name.clone());
+            } else {
+                self.closed.remove(name);
             }
         }
         self.pods = pods;
@@ -405,22 +463,28 @@ impl PolicyTables {
         }
     }
 
-    /// Where a pod's rows are. An address whose class had no room would be taken for another's: then nobody is let through (P34).
+    /// Where a pod's rows are.
     fn rows_of(&self, policy: &PodPolicy) -> PodRows {
         let row = |isolation: &Isolation| match isolation {
             Isolation::None => Row::OPEN,
-            Isolation::Rules(_) if self.directory.is_full() => Row::CLOSED,
+            Isolation::Rules(row) if self.is_misled(row) || self.matrix.tells_apart(row, &self.met) => Row::CLOSED,
             Isolation::Rules(row) => self.matrix.where_is(row),
         };
         PodRows { ingress: row(&policy.ingress), egress: row(&policy.egress) }
     }
 
+    /// Whether a row says something else of an address than of the class as which that is found.
+    fn is_misled(&self, row: &Arc<symbolic::Row>) -> bool {
+        self.misled.iter().any(|(wanted, found)| self.matrix.tells_apart(row, [wanted, found]))
+    }
+
+    /// Whether there is no room for what a pod's policies say. Then nobody is let through (P34).
     fn is_closed(&self, policy: &PodPolicy) -> bool {
         let closed = |isolation: &Isolation| match isolation {
             Isolation::None => false,
-            Isolation::Rules(row) => self.directory.is_full() || self.matrix.is_closed(row),
+            Isolation::Rules(row) => self.is_misled(row) || self.matrix.is_closed(row),
         };
-        closed(&policy.ingress) || closed(&policy.egress)
+        policy.directions().into_iter().any(closed)
     }
 }
 

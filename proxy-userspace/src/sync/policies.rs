@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
-use tracing::{info, warn};
-
 use crate::compile::{PolicyCompiler, Touched};
 use crate::dataplane::Dataplane;
 use crate::model::{ObjectName, Snapshot};
@@ -20,8 +18,6 @@ pub struct PolicySync {
     slots: BTreeMap<IpAddr, u32>,
     /// Addresses that another pod has now, or none of this node.
     left: BTreeSet<IpAddr>,
-    /// Pods that are known to be closed for want of room (P34).
-    closed: BTreeSet<ObjectName>,
 }
 
 impl PolicySync {
@@ -35,7 +31,6 @@ impl PolicySync {
             pending: VecDeque::new(),
             slots: BTreeMap::new(),
             left: BTreeSet::new(),
-            closed: BTreeSet::new(),
         }
     }
 
@@ -59,7 +54,6 @@ impl PolicySync {
         let error = self.write(plane);
         if !delta.pods.is_empty() {
             self.assign(actual);
-            self.tell_closed();
         }
         (count, error)
     }
@@ -100,14 +94,8 @@ impl PolicySync {
         self.slots = now;
     }
 
-    fn tell_closed(&mut self) {
-        let now = self.tables.closed();
-        for pod in now.difference(&self.closed) {
-            warn!(%pod, "the pod's NetworkPolicies cannot be represented in full: nothing is let through where they isolate it");
-        }
-        for pod in self.closed.difference(now) {
-            info!(%pod, "the pod's NetworkPolicies can be represented again");
-        }
-        self.closed.clone_from(now);
+    /// Pods that nobody reaches where they are isolated, for want of room for what their policies say (P34).
+    pub fn closed(&self) -> &BTreeSet<ObjectName> {
+        self.tables.closed()
     }
 }

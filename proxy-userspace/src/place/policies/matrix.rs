@@ -225,6 +225,23 @@ impl Matrix {
         self.rows.get(row).is_some_and(|placed| matches!(placed.place, Place::Closed))
     }
 
+    /// Whether a row's verdicts on these classes are not all the same.
+    pub fn tells_apart<'a>(&self, row: &Arc<symbolic::Row>, classes: impl IntoIterator<Item = &'a u32>) -> bool {
+        let Some(placed) = self.rows.get(row) else { return false };
+        let mut verdicts = classes.into_iter().map(|class| placed.verdicts.get(*class as usize).unwrap_or(&PortSet::NONE));
+        verdicts.next().is_some_and(|first| verdicts.any(|verdict| verdict != first))
+    }
+
+    /// Looks whether there is room by now for rows that had to be closed; their pods have to be told.
+    pub fn reopen(&mut self, writes: &mut Vec<PolicyWrite>) {
+        let closed = self.rows.iter().filter(|(_, placed)| matches!(placed.place, Place::Closed));
+        let closed: Vec<_> = closed.map(|(row, placed)| (row.clone(), placed.users)).collect();
+        for (row, users) in closed {
+            let placed = self.place(&row, users, writes);
+            self.rows.insert(row, placed);
+        }
+    }
+
     /// No packet is left that began before the last writes.
     pub fn rest(&mut self, writes: &mut Vec<PolicyWrite>) {
         let AtRest { classes, rows, sets } = &mut self.resting;
@@ -266,8 +283,7 @@ impl Matrix {
             verdicts.push(set);
         }
         if !memo.fits {
-            verdicts.iter().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
-            return Placed { place: Place::Closed, users, verdicts: Vec::new() };
+            return self.nowhere(users, &verdicts);
         }
         let chunks = classes.div_ceil(CHUNK_CLASSES).max(1);
         let place = match self.chunks(chunks) {
@@ -280,11 +296,15 @@ impl Matrix {
             }
             None => self.hash(&verdicts, writes),
         };
-        if matches!(place, Place::Closed) {
-            verdicts.iter().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
-            verdicts.clear();
-        }
-        Placed { place, users, verdicts }
+        if matches!(place, Place::Closed) { self.nowhere(users, &verdicts) } else { Placed { place, users, verdicts } }
+    }
+
+    /// A row that has no room. Sets that only its verdicts have are free at once: no packet was led to them.
+    fn nowhere(&mut self, users: u32, verdicts: &[u32]) -> Placed {
+        let mut unseen = Vec::new();
+        verdicts.iter().for_each(|set| self.sets.drop(*set, &mut unseen));
+        self.sets.put_back(unseen);
+        Placed { place: Place::Closed, users, verdicts: Vec::new() }
     }
 
     fn hash(&mut self, verdicts: &[u32], writes: &mut Vec<PolicyWrite>) -> Place {

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashMap};
 use proxy_common::policy::{PortRange, PortSet};
 
 use super::PolicyWrite;
-use super::resting::Resting;
 use crate::contents::policies::Ports;
 
 /// A mirror of `PORTSETS`.
@@ -96,16 +95,15 @@ impl Sets {
         }
     }
 
-    /// One element less has a set; with the last one it goes to rest.
-    pub fn drop(&mut self, number: u32, resting: &mut Resting<u32>) {
+    /// One element less has a set; with the last one it is `gone`, with those behind it.
+    pub fn drop(&mut self, number: u32, gone: &mut impl Extend<u32>) {
         let Some(known) = self.sets.get_mut(&number) else { return };
         known.users -= 1;
         if known.users == 0
             && let Some(known) = self.sets.remove(&number)
         {
             self.numbers.remove(&known.ports);
-            resting.push(number);
-            resting.extend(known.more);
+            gone.extend(std::iter::once(number).chain(known.more));
         }
     }
 }
