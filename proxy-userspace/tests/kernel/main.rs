@@ -15,8 +15,10 @@ mod differential;
 mod generate;
 mod maps;
 mod namespace;
+mod peer;
 mod policies;
 mod programs;
+mod scale;
 mod storm;
 
 use std::collections::BTreeSet;

@@ -116,6 +116,17 @@ impl Loaded {
         Ok((said, out))
     }
 
+    /// Runs a tc program many times over a packet that it lets pass; nanoseconds of each run.
+    pub fn time(&self, hook: Hook, device: IfIndex, bytes: &[u8], repeat: u32) -> Result<u32> {
+        let program: &SchedClassifier = self.ebpf.program(hook.program()).context("find a program")?.try_into()?;
+        let mut ctx_in = [0; 192];
+        ctx_in[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&device.0.to_ne_bytes());
+        let options = TestRunOptions { data_in: Some(bytes), ctx_in: Some(&ctx_in), repeat, ..TestRunOptions::default() };
+        let ran = program.test_run(options).with_context(|| format!("run {} {repeat} times", hook.program()))?;
+        ensure!(ran.return_value as i32 == code_of(Ok(Action::Untouched)), "{hook:?} returned {}", ran.return_value);
+        Ok(ran.duration.as_nanos() as u32)
+    }
+
     fn classify(&self, name: &str, device: IfIndex, bytes: &[u8]) -> Result<(i32, Vec<u8>, [u32; 2])> {
         let program: &SchedClassifier = self.ebpf.program(name).context("find a program")?.try_into()?;
         let (mut ctx_in, mut ctx_out, mut out) = ([0; 192], [0; 256], vec![0; ROOM]);
