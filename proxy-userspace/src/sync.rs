@@ -310,8 +310,13 @@ impl Sync {
             debug!(compile_us = compiled.as_micros() as u64, "nothing to write");
         }
         self.outputs.reports.compiled(&self.snapshot, self.compiler.contents(), self.compiler.conflicts());
-        self.outputs.reports.closed(&self.snapshot, self.policies.closed());
+        self.report_closed();
         self.conclude(&errors);
+    }
+
+    fn report_closed(&mut self) {
+        let crowding = self.policies.compiler().crowding(&self.snapshot);
+        self.outputs.reports.closed(&self.snapshot, self.policies.closed(), crowding);
     }
 
     fn look_at_links(&mut self, found: &Found) {
@@ -371,7 +376,7 @@ impl Sync {
         let count = writes.len();
         let mut errors = self.plane.apply(writes, &mut self.actual);
         errors.extend(self.policies.rest(&mut self.plane));
-        self.outputs.reports.closed(&self.snapshot, self.policies.closed());
+        self.report_closed();
         for error in &errors {
             warn!(error = format!("{error:#}"), "something that is not used any more stays in a map");
         }

@@ -95,9 +95,15 @@ impl Reports {
         send_changed(&self.node_ports, node_ports(snapshot, contents));
     }
 
-    /// These pods are closed, because their policies could not be represented (P34).
-    pub fn closed(&mut self, snapshot: &Snapshot, closed: &BTreeSet<ObjectName>) {
-        self.closed.are(closed_for(snapshot, closed));
+    /// These pods are closed, because their policies could not be represented, and so are the addresses of which these policies are among
+    /// too many (P34).
+    pub fn closed<'a>(
+        &mut self,
+        snapshot: &Snapshot,
+        closed: &BTreeSet<ObjectName>,
+        crowding: impl Iterator<Item = &'a ObjectName>,
+    ) {
+        self.closed.are(closed_for(snapshot, closed).into_iter().chain(crowding.map(crowds)).collect());
     }
 }
 
@@ -122,6 +128,13 @@ fn closed_for(snapshot: &Snapshot, closed: &BTreeSet<ObjectName>) -> BTreeSet<Wa
         Warning { object, reason: "NoRoomForPolicy", action: "Enforce", note }
     };
     pods_of.into_iter().map(told).collect()
+}
+
+/// P34: of a policy that is among too many.
+fn crowds(policy: &ObjectName) -> Warning {
+    let note = "more rules than can be told apart have ipBlocks around the same addresses: none of these rules lets them through";
+    let object = ObjectRef { kind: Kind::NetworkPolicy, name: policy.clone() };
+    Warning { object, reason: "NoRoomForPolicy", action: "Enforce", note: note.to_owned() }
 }
 
 fn send_changed<T: PartialEq>(to: &watch::Sender<T>, now: T) {

@@ -89,11 +89,12 @@ fn p32_no_packet_meets_a_verdict_of_neither_state() -> Result<()> {
     println!("PORTWAY_TEST_SEED={seed}");
     let seconds = std::env::var("PORTWAY_STORM_SECONDS").ok().map(|text| text.parse()).transpose()?.unwrap_or(3);
     let came = storm::storm(&mut Dice::new(seed), std::time::Duration::from_secs(seconds))?;
-    let storm::Came { edits, packets, between, seconds } = came;
+    let storm::Came { edits, packets, between, seconds, took } = came;
     println!(
         "{edits} edits in {seconds:.1} s ({:.0}/s), {packets} packets, {between} of them beside a change",
         edits as f64 / seconds
     );
+    println!("{took:.1?}");
     // Not optimised, beside other tests, or in an emulated machine, the agent's code takes its time.
     let at_least = if cfg!(debug_assertions) { 1.0 } else { 1000.0 };
     assert!(edits as f64 / seconds >= at_least, "{edits} edits in {seconds:.1} s");

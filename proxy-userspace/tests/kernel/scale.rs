@@ -71,7 +71,9 @@ impl Written {
 
     /// Kilobytes that the tables take.
     fn memory(&self) -> Result<u64> {
-        let of = |(name, id): (&&'static str, &u32)| Ok((*name, memory(*id).with_context(|| format!("ask for the memory of {name}"))?));
+        let of = |(name, id): (&&'static str, &u32)| {
+            Ok((*name, memory(*id).with_context(|| format!("ask for the memory of {name}"))?))
+        };
         let each = self.ids.iter().map(of).collect::<Result<Vec<(&'static str, u64)>>>()?;
         let all = each.iter().map(|(_, bytes)| bytes).sum::<u64>() / 1024;
         let each: Vec<_> = each.iter().map(|(name, bytes)| format!("{name} {}", bytes / 1024)).collect();
