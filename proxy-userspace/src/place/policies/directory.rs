@@ -203,34 +203,41 @@ impl Directory {
             let word = self.paint(0, base, (low, high), inherited, writes);
             self.put(block >> 8, block as u8, word, writes);
             block += 1;
-            // What follows until the next prefix begins, or this one's longest ends, is one class without anything finer.
-            let alike = self.alike_until(base).min(high) >> 16;
+            let alike = self.alike_until(0, base).min(high) >> 16;
             let class = Word::class(self.longest(base, 0, 16, NO_CLASS));
             while block <= alike {
-                let (node, from) = (block >> 8, block & 0xff);
-                let until = (alike - (node << 8)).min(0xff);
-                let words = &mut self.nodes[node as usize][from as usize..=until as usize];
-                let plain = words.iter().take_while(|word| word.as_node().is_none() && **word != Word::ELSEWHERE).count();
+                let until = alike.min(block | 0xff);
+                let plain = self.fill_plain(block >> 8, block as u8, until as u8, class, writes);
                 if plain == 0 {
                     break;
                 }
-                let words = &mut words[..plain];
-                if words.iter().any(|word| *word != class) {
-                    words.fill(class);
-                    writes.push(PolicyWrite::Words { node, from: from as u8, len: plain as u16, word: class });
-                }
-                block += plain as u32;
+                block += plain;
             }
         }
     }
 
-    /// The last address of the last block of /16 that has the same classes as the one at `base`, but for what is finer in that one.
-    fn alike_until(&self, base: u32) -> u32 {
-        let own = last(base, 16);
+    /// The last address of the last block that has the same classes as the one at `base`, but for what is finer in that one: until the next prefix
+    /// begins, or this one's longest ends.
+    fn alike_until(&self, level: usize, base: u32) -> u32 {
+        let bits = WIDTHS[level];
+        let own = last(base, bits);
         let Some(next) = own.checked_add(1) else { return own };
-        let begins = self.v4.range((next, 0)..).next().map_or(u32::MAX, |((addr, _), _)| first(*addr, 16).wrapping_sub(1));
-        let longest = (0..=16).rev().find(|bits| self.v4.contains_key(&(first(base, *bits), *bits)));
+        let begins = self.v4.range((next, 0)..).next().map_or(u32::MAX, |((addr, _), _)| first(*addr, bits).wrapping_sub(1));
+        let from = if level == 0 { 0 } else { WIDTHS[level - 1] + 1 };
+        let longest = (from..=bits).rev().find(|bits| self.v4.contains_key(&(first(base, *bits), *bits)));
         begins.min(longest.map_or(u32::MAX, |bits| last(base, bits)))
+    }
+
+    /// Gives words of a node a class, as far as none of them leads anywhere; how many.
+    fn fill_plain(&mut self, node: u32, from: u8, to: u8, class: Word, writes: &mut Vec<PolicyWrite>) -> u32 {
+        let words = &mut self.nodes[node as usize][from.into()..=to.into()];
+        let plain = words.iter().take_while(|word| word.as_node().is_none() && **word != Word::ELSEWHERE).count();
+        let words = &mut words[..plain];
+        if words.iter().any(|word| *word != class) {
+            words.fill(class);
+            writes.push(PolicyWrite::Words { node, from, len: plain as u16, word: class });
+        }
+        plain as u32
     }
 
     /// The class of the longest of the prefixes with `from..=to` bits that have an address; `inherited` if there is none.
@@ -259,13 +266,7 @@ impl Directory {
             return Word::class(class);
         }
         if let Some(node) = before.as_node() {
-            let step = 32 - u32::from(WIDTHS[level + 1]);
-            let (low, high) = (dirty.0.max(base), dirty.1.min(last(base, bits)));
-            for byte in (low >> step) as u8..=(high >> step) as u8 {
-                let child = base | u32::from(byte) << step;
-                let word = self.paint(level + 1, child, dirty, class, writes);
-                self.put(node, byte, word, writes);
-            }
+            self.paint_within(level + 1, node, (dirty.0.max(base), dirty.1.min(last(base, bits))), class, writes);
             return before;
         }
         // The blocks of a new node may need an element of the trie each.
@@ -277,6 +278,27 @@ impl Directory {
                 self.keep_in_trie(base, bits, dirty, writes);
                 Word::ELSEWHERE
             }
+        }
+    }
+
+    /// Brings the words of a node in step that have one of these addresses.
+    fn paint_within(&mut self, level: usize, node: u32, dirty: (u32, u32), inherited: u32, writes: &mut Vec<PolicyWrite>) {
+        let bits = WIDTHS[level];
+        let byte = |addr: u32| (addr >> (32 - u32::from(bits))) as u8;
+        let mut base = first(dirty.0, bits);
+        loop {
+            let word = self.paint(level, base, dirty, inherited, writes);
+            self.put(node, byte(base), word, writes);
+            let alike = self.alike_until(level, base).min(dirty.1);
+            let mut done = byte(base);
+            if byte(alike) > done {
+                let class = Word::class(self.longest(base, WIDTHS[level - 1] + 1, bits, inherited));
+                done += self.fill_plain(node, done + 1, byte(alike), class, writes) as u8;
+            }
+            if done >= byte(dirty.1) {
+                return;
+            }
+            base += u32::from(done - byte(base) + 1) << (32 - u32::from(bits));
         }
     }
 
