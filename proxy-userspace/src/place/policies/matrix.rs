@@ -1,6 +1,6 @@
 //! The verdicts: rows of port sets by class, in chunks of the matrix or, where there is no room, in a hash.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortSet, Row, VERDICTS_MAX, VerdictKey};
@@ -8,7 +8,7 @@ use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortSet, Row,
 use super::PolicyWrite;
 use super::resting::Resting;
 use super::sets::Sets;
-use crate::contents::policies::{self as symbolic, Class};
+use crate::contents::policies::{self as symbolic, Class, Peers};
 
 const VERDICTS: usize = VERDICTS_MAX as usize;
 /// Rows that would take more chunks are hashed, so that no few take all.
@@ -22,6 +22,8 @@ pub struct Matrix {
     /// Classes by number; those that are free have none.
     classes: Vec<Option<Arc<Class>>>,
     ids: HashMap<Arc<Class>, (u32, u32)>,
+    /// The numbers of the classes that have these peers.
+    by_peers: HashMap<Peers, BTreeSet<u32>>,
     free_classes: Vec<u32>,
     /// Chunks in use, or not to be used.
     used: Vec<bool>,
@@ -44,8 +46,8 @@ struct AtRest {
 struct Placed {
     place: Place,
     users: u32,
-    /// The number of the set by class.
-    verdicts: Vec<u32>,
+    /// The number of the set by class, where there is one.
+    verdicts: BTreeMap<u32, u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -54,10 +56,8 @@ enum Place {
         first: u32,
         len: u32,
     },
-    Hashed {
-        row: Row,
-        classes: Vec<u32>,
-    },
+    /// Each verdict is an element.
+    Hashed(Row),
     /// There was no room for it: nothing is allowed (P34).
     Closed,
 }
@@ -66,14 +66,14 @@ impl Place {
     fn row(&self) -> Row {
         match self {
             Self::Chunks { first, .. } => Row(*first),
-            Self::Hashed { row, .. } => *row,
+            Self::Hashed(row) => *row,
             Self::Closed => Row::CLOSED,
         }
     }
     fn capacity(&self) -> u32 {
         match self {
             Self::Chunks { len, .. } => len * CHUNK_CLASSES,
-            Self::Hashed { .. } | Self::Closed => u32::MAX,
+            Self::Hashed(_) | Self::Closed => u32::MAX,
         }
     }
 }
@@ -88,6 +88,7 @@ impl Default for Matrix {
             rows: HashMap::new(),
             classes: vec![Some(none.clone())],
             ids: HashMap::from([(none, (NO_CLASS, 1))]),
+            by_peers: HashMap::new(),
             free_classes: Vec::new(),
             used,
             hashed: 0,
@@ -117,6 +118,7 @@ impl Matrix {
             self.classes.len() as u32 - 1
         });
         self.classes[id as usize] = Some(class.clone());
+        class.peers.iter().for_each(|peers| _ = self.by_peers.entry(*peers).or_default().insert(id));
         id
     }
 
@@ -228,7 +230,7 @@ impl Matrix {
     /// Whether a row's verdicts on these classes are not all the same.
     pub fn tells_apart<'a>(&self, row: &Arc<symbolic::Row>, classes: impl IntoIterator<Item = &'a u32>) -> bool {
         let Some(placed) = self.rows.get(row) else { return false };
-        let mut verdicts = classes.into_iter().map(|class| placed.verdicts.get(*class as usize).unwrap_or(&PortSet::NONE));
+        let mut verdicts = classes.into_iter().map(|class| placed.verdicts.get(class).unwrap_or(&PortSet::NONE));
         verdicts.next().is_some_and(|first| verdicts.any(|verdict| verdict != first))
     }
 
@@ -246,17 +248,26 @@ impl Matrix {
     pub fn rest(&mut self, writes: &mut Vec<PolicyWrite>) {
         let AtRest { classes, rows, sets } = &mut self.resting;
         let (classes, rows, sets) = (classes.rested(), rows.rested(), sets.rested());
-        classes.iter().for_each(|id| self.classes[*id as usize] = None);
+        for id in &classes {
+            for peers in self.classes[*id as usize].take().iter().flat_map(|class| &class.peers) {
+                if let Some(ids) = self.by_peers.get_mut(peers)
+                    && ids.remove(id)
+                    && ids.is_empty()
+                {
+                    self.by_peers.remove(peers);
+                }
+            }
+        }
         self.free_classes.extend(classes);
         self.free_classes.sort_unstable_by(|a, b| b.cmp(a));
         self.sets.put_back(sets);
         for (_, placed) in rows {
-            placed.verdicts.iter().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
+            placed.verdicts.values().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
             match placed.place {
                 Place::Chunks { first, len } => self.used[first as usize..(first + len) as usize].fill(false),
-                Place::Hashed { row, classes } => {
-                    self.hashed -= classes.len();
-                    writes.extend(classes.into_iter().map(|class| PolicyWrite::Unhash(VerdictKey { row, class })));
+                Place::Hashed(row) => {
+                    self.hashed -= placed.verdicts.len();
+                    writes.extend(placed.verdicts.into_keys().map(|class| PolicyWrite::Unhash(VerdictKey { row, class })));
                 }
                 Place::Closed => {}
             }
@@ -275,22 +286,24 @@ impl Matrix {
 
     fn place_for(&mut self, row: &symbolic::Row, users: u32, classes: u32, writes: &mut Vec<PolicyWrite>) -> Placed {
         let mut memo = Memo::new(row);
-        let mut verdicts = Vec::with_capacity(self.classes.len());
-        for class in self.classes.clone() {
-            // A free number is nobody's.
-            let set = class.and_then(|class| memo.towards(&class, &mut self.sets, writes));
-            let Some(set) = set.or_else(|| memo.fits.then_some(PortSet::NONE)) else { break };
-            verdicts.push(set);
-        }
-        if !memo.fits {
-            return self.nowhere(users, &verdicts);
+        let mut verdicts = BTreeMap::new();
+        for id in self.concerned(row) {
+            let Some(class) = self.classes[id as usize].clone() else { continue };
+            let Some(set) = memo.towards(&class, &mut self.sets, writes) else { return self.nowhere(users, &verdicts) };
+            if set != PortSet::NONE {
+                verdicts.insert(id, set);
+            }
         }
         let chunks = classes.div_ceil(CHUNK_CLASSES).max(1);
         let place = match self.chunks(chunks) {
             Some(first) => {
-                for (index, part) in (0..chunks).zip(verdicts.chunks(CHUNK_CLASSES as usize).chain(std::iter::repeat(&[][..]))) {
-                    let chunk: Chunk = std::array::from_fn(|class| part.get(class).map_or(0, |set| *set as u16));
-                    writes.push(PolicyWrite::Chunk(first + index, Box::new(chunk)));
+                for index in 0..chunks {
+                    let mut chunk: Box<Chunk> = Box::new([0; CHUNK_CLASSES as usize]);
+                    let from = index * CHUNK_CLASSES;
+                    for (class, set) in verdicts.range(from..from + CHUNK_CLASSES) {
+                        chunk[(class - from) as usize] = *set as u16;
+                    }
+                    writes.push(PolicyWrite::Chunk(first + index, chunk));
                 }
                 Place::Chunks { first, len: chunks }
             }
@@ -300,30 +313,33 @@ impl Matrix {
     }
 
     /// A row that has no room. Sets that only its verdicts have are free at once: no packet was led to them.
-    fn nowhere(&mut self, users: u32, verdicts: &[u32]) -> Placed {
+    fn nowhere(&mut self, users: u32, verdicts: &BTreeMap<u32, u32>) -> Placed {
         let mut unseen = Vec::new();
-        verdicts.iter().for_each(|set| self.sets.drop(*set, &mut unseen));
+        verdicts.values().for_each(|set| self.sets.drop(*set, &mut unseen));
         self.sets.put_back(unseen);
-        Placed { place: Place::Closed, users, verdicts: Vec::new() }
+        Placed { place: Place::Closed, users, verdicts: BTreeMap::new() }
     }
 
-    fn hash(&mut self, verdicts: &[u32], writes: &mut Vec<PolicyWrite>) -> Place {
-        let some = || (0..).zip(verdicts).filter(|(_, set)| **set != PortSet::NONE);
-        if self.hashed + some().count() > VERDICTS {
+    fn hash(&mut self, verdicts: &BTreeMap<u32, u32>, writes: &mut Vec<PolicyWrite>) -> Place {
+        if self.hashed + verdicts.len() > VERDICTS {
             return Place::Closed;
         }
         let row = Row(Row::HASHED | self.next_hashed);
         self.next_hashed = (self.next_hashed + 1) & !Row::HASHED;
-        writes.extend(some().map(|(class, set)| PolicyWrite::Hashed(VerdictKey { row, class }, *set)));
-        let classes: Vec<u32> = some().map(|(class, _)| class).collect();
-        self.hashed += classes.len();
-        Place::Hashed { row, classes }
+        writes.extend(verdicts.iter().map(|(class, set)| PolicyWrite::Hashed(VerdictKey { row, class: *class }, *set)));
+        self.hashed += verdicts.len();
+        Place::Hashed(row)
     }
 
     /// One row's verdict on a new class.
     fn fill(&mut self, row: &symbolic::Row, placed: &mut Placed, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
         // Only one that rests was not given room.
         if id >= placed.place.capacity() {
+            return;
+        }
+        // Most classes are nothing to most rows, and have never been.
+        let concerns = |peers: &Peers| *peers == Peers::EVERYBODY || class.peers.contains(peers);
+        if !placed.verdicts.contains_key(&id) && !row.rules.keys().any(concerns) {
             return;
         }
         let mut memo = Memo::new(row);
@@ -339,35 +355,39 @@ impl Matrix {
                 class: id % CHUNK_CLASSES,
                 set: set as u16,
             }),
-            (Place::Hashed { row, classes }, Some(set)) if room || set == PortSet::NONE => {
-                let key = VerdictKey { row: *row, class: id };
-                if set != PortSet::NONE {
-                    if !classes.contains(&id) {
-                        classes.push(id);
-                        self.hashed += 1;
-                    }
-                    writes.push(PolicyWrite::Hashed(key, set));
-                } else if let Some(at) = classes.iter().position(|class| *class == id) {
-                    classes.swap_remove(at);
+            (Place::Hashed(row), Some(PortSet::NONE)) => {
+                if placed.verdicts.contains_key(&id) {
                     self.hashed -= 1;
-                    writes.push(PolicyWrite::Unhash(key));
+                    writes.push(PolicyWrite::Unhash(VerdictKey { row: *row, class: id }));
                 }
+            }
+            (Place::Hashed(row), Some(set)) if room => {
+                self.hashed += usize::from(!placed.verdicts.contains_key(&id));
+                writes.push(PolicyWrite::Hashed(VerdictKey { row: *row, class: id }, set));
             }
             // What cannot be said of one class closes the row (P34).
             (_, set) => {
                 set.into_iter().for_each(|set| self.sets.drop(set, &mut self.resting.sets));
-                let closed = Placed { place: Place::Closed, users: placed.users, verdicts: Vec::new() };
+                let closed = Placed { place: Place::Closed, users: placed.users, verdicts: BTreeMap::new() };
                 let before = std::mem::replace(placed, closed);
                 self.resting.rows.push((Arc::new(row.clone()), before));
                 return;
             }
         }
-        let index = id as usize;
-        if placed.verdicts.len() <= index {
-            placed.verdicts.resize(index + 1, PortSet::NONE);
+        let set = set.filter(|set| *set != PortSet::NONE);
+        let before = match set {
+            Some(set) => placed.verdicts.insert(id, set),
+            None => placed.verdicts.remove(&id),
+        };
+        before.into_iter().for_each(|before| self.sets.drop(before, &mut self.resting.sets));
+    }
+
+    /// The classes that a row may have a verdict on.
+    fn concerned(&self, row: &symbolic::Row) -> BTreeSet<u32> {
+        if row.rules.contains_key(&Peers::EVERYBODY) {
+            return (0..self.classes.len() as u32).collect();
         }
-        let before = std::mem::replace(&mut placed.verdicts[index], set.unwrap_or(PortSet::NONE));
-        self.sets.drop(before, &mut self.resting.sets);
+        row.rules.keys().filter_map(|peers| self.by_peers.get(peers)).flatten().copied().collect()
     }
 
     /// So many chunks side by side; the first of them.
@@ -406,7 +426,7 @@ impl<'a> Memo<'a> {
         }
         let mut mask = vec![0; self.row.rules.len().div_ceil(64)];
         for (index, peers) in self.row.rules.keys().enumerate() {
-            if *peers == symbolic::Peers::EVERYBODY || class.peers.contains(peers) {
+            if *peers == Peers::EVERYBODY || class.peers.contains(peers) {
                 mask[index / 64] |= 1 << (index % 64);
             }
         }
