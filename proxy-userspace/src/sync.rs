@@ -111,7 +111,7 @@ impl Sync {
     pub fn new(snapshot: Snapshot, plane: Dataplane, actual: Actual, outputs: Outputs) -> Self {
         let (placed, dirty) = (Placed::Never, Dirty::default());
         let (compiler, touched) = (Compiler::default(), Touched::everything());
-        let policies = PolicySync::new(&actual);
+        let policies = PolicySync::new(&actual, plane.policy_room());
         let (retire_at, retry_at, first_until) = (None, None, None);
         Self {
             snapshot,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::builder::PossibleValue;
 use ipnet::IpNet;
 
-use super::{AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TimeoutArgs, Xdp};
+use super::{AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TableSize, TimeoutArgs, Xdp};
 use crate::model::{
     ForwardFirewall, HostFirewall, LocalRefusal, NodePortAddresses, PodStart, PortRange, Refusal, Settings, Timeouts,
 };
@@ -26,6 +26,8 @@ pub struct AgentSettings {
     pub state_dir: PathBuf,
     /// The cgroup that socket hooks are attached to.
     pub cgroup: Option<PathBuf>,
+    /// How large the tables of NetworkPolicy are.
+    pub policy_tables: TableSize,
     /// How XDP is attached.
     pub xdp: Xdp,
     /// How the status is printed as soon as the kernel is in step, which is then the end; runs until told to end if not given.
@@ -79,6 +81,7 @@ impl AgentArgs {
             host_firewall,
             pod_start,
             policy_deny,
+            policy_tables,
             xdp,
             once,
             ..
@@ -115,6 +118,7 @@ impl AgentArgs {
             devices: device,
             state_dir,
             cgroup,
+            policy_tables,
             xdp,
             once,
             health_bind,

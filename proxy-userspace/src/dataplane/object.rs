@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::raw;
 use super::statedir::{StateDir, names_in, remove};
+use crate::place::policies::Room;
 
 /// The object, as built for this agent.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
@@ -83,8 +84,8 @@ pub struct Migration {
 }
 
 /// Loads the object with the maps that are pinned in `dir`, pinning those that are not.
-/// The programs log up to `log_level`.
-pub fn load(dir: &StateDir, object: &[u8], log_level: u8) -> Result<(Ebpf, Migration)> {
+/// The programs log up to `log_level`, and the policy tables have `room`.
+pub fn load(dir: &StateDir, object: &[u8], log_level: u8, room: Room) -> Result<(Ebpf, Migration)> {
     for name in names_in(&dir.maps())?.iter().filter(|name| name.ends_with("-new")) {
         remove(&dir.map(name))?;
     }
@@ -99,6 +100,7 @@ pub fn load(dir: &StateDir, object: &[u8], log_level: u8) -> Result<(Ebpf, Migra
             loader.map_pin_path(name, dir.map(name));
         }
     }
+    loader.map_max_entries("CLASSES4", room.nodes).map_max_entries("MATRIX", room.chunks);
     loader.override_global(super::packet_log::LEVEL, &log_level, true);
     let ebpf = loader.load(object).context("load the eBPF object")?;
     migration.copy(dir, raw::Put::Always)?;

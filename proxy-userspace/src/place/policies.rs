@@ -16,7 +16,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use proxy_common::net::{IfIndex, Veth};
-use proxy_common::policy::{Chunk, NO_CLASS, Node, POD_SLOTS, PodRows, PortSet, Row, VerdictKey, Word};
+use proxy_common::policy::{
+    CHUNKS, CHUNKS_LARGE, Chunk, EXACT_MAX, NO_CLASS, NODES, NODES_LARGE, Node, POD_SLOTS, PREFIXES_MAX, PodRows, PortSet, Row,
+    VerdictKey, Word,
+};
 
 use self::directory::Directory;
 use self::matrix::Matrix;
@@ -74,6 +77,31 @@ pub enum PolicyWrite {
     Veth(IfIndex, Veth),
     /// Removes from `VETHS`.
     DeleteVeth(IfIndex),
+}
+
+/// How much the tables take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// Nodes of `CLASSES4`, roots included.
+    pub nodes: u32,
+    /// Chunks of `MATRIX`.
+    pub chunks: u32,
+    /// Elements of `CLASSES6`.
+    pub exact: usize,
+    /// Elements of each `PREFIXES*`.
+    pub prefixes: usize,
+}
+
+impl Room {
+    /// What 100,000 prefixes take.
+    pub const LARGE: Self =
+        Self { nodes: NODES_LARGE, chunks: CHUNKS_LARGE, exact: EXACT_MAX as usize, prefixes: PREFIXES_MAX as usize };
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { nodes: NODES, chunks: CHUNKS, exact: EXACT_MAX as usize, prefixes: PREFIXES_MAX as usize }
+    }
 }
 
 /// The slot of the pods for which there is none: nothing is let through to and from them (P34).
@@ -190,15 +218,15 @@ impl Slots {
 }
 
 impl PolicyTables {
-    /// Empty tables of this size, which is smaller than the kernel's.
-    #[cfg(test)]
-    fn with_room(room: directory::Room) -> Self {
-        Self { directory: Directory::new(room), ..Self::default() }
+    /// Empty tables of this size.
+    pub fn with_room(room: Room) -> Self {
+        Self { directory: Directory::new(room), matrix: Matrix::new(room.chunks), ..Self::default() }
     }
 
-    /// Empty tables; pods get the slots that their addresses have here, if those are free.
-    pub fn with_slots(before: BTreeMap<IpAddr, u32>) -> Self {
-        Self { slots: Slots { before, ..Slots::default() }, ..Self::default() }
+    /// Pods get the slots that their addresses have here, if those are free.
+    #[must_use]
+    pub fn with_slots(self, before: BTreeMap<IpAddr, u32>) -> Self {
+        Self { slots: Slots { before, ..Slots::default() }, ..self }
     }
 
     /// The writes that bring the tables from what they hold to `policies`, which differ by `delta`; the mirror is brought there at once.

@@ -7,7 +7,7 @@ use crate::compile::{PolicyCompiler, Touched};
 use crate::dataplane::Dataplane;
 use crate::model::{ObjectName, Snapshot};
 use crate::place::Actual;
-use crate::place::policies::{PolicyTables, PolicyWrite};
+use crate::place::policies::{PolicyTables, PolicyWrite, Room};
 
 /// The policies as they are in the kernel.
 pub struct PolicySync {
@@ -21,10 +21,10 @@ pub struct PolicySync {
 }
 
 impl PolicySync {
-    /// Nothing is written yet; pods get the slots that they had in `actual`, if those are free.
-    pub fn new(actual: &Actual) -> Self {
+    /// Nothing is written yet to tables of this size; pods get the slots that they had in `actual`, if those are free.
+    pub fn new(actual: &Actual, room: Room) -> Self {
         let slots = actual.pods().iter().map(|(addr, pod)| (*addr, pod.slot)).collect();
-        let tables = PolicyTables::with_slots(slots);
+        let tables = PolicyTables::with_room(room).with_slots(slots);
         Self {
             compiler: PolicyCompiler::default(),
             tables,

@@ -8,6 +8,7 @@ use aya::{Ebpf, EbpfLoader};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use proxy_common::event::{COUNTERS, Reason};
 use proxy_common::net::IfIndex;
+use proxy_common::policy::{CHUNKS_LARGE, NODES_LARGE};
 use proxy_ebpf::Action;
 
 /// The tc programs.
@@ -74,6 +75,11 @@ impl Loaded {
     /// With tables of the size that the agent uses.
     pub fn of_full_size() -> Result<Self> {
         Self::sized(0, &[])
+    }
+
+    /// With the large policy tables besides.
+    pub fn of_large_size() -> Result<Self> {
+        Self::sized(0, &[("CLASSES4", NODES_LARGE), ("MATRIX", CHUNKS_LARGE)])
     }
 
     fn sized(level: u8, sizes: &[(&str, u32)]) -> Result<Self> {

@@ -60,9 +60,10 @@ pub struct Took {
 }
 
 impl Took {
-    /// Of the agent.
-    pub fn agent(&self) -> Duration {
-        self.compile + self.place + self.write + self.rest
+    /// What an edit costs the agent, in times of what it costs the test to ask for its verdicts: of that, neither the optimizer nor an emulated
+    /// machine makes much more or less.
+    pub fn in_judgements(&self) -> f64 {
+        (self.compile + self.place + self.write + self.rest).as_secs_f64() / self.judge.as_secs_f64()
     }
 }
 

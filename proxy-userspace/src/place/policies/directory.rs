@@ -4,31 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
-use proxy_common::policy::{EXACT_MAX, NO_CLASS, NODES, Node, PREFIXES_MAX, ROOTS, Word};
+use proxy_common::policy::{NO_CLASS, Node, ROOTS, Word};
 
-use super::PolicyWrite;
 use super::resting::Resting;
+use super::{PolicyWrite, Room};
 use crate::contents::policies::longest;
 
 /// The bits that are behind by each level of the directory.
 const WIDTHS: [u8; 3] = [16, 24, 32];
-
-/// How much the tables take.
-#[derive(Clone, Copy, Debug)]
-pub struct Room {
-    /// Nodes of `CLASSES4`, roots included.
-    pub nodes: u32,
-    /// Elements of `CLASSES6`.
-    pub exact: usize,
-    /// Elements of each `PREFIXES*`.
-    pub prefixes: usize,
-}
-
-impl Default for Room {
-    fn default() -> Self {
-        Self { nodes: NODES, exact: EXACT_MAX as usize, prefixes: PREFIXES_MAX as usize }
-    }
-}
 
 /// A block of IPv4: its first address and its bits.
 type Block = (u32, u8);
@@ -304,12 +287,17 @@ impl Directory {
 
     /// Writes a new node for a block: nobody is led to it yet.
     fn fill(&mut self, level: usize, base: u32, node: u32, class: u32, writes: &mut Vec<PolicyWrite>) -> Word {
-        let bits = WIDTHS[level];
-        let step = 32 - u32::from(WIDTHS[level + 1]);
-        let mut words = Box::new([Word::default(); 256]);
-        for byte in 0..=u8::MAX {
-            let child = base | u32::from(byte) << step;
-            words[usize::from(byte)] = self.paint(level + 1, child, (base, last(base, bits)), class, writes);
+        let (bits, child_bits) = (WIDTHS[level], WIDTHS[level + 1]);
+        let byte = |addr: u32| usize::from((addr >> (32 - u32::from(child_bits))) as u8);
+        let (mut words, end, mut child) = (Box::new([Word::default(); 256]), last(base, bits), base);
+        loop {
+            words[byte(child)] = self.paint(level + 1, child, (base, end), class, writes);
+            let alike = self.alike_until(level + 1, child).min(end);
+            words[byte(child) + 1..=byte(alike)].fill(Word::class(self.longest(child, bits + 1, child_bits, class)));
+            if byte(alike) == 255 {
+                break;
+            }
+            child = last(alike, child_bits) + 1;
         }
         self.nodes[node as usize] = *words;
         writes.push(PolicyWrite::Node(node, words));

@@ -11,8 +11,8 @@ use super::sets::Sets;
 use crate::contents::policies::{self as symbolic, Class, Peers};
 
 const VERDICTS: usize = VERDICTS_MAX as usize;
-/// Rows that would take more chunks are hashed, so that no few take all.
-const LONGEST: u32 = CHUNKS / 8;
+/// Rows that would take a larger part of all chunks are hashed, so that no few take all.
+const LONGEST: usize = 8;
 
 /// A mirror of the tables of verdicts.
 #[derive(Debug)]
@@ -80,7 +80,14 @@ impl Place {
 
 impl Default for Matrix {
     fn default() -> Self {
-        let mut used = vec![false; CHUNKS as usize];
+        Self::new(CHUNKS)
+    }
+}
+
+impl Matrix {
+    /// No rows, and so many chunks.
+    pub fn new(chunks: u32) -> Self {
+        let mut used = vec![false; chunks as usize];
         used[..2].fill(true);
         let none = Arc::new(Class::default());
         Self {
@@ -96,9 +103,7 @@ impl Default for Matrix {
             resting: AtRest::default(),
         }
     }
-}
 
-impl Matrix {
     /// The number of a class, for one more prefix; where it is new, all rows get their verdict on it first.
     pub fn class(&mut self, class: &Arc<Class>, writes: &mut Vec<PolicyWrite>) -> u32 {
         if let Some((id, users)) = self.ids.get_mut(class) {
@@ -392,10 +397,10 @@ impl Matrix {
 
     /// So many chunks side by side; the first of them.
     fn chunks(&mut self, len: u32) -> Option<u32> {
-        if len > LONGEST {
+        let len = len as usize;
+        if len > self.used.len() / LONGEST {
             return None;
         }
-        let len = len as usize;
         let first = self.used.windows(len).position(|chunks| chunks.iter().all(|used| !used))?;
         self.used[first..first + len].fill(true);
         Some(first as u32)

@@ -12,8 +12,7 @@ use proxy_common::policy::{CHUNK_CLASSES, NODES, PodRows, PortSet, ROOTS};
 use proxy_ebpf::fake::Memory;
 use proxy_ebpf::policy::allows;
 
-use super::directory::Room;
-use super::{PolicyTables, PolicyWrite};
+use super::{PolicyTables, PolicyWrite, Room};
 use crate::compile::PolicyDelta;
 use crate::contents::policies::{Class, Isolation, Peers, PodPolicy, Policies, Ports, Row};
 use crate::model::{ObjectName, PortRange};
@@ -166,7 +165,7 @@ fn pod(number: u32, ingress: Isolation, egress: Isolation) -> (ObjectName, PodPo
 fn room() -> impl Strategy<Value = Room> {
     let nodes = prop_oneof![Just(NODES), ROOTS..ROOTS + 3];
     let prefixes = prop_oneof![2 => Just(1000usize), 1 => 0..8usize];
-    (nodes, prefixes, 0..4usize).prop_map(|(nodes, prefixes, exact)| Room { nodes, exact, prefixes })
+    (nodes, prefixes, 0..4usize).prop_map(|(nodes, prefixes, exact)| Room { nodes, exact, prefixes, ..Room::default() })
 }
 
 /// While a change is written that has no room, more pods may be closed.
@@ -326,7 +325,7 @@ fn p34_what_cannot_be_represented_is_closed_and_said() {
 /// they open again when there is room.
 #[test]
 fn p34_an_overflow_of_prefixes_closes_the_pods_that_need_them_until_it_ends() {
-    let room = Room { nodes: ROOTS, exact: 1, prefixes: 4 };
+    let room = Room { nodes: ROOTS, exact: 1, prefixes: 4, ..Room::default() };
     let mut world = World { tables: PolicyTables::with_room(room), ..World::default() };
     let mut policies = Policies { exist: true, ..Policies::default() };
     policies.pods.extend([
