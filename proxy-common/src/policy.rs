@@ -46,6 +46,8 @@ pub const CHUNK_CLASSES: u32 = 1024;
 pub type Chunk = [u16; CHUNK_CLASSES as usize];
 /// How many chunks `MATRIX` has; 0 and 1 are never used, for those rows need none.
 pub const CHUNKS: u32 = 320;
+/// How many it has where the agent is told to make large tables.
+pub const CHUNKS_LARGE: u32 = 16_384;
 
 /// How many elements `VERDICTS` takes; memory is taken for those only that there are.
 pub const VERDICTS_MAX: u32 = 1_048_576;
@@ -105,6 +107,8 @@ pub type Node = [Word; 256];
 pub const ROOTS: u32 = 256;
 /// How many nodes the directory has room for, roots included.
 pub const NODES: u32 = 576;
+/// How many it has room for where the agent is told to make large tables.
+pub const NODES_LARGE: u32 = 73_728;
 
 /// Some ports: an element of `PORTSETS`, chosen by the matrix.
 #[repr(C)]

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::args::settings::AgentSettings;
-use crate::args::{self, Output, PinArgs, Xdp};
+use crate::args::{self, Output, PinArgs, TableSize, Xdp};
 use crate::cli;
 use crate::cni;
 use crate::dataplane::{Clock, Dataplane, Options, StateDir, XdpChoice, hz};
@@ -28,6 +28,7 @@ use crate::links::{self, Wanted};
 use crate::metrics::{Exporter, Metrics, serve_metrics};
 use crate::model::{ForwardFirewall, Settings, Snapshot, TranslatedWay};
 use crate::place::Actual;
+use crate::place::policies::Room;
 use crate::shadow;
 use crate::source;
 use crate::sync::{Audience, Inputs, Outputs, Reports, Sync};
@@ -42,12 +43,24 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 /// # Errors
 /// On what waiting does not mend: a program that the verifier refuses, a state directory that another agent has, no kubeconfig.
 pub async fn run(settings: AgentSettings) -> Result<()> {
-    let AgentSettings { source, service, devices, state_dir, cni_results, cgroup, xdp, once, health_bind, metrics_bind } =
-        settings;
+    let AgentSettings {
+        source,
+        service,
+        devices,
+        state_dir,
+        cni_results,
+        cgroup,
+        policy_tables,
+        xdp,
+        once,
+        health_bind,
+        metrics_bind,
+    } = settings;
     // First what may be a slip of the pen: a kubeconfig that is not there is no reason to load anything.
     let events = source::events(&source, &service.node_name).await?;
     let updates = source::spawn(source).await?;
-    let mut plane = Dataplane::open(&Options { state_dir: state_dir.clone(), xdp: choice(xdp), cgroup })?;
+    let options = Options { state_dir: state_dir.clone(), xdp: choice(xdp), cgroup };
+    let mut plane = Dataplane::open_sized(&options, room(policy_tables))?;
     let actual = plane.read()?;
     let service = Settings { forward_firewall: look_around(&state_dir), ..complete(service, &actual)? };
     if service.translated_way() == TranslatedWay::Stack {
@@ -136,6 +149,13 @@ fn look_around(state_dir: &Path) -> ForwardFirewall {
 fn known_pods(actual: &Actual) -> std::collections::BTreeMap<IpAddr, IfIndex> {
     let known = actual.pods().iter().filter(|(_, pod)| pod.device != IfIndex::NONE);
     known.map(|(addr, pod)| (*addr, pod.device)).collect()
+}
+
+fn room(size: TableSize) -> Room {
+    match size {
+        TableSize::Small => Room::default(),
+        TableSize::Large => Room::LARGE,
+    }
 }
 
 fn choice(xdp: Xdp) -> XdpChoice {

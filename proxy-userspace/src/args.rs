@@ -111,6 +111,9 @@ pub struct AgentArgs {
     /// What clients get whom a NetworkPolicy denies.
     #[arg(long, env = "PORTWAY_POLICY_DENY", value_enum, default_value = "drop")]
     pub policy_deny: Refusal,
+    /// How large NetworkPolicy's tables are: small ones find what they have no room for by tries, which takes many times as long.
+    #[arg(long, env = "PORTWAY_POLICY_TABLES", value_enum, default_value = "small")]
+    pub policy_tables: TableSize,
     /// How XDP is attached.
     #[arg(long, env = "PORTWAY_XDP", value_enum, default_value = "auto")]
     pub xdp: Xdp,
@@ -217,6 +220,15 @@ pub enum Output {
     Text,
     /// For programs.
     Json,
+}
+
+/// How much memory of the kernel NetworkPolicy's tables take from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableSize {
+    /// Less than 2 MB: for some hundred ipBlocks.
+    Small,
+    /// About 105 MB: for 100,000.
+    Large,
 }
 
 /// How XDP is attached.

@@ -117,7 +117,7 @@ impl Sync {
     pub fn new(snapshot: Snapshot, plane: Dataplane, actual: Actual, outputs: Outputs) -> Self {
         let (placed, dirty) = (Placed::Never, Dirty::default());
         let (compiler, touched) = (Compiler::default(), Touched::everything());
-        let policies = PolicySync::new(&actual);
+        let policies = PolicySync::new(&actual, plane.policy_room());
         let (retire_at, retry_at, first_until) = (None, None, None);
         Self {
             snapshot,
@@ -330,7 +330,13 @@ impl Sync {
             debug!(compile_us = compiled.as_micros() as u64, "nothing to write");
         }
         self.outputs.reports.compiled(&self.snapshot, self.compiler.contents(), self.compiler.conflicts());
+        self.report_closed();
         self.conclude(&errors);
+    }
+
+    fn report_closed(&mut self) {
+        let crowding = self.policies.compiler().crowding(&self.snapshot);
+        self.outputs.reports.closed(&self.snapshot, self.policies.closed(), crowding);
     }
 
     fn look_at_links(&mut self, found: &Found) {
@@ -390,6 +396,7 @@ impl Sync {
         let count = writes.len();
         let mut errors = self.plane.apply(writes, &mut self.actual);
         errors.extend(self.policies.rest(&mut self.plane));
+        self.report_closed();
         for error in &errors {
             warn!(error = format!("{error:#}"), "something that is not used any more stays in a map");
         }

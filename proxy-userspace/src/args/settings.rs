@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::builder::PossibleValue;
 use ipnet::IpNet;
 
-use super::{AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TimeoutArgs, Xdp};
+use super::{AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TableSize, TimeoutArgs, Xdp};
 use crate::dataplane::CgroupChoice;
 use crate::model::{
     ForwardFirewall, HostFirewall, LocalRefusal, NodePortAddresses, PodStart, PortRange, Refusal, Settings, Timeouts,
@@ -29,6 +29,8 @@ pub struct AgentSettings {
     pub cni_results: PathBuf,
     /// Whose sockets are sent to backends.
     pub cgroup: CgroupChoice,
+    /// How large the tables of NetworkPolicy are.
+    pub policy_tables: TableSize,
     /// How XDP is attached.
     pub xdp: Xdp,
     /// How the status is printed as soon as the kernel is in step, which is then the end; runs until told to end if not given.
@@ -83,6 +85,7 @@ impl AgentArgs {
             host_firewall,
             pod_start,
             policy_deny,
+            policy_tables,
             xdp,
             once,
             ..
@@ -120,6 +123,7 @@ impl AgentArgs {
             state_dir,
             cni_results,
             cgroup,
+            policy_tables,
             xdp,
             once,
             health_bind,

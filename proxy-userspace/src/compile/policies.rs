@@ -101,6 +101,18 @@ impl PolicyCompiler {
         &self.policies
     }
 
+    /// The prefixes that so many ipBlocks in force have that their addresses count as if none had them: that allows less (P34).
+    pub fn crowded(&self) -> &BTreeSet<IpNet> {
+        self.prefixes.crowded()
+    }
+
+    /// The policies in force here that have ipBlocks around such a prefix.
+    pub fn crowding<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a ObjectName> {
+        let policies = self.in_force.keys().filter(|_| !self.crowded().is_empty());
+        let around = |cidr: &IpNet| self.crowded().range(*cidr..).next().is_some_and(|prefix| cidr.contains(prefix));
+        policies.filter(move |name| snapshot.state.policies.get(*name).is_some_and(|policy| policy.blocks().any(&around)))
+    }
+
     /// The pod on the pod network that owns an address (P22).
     pub fn pod_at<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> Option<&'a ObjectName> {
         self.network.owner(snapshot, addr).map(|(name, _)| name)

@@ -112,6 +112,12 @@ pub fn verdict(policies: &Policies, from: IpAddr, to: IpAddr, protocol: Protocol
     }
 }
 
+/// What is said of the longest prefix that covers another, or is it.
+pub fn longest<T>(all: &BTreeMap<IpNet, T>, prefix: IpNet) -> Option<&T> {
+    let around = (0..=prefix.prefix_len()).rev().filter_map(|length| IpNet::new(prefix.addr(), length).ok());
+    around.into_iter().find_map(|around| all.get(&around.trunc()))
+}
+
 impl Policies {
     /// The class of an address, as the kernel finds it: that of the longest prefix; `None` where none has it.
     pub fn class_of(&self, addr: IpAddr) -> Option<&Arc<Class>> {
@@ -120,8 +126,7 @@ impl Policies {
 
     /// The class of the longest prefix that covers another, or is it.
     pub fn class_of_prefix(&self, prefix: IpNet) -> Option<&Arc<Class>> {
-        let around = (0..=prefix.prefix_len()).rev().filter_map(|length| IpNet::new(prefix.addr(), length).ok());
-        around.into_iter().find_map(|prefix| self.classes.get(&prefix.trunc()))
+        longest(&self.classes, prefix)
     }
 
     /// The pod of this node that owns an address (P22).

@@ -50,7 +50,7 @@ pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 
 use crate::links::{Driver, Found};
-use crate::place::policies::PolicyWrite;
+use crate::place::policies::{PolicyWrite, Room};
 use crate::place::{Actual, Entry, Side, Write};
 use hooks::Hooks;
 use object::{Migration, OBJECT};
@@ -106,12 +106,20 @@ impl Dataplane {
     /// # Errors
     /// Where another agent has the directory, or the kernel refuses a program.
     pub fn open(options: &Options) -> Result<Self> {
+        Self::open_sized(options, Room::default())
+    }
+
+    /// The same with policy tables of this size.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn open_sized(options: &Options, room: Room) -> Result<Self> {
         lift_memory_limit();
         let dir = StateDir::create(&options.state_dir)?;
         let lock = dir.lock()?;
         let level = packet_log::level();
         let globals = Globals::here();
-        let (mut ebpf, migration) = object::load(&dir, OBJECT, level, globals.as_ref().ok())?;
+        let (mut ebpf, migration) = object::load(&dir, OBJECT, level, globals.as_ref().ok(), room)?;
         let maps = Maps::open(|name| object::take(&mut ebpf, name))?;
         let policies = PolicyMaps::open(|name| object::take(&mut ebpf, name))?;
         for point in CLASSIFIERS {
@@ -178,6 +186,11 @@ impl Dataplane {
             }
         }
         errors
+    }
+
+    /// How large the policy tables are.
+    pub fn policy_room(&self) -> Room {
+        self.policies.room()
     }
 
     /// Applies writes to the policy tables in their order, up to the first that the kernel refuses; what is left is given back with the error,

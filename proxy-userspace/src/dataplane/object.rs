@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::raw;
 use super::sockets::Globals;
 use super::statedir::{StateDir, names_in, remove};
+use crate::place::policies::Room;
 
 /// The object, as built for this agent.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
@@ -86,8 +87,9 @@ pub struct Migration {
 }
 
 /// Loads the object with the maps that are pinned in `dir`, pinning those that are not.
-/// The programs log up to `log_level`, and serve the sockets that `globals` says.
-pub fn load(dir: &StateDir, object: &[u8], log_level: u8, globals: Option<&Globals>) -> Result<(Ebpf, Migration)> {
+/// Loads the object with the maps that are pinned in `dir`, pinning those that are not.
+/// The programs log up to `log_level`, and serve the sockets that `globals` says; the policy tables have `room`.
+pub fn load(dir: &StateDir, object: &[u8], log_level: u8, globals: Option<&Globals>, room: Room) -> Result<(Ebpf, Migration)> {
     for name in names_in(&dir.maps())?.iter().filter(|name| name.ends_with("-new")) {
         remove(&dir.map(name))?;
     }
@@ -102,6 +104,7 @@ pub fn load(dir: &StateDir, object: &[u8], log_level: u8, globals: Option<&Globa
             loader.map_pin_path(name, dir.map(name));
         }
     }
+    loader.map_max_entries("CLASSES4", room.nodes).map_max_entries("MATRIX", room.chunks);
     loader.override_global(super::packet_log::LEVEL, &log_level, true);
     if let Some(globals) = globals {
         globals.tell(&mut loader);

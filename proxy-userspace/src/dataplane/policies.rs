@@ -11,10 +11,10 @@ use aya::maps::{Array, Map, MapData};
 use ipnet::IpNet;
 use memmap2::{MmapOptions, MmapRaw};
 use proxy_common::net::{Addr4, Addr6, IfIndex, Veth};
-use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NODES, Node, POD_SLOTS, PodRows, PortSet, ROOTS, VerdictKey};
+use proxy_common::policy::{CHUNK_CLASSES, Chunk, Node, PodRows, PortSet, ROOTS, VerdictKey};
 
 use super::maps::{Hash, delete, gone, open, open_trie};
-use crate::place::policies::PolicyWrite;
+use crate::place::policies::{PolicyWrite, Room};
 
 /// The policy tables.
 pub struct PolicyMaps {
@@ -33,16 +33,21 @@ impl PolicyMaps {
     /// The tables that `take` gives by name.
     pub fn open(mut take: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         Ok(Self {
-            rows: Words::open("ROWS", POD_SLOTS, &mut take)?,
+            rows: Words::open("ROWS", &mut take)?,
             veths: open("VETHS", &mut take)?,
-            directory: Words::open("CLASSES4", NODES, &mut take)?,
+            directory: Words::open("CLASSES4", &mut take)?,
             exact: open("CLASSES6", &mut take)?,
             prefixes4: open_trie("PREFIXES4", &mut take)?,
             prefixes6: open_trie("PREFIXES6", &mut take)?,
-            matrix: Words::open("MATRIX", CHUNKS, &mut take)?,
+            matrix: Words::open("MATRIX", &mut take)?,
             verdicts: open_trie("VERDICTS", &mut take)?,
             sets: Array::try_from(take("PORTSETS")?).context("open the map PORTSETS")?,
         })
+    }
+
+    /// How large the tables were made.
+    pub fn room(&self) -> Room {
+        Room { nodes: self.directory.elements, chunks: self.matrix.elements, ..Room::default() }
     }
 
     /// Makes one write.
@@ -114,11 +119,12 @@ struct Words<T> {
 }
 
 impl<T> Words<T> {
-    fn open(name: &str, elements: u32, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+    fn open(name: &str, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         let Map::Array(data) = take(name)? else { bail!("the map {name} is no array") };
         let found = data.info().with_context(|| format!("look at the map {name}"))?;
-        if found.value_size() as usize != size_of::<T>() || found.max_entries() != elements {
-            bail!("the map {name} has {} elements of {} bytes", found.max_entries(), found.value_size());
+        let elements = found.max_entries();
+        if found.value_size() as usize != size_of::<T>() {
+            bail!("the map {name} has elements of {} bytes", found.value_size());
         }
         let len = elements as usize * size_of::<T>().next_multiple_of(8);
         let memory = MmapOptions::new().len(len).map_raw(data.fd().as_fd().as_raw_fd());

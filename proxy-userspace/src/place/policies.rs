@@ -6,6 +6,7 @@
 mod directory;
 mod matrix;
 mod resting;
+mod sets;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +16,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use proxy_common::net::{IfIndex, Veth};
-use proxy_common::policy::{Chunk, NO_CLASS, Node, POD_SLOTS, PodRows, PortSet, Row, VerdictKey, Word};
+use proxy_common::policy::{
+    CHUNKS, CHUNKS_LARGE, Chunk, EXACT_MAX, NO_CLASS, NODES, NODES_LARGE, Node, POD_SLOTS, PREFIXES_MAX, PodRows, PortSet, Row,
+    VerdictKey, Word,
+};
 
 use self::directory::Directory;
 use self::matrix::Matrix;
@@ -75,6 +79,31 @@ pub enum PolicyWrite {
     DeleteVeth(IfIndex),
 }
 
+/// How much the tables take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// Nodes of `CLASSES4`, roots included.
+    pub nodes: u32,
+    /// Chunks of `MATRIX`.
+    pub chunks: u32,
+    /// Elements of `CLASSES6`.
+    pub exact: usize,
+    /// Elements of each `PREFIXES*`.
+    pub prefixes: usize,
+}
+
+impl Room {
+    /// What 100,000 prefixes take.
+    pub const LARGE: Self =
+        Self { nodes: NODES_LARGE, chunks: CHUNKS_LARGE, exact: EXACT_MAX as usize, prefixes: PREFIXES_MAX as usize };
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { nodes: NODES, chunks: CHUNKS, exact: EXACT_MAX as usize, prefixes: PREFIXES_MAX as usize }
+    }
+}
+
 /// The slot of the pods for which there is none: nothing is let through to and from them (P34).
 const NO_ROOM: u32 = POD_SLOTS - 1;
 /// Its rows.
@@ -89,6 +118,10 @@ pub struct PolicyTables {
     classes: BTreeMap<IpNet, u32>,
     pods: BTreeMap<ObjectName, Known>,
     slots: Slots,
+    /// Classes that addresses ought to have, and what they are found as for want of room (P34).
+    misled: BTreeSet<(u32, u32)>,
+    /// While such are written: the classes as which addresses may be found meanwhile.
+    met: BTreeSet<u32>,
     /// Whose policy could not be represented (P34).
     closed: BTreeSet<ObjectName>,
 }
@@ -118,9 +151,24 @@ impl Move {
 /// Writes that come after all that nobody is led to yet.
 #[derive(Default)]
 struct Steps {
+    bridges: Vec<PolicyWrite>,
     moves: Vec<PolicyWrite>,
     flips: Vec<PolicyWrite>,
     ends: Vec<PolicyWrite>,
+    /// The classes as which addresses may be found on the way.
+    met: BTreeSet<u32>,
+}
+
+impl Steps {
+    /// Those that are not bridges.
+    fn note_classes(&mut self, tables: &PolicyTables, moves: &[Move]) {
+        self.met.insert(NO_CLASS);
+        for Move { prefix, after, .. } in moves {
+            self.met.extend(after);
+            self.met.insert(tables.class_before(*prefix));
+            self.met.extend(prefix.supernet().map(|around| tables.class_before(around)));
+        }
+    }
 }
 
 /// A pod as it is in the tables.
@@ -170,9 +218,15 @@ impl Slots {
 }
 
 impl PolicyTables {
-    /// Empty tables; pods get the slots that their addresses have here, if those are free.
-    pub fn with_slots(before: BTreeMap<IpAddr, u32>) -> Self {
-        Self { slots: Slots { before, ..Slots::default() }, ..Self::default() }
+    /// Empty tables of this size.
+    pub fn with_room(room: Room) -> Self {
+        Self { directory: Directory::new(room), matrix: Matrix::new(room.chunks), ..Self::default() }
+    }
+
+    /// Pods get the slots that their addresses have here, if those are free.
+    #[must_use]
+    pub fn with_slots(self, before: BTreeMap<IpAddr, u32>) -> Self {
+        Self { slots: Slots { before, ..Slots::default() }, ..self }
     }
 
     /// The writes that bring the tables from what they hold to `policies`, which differ by `delta`; the mirror is brought there at once.
@@ -189,12 +243,23 @@ impl PolicyTables {
         for name in &delta.pods {
             self.pod(name, policies.pods.get(name), &leaving, &mut writes, &mut steps);
         }
+        self.directory.begin();
         if !leaving.is_empty() {
-            self.bridge(policies, &moves, &mut writes);
+            self.bridge(policies, &moves, &mut writes, &mut steps);
         }
+        steps.note_classes(self, &moves);
         self.move_addresses(moves, &mut steps.moves);
-        // Rows that had to be closed for a class are known to be so before an address gets it.
+        self.directory.place_lost(&mut steps.moves);
+        // Rows that have to be closed are known to be so before an address moves, and open again only after.
+        let misled = self.directory.misled();
+        let overflows = self.directory.overflows();
+        if overflows {
+            steps.met.extend(self.misled.iter().chain(&misled).flat_map(|(wanted, found)| [*wanted, *found]));
+            self.met = std::mem::take(&mut steps.met);
+        }
         self.tell_moved_rows(&mut writes);
+        self.correct(&mut steps.flips);
+        writes.append(&mut steps.bridges);
         if leaving.is_empty() {
             writes.append(&mut steps.moves);
             writes.append(&mut steps.flips);
@@ -203,7 +268,24 @@ impl PolicyTables {
             writes.append(&mut steps.moves);
         }
         writes.append(&mut steps.ends);
+        if overflows {
+            (self.misled, self.met) = (misled, BTreeSet::new());
+            self.tell_moved_rows(&mut writes);
+        }
         writes
+    }
+
+    /// What pods were to flip to was found out before the last classes came, for which their rows may have been closed.
+    fn correct(&self, flips: &mut [PolicyWrite]) {
+        let known: BTreeMap<u32, PodRows> = self.pods.values().map(|known| (known.slot, known.rows)).collect();
+        for flip in flips {
+            if let PolicyWrite::Rows(slot, rows) = flip
+                && *slot != NO_ROOM
+                && let Some(known) = known.get(slot)
+            {
+                *rows = *known;
+            }
+        }
     }
 
     /// The rows that pods leave for others, with those pods and the direction.
@@ -248,9 +330,9 @@ impl PolicyTables {
     }
 
     /// Leads addresses to classes that are the old one to rows that pods are leaving, and the new one to all others.
-    fn bridge(&mut self, policies: &Policies, moves: &[Move], writes: &mut Vec<PolicyWrite>) {
+    fn bridge(&mut self, policies: &Policies, moves: &[Move], writes: &mut Vec<PolicyWrite>, steps: &mut Steps) {
         let mut bridges = BTreeMap::new();
-        let mut steps = Vec::new();
+        let mut bridged = Vec::new();
         for Move { prefix, .. } in moves {
             let (before, after) = self.bridge_key(policies, *prefix);
             let bridge = match bridges.get(&(before, after.clone())) {
@@ -258,13 +340,12 @@ impl PolicyTables {
                 None => self.matrix.bridge(before, &after, writes),
             };
             bridges.insert((before, after), bridge);
-            steps.push((*prefix, bridge));
+            bridged.push((*prefix, bridge));
         }
-        steps.sort_by_key(|(prefix, _)| u8::MAX - prefix.prefix_len());
-        // Rows that closed for want of room are told first.
-        self.tell_moved_rows(writes);
-        for (prefix, bridge) in steps {
-            self.directory.set(prefix, Some(bridge), writes);
+        bridged.sort_by_key(|(prefix, _)| u8::MAX - prefix.prefix_len());
+        for (prefix, bridge) in bridged {
+            self.directory.set(prefix, Some(bridge), &mut steps.bridges);
+            steps.met.insert(bridge);
         }
         bridges.into_values().for_each(|bridge| self.matrix.end_bridge(bridge));
     }
@@ -276,8 +357,7 @@ impl PolicyTables {
 
     /// The class that a prefix's addresses have until now, as far as no longer prefix has them.
     fn class_before(&self, prefix: IpNet) -> u32 {
-        let around = (0..=prefix.prefix_len()).rev().filter_map(|bits| IpNet::new(prefix.addr(), bits).ok());
-        around.into_iter().find_map(|around| self.classes.get(&around.trunc())).copied().unwrap_or(NO_CLASS)
+        symbolic::longest(&self.classes, prefix).copied().unwrap_or(NO_CLASS)
     }
 
     fn move_addresses(&mut self, moves: Vec<Move>, writes: &mut Vec<PolicyWrite>) {
@@ -295,8 +375,12 @@ impl PolicyTables {
     pub fn rest(&mut self) -> Vec<PolicyWrite> {
         let mut writes = Vec::new();
         self.directory.rest(&mut writes);
+        self.directory.place_lost(&mut writes);
         self.matrix.rest(&mut writes);
+        self.matrix.reopen(&mut writes);
+        self.misled = self.directory.misled();
         self.slots.rest();
+        self.tell_moved_rows(&mut writes);
         writes
     }
 
@@ -341,8 +425,10 @@ impl PolicyTables {
                 known.rows = rows;
                 writes.push(PolicyWrite::Rows(known.slot, rows));
             }
-            if self.is_closed(&known.policy) {
+            if self.is_closed(&known.policy) || known.slot == NO_ROOM {
                 self.closed.insert(name.clone());
+            } else {
+                self.closed.remove(name);
             }
         }
         self.pods = pods;
@@ -405,22 +491,28 @@ impl PolicyTables {
         }
     }
 
-    /// Where a pod's rows are. An address whose class had no room would be taken for another's: then nobody is let through (P34).
+    /// Where a pod's rows are.
     fn rows_of(&self, policy: &PodPolicy) -> PodRows {
         let row = |isolation: &Isolation| match isolation {
             Isolation::None => Row::OPEN,
-            Isolation::Rules(_) if self.directory.is_full() => Row::CLOSED,
+            Isolation::Rules(row) if self.is_misled(row) || self.matrix.tells_apart(row, &self.met) => Row::CLOSED,
             Isolation::Rules(row) => self.matrix.where_is(row),
         };
         PodRows { ingress: row(&policy.ingress), egress: row(&policy.egress) }
     }
 
+    /// Whether a row says something else of an address than of the class as which that is found.
+    fn is_misled(&self, row: &Arc<symbolic::Row>) -> bool {
+        self.misled.iter().any(|(wanted, found)| self.matrix.tells_apart(row, [wanted, found]))
+    }
+
+    /// Whether there is no room for what a pod's policies say. Then nobody is let through (P34).
     fn is_closed(&self, policy: &PodPolicy) -> bool {
         let closed = |isolation: &Isolation| match isolation {
             Isolation::None => false,
-            Isolation::Rules(row) => self.directory.is_full() || self.matrix.is_closed(row),
+            Isolation::Rules(row) => self.is_misled(row) || self.matrix.is_closed(row),
         };
-        closed(&policy.ingress) || closed(&policy.egress)
+        policy.directions().into_iter().any(closed)
     }
 }
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use k8s_openapi::Resource as _;
 use k8s_openapi::api::core::v1::{ObjectReference, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
 use tokio::sync::mpsc;
@@ -66,16 +68,23 @@ fn cut(note: &str) -> &str {
 /// With the uid, by which `kubectl describe` finds an object's Events.
 async fn reference(client: &Client, warning: &Warning) -> kube::Result<ObjectReference> {
     let ObjectName { namespace, name } = &warning.object.name;
-    let uid = match warning.object.kind {
-        Kind::Service => Api::<Service>::namespaced(client.clone(), namespace).get_metadata_opt(name).await?,
-        _ => None,
+    let (version, metadata) = match warning.object.kind {
+        Kind::NetworkPolicy => {
+            let all = Api::<NetworkPolicy>::namespaced(client.clone(), namespace);
+            (NetworkPolicy::API_VERSION, all.get_metadata_opt(name).await?.map(|policy| policy.metadata))
+        }
+        Kind::Service => {
+            let all = Api::<Service>::namespaced(client.clone(), namespace);
+            (Service::API_VERSION, all.get_metadata_opt(name).await?.map(|service| service.metadata))
+        }
+        _ => (Service::API_VERSION, None),
     };
     Ok(ObjectReference {
-        api_version: Some("v1".into()),
+        api_version: Some(version.into()),
         kind: Some(warning.object.kind.to_string()),
         namespace: Some(namespace.to_string()),
         name: Some(name.to_string()),
-        uid: uid.and_then(|object| object.metadata.uid),
+        uid: metadata.and_then(|metadata| metadata.uid),
         ..ObjectReference::default()
     })
 }

@@ -3,13 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
-use tracing::{info, warn};
-
 use crate::compile::{PolicyCompiler, Touched};
 use crate::dataplane::Dataplane;
 use crate::model::{ObjectName, Snapshot};
 use crate::place::Actual;
-use crate::place::policies::{PolicyTables, PolicyWrite};
+use crate::place::policies::{PolicyTables, PolicyWrite, Room};
 
 /// The policies as they are in the kernel.
 pub struct PolicySync {
@@ -20,22 +18,19 @@ pub struct PolicySync {
     slots: BTreeMap<IpAddr, u32>,
     /// Addresses that another pod has now, or none of this node.
     left: BTreeSet<IpAddr>,
-    /// Pods that are known to be closed for want of room (P34).
-    closed: BTreeSet<ObjectName>,
 }
 
 impl PolicySync {
-    /// Nothing is written yet; pods get the slots that they had in `actual`, if those are free.
-    pub fn new(actual: &Actual) -> Self {
+    /// Nothing is written yet to tables of this size; pods get the slots that they had in `actual`, if those are free.
+    pub fn new(actual: &Actual, room: Room) -> Self {
         let slots = actual.pods().iter().map(|(addr, pod)| (*addr, pod.slot)).collect();
-        let tables = PolicyTables::with_slots(slots);
+        let tables = PolicyTables::with_room(room).with_slots(slots);
         Self {
             compiler: PolicyCompiler::default(),
             tables,
             pending: VecDeque::new(),
             slots: BTreeMap::new(),
             left: BTreeSet::new(),
-            closed: BTreeSet::new(),
         }
     }
 
@@ -59,7 +54,6 @@ impl PolicySync {
         let error = self.write(plane);
         if !delta.pods.is_empty() {
             self.assign(actual);
-            self.tell_closed();
         }
         (count, error)
     }
@@ -100,14 +94,8 @@ impl PolicySync {
         self.slots = now;
     }
 
-    fn tell_closed(&mut self) {
-        let now = self.tables.closed();
-        for pod in now.difference(&self.closed) {
-            warn!(%pod, "the pod's NetworkPolicies cannot be represented in full: nothing is let through where they isolate it");
-        }
-        for pod in self.closed.difference(now) {
-            info!(%pod, "the pod's NetworkPolicies can be represented again");
-        }
-        self.closed.clone_from(now);
+    /// Pods that nobody reaches where they are isolated, for want of room for what their policies say (P34).
+    pub fn closed(&self) -> &BTreeSet<ObjectName> {
+        self.tables.closed()
     }
 }

@@ -1,6 +1,6 @@
 //! What follows from each sync for others: whose health is asked for, which nodePorts there are, warnings, and kube-proxy's metrics.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -20,6 +20,7 @@ pub struct Reports {
     checks: watch::Sender<Checks>,
     node_ports: watch::Sender<NodePorts>,
     warnings: Warnings,
+    closed: Warnings,
     metrics: Arc<Metrics>,
     pending: Pending,
 }
@@ -45,8 +46,8 @@ impl Reports {
         let (tell_checks, checks) = watch::channel(Checks::default());
         let (tell_node_ports, node_ports) = watch::channel(NodePorts::default());
         let pending = Pending { endpoints: 0, services: 0, triggers: Triggers::since(now) };
-        let warnings = Warnings::new(events);
-        let reports = Self { checks: tell_checks, node_ports: tell_node_ports, warnings, metrics, pending };
+        let (warnings, closed) = (Warnings::new(events.clone()), Warnings::new(events));
+        let reports = Self { checks: tell_checks, node_ports: tell_node_ports, warnings, closed, metrics, pending };
         (reports, Audience { checks, node_ports })
     }
 
@@ -93,6 +94,47 @@ impl Reports {
         send_changed(&self.checks, health.served);
         send_changed(&self.node_ports, node_ports(snapshot, contents));
     }
+
+    /// These pods are closed, because their policies could not be represented, and so are the addresses of which these policies are among
+    /// too many (P34).
+    pub fn closed<'a>(
+        &mut self,
+        snapshot: &Snapshot,
+        closed: &BTreeSet<ObjectName>,
+        crowding: impl Iterator<Item = &'a ObjectName>,
+    ) {
+        self.closed.are(closed_for(snapshot, closed).into_iter().chain(crowding.map(crowds)).collect());
+    }
+}
+
+/// P34: of each policy that selects pods which are closed for want of room.
+fn closed_for(snapshot: &Snapshot, closed: &BTreeSet<ObjectName>) -> BTreeSet<Warning> {
+    let mut pods_of: BTreeMap<&ObjectName, Vec<&ObjectName>> = BTreeMap::new();
+    for pod in closed {
+        let Some(labels) = snapshot.state.pods.get(pod).map(|pod| &pod.labels) else { continue };
+        let first = ObjectName { namespace: pod.namespace.clone(), name: "".into() };
+        let policies = snapshot.state.policies.range(first..).take_while(|(name, _)| name.namespace == pod.namespace);
+        for (name, _) in policies.filter(|(_, policy)| policy.pods.selects(labels)) {
+            pods_of.entry(name).or_default().push(pod);
+        }
+    }
+    let told = |(policy, pods): (&ObjectName, Vec<&ObjectName>)| {
+        let more = if pods.len() > 1 { format!(" and {} more", pods.len() - 1) } else { String::new() };
+        let note = format!(
+            "the kernel's tables have no room for what is said of {}{more}: nothing is let through there where policies isolate",
+            pods[0]
+        );
+        let object = ObjectRef { kind: Kind::NetworkPolicy, name: policy.clone() };
+        Warning { object, reason: "NoRoomForPolicy", action: "Enforce", note }
+    };
+    pods_of.into_iter().map(told).collect()
+}
+
+/// P34: of a policy that is among too many.
+fn crowds(policy: &ObjectName) -> Warning {
+    let note = "more rules than can be told apart have ipBlocks around the same addresses: none of these rules lets them through";
+    let object = ObjectRef { kind: Kind::NetworkPolicy, name: policy.clone() };
+    Warning { object, reason: "NoRoomForPolicy", action: "Enforce", note: note.to_owned() }
 }
 
 fn send_changed<T: PartialEq>(to: &watch::Sender<T>, now: T) {
@@ -137,5 +179,57 @@ impl Change {
             _ => None,
         };
         Self { counted, trigger: Trigger::of(update, state) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::policy::{Requirement, Selector};
+    use crate::model::{Labels, NetworkPolicy, Object, Phase, Pod};
+
+    fn pod(name: &str, app: &str) -> Update {
+        let pod = Pod {
+            addresses: Vec::new(),
+            node: None,
+            host_network: false,
+            phase: Phase::Running,
+            terminating: false,
+            ready: true,
+            unready_because: None,
+            any_source: false,
+            labels: Labels::from([("app".to_owned(), app.to_owned())]),
+            ports: Vec::new(),
+            created: None,
+        };
+        Update::Apply(Object::Pod(ObjectName::new("shop", name), pod))
+    }
+
+    fn policy(namespace: &str, name: &str, app: &str) -> Update {
+        let pods = Selector { requirements: [Requirement::In("app".into(), [app.to_owned()].into())].into() };
+        let policy = NetworkPolicy { pods, ingress: Some(Vec::new()), egress: None };
+        Update::Apply(Object::NetworkPolicy(ObjectName::new(namespace, name), policy))
+    }
+
+    #[test]
+    fn p34_the_policies_of_closed_pods_are_warned_of() {
+        let mut snapshot = Snapshot::default();
+        let updates = [
+            pod("web-1", "web"),
+            pod("web-2", "web"),
+            pod("db", "db"),
+            policy("shop", "of-web", "web"),
+            policy("shop", "of-db", "db"),
+            policy("other", "of-web", "web"),
+        ];
+        updates.into_iter().for_each(|update| _ = snapshot.state.apply(update));
+        let closed = ["web-1", "web-2", "gone"].map(|name| ObjectName::new("shop", name)).into();
+        let told: Vec<_> = closed_for(&snapshot, &closed).into_iter().map(|w| format!("{}: {}", w.object, w.note)).collect();
+        assert_eq!(
+            told,
+            ["NetworkPolicy shop/of-web: the kernel's tables have no room for what is said of shop/web-1 and 1 more: \
+              nothing is let through there where policies isolate"]
+        );
+        assert!(closed_for(&snapshot, &BTreeSet::new()).is_empty());
     }
 }

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
+use proxy_common::event::Reason;
 use proxy_common::net::{Protocol, V4};
+use proxy_common::policy::{PodRows, PortSet, Row, Word};
+use proxy_common::service::Config;
 use proxy_ebpf::Action;
 
 use crate::family::{Dotted, end};
@@ -47,6 +50,48 @@ fn v18_a_flood_of_half_open_flows_evicts_no_established_one() -> Result<()> {
             let (said, _) = loaded.tc(Hook::FromDevice, network.device(0), &there.answer().bytes())?;
             ensure!(said == Ok(Action::Neighbour(network.device(0))), "the reply to {} came out {said:?}", there.src);
         }
+        Ok(())
+    })
+}
+
+/// V18, P25: a denied SYN opens a flow that is forgotten once it is judged. So many of them evict no flow of those that may come, not even the
+/// half-open ones.
+#[test]
+fn v18_a_flood_of_denied_syns_evicts_no_flow() -> Result<()> {
+    in_namespace(|network| {
+        let mut loaded = Loaded::of_full_size()?;
+        let mut memory = generate::node_port_to::<V4>(network, &[Remote::Here]);
+        memory.config.flags |= Config::POLICY;
+        memory.rows.insert(1, PodRows { ingress: Row(2), egress: Row::OPEN });
+        let [a, b, ..] = generate::CLIENT;
+        memory.directory.insert((a.into(), b), Word::class(1));
+        memory.matrix.insert((2, 1), PortSet::ALL as u16);
+        V4::fill(&mut loaded, &memory)?;
+        let (outside, pod) = (network.device(0), network.device(1));
+        let there = (1..=2 * IDLE).map(|port| {
+            let (said, bytes) = loaded.tc(Hook::FromDevice, outside, &syn(generate::CLIENT, port).bytes())?;
+            ensure!(said == Ok(Action::Pod(pod)), "flow {port} came out {said:?}");
+            Segment::read(&bytes).map_err(anyhow::Error::msg)
+        });
+        let there = there.collect::<Result<Vec<_>>>()?;
+        let answered = |there: &Segment| -> Result<bool> {
+            let (said, _) = loaded.tc(Hook::FromPod, pod, &there.answer().bytes())?;
+            Ok(said == Ok(Action::Neighbour(outside)))
+        };
+        for there in &there[..IDLE.into()] {
+            ensure!(answered(there)?, "the answer to {} is not sent on", there.src);
+        }
+        for number in 0..FLOOD {
+            let [_, a, b, c] = number.to_be_bytes();
+            let (said, _) = loaded.tc(Hook::FromDevice, outside, &syn([203, a, b, c], 7).bytes())?;
+            ensure!(said == Err(Reason::DeniedIngress), "packet {number} of the flood came out {said:?}");
+        }
+        let mut lost = [0; 2];
+        for (number, there) in there.iter().enumerate() {
+            lost[usize::from(number >= IDLE.into())] += u16::from(!answered(there)?);
+        }
+        println!("{FLOOD} denied: {} of {IDLE} established and {} of {IDLE} half-open flows are lost", lost[0], lost[1]);
+        ensure!(lost == [0, 0], "{lost:?} are lost");
         Ok(())
     })
 }

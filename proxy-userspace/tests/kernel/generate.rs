@@ -102,6 +102,8 @@ impl Dice {
 pub enum Remote {
     /// A pod of another node.
     Pod,
+    /// A pod of this node, behind the second device; its slot is 1.
+    Here,
 }
 
 /// A node with nothing but a nodePort.
@@ -112,7 +114,12 @@ pub fn node_port_to<F: Net>(network: &Network, backends: &[Remote]) -> Memory<F>
     memory.config = Config { hz: HZ, masquerade_first: MASQUERADE_FIRST, masquerade_len: 1, ..memory.config };
     memory.addresses.insert(F::at(NODE), AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS));
     memory.devices.insert(network.device(0), device(NODE, 1500, 0));
-    let backends: Vec<_> = backends.iter().map(|Remote::Pod| backend::<F>(REMOTE, 8080, BackendFlags::POD)).collect();
+    memory.pods.insert(F::at(POD_A), LocalPod { device: network.device(1), slot: 1 });
+    let addr = |backend: &Remote| match backend {
+        Remote::Pod => REMOTE,
+        Remote::Here => POD_A,
+    };
+    let backends: Vec<_> = backends.iter().map(|to| backend::<F>(addr(to), 8080, BackendFlags::POD)).collect();
     let keys = PROTOCOLS.map(|protocol| (frontend::<F>((NODE_PORTS, NODE_PORT), protocol), ServiceFlags::NODE_PORT));
     memory.serve(1, &keys, &backends);
     memory

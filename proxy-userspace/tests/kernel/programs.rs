@@ -9,6 +9,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use portway::dataplane::{Globals, SOCKET_PROGRAMS};
 use proxy_common::event::{COUNTERS, Reason};
 use proxy_common::net::IfIndex;
+use proxy_common::policy::{CHUNKS_LARGE, NODES_LARGE};
 use proxy_ebpf::Action;
 
 /// The tc programs.
@@ -77,6 +78,11 @@ impl Loaded {
         Self::sized(0, &[])
     }
 
+    /// With the large policy tables besides.
+    pub fn of_large_size() -> Result<Self> {
+        Self::sized(0, &[("CLASSES4", NODES_LARGE), ("MATRIX", CHUNKS_LARGE)])
+    }
+
     fn sized(level: u8, sizes: &[(&str, u32)]) -> Result<Self> {
         let kernel = KernelVersion::current().context("ask for the kernel's version")?;
         if kernel < MEMCG {
@@ -124,6 +130,17 @@ impl Loaded {
         let said = said(cb)?;
         ensure!(code == code_of(said), "{hook:?} returned {code} for {said:?}");
         Ok((said, out))
+    }
+
+    /// Runs a tc program many times over a packet that it lets pass; nanoseconds of each run.
+    pub fn time(&self, hook: Hook, device: IfIndex, bytes: &[u8], repeat: u32) -> Result<u32> {
+        let program: &SchedClassifier = self.ebpf.program(hook.program()).context("find a program")?.try_into()?;
+        let mut ctx_in = [0; 192];
+        ctx_in[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&device.0.to_ne_bytes());
+        let options = TestRunOptions { data_in: Some(bytes), ctx_in: Some(&ctx_in), repeat, ..TestRunOptions::default() };
+        let ran = program.test_run(options).with_context(|| format!("run {} {repeat} times", hook.program()))?;
+        ensure!(ran.return_value as i32 == code_of(Ok(Action::Untouched)), "{hook:?} returned {}", ran.return_value);
+        Ok(ran.duration.as_nanos() as u32)
     }
 
     fn classify(&self, name: &str, device: IfIndex, bytes: &[u8]) -> Result<(i32, Vec<u8>, [u32; 2])> {

@@ -44,6 +44,35 @@ pub struct Came {
     /// Packets whose verdict changed with a state that was just being written.
     pub between: usize,
     pub seconds: f64,
+    pub took: Took,
+}
+
+/// Where the time of the edits went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Took {
+    /// The agent's: to compile, to place, to write and to let rest.
+    pub compile: Duration,
+    pub place: Duration,
+    pub write: Duration,
+    pub rest: Duration,
+    /// The test's, to find out what each state says.
+    pub judge: Duration,
+}
+
+impl Took {
+    /// What an edit costs the agent, in times of what it costs the test to ask for its verdicts: of that, neither the optimizer nor an emulated
+    /// machine makes much more or less.
+    pub fn in_judgements(&self) -> f64 {
+        (self.compile + self.place + self.write + self.rest).as_secs_f64() / self.judge.as_secs_f64()
+    }
+}
+
+/// Does something, and adds how long that took.
+fn timed<T>(sum: &mut Duration, what: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let came = what();
+    *sum += begun.elapsed();
+    came
 }
 
 /// The verdicts of one state on all questions, a bit for each.
@@ -72,7 +101,7 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
     history.begun.store(1, Ordering::SeqCst);
     history.done.store(1, Ordering::SeqCst);
     let started = Instant::now();
-    let (mut edits, mut rested) = (0, Instant::now());
+    let (mut edits, mut rested, mut took) = (0, Instant::now(), Took::default());
     std::thread::scope(|scope| {
         let packets = scope.spawn(|| watch(&loaded, &history));
         let edited = (|| -> Result<()> {
@@ -83,14 +112,16 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
                 touched.note(&update);
                 _ = snapshot.state.apply(update);
                 // The state is known before its first write is seen.
-                let delta = compiler.compile(&snapshot, &touched);
-                history.states.write().expect("nobody panics").push(verdicts(&compiler));
+                let delta = timed(&mut took.compile, || compiler.compile(&snapshot, &touched));
+                let verdicts = timed(&mut took.judge, || verdicts(&compiler));
+                history.states.write().expect("nobody panics").push(verdicts);
                 history.begun.fetch_add(1, Ordering::SeqCst);
-                tables.place(compiler.policies(), &delta).iter().try_for_each(|write| maps.write(write))?;
+                let writes = timed(&mut took.place, || tables.place(compiler.policies(), &delta));
+                timed(&mut took.write, || writes.iter().try_for_each(|write| maps.write(write)))?;
                 history.done.fetch_add(1, Ordering::SeqCst);
                 edits += 1;
                 if rested.elapsed() > GRACE {
-                    tables.rest().iter().try_for_each(|write| maps.write(write))?;
+                    timed(&mut took.rest, || tables.rest().iter().try_for_each(|write| maps.write(write)))?;
                     rested = Instant::now();
                 }
             }
@@ -99,7 +130,7 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
         history.over.store(true, Ordering::SeqCst);
         let (packets, between) = packets.join().expect("the packets' thread does not panic")?;
         edited?;
-        Ok(Came { edits, packets, between, seconds: started.elapsed().as_secs_f64() })
+        Ok(Came { edits, packets, between, seconds: started.elapsed().as_secs_f64(), took })
     })
 }
 

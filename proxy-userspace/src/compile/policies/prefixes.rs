@@ -2,7 +2,7 @@
 //!
 //! In that order a prefix stands before those within it, and nothing else stands between: what a changed block concerns is one range.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -18,6 +18,12 @@ use crate::model::Family;
 /// Looking for the prefixes around another takes about as long as walking past so many.
 const AROUND: usize = 12;
 
+/// So many peers all classes of blocks have together at most, if not each so few as [`FEW`].
+const MOST: usize = 1 << 23;
+/// The fewest and the most peers that an address may be by blocks.
+const FEW: usize = 128;
+const MANY: usize = 4096;
+
 /// Every cidr, every except, and every address that a pod owns.
 #[derive(Debug, Default)]
 pub(super) struct Prefixes {
@@ -27,6 +33,11 @@ pub(super) struct Prefixes {
     /// Prefixes within which blocks have come or gone.
     dirty: Vec<IpNet>,
     gone: Vec<IpNet>,
+    /// Prefixes that more blocks have than an address may be peers by; they count as if none had them, which allows less (P34).
+    crowded: BTreeSet<IpNet>,
+    /// How many an address may be, by the last walk, and how many there have been.
+    limit: usize,
+    deepest: usize,
     /// What new prefixes are until the walk, so that they need no memory of their own for it.
     nothing: Arc<Class>,
 }
@@ -67,6 +78,11 @@ impl Prefixes {
     /// What is known of a prefix.
     pub(super) fn get(&self, prefix: IpNet) -> Option<&Prefix> {
         self.all.get(&prefix)
+    }
+
+    /// The prefixes that so many blocks have that they cannot be told apart (P34).
+    pub(super) fn crowded(&self) -> &BTreeSet<IpNet> {
+        &self.crowded
     }
 
     /// Whose the addresses within a prefix are.
@@ -110,6 +126,7 @@ impl Prefixes {
     fn end_empty(&mut self, at: IpNet) {
         if self.all.get(&at).is_some_and(|prefix| prefix.edges.is_empty() && prefix.owner.is_none()) {
             self.all.remove(&at);
+            self.crowded.remove(&at);
             self.gone.push(at);
         }
     }
@@ -118,7 +135,9 @@ impl Prefixes {
     pub(super) fn set_owner(&mut self, addr: IpAddr, owner: Option<GroupId>, classes: &mut Shared<Class>) -> Option<GroupId> {
         let at = IpNet::from(addr);
         if owner.is_some() && !self.all.contains_key(&at) {
-            let class = classes.get(class(&self.around(at)));
+            let blocks = self.around(at);
+            self.deepest = self.deepest.max(blocks.len());
+            let class = classes.get(class(&blocks, self.limit));
             self.all.insert(at, Prefix::of(&class));
         }
         let prefix = self.all.get_mut(&at)?;
@@ -142,7 +161,10 @@ impl Prefixes {
     pub(super) fn settle(&mut self, classes: &mut Shared<Class>) -> Vec<IpNet> {
         let mut changed = std::mem::take(&mut self.gone);
         let mut dirty = std::mem::take(&mut self.dirty);
-        if dirty.len() * AROUND > self.all.len() {
+        let limit = self.limit();
+        let before = std::mem::replace(&mut self.limit, limit);
+        let other = before != limit && self.deepest > before.min(limit);
+        if other || dirty.len() * AROUND > self.all.len() {
             self.walk(None, classes, &mut changed);
             return changed;
         }
@@ -158,13 +180,20 @@ impl Prefixes {
         changed
     }
 
+    /// How many blocks an address may be of: the fewer the more prefixes there are, in powers of two, so that it rarely changes.
+    fn limit(&self) -> usize {
+        let prefixes: usize = self.lengths.values().sum();
+        (MOST / prefixes.next_power_of_two()).clamp(FEW, MANY)
+    }
+
     /// Walks a prefix and all within it, or everything.
     fn walk(&mut self, within: Option<IpNet>, classes: &mut Shared<Class>, changed: &mut Vec<IpNet>) {
         let blocks = within.map(|prefix| self.around(prefix)).unwrap_or_default();
-        let mut level = Level { prefix: None, class: classes.get(class(&blocks)), blocks };
+        let Self { all, crowded, limit, deepest, .. } = self;
+        let mut level = Level { prefix: None, class: classes.get(class(&blocks, *limit)), blocks };
         let mut outer: Vec<Level> = Vec::new();
         let from = within.map_or(Bound::Unbounded, Bound::Included);
-        for (at, prefix) in self.all.range_mut((from, Bound::Unbounded)) {
+        for (at, prefix) in all.range_mut((from, Bound::Unbounded)) {
             if within.is_some_and(|within| !within.contains(at)) {
                 break;
             }
@@ -172,11 +201,19 @@ impl Prefixes {
                 level = outer.pop().expect("the outermost level has everything");
             }
             let above = level.class.clone();
+            let mut is_crowded = false;
             if !prefix.edges.is_empty() {
                 let mut blocks = level.blocks.clone();
                 prefix.edges.iter().for_each(|edge| edge.cross(&mut blocks));
-                let inner = Level { prefix: Some(*at), class: classes.get(class(&blocks)), blocks };
+                *deepest = blocks.len().max(*deepest);
+                is_crowded = blocks.len() > *limit;
+                let inner = Level { prefix: Some(*at), class: classes.get(class(&blocks, *limit)), blocks };
                 outer.push(std::mem::replace(&mut level, inner));
+            }
+            if is_crowded {
+                crowded.insert(*at);
+            } else if !crowded.is_empty() {
+                crowded.remove(at);
             }
             if !Arc::ptr_eq(&prefix.above, &above) || !Arc::ptr_eq(&prefix.blocks, &level.class) {
                 changed.push(*at);
@@ -204,8 +241,9 @@ impl Edge {
     }
 }
 
-/// The class of addresses of which only blocks tell.
-fn class(blocks: &[BlockId]) -> Class {
+/// The class of addresses of which only blocks tell: that of none where there are more than can be told apart.
+fn class(blocks: &[BlockId], limit: usize) -> Class {
+    let blocks = if blocks.len() > limit { &[] } else { blocks };
     Class { peers: blocks.iter().map(|(peers, _)| *peers).collect(), ..Class::default() }
 }
 

@@ -291,6 +291,38 @@ fn p11_an_except_narrows_its_own_entry_only() {
     assert!(!cluster.allows("fd00::1", "10.244.1.2", 80), "P12: no address of the other family");
 }
 
+/// P34: 1,000 rules for nearly everybody, each with excepts of its own, do not make a class of nearly all rules for each except.
+#[test]
+fn p34_an_address_is_not_the_peer_of_more_rules_than_there_is_room_for() {
+    let everywhere = |number: u32| {
+        let excepts: Vec<String> = (0..10).map(|n| format!("10.{}.{}.0/24", number / 25, number % 25 * 10 + n)).collect();
+        ingress(
+            app("web"),
+            &[rule(
+                &[block("0.0.0.0/0", &excepts.iter().map(String::as_str).collect::<Vec<_>>())],
+                &[self::number(1 + number as u16)],
+            )],
+        )
+    };
+    let mut cluster = Cluster::new();
+    cluster.pod("web", pod(&["10.244.0.1"], "web"));
+    (0..500).for_each(|n| _ = cluster.policy(&format!("policy-{n}"), everywhere(n)));
+    assert!(cluster.allows("192.0.2.1", "10.244.0.1", 1 + 499) && !cluster.allows("10.19.240.1", "10.244.0.1", 1 + 499));
+    assert!(cluster.compiler.crowded().is_empty() && cluster.compiler.crowding(&cluster.snapshot).next().is_none());
+    (500..1100).for_each(|n| _ = cluster.policy(&format!("policy-{n}"), everywhere(n)));
+    cluster.policy("another", ingress(app("web"), &[rule(&[block("fd00::/8", &[])], &[])]));
+    let peers: usize = cluster.policies().classes.values().map(|class| class.peers.len()).sum();
+    assert!(peers < 1 << 23, "{peers} peers in all classes");
+    // What cannot be told apart is not let through, and said.
+    assert!(!cluster.allows("192.0.2.1", "10.244.0.1", 1) && cluster.allows("fd00::1", "10.244.0.1", 1));
+    assert_eq!(cluster.compiler.crowding(&cluster.snapshot).count(), 1100);
+    let mut again = PolicyCompiler::default();
+    again.compile(&cluster.snapshot, &Touched::everything());
+    assert_eq!((again.policies(), again.crowded()), (cluster.compiler.policies(), cluster.compiler.crowded()));
+    (500..1100).for_each(|n| _ = cluster.delete(Kind::NetworkPolicy, &format!("policy-{n}")));
+    assert!(cluster.allows("192.0.2.1", "10.244.0.1", 1 + 499) && cluster.compiler.crowded().is_empty());
+}
+
 #[test]
 fn p11_blocks_and_selectors_both_count_for_a_pod() {
     let mut cluster = Cluster::new();

@@ -4,51 +4,47 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
-use proxy_common::policy::{EXACT_MAX, NO_CLASS, NODES, Node, PREFIXES_MAX, ROOTS, Word};
+use proxy_common::policy::{NO_CLASS, Node, ROOTS, Word};
 
-use super::PolicyWrite;
 use super::resting::Resting;
+use super::{PolicyWrite, Room};
+use crate::contents::policies::longest;
 
 /// The bits that are behind by each level of the directory.
 const WIDTHS: [u8; 3] = [16, 24, 32];
-const PREFIXES: usize = PREFIXES_MAX as usize;
-const EXACT: usize = EXACT_MAX as usize;
+
+/// A block of IPv4: its first address and its bits.
+type Block = (u32, u8);
 
 /// A mirror of the tables that lead from addresses to classes.
 #[derive(Debug)]
 pub struct Directory {
+    room: Room,
     nodes: Vec<Node>,
     free: Vec<u32>,
     /// Nodes that a packet may still be in.
     resting: Resting<u32>,
-    v4: BTreeMap<(u32, u8), u32>,
-    /// Blocks for which there was no node, by their first address and their bits.
-    elsewhere: BTreeSet<(u32, u8)>,
+    v4: BTreeMap<Block, u32>,
+    /// Blocks for which there was no node.
+    elsewhere: BTreeSet<Block>,
     /// What `PREFIXES4` has for them.
-    trie: BTreeMap<(u32, u8), u32>,
-    /// What of that is not needed any more, and may still be looked up.
-    late: Resting<(u32, u8)>,
-    /// Whether something did not fit into the trie either.
-    full: bool,
-    /// IPv6's single addresses in the hash, and everything of it in the trie.
-    exact: BTreeSet<IpNet>,
-    v6: BTreeSet<IpNet>,
+    trie: BTreeMap<Block, u32>,
+    /// What it has besides: of blocks that have a node now, or nothing finer, in which a packet may still be.
+    leaving: BTreeSet<Block>,
+    late: Resting<Block>,
+    /// What there was no room for anywhere (P34).
+    lost4: BTreeSet<Block>,
+    lost6: BTreeMap<IpNet, u32>,
+    /// Something had no room since [`Self::begin`].
+    overflows: bool,
+    /// IPv6's single addresses in the hash, and the rest of it in the trie.
+    exact: BTreeMap<IpNet, u32>,
+    v6: BTreeMap<IpNet, u32>,
 }
 
 impl Default for Directory {
     fn default() -> Self {
-        Self {
-            nodes: vec![[Word::default(); 256]; ROOTS as usize],
-            free: Vec::new(),
-            resting: Resting::default(),
-            v4: BTreeMap::new(),
-            elsewhere: BTreeSet::new(),
-            trie: BTreeMap::new(),
-            late: Resting::default(),
-            full: false,
-            exact: BTreeSet::new(),
-            v6: BTreeSet::new(),
-        }
+        Self::new(Room::default())
     }
 }
 
@@ -63,25 +59,77 @@ fn last(addr: u32, bits: u8) -> u32 {
 }
 
 impl Directory {
+    /// Everything has no class.
+    pub fn new(room: Room) -> Self {
+        Self {
+            room,
+            nodes: vec![[Word::default(); 256]; ROOTS as usize],
+            free: Vec::new(),
+            resting: Resting::default(),
+            v4: BTreeMap::new(),
+            elsewhere: BTreeSet::new(),
+            trie: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+            late: Resting::default(),
+            lost4: BTreeSet::new(),
+            lost6: BTreeMap::new(),
+            overflows: false,
+            exact: BTreeMap::new(),
+            v6: BTreeMap::new(),
+        }
+    }
+
     /// Gives a prefix a class, or takes it away.
     pub fn set(&mut self, prefix: IpNet, class: Option<u32>, writes: &mut Vec<PolicyWrite>) {
         match prefix {
             IpNet::V4(prefix) => self.set_v4(prefix, class, writes),
-            IpNet::V6(v6) => self.set_v6(prefix, v6.prefix_len() == 128, class, writes),
+            IpNet::V6(_) => self.set_v6(prefix, class, writes),
         }
     }
 
-    /// Whether an element could not be written: there was no room for it anywhere.
-    pub fn is_full(&self) -> bool {
-        self.full
+    /// Where there was no room for a prefix: the class that its addresses ought to have, and the one that is found for them.
+    pub fn misled(&self) -> BTreeSet<(u32, u32)> {
+        let four = self.lost4.iter().map(|(addr, bits)| {
+            let around = (WIDTHS[0]..=*bits).rev().find_map(|bits| self.trie.get(&(first(*addr, bits), bits)));
+            (self.longest(*addr, 0, *bits, NO_CLASS), around.copied().unwrap_or(NO_CLASS))
+        });
+        let six = self.lost6.iter().map(|(prefix, class)| (*class, longest(&self.v6, *prefix).copied().unwrap_or(NO_CLASS)));
+        four.chain(six).filter(|(wanted, found)| wanted != found).collect()
+    }
+
+    /// A change begins.
+    pub fn begin(&mut self) {
+        self.overflows = !(self.lost4.is_empty() && self.lost6.is_empty());
+    }
+
+    /// Whether something had no room since then, if only for a while.
+    pub fn overflows(&self) -> bool {
+        self.overflows
+    }
+
+    /// Tries again to place what had no room.
+    pub fn place_lost(&mut self, writes: &mut Vec<PolicyWrite>) {
+        for (prefix, class) in self.lost6.clone() {
+            if self.v6.len() >= self.room.prefixes && self.exact.len() >= self.room.exact {
+                break;
+            }
+            self.set_v6(prefix, Some(class), writes);
+        }
+        let blocks: BTreeSet<u32> = self.lost4.iter().map(|(addr, _)| first(*addr, WIDTHS[0])).collect();
+        for base in blocks {
+            if !self.trie_has(1) && self.free.is_empty() {
+                break;
+            }
+            self.repaint(base, last(base, WIDTHS[0]), writes);
+        }
     }
 
     /// No packet is left that began before the last writes: what it may have been in is free.
     pub fn rest(&mut self, writes: &mut Vec<PolicyWrite>) {
         self.free.extend(self.resting.rested());
-        for (addr, bits) in self.late.rested() {
-            if !self.trie.contains_key(&(addr, bits)) {
-                writes.push(PolicyWrite::DeletePrefix(network(addr, bits)));
+        for block in self.late.rested() {
+            if self.leaving.remove(&block) {
+                writes.push(delete(block));
             }
         }
     }
@@ -91,19 +139,32 @@ impl Directory {
         !self.resting.is_empty() || !self.late.is_empty()
     }
 
-    fn set_v6(&mut self, prefix: IpNet, single: bool, class: Option<u32>, writes: &mut Vec<PolicyWrite>) {
-        let exact = self.exact.contains(&prefix) || single && !self.v6.contains(&prefix) && self.exact.len() < EXACT;
-        let (there, most) = if exact { (&mut self.exact, EXACT) } else { (&mut self.v6, PREFIXES) };
-        match class {
-            Some(_) if !there.contains(&prefix) && there.len() >= most => self.full = true,
-            Some(class) => {
-                there.insert(prefix);
-                writes.push(if exact { PolicyWrite::Exact(prefix.addr(), class) } else { PolicyWrite::Prefix(prefix, class) });
+    /// Whether the trie has room for so many.
+    fn trie_has(&self, room: usize) -> bool {
+        self.trie.len() + self.leaving.len() + room <= self.room.prefixes
+    }
+
+    fn set_v6(&mut self, prefix: IpNet, class: Option<u32>, writes: &mut Vec<PolicyWrite>) {
+        self.lost6.remove(&prefix);
+        let Some(class) = class else {
+            if self.exact.remove(&prefix).is_some() {
+                writes.push(PolicyWrite::DeleteExact(prefix.addr()));
+            } else if self.v6.remove(&prefix).is_some() {
+                writes.push(PolicyWrite::DeletePrefix(prefix));
             }
-            None if there.remove(&prefix) => {
-                writes.push(if exact { PolicyWrite::DeleteExact(prefix.addr()) } else { PolicyWrite::DeletePrefix(prefix) });
-            }
-            None => {}
+            return;
+        };
+        let in_trie = self.v6.contains_key(&prefix);
+        let may_hash = prefix.prefix_len() == 128 && !in_trie && self.exact.len() < self.room.exact;
+        if may_hash || self.exact.contains_key(&prefix) {
+            self.exact.insert(prefix, class);
+            writes.push(PolicyWrite::Exact(prefix.addr(), class));
+        } else if in_trie || self.v6.len() < self.room.prefixes {
+            self.v6.insert(prefix, class);
+            writes.push(PolicyWrite::Prefix(prefix, class));
+        } else {
+            self.lost6.insert(prefix, class);
+            self.overflows = true;
         }
     }
 
@@ -113,7 +174,11 @@ impl Directory {
             Some(class) => _ = self.v4.insert((addr, bits), class),
             None => _ = self.v4.remove(&(addr, bits)),
         }
-        let (low, high) = (first(addr, bits), last(addr, bits));
+        self.repaint(first(addr, bits), last(addr, bits), writes);
+    }
+
+    /// Brings the words of all blocks in step that have one of these addresses.
+    fn repaint(&mut self, low: u32, high: u32, writes: &mut Vec<PolicyWrite>) {
         let mut block = low >> 16;
         while block <= high >> 16 {
             let base = block << 16;
@@ -121,34 +186,41 @@ impl Directory {
             let word = self.paint(0, base, (low, high), inherited, writes);
             self.put(block >> 8, block as u8, word, writes);
             block += 1;
-            // What follows until the next prefix begins, or this one's longest ends, is one class without anything finer.
-            let alike = self.alike_until(base).min(high) >> 16;
+            let alike = self.alike_until(0, base).min(high) >> 16;
             let class = Word::class(self.longest(base, 0, 16, NO_CLASS));
             while block <= alike {
-                let (node, from) = (block >> 8, block & 0xff);
-                let until = (alike - (node << 8)).min(0xff);
-                let words = &mut self.nodes[node as usize][from as usize..=until as usize];
-                let plain = words.iter().take_while(|word| word.as_node().is_none() && **word != Word::ELSEWHERE).count();
+                let until = alike.min(block | 0xff);
+                let plain = self.fill_plain(block >> 8, block as u8, until as u8, class, writes);
                 if plain == 0 {
                     break;
                 }
-                let words = &mut words[..plain];
-                if words.iter().any(|word| *word != class) {
-                    words.fill(class);
-                    writes.push(PolicyWrite::Words { node, from: from as u8, len: plain as u16, word: class });
-                }
-                block += plain as u32;
+                block += plain;
             }
         }
     }
 
-    /// The last address of the last block of /16 that has the same classes as the one at `base`, but for what is finer in that one.
-    fn alike_until(&self, base: u32) -> u32 {
-        let own = last(base, 16);
+    /// The last address of the last block that has the same classes as the one at `base`, but for what is finer in that one: until the next prefix
+    /// begins, or this one's longest ends.
+    fn alike_until(&self, level: usize, base: u32) -> u32 {
+        let bits = WIDTHS[level];
+        let own = last(base, bits);
         let Some(next) = own.checked_add(1) else { return own };
-        let begins = self.v4.range((next, 0)..).next().map_or(u32::MAX, |((addr, _), _)| first(*addr, 16).wrapping_sub(1));
-        let longest = (0..=16).rev().find(|bits| self.v4.contains_key(&(first(base, *bits), *bits)));
+        let begins = self.v4.range((next, 0)..).next().map_or(u32::MAX, |((addr, _), _)| first(*addr, bits).wrapping_sub(1));
+        let from = if level == 0 { 0 } else { WIDTHS[level - 1] + 1 };
+        let longest = (from..=bits).rev().find(|bits| self.v4.contains_key(&(first(base, *bits), *bits)));
         begins.min(longest.map_or(u32::MAX, |bits| last(base, bits)))
+    }
+
+    /// Gives words of a node a class, as far as none of them leads anywhere; how many.
+    fn fill_plain(&mut self, node: u32, from: u8, to: u8, class: Word, writes: &mut Vec<PolicyWrite>) -> u32 {
+        let words = &mut self.nodes[node as usize][from.into()..=to.into()];
+        let plain = words.iter().take_while(|word| word.as_node().is_none() && **word != Word::ELSEWHERE).count();
+        let words = &mut words[..plain];
+        if words.iter().any(|word| *word != class) {
+            words.fill(class);
+            writes.push(PolicyWrite::Words { node, from, len: plain as u16, word: class });
+        }
+        plain as u32
     }
 
     /// The class of the longest of the prefixes with `from..=to` bits that have an address; `inherited` if there is none.
@@ -172,69 +244,115 @@ impl Directory {
             let within: Vec<_> = within.copied().collect();
             if !within.is_empty() {
                 within.iter().for_each(|block| _ = self.elsewhere.remove(block));
-                self.keep_elsewhere(base, bits, BTreeMap::new(), writes);
+                self.leave_trie(base, bits);
             }
             return Word::class(class);
         }
         if let Some(node) = before.as_node() {
-            let step = 32 - u32::from(WIDTHS[level + 1]);
-            let (low, high) = (dirty.0.max(base), dirty.1.min(last(base, bits)));
-            for byte in (low >> step) as u8..=(high >> step) as u8 {
-                let child = base | u32::from(byte) << step;
-                let word = self.paint(level + 1, child, dirty, class, writes);
-                self.put(node, byte, word, writes);
-            }
+            self.paint_within(level + 1, node, (dirty.0.max(base), dirty.1.min(last(base, bits))), class, writes);
             return before;
         }
-        match self.take() {
+        // The blocks of a new node may need an element of the trie each.
+        let may_move = level > 0 || before != Word::ELSEWHERE || self.trie_has(256);
+        match if may_move { self.take() } else { None } {
             Some(node) => self.fill(level, base, node, class, writes),
             None => {
-                let mut wanted: BTreeMap<_, _> =
-                    self.v4.range((base, bits + 1)..=(last(base, bits), 32)).map(|(key, class)| (*key, *class)).collect();
-                wanted.insert((base, bits), class);
-                self.elsewhere.insert((base, bits));
-                self.keep_elsewhere(base, bits, wanted, writes);
+                let dirty = if self.elsewhere.insert((base, bits)) { (base, last(base, bits)) } else { dirty };
+                self.keep_in_trie(base, bits, dirty, writes);
                 Word::ELSEWHERE
             }
         }
     }
 
+    /// Brings the words of a node in step that have one of these addresses.
+    fn paint_within(&mut self, level: usize, node: u32, dirty: (u32, u32), inherited: u32, writes: &mut Vec<PolicyWrite>) {
+        let bits = WIDTHS[level];
+        let byte = |addr: u32| (addr >> (32 - u32::from(bits))) as u8;
+        let mut base = first(dirty.0, bits);
+        loop {
+            let word = self.paint(level, base, dirty, inherited, writes);
+            self.put(node, byte(base), word, writes);
+            let alike = self.alike_until(level, base).min(dirty.1);
+            let mut done = byte(base);
+            if byte(alike) > done {
+                let class = Word::class(self.longest(base, WIDTHS[level - 1] + 1, bits, inherited));
+                done += self.fill_plain(node, done + 1, byte(alike), class, writes) as u8;
+            }
+            if done >= byte(dirty.1) {
+                return;
+            }
+            base += u32::from(done - byte(base) + 1) << (32 - u32::from(bits));
+        }
+    }
+
     /// Writes a new node for a block: nobody is led to it yet.
     fn fill(&mut self, level: usize, base: u32, node: u32, class: u32, writes: &mut Vec<PolicyWrite>) -> Word {
-        let bits = WIDTHS[level];
-        let step = 32 - u32::from(WIDTHS[level + 1]);
-        let mut words = Box::new([Word::default(); 256]);
-        for byte in 0..=u8::MAX {
-            let child = base | u32::from(byte) << step;
-            words[usize::from(byte)] = self.paint(level + 1, child, (base, last(base, bits)), class, writes);
+        let (bits, child_bits) = (WIDTHS[level], WIDTHS[level + 1]);
+        let byte = |addr: u32| usize::from((addr >> (32 - u32::from(child_bits))) as u8);
+        let (mut words, end, mut child) = (Box::new([Word::default(); 256]), last(base, bits), base);
+        loop {
+            words[byte(child)] = self.paint(level + 1, child, (base, end), class, writes);
+            let alike = self.alike_until(level + 1, child).min(end);
+            words[byte(child) + 1..=byte(alike)].fill(Word::class(self.longest(child, bits + 1, child_bits, class)));
+            if byte(alike) == 255 {
+                break;
+            }
+            child = last(alike, child_bits) + 1;
         }
         self.nodes[node as usize] = *words;
         writes.push(PolicyWrite::Node(node, words));
         if self.elsewhere.remove(&(base, bits)) {
-            self.keep_elsewhere(base, bits, BTreeMap::new(), writes);
+            self.leave_trie(base, bits);
         }
         Word::node(node)
     }
 
-    /// Brings the trie's part of a block in step.
-    fn keep_elsewhere(&mut self, base: u32, bits: u8, wanted: BTreeMap<(u32, u8), u32>, writes: &mut Vec<PolicyWrite>) {
-        let there = self.trie.range((base, bits)..=(last(base, bits), 32));
-        let gone: Vec<_> = there.map(|(key, _)| *key).filter(|key| !wanted.contains_key(key)).collect();
+    /// Brings the trie's part of a block in step, which is looked up there, wherever `dirty` reaches. What goes is taken away at once, for
+    /// its addresses would be taken for what they were.
+    fn keep_in_trie(&mut self, base: u32, bits: u8, dirty: (u32, u32), writes: &mut Vec<PolicyWrite>) {
+        let from = (base, bits + 1).max((dirty.0, 0));
+        let within = from..=(dirty.1.min(last(base, bits)), 32);
+        let mut wanted: BTreeMap<_, _> = self.v4.range(within.clone()).map(|(key, class)| (*key, *class)).collect();
+        wanted.insert((base, bits), self.longest(base, 0, bits, NO_CLASS));
+        let there = self.trie.range(within.clone()).map(|(key, _)| key).chain(self.leaving.range(within.clone()));
+        let gone: Vec<_> = there.filter(|key| !wanted.contains_key(key)).copied().collect();
         for key in gone {
             self.trie.remove(&key);
-            self.late.push(key);
+            self.leaving.remove(&key);
+            writes.push(delete(key));
         }
-        for ((addr, length), class) in wanted {
-            if self.trie.get(&(addr, length)) == Some(&class) {
+        let lost: Vec<_> = self.lost4.range(within).copied().chain([(base, bits)]).collect();
+        lost.iter().for_each(|key| _ = self.lost4.remove(key));
+        for (key, class) in wanted {
+            let before = self.trie.get(&key);
+            if before == Some(&class) {
                 continue;
             }
-            if self.trie.len() >= PREFIXES {
-                self.full = true;
-                return;
+            if before.is_none() && !self.leaving.remove(&key) && !self.trie_has(1) {
+                self.lost4.insert(key);
+                self.overflows = true;
+                continue;
             }
-            self.trie.insert((addr, length), class);
-            writes.push(PolicyWrite::Prefix(network(addr, length), class));
+            self.trie.insert(key, class);
+            writes.push(PolicyWrite::Prefix(network(key), class));
         }
+    }
+
+    /// A block is not looked up in the trie from now on, but for those within it that are.
+    fn leave_trie(&mut self, base: u32, bits: u8) {
+        let within = (base, bits)..=(last(base, bits), 32);
+        let Self { trie, leaving, late, lost4, elsewhere, .. } = self;
+        let finer = WIDTHS.into_iter().filter(|width| *width > bits);
+        let stays =
+            |(addr, bits): &Block| finer.clone().any(|width| width <= *bits && elsewhere.contains(&(first(*addr, width), width)));
+        let gone: Vec<_> = trie.range(within.clone()).map(|(key, _)| *key).filter(|key| !stays(key)).collect();
+        for key in gone {
+            trie.remove(&key);
+            leaving.insert(key);
+            late.push(key);
+        }
+        let lost: Vec<_> = lost4.range(within).filter(|key| !stays(key)).copied().collect();
+        lost.iter().for_each(|key| _ = lost4.remove(key));
     }
 
     /// The word of a block as it is; a class where its parent has no node.
@@ -260,7 +378,7 @@ impl Directory {
             return Some(node);
         }
         let node = self.nodes.len() as u32;
-        (node < NODES).then(|| {
+        (node < self.room.nodes).then(|| {
             self.nodes.push([Word::default(); 256]);
             node
         })
@@ -276,6 +394,10 @@ impl Directory {
     }
 }
 
-fn network(addr: u32, bits: u8) -> IpNet {
+fn network((addr, bits): Block) -> IpNet {
     IpNet::new(IpAddr::V4(Ipv4Addr::from(addr)), bits).unwrap_or_else(|_| IpNet::from(IpAddr::V4(addr.into())))
+}
+
+fn delete(block: Block) -> PolicyWrite {
+    PolicyWrite::DeletePrefix(network(block))
 }

@@ -1,17 +1,18 @@
 //! The verdicts: rows of port sets by class, in chunks of the matrix or, where there is no room, in a hash.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortRange, PortSet, Row, VERDICTS_MAX, VerdictKey};
+use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortSet, Row, VERDICTS_MAX, VerdictKey};
 
 use super::PolicyWrite;
 use super::resting::Resting;
-use crate::contents::policies::{self as symbolic, Class, Ports};
+use super::sets::Sets;
+use crate::contents::policies::{self as symbolic, Class, Peers};
 
 const VERDICTS: usize = VERDICTS_MAX as usize;
-/// Rows that would take more chunks are hashed, so that no few take all.
-const LONGEST: u32 = CHUNKS / 8;
+/// Rows that would take a larger part of all chunks are hashed, so that no few take all.
+const LONGEST: usize = 8;
 
 /// A mirror of the tables of verdicts.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct Matrix {
     /// Classes by number; those that are free have none.
     classes: Vec<Option<Arc<Class>>>,
     ids: HashMap<Arc<Class>, (u32, u32)>,
+    /// The numbers of the classes that have these peers.
+    by_peers: HashMap<Peers, BTreeSet<u32>>,
     free_classes: Vec<u32>,
     /// For how many classes rows get room: for those that come with the same change, too.
     room: u32,
@@ -45,8 +48,8 @@ struct AtRest {
 struct Placed {
     place: Place,
     users: u32,
-    /// The number of the set by class.
-    verdicts: Vec<u32>,
+    /// The number of the set by class, where there is one.
+    verdicts: BTreeMap<u32, u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -55,10 +58,8 @@ enum Place {
         first: u32,
         len: u32,
     },
-    Hashed {
-        row: Row,
-        classes: Vec<u32>,
-    },
+    /// Each verdict is an element.
+    Hashed(Row),
     /// There was no room for it: nothing is allowed (P34).
     Closed,
 }
@@ -67,21 +68,28 @@ impl Place {
     fn row(&self) -> Row {
         match self {
             Self::Chunks { first, .. } => Row(*first),
-            Self::Hashed { row, .. } => *row,
+            Self::Hashed(row) => *row,
             Self::Closed => Row::CLOSED,
         }
     }
     fn capacity(&self) -> u32 {
         match self {
             Self::Chunks { len, .. } => len * CHUNK_CLASSES,
-            Self::Hashed { .. } | Self::Closed => u32::MAX,
+            Self::Hashed(_) | Self::Closed => u32::MAX,
         }
     }
 }
 
 impl Default for Matrix {
     fn default() -> Self {
-        let mut used = vec![false; CHUNKS as usize];
+        Self::new(CHUNKS)
+    }
+}
+
+impl Matrix {
+    /// No rows, and so many chunks.
+    pub fn new(chunks: u32) -> Self {
+        let mut used = vec![false; chunks as usize];
         used[..2].fill(true);
         let none = Arc::new(Class::default());
         Self {
@@ -89,6 +97,7 @@ impl Default for Matrix {
             rows: HashMap::new(),
             classes: vec![Some(none.clone())],
             ids: HashMap::from([(none, (NO_CLASS, 1))]),
+            by_peers: HashMap::new(),
             free_classes: Vec::new(),
             room: 0,
             used,
@@ -97,9 +106,7 @@ impl Default for Matrix {
             resting: AtRest::default(),
         }
     }
-}
 
-impl Matrix {
     /// The number of a class, for one more prefix; where it is new, all rows get their verdict on it first.
     pub fn class(&mut self, class: &Arc<Class>, writes: &mut Vec<PolicyWrite>) -> u32 {
         if let Some((id, users)) = self.ids.get_mut(class) {
@@ -119,6 +126,7 @@ impl Matrix {
             self.classes.len() as u32 - 1
         });
         self.classes[id as usize] = Some(class.clone());
+        class.peers.iter().for_each(|peers| _ = self.by_peers.entry(*peers).or_default().insert(id));
         id
     }
 
@@ -228,21 +236,47 @@ impl Matrix {
         self.rows.get(row).is_some_and(|placed| matches!(placed.place, Place::Closed))
     }
 
+    /// Whether a row's verdicts on these classes are not all the same.
+    pub fn tells_apart<'a>(&self, row: &Arc<symbolic::Row>, classes: impl IntoIterator<Item = &'a u32>) -> bool {
+        let Some(placed) = self.rows.get(row) else { return false };
+        let mut verdicts = classes.into_iter().map(|class| placed.verdicts.get(class).unwrap_or(&PortSet::NONE));
+        verdicts.next().is_some_and(|first| verdicts.any(|verdict| verdict != first))
+    }
+
+    /// Looks whether there is room by now for rows that had to be closed; their pods have to be told.
+    pub fn reopen(&mut self, writes: &mut Vec<PolicyWrite>) {
+        let closed = self.rows.iter().filter(|(_, placed)| matches!(placed.place, Place::Closed));
+        let closed: Vec<_> = closed.map(|(row, placed)| (row.clone(), placed.users)).collect();
+        for (row, users) in closed {
+            let placed = self.place(&row, users, writes);
+            self.rows.insert(row, placed);
+        }
+    }
+
     /// No packet is left that began before the last writes.
     pub fn rest(&mut self, writes: &mut Vec<PolicyWrite>) {
         let AtRest { classes, rows, sets } = &mut self.resting;
         let (classes, rows, sets) = (classes.rested(), rows.rested(), sets.rested());
-        classes.iter().for_each(|id| self.classes[*id as usize] = None);
+        for id in &classes {
+            for peers in self.classes[*id as usize].take().iter().flat_map(|class| &class.peers) {
+                if let Some(ids) = self.by_peers.get_mut(peers)
+                    && ids.remove(id)
+                    && ids.is_empty()
+                {
+                    self.by_peers.remove(peers);
+                }
+            }
+        }
         self.free_classes.extend(classes);
         self.free_classes.sort_unstable_by(|a, b| b.cmp(a));
-        self.sets.free.extend(sets);
+        self.sets.put_back(sets);
         for (_, placed) in rows {
-            placed.verdicts.iter().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
+            placed.verdicts.values().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
             match placed.place {
                 Place::Chunks { first, len } => self.used[first as usize..(first + len) as usize].fill(false),
-                Place::Hashed { row, classes } => {
-                    self.hashed -= classes.len();
-                    writes.extend(classes.into_iter().map(|class| PolicyWrite::Unhash(VerdictKey { row, class })));
+                Place::Hashed(row) => {
+                    self.hashed -= placed.verdicts.len();
+                    writes.extend(placed.verdicts.into_keys().map(|class| PolicyWrite::Unhash(VerdictKey { row, class })));
                 }
                 Place::Closed => {}
             }
@@ -261,52 +295,60 @@ impl Matrix {
 
     fn place_for(&mut self, row: &symbolic::Row, users: u32, classes: u32, writes: &mut Vec<PolicyWrite>) -> Placed {
         let mut memo = Memo::new(row);
-        let mut verdicts = Vec::with_capacity(self.classes.len());
-        for class in self.classes.clone() {
-            // A free number is nobody's.
-            let set = class.and_then(|class| memo.towards(&class, &mut self.sets, writes));
-            let Some(set) = set.or_else(|| memo.fits.then_some(PortSet::NONE)) else { break };
-            verdicts.push(set);
-        }
-        if !memo.fits {
-            verdicts.iter().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
-            return Placed { place: Place::Closed, users, verdicts: Vec::new() };
+        let mut verdicts = BTreeMap::new();
+        for id in self.concerned(row) {
+            let Some(class) = self.classes[id as usize].clone() else { continue };
+            let Some(set) = memo.towards(&class, &mut self.sets, writes) else { return self.nowhere(users, &verdicts) };
+            if set != PortSet::NONE {
+                verdicts.insert(id, set);
+            }
         }
         let chunks = classes.div_ceil(CHUNK_CLASSES).max(1);
         let place = match self.chunks(chunks) {
             Some(first) => {
-                for (index, part) in (0..chunks).zip(verdicts.chunks(CHUNK_CLASSES as usize).chain(std::iter::repeat(&[][..]))) {
-                    let chunk: Chunk = std::array::from_fn(|class| part.get(class).map_or(0, |set| *set as u16));
-                    writes.push(PolicyWrite::Chunk(first + index, Box::new(chunk)));
+                for index in 0..chunks {
+                    let mut chunk: Box<Chunk> = Box::new([0; CHUNK_CLASSES as usize]);
+                    let from = index * CHUNK_CLASSES;
+                    for (class, set) in verdicts.range(from..from + CHUNK_CLASSES) {
+                        chunk[(class - from) as usize] = *set as u16;
+                    }
+                    writes.push(PolicyWrite::Chunk(first + index, chunk));
                 }
                 Place::Chunks { first, len: chunks }
             }
             None => self.hash(&verdicts, writes),
         };
-        if matches!(place, Place::Closed) {
-            verdicts.iter().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
-            verdicts.clear();
-        }
-        Placed { place, users, verdicts }
+        if matches!(place, Place::Closed) { self.nowhere(users, &verdicts) } else { Placed { place, users, verdicts } }
     }
 
-    fn hash(&mut self, verdicts: &[u32], writes: &mut Vec<PolicyWrite>) -> Place {
-        let some = || (0..).zip(verdicts).filter(|(_, set)| **set != PortSet::NONE);
-        if self.hashed + some().count() > VERDICTS {
+    /// A row that has no room. Sets that only its verdicts have are free at once: no packet was led to them.
+    fn nowhere(&mut self, users: u32, verdicts: &BTreeMap<u32, u32>) -> Placed {
+        let mut unseen = Vec::new();
+        verdicts.values().for_each(|set| self.sets.drop(*set, &mut unseen));
+        self.sets.put_back(unseen);
+        Placed { place: Place::Closed, users, verdicts: BTreeMap::new() }
+    }
+
+    fn hash(&mut self, verdicts: &BTreeMap<u32, u32>, writes: &mut Vec<PolicyWrite>) -> Place {
+        if self.hashed + verdicts.len() > VERDICTS {
             return Place::Closed;
         }
         let row = Row(Row::HASHED | self.next_hashed);
         self.next_hashed = (self.next_hashed + 1) & !Row::HASHED;
-        writes.extend(some().map(|(class, set)| PolicyWrite::Hashed(VerdictKey { row, class }, *set)));
-        let classes: Vec<u32> = some().map(|(class, _)| class).collect();
-        self.hashed += classes.len();
-        Place::Hashed { row, classes }
+        writes.extend(verdicts.iter().map(|(class, set)| PolicyWrite::Hashed(VerdictKey { row, class: *class }, *set)));
+        self.hashed += verdicts.len();
+        Place::Hashed(row)
     }
 
     /// One row's verdict on a new class.
     fn fill(&mut self, row: &symbolic::Row, placed: &mut Placed, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
         // Only one that rests was not given room.
         if id >= placed.place.capacity() {
+            return;
+        }
+        // Most classes are nothing to most rows, and have never been.
+        let concerns = |peers: &Peers| *peers == Peers::EVERYBODY || class.peers.contains(peers);
+        if !placed.verdicts.contains_key(&id) && !row.rules.keys().any(concerns) {
             return;
         }
         let mut memo = Memo::new(row);
@@ -322,43 +364,47 @@ impl Matrix {
                 class: id % CHUNK_CLASSES,
                 set: set as u16,
             }),
-            (Place::Hashed { row, classes }, Some(set)) if room || set == PortSet::NONE => {
-                let key = VerdictKey { row: *row, class: id };
-                if set != PortSet::NONE {
-                    if !classes.contains(&id) {
-                        classes.push(id);
-                        self.hashed += 1;
-                    }
-                    writes.push(PolicyWrite::Hashed(key, set));
-                } else if let Some(at) = classes.iter().position(|class| *class == id) {
-                    classes.swap_remove(at);
+            (Place::Hashed(row), Some(PortSet::NONE)) => {
+                if placed.verdicts.contains_key(&id) {
                     self.hashed -= 1;
-                    writes.push(PolicyWrite::Unhash(key));
+                    writes.push(PolicyWrite::Unhash(VerdictKey { row: *row, class: id }));
                 }
+            }
+            (Place::Hashed(row), Some(set)) if room => {
+                self.hashed += usize::from(!placed.verdicts.contains_key(&id));
+                writes.push(PolicyWrite::Hashed(VerdictKey { row: *row, class: id }, set));
             }
             // What cannot be said of one class closes the row (P34).
             (_, set) => {
                 set.into_iter().for_each(|set| self.sets.drop(set, &mut self.resting.sets));
-                let closed = Placed { place: Place::Closed, users: placed.users, verdicts: Vec::new() };
+                let closed = Placed { place: Place::Closed, users: placed.users, verdicts: BTreeMap::new() };
                 let before = std::mem::replace(placed, closed);
                 self.resting.rows.push((Arc::new(row.clone()), before));
                 return;
             }
         }
-        let index = id as usize;
-        if placed.verdicts.len() <= index {
-            placed.verdicts.resize(index + 1, PortSet::NONE);
+        let set = set.filter(|set| *set != PortSet::NONE);
+        let before = match set {
+            Some(set) => placed.verdicts.insert(id, set),
+            None => placed.verdicts.remove(&id),
+        };
+        before.into_iter().for_each(|before| self.sets.drop(before, &mut self.resting.sets));
+    }
+
+    /// The classes that a row may have a verdict on.
+    fn concerned(&self, row: &symbolic::Row) -> BTreeSet<u32> {
+        if row.rules.contains_key(&Peers::EVERYBODY) {
+            return (0..self.classes.len() as u32).collect();
         }
-        let before = std::mem::replace(&mut placed.verdicts[index], set.unwrap_or(PortSet::NONE));
-        self.sets.drop(before, &mut self.resting.sets);
+        row.rules.keys().filter_map(|peers| self.by_peers.get(peers)).flatten().copied().collect()
     }
 
     /// So many chunks side by side; the first of them.
     fn chunks(&mut self, len: u32) -> Option<u32> {
-        if len > LONGEST {
+        let len = len as usize;
+        if len > self.used.len() / LONGEST {
             return None;
         }
-        let len = len as usize;
         let first = self.used.windows(len).position(|chunks| chunks.iter().all(|used| !used))?;
         self.used[first..first + len].fill(true);
         Some(first as u32)
@@ -389,7 +435,7 @@ impl<'a> Memo<'a> {
         }
         let mut mask = vec![0; self.row.rules.len().div_ceil(64)];
         for (index, peers) in self.row.rules.keys().enumerate() {
-            if *peers == symbolic::Peers::EVERYBODY || class.peers.contains(peers) {
+            if *peers == Peers::EVERYBODY || class.peers.contains(peers) {
                 mask[index / 64] |= 1 << (index % 64);
             }
         }
@@ -401,101 +447,5 @@ impl<'a> Memo<'a> {
         self.fits &= set.is_some();
         self.known.insert(mask, set?);
         set
-    }
-}
-
-/// A mirror of `PORTSETS`.
-#[derive(Debug)]
-struct Sets {
-    numbers: HashMap<Ports, u32>,
-    sets: BTreeMap<u32, Known>,
-    free: Vec<u32>,
-    next: u32,
-}
-
-#[derive(Debug)]
-struct Known {
-    ports: Ports,
-    users: u64,
-    /// The numbers of the sets that hang behind.
-    more: Vec<u32>,
-}
-
-impl Default for Sets {
-    fn default() -> Self {
-        Self { numbers: HashMap::new(), sets: BTreeMap::new(), free: Vec::new(), next: PortSet::ALL + 1 }
-    }
-}
-
-impl Sets {
-    /// The number of a set, for one more element; `None` if there is no room.
-    fn number(&mut self, ports: &Ports, writes: &mut Vec<PolicyWrite>) -> Option<u32> {
-        if ports.everything {
-            return Some(PortSet::ALL);
-        }
-        if ports.whole.is_empty() && ports.ranges.is_empty() {
-            return Some(PortSet::NONE);
-        }
-        if let Some(number) = self.numbers.get(ports) {
-            let number = *number;
-            self.again(number);
-            return Some(number);
-        }
-        let mut parts: Vec<_> = ports.ranges.chunks(PortSet::RANGES).collect();
-        if parts.is_empty() {
-            parts.push(&[]);
-        }
-        if parts.len() > PortSet::CHAIN as usize {
-            return None;
-        }
-        let numbers: Vec<u32> = parts.iter().map_while(|_| self.take()).collect();
-        if numbers.len() < parts.len() {
-            self.free.extend(numbers);
-            return None;
-        }
-        for (index, part) in parts.iter().enumerate().rev() {
-            let mut set = PortSet { len: part.len() as u16, ..PortSet::default() };
-            set.next = numbers.get(index + 1).copied().unwrap_or(0);
-            if index == 0 {
-                set.flags = ports.whole.iter().fold(0, |flags, protocol| flags | PortSet::whole(*protocol));
-            }
-            for (place, (protocol, range)) in set.ranges.iter_mut().zip(*part) {
-                *place = PortRange { first: range.first, last: range.last, protocol: *protocol, zero: [0; 3] };
-            }
-            writes.push(PolicyWrite::Set(numbers[index], set));
-        }
-        let number = numbers[0];
-        self.numbers.insert(ports.clone(), number);
-        self.sets.insert(number, Known { ports: ports.clone(), users: 1, more: numbers[1..].to_vec() });
-        Some(number)
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        self.free.pop().or_else(|| {
-            let number = self.next;
-            (number < PortSet::SETS).then(|| {
-                self.next += 1;
-                number
-            })
-        })
-    }
-
-    fn again(&mut self, number: u32) {
-        if let Some(known) = self.sets.get_mut(&number) {
-            known.users += 1;
-        }
-    }
-
-    /// One element less has a set; with the last one it goes to rest.
-    fn drop(&mut self, number: u32, resting: &mut Resting<u32>) {
-        let Some(known) = self.sets.get_mut(&number) else { return };
-        known.users -= 1;
-        if known.users == 0
-            && let Some(known) = self.sets.remove(&number)
-        {
-            self.numbers.remove(&known.ports);
-            resting.push(number);
-            resting.extend(known.more);
-        }
     }
 }
