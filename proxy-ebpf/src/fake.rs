@@ -15,7 +15,7 @@ use proxy_common::net::{Port, Protocol};
 use proxy_common::socket::{Peer, PeerKey};
 
 use crate::socket::Sockets;
-use crate::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
+use crate::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Verdicts, Wire};
 
 /// A packet in memory, with all checksums finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -242,6 +242,36 @@ impl<F: Family> Memory<F> {
     }
 }
 
+impl<F: Family> Verdicts<F> for Memory<F> {
+    type Ports<'a>
+        = &'a PortSet
+    where
+        Self: 'a;
+
+    fn rows(&self, slot: u32) -> PodRows {
+        self.rows.get(&slot).copied().unwrap_or_default()
+    }
+    fn word(&self, node: u32, byte: u8) -> Word {
+        self.directory.get(&(node, byte)).copied().unwrap_or_default()
+    }
+    fn exact_class(&self, addr: &F::Addr) -> Option<u32> {
+        self.exact.get(addr).copied()
+    }
+    fn prefix_class(&self, addr: &F::Addr) -> u32 {
+        longest(&self.prefixes, addr).unwrap_or_default()
+    }
+    fn verdict(&self, chunk: u32, class: u32) -> u32 {
+        let place = (chunk + class / CHUNK_CLASSES, class % CHUNK_CLASSES);
+        self.matrix.get(&place).copied().unwrap_or_default().into()
+    }
+    fn hashed_verdict(&self, key: &VerdictKey) -> u32 {
+        self.verdicts.get(key).copied().unwrap_or_default()
+    }
+    fn ports(&self, set: u32) -> Option<&PortSet> {
+        self.port_sets.get(&set)
+    }
+}
+
 impl<F: Family> Tables<F> for Memory<F> {
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Table, Flow<F::Addr>)> {
         self.lookups.set(self.lookups.get() + 1);
@@ -307,30 +337,8 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn range(&self, addr: &F::Addr) -> RangeKind {
         longest(&self.ranges, addr).unwrap_or_default()
     }
-    fn rows(&self, slot: u32) -> PodRows {
-        self.rows.get(&slot).copied().unwrap_or_default()
-    }
     fn veth(&self, device: IfIndex) -> Option<Veth> {
         self.veths.get(&device).copied()
-    }
-    fn word(&self, node: u32, byte: u8) -> Word {
-        self.directory.get(&(node, byte)).copied().unwrap_or_default()
-    }
-    fn exact_class(&self, addr: &F::Addr) -> Option<u32> {
-        self.exact.get(addr).copied()
-    }
-    fn prefix_class(&self, addr: &F::Addr) -> u32 {
-        longest(&self.prefixes, addr).unwrap_or_default()
-    }
-    fn verdict(&self, chunk: u32, class: u32) -> u32 {
-        let place = (chunk + class / CHUNK_CLASSES, class % CHUNK_CLASSES);
-        self.matrix.get(&place).copied().unwrap_or_default().into()
-    }
-    fn hashed_verdict(&self, key: &VerdictKey) -> u32 {
-        self.verdicts.get(key).copied().unwrap_or_default()
-    }
-    fn ports(&self, set: u32) -> Option<&PortSet> {
-        self.port_sets.get(&set)
     }
     fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<u32> {
         self.fragments.borrow().get(key).copied()

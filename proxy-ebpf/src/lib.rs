@@ -22,7 +22,7 @@ use proxy_common::net::{Address, Device, Family, IfIndex, Port, Protocol};
 use proxy_common::service::Config;
 
 use parse::{Headers, Ip};
-pub use seams::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Wire};
+pub use seams::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Verdicts, Wire};
 
 /// What the stages of one packet hand on: in the kernel one element per CPU, for IPv6's do not fit on the stack beside all else.
 #[derive(Clone, Copy, Debug)]

@@ -41,7 +41,7 @@ use proxy_common::service::{
 use proxy_ebpf::parse::{self, Ip};
 use proxy_ebpf::policy;
 use proxy_ebpf::{
-    Action, Change, Insert, NotPromoted, Origin, Packet, Refused, Route, Scratch, Stage, Stages, Table, Tables, Wire,
+    Action, Change, Insert, NotPromoted, Origin, Packet, Refused, Route, Scratch, Stage, Stages, Table, Tables, Verdicts, Wire,
 };
 
 /// ICMP errors a second and CPU.
@@ -89,6 +89,40 @@ macro_rules! family {
         static $denied: LruHashMap<FlowKey<$addr>, Told> = LruHashMap::with_max_entries(8192, 0);
         #[map(name = $nn)]
         static $noted: PerCpuArray<Noted<$addr>> = PerCpuArray::with_max_entries(1, 0);
+
+        impl Verdicts<$family> for Kernel {
+            type Ports<'a> = &'static PortSet;
+
+            #[inline(always)]
+            fn rows(&self, slot: u32) -> PodRows {
+                ROWS.get(slot).copied().unwrap_or_default()
+            }
+            #[inline(always)]
+            fn word(&self, node: u32, byte: u8) -> Word {
+                CLASSES4.get(node).map_or(Word::default(), |words| words[usize::from(byte)])
+            }
+            #[inline(always)]
+            fn exact_class(&self, addr: &$addr) -> Option<u32> {
+                $exact(addr)
+            }
+            #[inline(always)]
+            fn prefix_class(&self, addr: &$addr) -> u32 {
+                $prefixes.get(Prefix::new(8 * size_of::<$addr>() as u32, *addr)).copied().unwrap_or(NO_CLASS)
+            }
+            #[inline(always)]
+            fn verdict(&self, chunk: u32, class: u32) -> u32 {
+                let (chunk, index) = (chunk.wrapping_add(class / CHUNK_CLASSES), class % CHUNK_CLASSES);
+                MATRIX.get(chunk).map_or(PortSet::NONE, |classes| u32::from(classes[index as usize]))
+            }
+            #[inline(always)]
+            fn hashed_verdict(&self, key: &VerdictKey) -> u32 {
+                VERDICTS.get(Prefix::new(8 * size_of::<VerdictKey>() as u32, *key)).copied().unwrap_or(PortSet::NONE)
+            }
+            #[inline(always)]
+            fn ports(&self, set: u32) -> Option<&'static PortSet> {
+                PORTSETS.get(set)
+            }
+        }
 
         impl Tables<$family> for Kernel {
             #[inline(always)]
@@ -236,38 +270,9 @@ macro_rules! family {
                 self.look_up(fib)
             }
             #[inline(always)]
-            fn rows(&self, slot: u32) -> PodRows {
-                ROWS.get(slot).copied().unwrap_or_default()
-            }
-            #[inline(always)]
             fn veth(&self, device: IfIndex) -> Option<Veth> {
                 // SAFETY: not preallocated, so elements are freed after a grace period only.
                 unsafe { VETHS.get(device) }.copied()
-            }
-            #[inline(always)]
-            fn word(&self, node: u32, byte: u8) -> Word {
-                CLASSES4.get(node).map_or(Word::default(), |words| words[usize::from(byte)])
-            }
-            #[inline(always)]
-            fn exact_class(&self, addr: &$addr) -> Option<u32> {
-                $exact(addr)
-            }
-            #[inline(always)]
-            fn prefix_class(&self, addr: &$addr) -> u32 {
-                $prefixes.get(Prefix::new(8 * size_of::<$addr>() as u32, *addr)).copied().unwrap_or(NO_CLASS)
-            }
-            #[inline(always)]
-            fn verdict(&self, chunk: u32, class: u32) -> u32 {
-                let (chunk, index) = (chunk.wrapping_add(class / CHUNK_CLASSES), class % CHUNK_CLASSES);
-                MATRIX.get(chunk).map_or(PortSet::NONE, |classes| u32::from(classes[index as usize]))
-            }
-            #[inline(always)]
-            fn hashed_verdict(&self, key: &VerdictKey) -> u32 {
-                VERDICTS.get(Prefix::new(8 * size_of::<VerdictKey>() as u32, *key)).copied().unwrap_or(PortSet::NONE)
-            }
-            #[inline(always)]
-            fn ports(&self, set: u32) -> Option<&PortSet> {
-                PORTSETS.get(set)
             }
             #[inline(always)]
             fn fragment(&self, key: &FragmentKey<$addr>) -> Option<u32> {

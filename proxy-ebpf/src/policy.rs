@@ -10,7 +10,7 @@ use proxy_common::service::Config;
 
 use crate::parse::Ip;
 use crate::parse::others::{Other, others};
-use crate::{Origin, Packet, Scratch, Stage, Tables, flow};
+use crate::{Origin, Packet, Scratch, Stage, Tables, Verdicts, flow};
 
 /// In [`Scratch::slot`]: the policy of a pod that is not known yet (P31). No table has so many.
 const UNKNOWN: u32 = u32::MAX;
@@ -117,7 +117,7 @@ fn unknown<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
 
 /// What a pod's connections are judged by.
 #[inline(always)]
-fn rows<F: Family, T: Tables<F>>(tables: &T, slot: u32) -> PodRows {
+fn rows<F: Family, T: Verdicts<F>>(tables: &T, slot: u32) -> PodRows {
     if slot == UNKNOWN { PodRows { ingress: Row::CLOSED, egress: Row::CLOSED } } else { tables.rows(slot) }
 }
 
@@ -171,6 +171,8 @@ pub fn plain<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scra
     if let Some((_, other)) = tables.flow(&turned) {
         let role = other.role & !(Role::FORWARD | Role::REPLY);
         let turned = if other.is(Role::REPLY) { Role::FORWARD } else { Role::REPLY };
+        // Where others have translated it, the first direction knows from whom it comes (P28, P29).
+        (scratch.headers.key.src, scratch.headers.key.sport) = (other.dst, other.dport);
         as_it_is(scratch, role | turned);
         return Stage::Judge;
     }
@@ -253,18 +255,42 @@ fn verdict<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &Scratch<F>
         Origin::Outside => (far, 0),
         _ => (client_slot, server_slot),
     };
-    let egress = rows(tables, client_slot).egress;
-    if !allows(tables, egress, server, protocol, port) {
+    if !allowed(tables, client_slot, |rows| rows.egress, server, protocol, port) {
         return Err(if client_slot == UNKNOWN { Reason::PodUnknown } else { Reason::DeniedEgress });
     }
     if flow.is(Role::OWN_NODE) || scratch.own != 0 && forward {
         return Ok(());
     }
-    let ingress = rows(tables, server_slot).ingress;
-    if allows(tables, ingress, client, protocol, port) {
+    if allowed(tables, server_slot, |rows| rows.ingress, client, protocol, port) {
         return Ok(());
     }
     Err(if server_slot == UNKNOWN { Reason::PodUnknown } else { Reason::DeniedIngress })
+}
+
+/// Whether a pod's row allows a port towards an address.
+///
+/// P32: row and class are two loads, between which this CPU may lose the time of several changes. Each change leads addresses to classes that are right
+/// by the old row and the new one before it gives the pod its new row: a class fits the row that is still there after it was found.
+#[inline(always)]
+pub fn allowed<F: Ip, T: Verdicts<F>>(
+    tables: &T,
+    slot: u32,
+    side: impl Fn(PodRows) -> Row,
+    other: &F::Addr,
+    protocol: Protocol,
+    port: u16,
+) -> bool {
+    let mut row = side(rows(tables, slot));
+    if row == Row::OPEN || row == Row::CLOSED {
+        return row == Row::OPEN;
+    }
+    let mut found = class(tables, other);
+    let now = side(rows(tables, slot));
+    if now != row {
+        row = now;
+        found = class(tables, other);
+    }
+    row_allows(tables, row, found, protocol, port)
 }
 
 #[inline(always)]
@@ -274,14 +300,18 @@ fn slot<F: Family, T: Tables<F>>(tables: &T, addr: &F::Addr) -> u32 {
 
 /// Whether a row allows a port towards an address: two or three loads for its class, one for the set, one for the ports.
 #[inline(always)]
-pub fn allows<F: Ip, T: Tables<F>>(tables: &T, row: Row, other: &F::Addr, protocol: Protocol, port: u16) -> bool {
-    if row == Row::OPEN {
-        return true;
+pub fn allows<F: Ip, T: Verdicts<F>>(tables: &T, row: Row, other: &F::Addr, protocol: Protocol, port: u16) -> bool {
+    if row == Row::OPEN || row == Row::CLOSED {
+        return row == Row::OPEN;
     }
-    if row == Row::CLOSED {
-        return false;
+    row_allows(tables, row, class(tables, other), protocol, port)
+}
+
+#[inline(always)]
+fn row_allows<F: Ip, T: Verdicts<F>>(tables: &T, row: Row, class: u32, protocol: Protocol, port: u16) -> bool {
+    if row == Row::OPEN || row == Row::CLOSED {
+        return row == Row::OPEN;
     }
-    let class = class(tables, other);
     let set = match row.chunk() {
         Some(chunk) => tables.verdict(chunk, class),
         None => tables.hashed_verdict(&VerdictKey { row, class }),
@@ -291,7 +321,7 @@ pub fn allows<F: Ip, T: Tables<F>>(tables: &T, row: Row, other: &F::Addr, protoc
 
 /// The class of an address: for IPv4 by the directory, else that of the pod, else that of the longest prefix.
 #[inline(always)]
-pub fn class<F: Ip, T: Tables<F>>(tables: &T, addr: &F::Addr) -> u32 {
+pub fn class<F: Ip, T: Verdicts<F>>(tables: &T, addr: &F::Addr) -> u32 {
     if F::V6 {
         return match tables.exact_class(addr) {
             Some(class) => class,
@@ -311,7 +341,7 @@ pub fn class<F: Ip, T: Tables<F>>(tables: &T, addr: &F::Addr) -> u32 {
 
 /// Whether a set of ports has a port; a protocol without ports is only in the set of everything (P26).
 #[inline(always)]
-fn has<F: Family, T: Tables<F>>(tables: &T, set: u32, protocol: Protocol, port: u16) -> bool {
+fn has<F: Family, T: Verdicts<F>>(tables: &T, set: u32, protocol: Protocol, port: u16) -> bool {
     if set == PortSet::NONE || set == PortSet::ALL {
         return set == PortSet::ALL;
     }

@@ -1,5 +1,7 @@
 //! What the library asks of its surroundings: the bytes of a packet, and the tables. In the kernel `main.rs` answers, on the host `fake`.
 
+use core::ops::Deref;
+
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
 use proxy_common::net::{AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, Veth};
@@ -106,8 +108,31 @@ pub struct Route {
     pub neighbour: Option<[u8; 12]>,
 }
 
+/// What NetworkPolicy says: of the programs' lookups those that the agent's commands make as well.
+pub trait Verdicts<F: Family> {
+    /// A set of ports, in place or read.
+    type Ports<'a>: Deref<Target = PortSet>
+    where
+        Self: 'a;
+
+    /// The policy of the pod of a slot.
+    fn rows(&self, slot: u32) -> PodRows;
+    /// A word of the directory of classes.
+    fn word(&self, node: u32, byte: u8) -> Word;
+    /// The class of just this address.
+    fn exact_class(&self, addr: &F::Addr) -> Option<u32>;
+    /// The class of the longest prefix that has an address.
+    fn prefix_class(&self, addr: &F::Addr) -> u32;
+    /// The number of the ports that a row allows towards a class, the row being named by its first chunk.
+    fn verdict(&self, chunk: u32, class: u32) -> u32;
+    /// The same of a row that has no chunks.
+    fn hashed_verdict(&self, key: &VerdictKey) -> u32;
+    /// A set of ports.
+    fn ports(&self, set: u32) -> Option<Self::Ports<'_>>;
+}
+
 /// All that is looked up, recorded, timed or random.
-pub trait Tables<F: Family> {
+pub trait Tables<F: Family>: Verdicts<F> {
     /// The entry of a flow: the established one, else the half-open one.
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Table, Flow<F::Addr>)>;
     /// The same, with the entry left in `into`: the stack has no room for another.
@@ -160,22 +185,8 @@ pub trait Tables<F: Family> {
     fn count(&self, counter: Counter);
     /// Counts a packet that was answered instead of sent on; those that are dropped the hook counts.
     fn count_answered(&self, reason: Reason);
-    /// The policy of the pod of a slot.
-    fn rows(&self, slot: u32) -> PodRows;
     /// The pod behind a device, if that is known.
     fn veth(&self, device: IfIndex) -> Option<Veth>;
-    /// A word of the directory of classes.
-    fn word(&self, node: u32, byte: u8) -> Word;
-    /// The class of just this address.
-    fn exact_class(&self, addr: &F::Addr) -> Option<u32>;
-    /// The class of the longest prefix that has an address.
-    fn prefix_class(&self, addr: &F::Addr) -> u32;
-    /// The number of the ports that a row allows towards a class, the row being named by its first chunk.
-    fn verdict(&self, chunk: u32, class: u32) -> u32;
-    /// The same of a row that has no chunks.
-    fn hashed_verdict(&self, key: &VerdictKey) -> u32;
-    /// A set of ports.
-    fn ports(&self, set: u32) -> Option<&PortSet>;
     /// The ports of a datagram whose first fragment was seen.
     fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<u32>;
     /// Remembers the ports of a datagram by its first fragment.

@@ -167,7 +167,7 @@ pub struct TimeoutArgs {
 #[derive(Args, Clone, Debug)]
 pub struct StateDir {
     /// The bpffs directory of this node; each agent on a host has its own.
-    #[arg(long, env = "PORTWAY_STATE_DIR", value_name = "DIR", default_value = "/sys/fs/bpf/portway")]
+    #[arg(long, env = "PORTWAY_STATE_DIR", value_name = "DIR", default_value = crate::dataplane::StateDir::USUAL)]
     pub state_dir: PathBuf,
 }
 
@@ -208,6 +208,12 @@ pub struct ExplainArgs {
     /// To whom: NAMESPACE/POD, an address or svc/NAMESPACE/SERVICE, then `:PORT` (number or name) and, if not TCP, `/udp` or `/sctp`.
     #[arg(value_name = "TO:PORT[/PROTOCOL]")]
     pub to: Target,
+    /// Where an agent of this host keeps its tables, which are asked, too.
+    #[arg(long, env = "PORTWAY_STATE_DIR", value_name = "DIR")]
+    #[arg(
+        help = "Where an agent of this host keeps its tables, to be asked, too [default: where agents do, but with --manifests]"
+    )]
+    pub state_dir: Option<PathBuf>,
     /// How it is printed.
     #[arg(long, short, value_enum, default_value = "text")]
     pub output: Output,

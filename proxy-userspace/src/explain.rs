@@ -1,4 +1,5 @@
-//! `portway explain`: which NetworkPolicies judge a connection, which rule allows it or why none does. Asks the objects, not the kernel.
+//! `portway explain`: which NetworkPolicies judge a connection, which rule allows it or why none does. Asks the objects, and on a node
+//! with an agent also that one's tables in the kernel.
 
 mod ends;
 mod held;
@@ -8,18 +9,20 @@ mod words;
 
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::args::{ExplainArgs, Output};
+use crate::dataplane::{NodeVerdicts, StateDir};
 use crate::model::State;
 use crate::source;
 
 pub(crate) use ends::dns;
 pub use ends::{End, Party, Port, Target, Who};
-pub use held::disagreements;
+pub use held::{Tables, compare};
 pub use judge::{Judgement, Outcome, PolicyView, RuleView, Side, judge};
 pub(crate) use words::{pods as peer_words, port as port_words, selector as selector_words};
 
@@ -44,6 +47,9 @@ pub struct Explanation {
     pub egress: Judgement,
     /// What the destination's policies say of it.
     pub ingress: Judgement,
+    /// What this node's tables say, where they were asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tables: Option<Tables>,
 }
 
 /// All that was asked.
@@ -67,15 +73,40 @@ impl Answer {
 /// # Errors
 /// Where objects cannot be listed, or do not have what was asked about.
 pub async fn run(args: ExplainArgs) -> Result<ExitCode> {
-    let ExplainArgs { source, from, to, output } = args;
+    let ExplainArgs { source, from, to, state_dir, output } = args;
+    let tables = tables(state_dir.as_deref(), source.manifests.is_some())?;
     let state = source::list(source.settings()?).await?;
-    let answer = explain(&state, &from, &to)?;
+    let mut answer = explain(&state, &from, &to)?;
+    if let Some(tables) = tables {
+        answer.connections.iter_mut().try_for_each(|connection| hold(connection, &tables))?;
+    }
     let text = match output {
         Output::Text => answer.to_string(),
         Output::Json => format!("{}\n", serde_json::to_string_pretty(&answer).context("write JSON")?),
     };
     std::io::stdout().lock().write_all(text.as_bytes()).context("print")?;
     Ok(if answer.allowed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The tables of this node's agent: where it is said, else where agents keep them if one has. Manifests that nobody has applied are another
+/// matter.
+fn tables(said: Option<&Path>, manifests: bool) -> Result<Option<NodeVerdicts>> {
+    let usual = Path::new(StateDir::USUAL);
+    let dir = match said {
+        Some(dir) => Some(dir),
+        None => (!manifests && usual.join("maps").is_dir()).then_some(usual),
+    };
+    let open = |dir: &Path| NodeVerdicts::from_pins(&StateDir::at(dir)).context("ask the tables of this node's agent");
+    dir.map(open).transpose()
+}
+
+/// Adds what a node's tables say of a connection.
+fn hold(connection: &mut Explanation, tables: &NodeVerdicts) -> Result<()> {
+    if let (Some(from), Some(to)) = (connection.from_address, connection.to_address) {
+        let held = tables.held(from, to, connection.port.protocol, connection.port.number)?;
+        connection.tables = Some(compare(held, connection));
+    }
+    Ok(())
 }
 
 /// What the objects say of new connections; pure.
@@ -102,6 +133,7 @@ fn connection(state: &State, ends::Pair { from, to, port }: &ends::Pair<'_>) -> 
         allowed: egress.allows() && ingress.allows(),
         egress,
         ingress,
+        tables: None,
     }
 }
 

@@ -136,6 +136,15 @@ fn slot_entry<A: Address>(side: Side, key: &BackendKey, backend: &Backend<A>) ->
     Entry::Backend(SlotKey { side, generation: key.generation, slot: key.slot }, slot)
 }
 
+/// Gives maps by name that are pinned where `path` says.
+pub fn pinned(path: impl Fn(&str) -> PathBuf) -> impl FnMut(&str) -> Result<Map> {
+    move |name| {
+        let path = path(name);
+        let data = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
+        Map::from_map_data(data).with_context(|| format!("open {}", path.display()))
+    }
+}
+
 /// Opens a hash map that `take` gives by name.
 pub fn open<K: Pod, V: Pod>(name: &str, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Hash<K, V>> {
     Hash::try_from(take(name)?).with_context(|| format!("open the map {name}"))
@@ -161,11 +170,7 @@ impl Maps {
 
     /// The maps that are pinned where `path` says by name.
     pub fn from_paths(path: impl Fn(&str) -> PathBuf) -> Result<Self> {
-        Self::open(|name| {
-            let path = path(name);
-            let data = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
-            Map::from_map_data(data).with_context(|| format!("open {}", path.display()))
-        })
+        Self::open(pinned(path))
     }
 
     /// Everything that the maps hold, but flows.

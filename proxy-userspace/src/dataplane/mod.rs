@@ -19,6 +19,7 @@ mod raw;
 mod sockets;
 mod statedir;
 mod unload;
+mod verdicts;
 
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,7 @@ pub use programs::{Verified, programs_in};
 pub use sockets::{Globals, PROGRAMS as SOCKET_PROGRAMS, SocketHooks, attached as socket_hooks, attached_to as sockets_of};
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
+pub use verdicts::{Held, NodeVerdicts};
 
 use crate::links::{Driver, Found};
 use crate::place::policies::{PolicyWrite, Room};

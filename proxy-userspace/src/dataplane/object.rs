@@ -87,7 +87,6 @@ pub struct Migration {
 }
 
 /// Loads the object with the maps that are pinned in `dir`, pinning those that are not.
-/// Loads the object with the maps that are pinned in `dir`, pinning those that are not.
 /// The programs log up to `log_level`, and serve the sockets that `globals` says; the policy tables have `room`.
 pub fn load(dir: &StateDir, object: &[u8], log_level: u8, globals: Option<&Globals>, room: Room) -> Result<(Ebpf, Migration)> {
     for name in names_in(&dir.maps())?.iter().filter(|name| name.ends_with("-new")) {

@@ -11,22 +11,25 @@ use aya::maps::{Array, Map, MapData};
 use ipnet::IpNet;
 use memmap2::{MmapOptions, MmapRaw};
 use proxy_common::net::{Addr4, Addr6, IfIndex, Veth};
-use proxy_common::policy::{CHUNK_CLASSES, Chunk, Node, PodRows, PortSet, ROOTS, VerdictKey};
+use proxy_common::policy::{CHUNK_CLASSES, Chunk, Node, PodRows, PortSet, ROOTS, Row, VerdictKey};
 
 use super::maps::{Hash, delete, gone, open, open_trie};
 use crate::place::policies::{PolicyWrite, Room};
 
+/// Numbers by prefix.
+pub(super) type PrefixMap<A> = LpmTrie<MapData, A, u32>;
+
 /// The policy tables.
 pub struct PolicyMaps {
-    rows: Words<PodRows>,
+    pub(super) rows: Words<PodRows>,
     veths: Hash<IfIndex, Veth>,
-    directory: Words<Node>,
-    exact: Hash<Addr6, u32>,
-    prefixes4: LpmTrie<MapData, Addr4, u32>,
-    prefixes6: LpmTrie<MapData, Addr6, u32>,
-    matrix: Words<Chunk>,
-    verdicts: LpmTrie<MapData, VerdictKey, u32>,
-    sets: Array<MapData, PortSet>,
+    pub(super) directory: Words<Node>,
+    pub(super) exact: Hash<Addr6, u32>,
+    pub(super) prefixes4: PrefixMap<Addr4>,
+    pub(super) prefixes6: PrefixMap<Addr6>,
+    pub(super) matrix: Words<Chunk>,
+    pub(super) verdicts: PrefixMap<VerdictKey>,
+    pub(super) sets: Array<MapData, PortSet>,
 }
 
 impl PolicyMaps {
@@ -101,7 +104,7 @@ fn six(addr: IpAddr) -> Result<Addr6> {
 }
 
 /// A key with all its bits.
-fn whole<K: Pod>(key: K) -> Prefix<K> {
+pub(super) fn whole<K: Pod>(key: K) -> Prefix<K> {
     Prefix::new(8 * size_of::<K>() as u32, key)
 }
 
@@ -110,7 +113,7 @@ fn key<A: Pod>(prefix: IpNet, addr: A) -> Prefix<A> {
 }
 
 /// An array map of `T`, mapped into this process.
-struct Words<T> {
+pub(super) struct Words<T> {
     memory: MmapRaw,
     /// Programs are loaded by its descriptor.
     _map: MapData,
@@ -142,8 +145,18 @@ impl<T> Words<T> {
         Ok(unsafe { self.memory.as_mut_ptr().add(element as usize * stride + offset) }.cast())
     }
 
-    fn store_u16(&self, element: u32, part: u32, value: u16) -> Result<()> {
+    pub(super) fn load_u16(&self, element: u32, part: u32) -> Result<u16> {
         // SAFETY: aligned, within a mapping that lives as long as this value, and only ever accessed whole.
+        Ok(unsafe { AtomicU16::from_ptr(self.at(element, part)?) }.load(Ordering::Acquire))
+    }
+
+    pub(super) fn load_u32(&self, element: u32, part: u32) -> Result<u32> {
+        // SAFETY: as above.
+        Ok(unsafe { AtomicU32::from_ptr(self.at(element, part)?) }.load(Ordering::Acquire))
+    }
+
+    fn store_u16(&self, element: u32, part: u32, value: u16) -> Result<()> {
+        // SAFETY: as above.
         unsafe { AtomicU16::from_ptr(self.at(element, part)?) }.store(value, Ordering::Release);
         Ok(())
     }
@@ -171,6 +184,14 @@ impl<T> Words<T> {
 }
 
 impl Words<PodRows> {
+    /// Both rows at once, as they are now.
+    pub(super) fn load_u64(&self, element: u32) -> Result<PodRows> {
+        // SAFETY: as above; the element is aligned to its eight bytes.
+        let both = unsafe { AtomicU64::from_ptr(self.at(element, 0)?) }.load(Ordering::Acquire);
+        let [a, b, c, d, e, f, g, h] = both.to_ne_bytes();
+        Ok(PodRows { ingress: Row(u32::from_ne_bytes([a, b, c, d])), egress: Row(u32::from_ne_bytes([e, f, g, h])) })
+    }
+
     /// Both rows at once.
     fn store_u64(&self, element: u32, rows: &PodRows) -> Result<()> {
         let ([a, b, c, d], [e, f, g, h]) = (rows.ingress.0.to_ne_bytes(), rows.egress.0.to_ne_bytes());

@@ -24,6 +24,9 @@ pub struct StateDir {
 pub struct Lock(#[expect(dead_code, reason = "held, not used")] Flock<File>);
 
 impl StateDir {
+    /// Where agents have it that are not told otherwise.
+    pub const USUAL: &str = "/sys/fs/bpf/portway";
+
     /// The directory as it is, for reading.
     pub fn at(root: &Path) -> Self {
         Self { root: root.to_owned() }

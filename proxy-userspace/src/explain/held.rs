@@ -1,16 +1,28 @@
 //! What a node's tables say of a connection beside what the objects say: where the agent is in step, both agree.
 
-use super::{Explanation, Judgement, Outcome};
-use crate::contents::policies::{Policies, verdict};
+use serde::Serialize;
 
-/// Where a node's tables and the objects disagree, in words. Only ends that are pods of this node have a say there.
-pub fn disagreements(policies: &Policies, connection: &Explanation) -> Vec<String> {
-    let Explanation { from_address, to_address, port, egress, ingress, .. } = connection;
-    let (Some(from), Some(to)) = (*from_address, *to_address) else { return Vec::new() };
-    let held = verdict(policies, from, to, port.protocol, port.number);
-    let ends = [(egress, from, held.egress), (ingress, to, held.ingress)];
-    let here = ends.into_iter().filter(|(_, addr, _)| policies.pod_at(*addr).is_some());
-    here.filter_map(|(judgement, _, held)| disagreement(judgement, held)).collect()
+use super::{Explanation, Judgement, Outcome, Side};
+use crate::dataplane::Held;
+
+/// What a node's tables say of a connection beside what the objects say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tables {
+    /// The ends that are pods of this node: only they have a say there.
+    pub judged: Vec<Side>,
+    /// Where both disagree, in words.
+    pub disagreements: Vec<String>,
+}
+
+/// Holds a node's tables against the objects.
+pub fn compare(held: Held, connection: &Explanation) -> Tables {
+    let ends = [(&connection.egress, held.egress), (&connection.ingress, held.ingress)];
+    let here: Vec<_> = ends.into_iter().filter_map(|(judgement, held)| Some((judgement, held?))).collect();
+    Tables {
+        judged: here.iter().map(|(judgement, _)| judgement.side).collect(),
+        disagreements: here.into_iter().filter_map(|(judgement, held)| disagreement(judgement, held)).collect(),
+    }
 }
 
 fn disagreement(judgement: &Judgement, held: bool) -> Option<String> {

@@ -260,6 +260,14 @@ fn flaws_of_the_policies_that_judge_are_said() {
     assert!(text.contains("shop/allow-db has no rule for this direction"), "{text}");
 }
 
+/// What a node's tables say that hold what was compiled for it.
+fn held(policies: &Policies, connection: &Explanation) -> Held {
+    let Explanation { from_address: Some(from), to_address: Some(to), port, .. } = connection else { return Held::default() };
+    let said = verdict(policies, *from, *to, port.protocol, port.number);
+    let here = |addr, said| policies.pod_at(addr).map(|_| said);
+    Held { egress: here(*from, said.egress), ingress: here(*to, said.ingress) }
+}
+
 #[test]
 fn the_tables_agree_with_the_objects_and_where_they_do_not_it_is_said() {
     let policies =
@@ -283,16 +291,22 @@ fn the_tables_agree_with_the_objects_and_where_they_do_not_it_is_said() {
         ("shop/db", "shop/web:80"),
     ] {
         for connection in answer(&policies, from, to).expect("an answer").connections {
-            let both = [&db, &web].map(|tables| disagreements(tables, &connection));
+            let both = [&db, &web].map(|tables| compare(held(tables, &connection), &connection).disagreements);
             assert_eq!(both.concat(), [""; 0], "{from} {to}");
         }
     }
     let now_open = answer("", "shop/web", "shop/db:80").expect("an answer");
+    let connection = &now_open.connections[0];
+    let [by_db, by_web] = [&db, &web].map(|tables| compare(held(tables, connection), connection));
     assert_eq!(
-        disagreements(&db, &now_open.connections[0]),
-        ["the tables of this node deny this ingress of shop/db and the objects allow it: the agent is not in step"]
+        by_db.to_string(),
+        "  Tables: the tables of this node deny this ingress of shop/db and the objects allow it: the agent is not in step\n"
     );
-    assert_eq!(disagreements(&web, &now_open.connections[0]), [""; 0], "shop/db is no pod of that node");
+    assert_eq!(
+        by_web.to_string(),
+        "  Tables: Egress in the kernel of this node says the same\n",
+        "shop/db is no pod of that node"
+    );
 }
 
 #[test]

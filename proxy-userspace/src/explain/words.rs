@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 
 use super::judge::{Judgement, Outcome, PolicyView};
-use super::{Answer, Explanation};
+use super::{Answer, Explanation, Tables};
 use crate::model::Labels;
 use crate::model::policy::{Namespaces, PolicyPort, PortMatch, Requirement, Selector};
 
@@ -28,14 +28,27 @@ impl fmt::Display for Answer {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, to, allowed, egress, ingress, .. } = self;
+        let Self { from, to, allowed, egress, ingress, tables, .. } = self;
         let verdict = if *allowed { "allowed" } else { "DENIED" };
         let denying: Vec<_> = [egress, ingress].into_iter().filter(|judgement| !judgement.allows()).map(sentence).collect();
         match denying.is_empty() {
             true => writeln!(f, "{from} -> {to} is {verdict}.")?,
             false => writeln!(f, "{from} -> {to} is {verdict}: {}.", denying.join("; "))?,
         }
-        write!(f, "{egress}{ingress}")
+        write!(f, "{egress}{ingress}")?;
+        tables.as_ref().map_or(Ok(()), |tables| write!(f, "{tables}"))
+    }
+}
+
+impl fmt::Display for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { judged, disagreements } = self;
+        let ends: Vec<_> = judged.iter().map(|side| side.name()).collect();
+        match (ends.is_empty(), disagreements.is_empty()) {
+            (true, _) => writeln!(f, "  Tables: neither end is a pod of this node: ask there"),
+            (_, true) => writeln!(f, "  Tables: {} in the kernel of this node says the same", ends.join(" and ")),
+            _ => disagreements.iter().try_for_each(|what| writeln!(f, "  Tables: {what}")),
+        }
     }
 }
 

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::Ebpf;
+use aya::maps::{Map, MapData};
 use portway::contents::Contents;
-use portway::dataplane::{FlowTable, Maps, PolicyMaps};
+use portway::dataplane::{FlowTable, Maps, NodeVerdicts, PolicyMaps};
 use portway::place::policies::PolicyWrite;
 use portway::place::{Actual, Entry, Key, Write, place, retire};
 use proxy_common::event::Reason;
@@ -26,6 +29,7 @@ pub struct Kernel {
     loaded: Loaded,
     maps: Maps,
     policies: PolicyMaps,
+    verdicts: NodeVerdicts,
     actual: Actual,
     _cgroup: Own,
 }
@@ -46,16 +50,22 @@ impl Kernel {
         ip("route add default dev dev0 scope link")?;
         ip("-6 route add default dev dev0")?;
         let mut loaded = Loaded::new()?;
+        let verdicts = NodeVerdicts::open(|name| again(&loaded.ebpf, name))?;
         let ebpf = &mut loaded.ebpf;
         let maps = Maps::open(|name| ebpf.take_map(name).with_context(|| format!("find the map {name}")))?;
         let policies = PolicyMaps::open(|name| ebpf.take_map(name).with_context(|| format!("find the map {name}")))?;
         let cgroup = sockets::attach(ebpf)?;
-        Ok(Self { loaded, maps, policies, actual: Actual::default(), _cgroup: cgroup })
+        Ok(Self { loaded, maps, policies, verdicts, actual: Actual::default(), _cgroup: cgroup })
     }
 
     /// The maps of Services and flows.
     pub fn maps(&self) -> &Maps {
         &self.maps
+    }
+
+    /// What `portway explain` asks of the policy tables.
+    pub fn verdicts(&self) -> &NodeVerdicts {
+        &self.verdicts
     }
 
     /// Brings the maps to these contents, as the agent does, and reads them back.
@@ -135,6 +145,14 @@ impl Kernel {
 
 fn empty<A: Address>(table: &mut impl FlowTable<A>) -> Result<()> {
     table.all()?.iter().try_for_each(|(key, _)| table.delete(key))
+}
+
+/// A map of the object, opened once more.
+fn again(ebpf: &Ebpf, name: &str) -> Result<Map> {
+    let map = ebpf.map(name).with_context(|| format!("find the map {name}"))?;
+    let (Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) = map else { bail!("{name} is an unexpected kind of map") };
+    let fd = data.fd().as_fd().try_clone_to_owned().with_context(|| format!("open {name} again"))?;
+    Ok(Map::from_map_data(MapData::from_fd(fd)?)?)
 }
 
 fn ip(arguments: &str) -> Result<()> {

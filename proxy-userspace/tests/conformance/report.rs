@@ -17,7 +17,7 @@ pub struct Tally {
     /// Other comparisons.
     pub others: usize,
     /// Connections judged by NetworkPolicy: by the text, through the tables step by step and from nothing, and by the loaded programs.
-    pub policies: [usize; 4],
+    pub policies: [usize; 5],
     differences: Vec<(Row, String)>,
     advisory: Vec<String>,
     otherwise: BTreeMap<Rule, usize>,
@@ -87,7 +87,7 @@ impl Default for Tally {
             library: 0,
             programs: 0,
             others: 0,
-            policies: [0; 4],
+            policies: [0; 5],
             differences: Vec::new(),
             advisory: Vec::new(),
             otherwise: BTreeMap::new(),
@@ -107,11 +107,11 @@ pub struct Report {
 impl Report {
     /// Prints a file's line, and what is to be said in detail.
     pub fn add(&mut self, file: &Path, tally: Tally, detail: Detail) {
-        let Tally { library, programs, others, policies: [text, tables, fresh, by_programs], .. } = tally;
+        let Tally { library, programs, others, policies: [text, tables, fresh, explained, by_programs], .. } = tally;
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let differences = tally.differing();
         println!(
-            "{name:<56} flows: library {library:>3}, programs {programs:>3}; others {others:>3}; policies: text {text:>4}, tables {tables:>4}, from nothing {fresh:>4}, programs {by_programs:>4}; differences {differences}"
+            "{name:<56} flows: library {library:>3}, programs {programs:>3}; others {others:>3}; policies: text {text:>4}, tables {tables:>4}, from nothing {fresh:>4}, explain {explained:>4}, programs {by_programs:>4}; differences {differences}"
         );
         let same = tally.lines.iter().filter(|_| detail == Detail::All);
         same.chain(&tally.advisory).chain(tally.differences.iter().map(|(_, line)| line)).for_each(|line| println!("{line}"));
@@ -135,11 +135,11 @@ impl Report {
         for (row, times) in all.by_row() {
             println!("  {times:>4}  {row}");
         }
-        let [text, tables, fresh, by_programs] = all.policies;
+        let [text, tables, fresh, explained, by_programs] = all.policies;
         println!(
-            "policies' rows by the text {text}, through the tables {tables}, through tables from nothing {fresh}, by the loaded programs {by_programs}"
+            "policies' rows by the text {text}, through the tables {tables}, through tables from nothing {fresh}, as explain asks {explained}, by the loaded programs {by_programs}"
         );
-        let equal = library == programs && [tables, fresh, by_programs] == [text; 3];
+        let equal = library == programs && [tables, fresh, explained, by_programs] == [text; 4];
         if !equal {
             println!("the ways were not gone equally often");
         }

@@ -115,6 +115,16 @@ fn p32_no_packet_meets_a_verdict_of_neither_state() -> Result<()> {
     Ok(())
 }
 
+/// P32: the same edits, and every single write of them in memory.
+#[test]
+fn p32_no_write_of_a_storm_shows_a_verdict_of_neither_state() -> Result<()> {
+    let seed = Dice::seed()?;
+    println!("PORTWAY_TEST_SEED={seed}");
+    let writes = storm::without_kernel(&mut Dice::new(seed), if cfg!(debug_assertions) { 400 } else { 4000 })?;
+    println!("{writes} writes");
+    Ok(())
+}
+
 #[test]
 fn masquerade_ports_are_random_and_unique() -> Result<()> {
     in_namespace(|network| {

@@ -1,27 +1,34 @@
 //! Policies change as fast as they can be written, while packets pass: none gets a verdict that neither the state before nor the one after gives.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use portway::compile::{PolicyCompiler, Touched};
 use portway::contents::policies::verdict;
 use portway::dataplane::PolicyMaps;
 use portway::model::policy::{Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector};
 use portway::model::{Labels, NetworkPolicy, Object, ObjectName, Phase, Pod, PortRange, Snapshot, Update};
-use portway::place::policies::PolicyTables;
+use portway::place::policies::{PolicyTables, PolicyWrite};
 use proxy_common::event::Reason;
-use proxy_common::net::{IfIndex, LocalPod, Protocol};
+use proxy_common::net::{Addr4, IfIndex, LocalPod, Protocol, V4, V6};
+use proxy_common::policy::{PodRows, PortSet, VerdictKey, Word};
 use proxy_common::service::Config;
 use proxy_ebpf::Action;
+use proxy_ebpf::fake::Memory;
+use proxy_ebpf::policy::allowed;
 
 use crate::generate::Dice;
 use crate::maps;
 use crate::programs::{Hook, Loaded};
 use crate::segment::{SYN, Segment};
+
+#[path = "../support/policy_tables.rs"]
+mod policy_tables;
 
 /// The grace period of what is not used any more, as the agent has it.
 const GRACE: Duration = Duration::from_millis(100);
@@ -106,8 +113,7 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
         let packets = scope.spawn(|| watch(&loaded, &history));
         let edited = (|| -> Result<()> {
             while started.elapsed() < length && !packets.is_finished() {
-                let update =
-                    Update::Apply(Object::NetworkPolicy(ObjectName::new("shop", dice.pick(&["one", "two"])), policy(dice)));
+                let update = edit_of(dice);
                 let mut touched = Touched::default();
                 touched.note(&update);
                 _ = snapshot.state.apply(update);
@@ -132,6 +138,117 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
         edited?;
         Ok(Came { edits, packets, between, seconds: started.elapsed().as_secs_f64(), took })
     })
+}
+
+/// The same edits on tables in memory; how many writes they were. Each single one is held against the states before and after it by every question,
+/// and by packets that meet the tables as they were some writes ago first, and then as they are. Things rest now and then.
+pub fn without_kernel(dice: &mut Dice, edits: usize) -> Result<usize> {
+    let (mut snapshot, mut compiler, mut tables) = (snapshot(), PolicyCompiler::default(), PolicyTables::default());
+    let (mut early, mut late, mut between) = (Memory4::default(), Memory4::default(), VecDeque::new());
+    let (mut touched, mut count, mut until_rest) = (Touched::everything(), 0, 0);
+    let mut states = Vec::new();
+    for edit in 0..edits {
+        let delta = compiler.compile(&snapshot, &touched);
+        let writes = tables.place(compiler.policies(), &delta);
+        states.push(verdicts(&compiler));
+        let slot = tables.slot(&ObjectName::new("shop", "subject")).context("find the pod's slot")?;
+        let lag = dice.below(3 * writes.len().max(1));
+        for write in writes {
+            late.make(&write);
+            between.push_back((edit, write));
+            while between.len() > lag {
+                between.pop_front().iter().for_each(|(_, write)| early.make(write));
+            }
+            // The first writes find no pod that anybody asks about.
+            if edit > 0 {
+                let since = between.front().map_or(edit, |(edit, _)| *edit) - 1;
+                late.holds(slot, &states[edit - 1..]).with_context(|| format!("edit {edit}"))?;
+                straddles(dice, [&early, &late], slot, &states[since..]).with_context(|| format!("edit {edit}"))?;
+            }
+            count += 1;
+        }
+        if until_rest == 0 {
+            // No packet is left that met the tables as they were.
+            between.drain(..).for_each(|(_, write)| early.make(&write));
+            tables.rest().iter().for_each(|write| [&mut early, &mut late].into_iter().for_each(|memory| memory.make(write)));
+            until_rest = dice.below(150);
+        }
+        until_rest = until_rest.saturating_sub(1);
+        let update = edit_of(dice);
+        touched = Touched::default();
+        touched.note(&update);
+        _ = snapshot.state.apply(update);
+    }
+    Ok(count)
+}
+
+/// Tables of IPv4 in memory.
+#[derive(Default)]
+struct Memory4(Memory<V4>, Memory<V6>);
+
+impl Memory4 {
+    fn make(&mut self, write: &PolicyWrite) {
+        policy_tables::write(write, &mut self.0, &mut self.1);
+    }
+
+    /// Every question is answered as one of these states does.
+    fn holds(&self, slot: u32, states: &[Verdicts]) -> Result<()> {
+        for (bit, question) in questions().into_iter().enumerate() {
+            question.check(&self.0, slot, bit, states)?;
+        }
+        Ok(())
+    }
+}
+
+/// A packet finds the tables as they were until a random lookup, and as they are from there on.
+fn straddles(dice: &mut Dice, [early, late]: [&Memory4; 2], slot: u32, states: &[Verdicts]) -> Result<()> {
+    let all = questions();
+    let bit = dice.below(all.len());
+    let tables = Straddled { early: &early.0, late: &late.0, left: Cell::new(dice.below(8)) };
+    all[bit].check(&tables, slot, bit, states).context("a packet that is under way")
+}
+
+struct Straddled<'a> {
+    early: &'a Memory<V4>,
+    late: &'a Memory<V4>,
+    left: Cell<usize>,
+}
+
+impl Straddled<'_> {
+    fn met(&self) -> &Memory<V4> {
+        let left = self.left.get();
+        self.left.set(left.saturating_sub(1));
+        if left > 0 { self.early } else { self.late }
+    }
+}
+
+impl proxy_ebpf::Verdicts<V4> for Straddled<'_> {
+    type Ports<'a>
+        = &'a PortSet
+    where
+        Self: 'a;
+
+    fn rows(&self, slot: u32) -> PodRows {
+        self.met().rows(slot)
+    }
+    fn word(&self, node: u32, byte: u8) -> Word {
+        self.met().word(node, byte)
+    }
+    fn exact_class(&self, addr: &Addr4) -> Option<u32> {
+        self.met().exact_class(addr)
+    }
+    fn prefix_class(&self, addr: &Addr4) -> u32 {
+        self.met().prefix_class(addr)
+    }
+    fn verdict(&self, chunk: u32, class: u32) -> u32 {
+        self.met().verdict(chunk, class)
+    }
+    fn hashed_verdict(&self, key: &VerdictKey) -> u32 {
+        self.met().hashed_verdict(key)
+    }
+    fn ports(&self, set: u32) -> Option<&PortSet> {
+        self.met().ports(set)
+    }
 }
 
 fn write(
@@ -185,6 +302,16 @@ fn questions() -> Vec<Question> {
 }
 
 impl Question {
+    /// The tables answer as one of these states does, whose bit this question is.
+    fn check<T: proxy_ebpf::Verdicts<V4>>(self, tables: &T, slot: u32, bit: usize, states: &[Verdicts]) -> Result<()> {
+        let IpAddr::V4(peer) = self.peer else { bail!("{self:?} is not about IPv4") };
+        let side = |rows: PodRows| if self.ingress { rows.ingress } else { rows.egress };
+        let said = allowed::<V4, _>(tables, slot, side, &peer.into(), Protocol::TCP, self.port);
+        let owed = states.iter().any(|state| (state >> bit & 1 == 1) == said);
+        ensure!(owed, "{self:?} is {said} in none of {} states", states.len());
+        Ok(())
+    }
+
     fn packet(self) -> Vec<u8> {
         let subject: IpAddr = SUBJECT.parse().expect("an address");
         let (src, dst) = if self.ingress { (self.peer, subject) } else { (subject, self.peer) };
@@ -223,6 +350,11 @@ fn snapshot() -> Snapshot {
     let addr = SUBJECT.parse().expect("an address");
     snapshot.links.pods = BTreeMap::from([(addr, DEVICE)]);
     snapshot
+}
+
+/// Another policy in the place of one of two.
+fn edit_of(dice: &mut Dice) -> Update {
+    Update::Apply(Object::NetworkPolicy(ObjectName::new("shop", dice.pick(&["one", "two"])), policy(dice)))
 }
 
 /// Any policy of the pod: pods by label, blocks with and without exceptions, ports or none.

@@ -1,5 +1,5 @@
-//! NetworkPolicy four ways: read literally, by the compiled tables through the library (changed from step to step, and made from nothing),
-//! and by the loaded programs.
+//! NetworkPolicy five ways: read literally, by the compiled tables through the library (changed from step to step, and made from nothing),
+//! by the tables in the kernel as `portway explain` asks them, and by the loaded programs.
 
 pub mod cases;
 mod oracle;
@@ -51,6 +51,7 @@ fn check_row(
         ("the text", oracle::verdict(step, policies, from, to, port)),
         ("the tables", tables.world.verdict(from, to, port)),
         ("the tables from nothing", fresh.verdict(from, to, port)),
+        ("explain's way", tables.verdict_of_explain(from, to, port, kernel)?),
         ("the programs", tables.verdict_of_programs(from, to, port, kernel)?),
     ];
     for (count, (way, (ingress, egress))) in ways.into_iter().enumerate() {

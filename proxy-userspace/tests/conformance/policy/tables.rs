@@ -55,6 +55,12 @@ impl Tables {
         kernel.forget_flows()
     }
 
+    /// By the tables in the kernel, as `portway explain` asks them.
+    pub fn verdict_of_explain(&self, from: End, to: End, port: Port, kernel: &Kernel) -> Result<(bool, bool)> {
+        let held = kernel.verdicts().held(from.ip, to.ip, protocol(port.protocol), port.number)?;
+        Ok((own_node(from, to) || held.ingress.unwrap_or(true), held.egress.unwrap_or(true)))
+    }
+
     /// By the loaded programs: the first packet of a connection at the source's device, and at the destination's.
     pub fn verdict_of_programs(&self, from: End, to: End, port: Port, kernel: &mut Kernel) -> Result<(bool, bool)> {
         let bytes = packet(from.ip, to.ip, port);
