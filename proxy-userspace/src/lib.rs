@@ -7,6 +7,7 @@ pub mod args;
 pub mod cli;
 pub mod cni;
 pub mod compile;
+pub mod conntrack;
 pub mod contents;
 pub mod dataplane;
 pub mod doctor;

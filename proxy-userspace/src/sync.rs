@@ -252,8 +252,11 @@ impl Sync {
         }
         self.bring_in_step(&found);
         if first {
+            self.adopt();
             // Programs of an earlier agent have served until now, perhaps from maps that this one does not use.
             self.attach(&found)?;
+            // Those that have begun since then.
+            self.adopt();
             self.bring_in_step(&found);
         }
         if matches!(self.placed, Placed::Wholly) {
@@ -281,6 +284,23 @@ impl Sync {
             warn!(error = format!("{error:#}"), "a device is left without a program");
         }
         Ok(())
+    }
+
+    /// P25: connections that are older than any program of ours go on, and their replies are known as such.
+    fn adopt(&mut self) {
+        if !self.plane.is_first() {
+            return;
+        }
+        match self.plane.adopt(self.compiler.contents()) {
+            Ok(connections) => info!(connections, "connections of pods are followed that were there before"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                warn!(
+                    error,
+                    "connections that were there before are not followed: what answers an isolated pod on one is denied"
+                );
+            }
+        }
     }
 
     /// Makes the maps hold what the snapshot and the found network come to.

@@ -2,6 +2,7 @@
 //!
 //! Everything is pinned below one state directory: killing the agent stops nothing, and its successor takes over what it finds.
 
+mod adopt;
 mod attached;
 mod batch;
 mod cgroups;
@@ -31,7 +32,7 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::programs::{Program, SchedClassifier, Xdp};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-use proxy_common::net::{Device, IfIndex};
+use proxy_common::net::{AddressFlags, Device, IfIndex};
 use tracing::{debug, info, warn};
 
 pub use attached::tcx_programs;
@@ -51,6 +52,8 @@ pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 pub use verdicts::{Held, NodeVerdicts};
 
+use crate::conntrack;
+use crate::contents::Contents;
 use crate::links::{Driver, Found};
 use crate::place::policies::{PolicyWrite, Room};
 use crate::place::{Actual, Entry, Side, Write};
@@ -99,6 +102,7 @@ pub struct Dataplane {
     migration: Option<Migration>,
     log: Option<PacketLog>,
     denials: Option<Denials>,
+    first: bool,
     _lock: Lock,
 }
 
@@ -119,6 +123,7 @@ impl Dataplane {
         lift_memory_limit();
         let dir = StateDir::create(&options.state_dir)?;
         let lock = dir.lock()?;
+        let first = names_in(&dir.hooks())?.is_empty();
         let level = packet_log::level();
         let globals = Globals::here();
         let (mut ebpf, migration) = object::load(&dir, OBJECT, level, globals.as_ref().ok(), room)?;
@@ -145,6 +150,7 @@ impl Dataplane {
             migration: Some(migration),
             log,
             denials: Some(denials),
+            first,
             _lock: lock,
         })
     }
@@ -165,6 +171,27 @@ impl Dataplane {
     /// The connections that NetworkPolicy denies, once; for a task of its own.
     pub fn take_denials(&mut self) -> Option<Denials> {
         self.denials.take()
+    }
+
+    /// Whether no earlier agent has left anything attached: then nobody has followed the connections that there are.
+    pub fn is_first(&self) -> bool {
+        self.first
+    }
+
+    /// P25: lets the programs follow the connections of pods that the host's own connection tracking knows; how many they did not yet.
+    ///
+    /// # Errors
+    /// Where those cannot be read, or the flow tables have no room.
+    pub fn adopt(&mut self, contents: &Contents) -> Result<usize> {
+        let now = Clock::from_pins(&self.dir)?.now()?;
+        let is_host = |addr| contents.addresses.get(&addr).is_some_and(|flags| flags.has(AddressFlags::HOST));
+        let mut adopted = 0;
+        for tracked in conntrack::tracked()? {
+            if tracked.concerns(|addr| contents.pods.contains_key(&addr)) {
+                adopted += usize::from(adopt::adopt(&mut self.maps, &tracked, tracked.is_own(is_host), now)?);
+            }
+        }
+        Ok(adopted)
     }
 
     /// What the kernel holds.

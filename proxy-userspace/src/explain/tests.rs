@@ -3,6 +3,8 @@
 use super::*;
 use crate::args::settings::Ranges;
 use crate::compile::{PolicyCompiler, Touched};
+use crate::contents::policies::{Policies, verdict};
+use crate::dataplane::Held;
 use crate::model::{PortRange, Snapshot};
 use crate::source::manifests::Directory;
 

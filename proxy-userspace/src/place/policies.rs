@@ -268,6 +268,7 @@ impl PolicyTables {
             writes.append(&mut steps.moves);
         }
         writes.append(&mut steps.ends);
+        self.matrix.end_parting();
         if overflows {
             (self.misled, self.met) = (misled, BTreeSet::new());
             self.tell_moved_rows(&mut writes);

@@ -10,4 +10,5 @@ mod measured;
 mod pod_start;
 mod policy;
 mod reach;
+mod takeover;
 mod xdp;

@@ -31,6 +31,8 @@ pub struct Matrix {
     used: Vec<bool>,
     hashed: usize,
     next_hashed: u32,
+    /// Rows that pods leave in this change, with them still on it.
+    leaving: Vec<(Arc<symbolic::Row>, Placed)>,
     resting: AtRest,
 }
 
@@ -38,8 +40,8 @@ pub struct Matrix {
 #[derive(Debug, Default)]
 struct AtRest {
     classes: Resting<u32>,
-    /// They get their verdicts on new classes like the others.
-    rows: Resting<(Arc<symbolic::Row>, Placed)>,
+    /// Classes that come later are nothing to them: a packet that finds such a one finds its pod's new row, too.
+    rows: Resting<Placed>,
     sets: Resting<u32>,
 }
 
@@ -103,6 +105,7 @@ impl Matrix {
             used,
             hashed: 0,
             next_hashed: 1,
+            leaving: Vec::new(),
             resting: AtRest::default(),
         }
     }
@@ -116,7 +119,6 @@ impl Matrix {
         let id = self.new_class(class);
         self.ids.insert(class.clone(), (id, 1));
         self.fill_rows(id, class, writes);
-        self.fill_resting(id, class, writes);
         id
     }
 
@@ -136,11 +138,10 @@ impl Matrix {
         self.rows = rows;
     }
 
-    fn fill_resting(&mut self, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
-        let mut resting = std::mem::take(&mut self.resting.rows);
-        resting.iter_mut().for_each(|(row, placed)| self.fill(row, placed, id, class, writes));
-        let added = std::mem::replace(&mut self.resting.rows, resting);
-        self.resting.rows.join(added);
+    fn fill_leaving(&mut self, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
+        let mut leaving = std::mem::take(&mut self.leaving);
+        leaving.iter_mut().for_each(|(row, placed)| self.fill(row, placed, id, class, writes));
+        self.leaving = leaving;
     }
 
     /// One prefix less has a class.
@@ -176,23 +177,26 @@ impl Matrix {
         if placed.users == 0
             && let Some(placed) = self.rows.remove(row)
         {
-            self.resting.rows.push((row.clone(), placed));
+            self.resting.rows.push(placed);
         }
     }
 
-    /// A row that pods are leaving rests from here on, with them still on it; who asks for it gets another place.
+    /// Pods are leaving a row, and still on it; who asks for it gets another place.
     pub fn part(&mut self, row: &Arc<symbolic::Row>) {
-        if let Some(placed) = self.rows.remove(row) {
-            self.resting.rows.push((row.clone(), placed));
-        }
+        self.leaving.extend(self.rows.remove(row).map(|placed| (row.clone(), placed)));
     }
 
-    /// A number that means the class `before` to rows that rest, and the class `after` to all others.
+    /// Nobody will be on them any more.
+    pub fn end_parting(&mut self) {
+        self.resting.rows.extend(self.leaving.drain(..).map(|(_, placed)| placed));
+    }
+
+    /// A number that means the class `before` to rows that pods are leaving, and the class `after` to all others.
     pub fn bridge(&mut self, before: u32, after: &Arc<Class>, writes: &mut Vec<PolicyWrite>) -> u32 {
         let id = self.new_class(after);
         self.fill_rows(id, after, writes);
         let old = self.classes.get(before as usize).cloned().flatten().unwrap_or_default();
-        self.fill_resting(id, &old, writes);
+        self.fill_leaving(id, &old, writes);
         id
     }
 
@@ -215,7 +219,7 @@ impl Matrix {
         for row in &small {
             let Some(before) = self.rows.remove(row) else { continue };
             let placed = self.place_for(row, before.users, classes, writes);
-            self.resting.rows.push((row.clone(), before));
+            self.resting.rows.push(before);
             self.rows.insert(row.clone(), placed);
         }
         !small.is_empty()
@@ -270,7 +274,7 @@ impl Matrix {
         self.free_classes.extend(classes);
         self.free_classes.sort_unstable_by(|a, b| b.cmp(a));
         self.sets.put_back(sets);
-        for (_, placed) in rows {
+        for placed in rows {
             placed.verdicts.values().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
             match placed.place {
                 Place::Chunks { first, len } => self.used[first as usize..(first + len) as usize].fill(false),
@@ -342,10 +346,7 @@ impl Matrix {
 
     /// One row's verdict on a new class.
     fn fill(&mut self, row: &symbolic::Row, placed: &mut Placed, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
-        // Only one that rests was not given room.
-        if id >= placed.place.capacity() {
-            return;
-        }
+        debug_assert!(id < placed.place.capacity(), "every row that pods are on was given room");
         // Most classes are nothing to most rows, and have never been.
         let concerns = |peers: &Peers| *peers == Peers::EVERYBODY || class.peers.contains(peers);
         if !placed.verdicts.contains_key(&id) && !row.rules.keys().any(concerns) {
@@ -379,7 +380,7 @@ impl Matrix {
                 set.into_iter().for_each(|set| self.sets.drop(set, &mut self.resting.sets));
                 let closed = Placed { place: Place::Closed, users: placed.users, verdicts: BTreeMap::new() };
                 let before = std::mem::replace(placed, closed);
-                self.resting.rows.push((Arc::new(row.clone()), before));
+                self.resting.rows.push(before);
                 return;
             }
         }

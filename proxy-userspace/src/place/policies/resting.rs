@@ -25,17 +25,6 @@ impl<T> Resting<T> {
         std::mem::replace(&mut self.old, young)
     }
 
-    /// Everything at rest.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.old.iter_mut().chain(&mut self.young)
-    }
-
-    /// Also what others have.
-    pub fn join(&mut self, others: Self) {
-        self.young.extend(others.young);
-        self.old.extend(others.old);
-    }
-
     /// Nothing is at rest.
     pub fn is_empty(&self) -> bool {
         self.young.is_empty() && self.old.is_empty()
