@@ -115,6 +115,8 @@ counted! {
         LeftToTc = "left_to_tc",
         /// Sockets of this node's processes that were sent to a backend: connections, and each address of an unconnected UDP socket.
         SocketsDirected = "sockets_directed",
+        /// ICMP errors about packets of flows that were sent on, translated like these.
+        ErrorTranslated = "error_translated",
     }
 }
 

@@ -21,6 +21,7 @@ use proxy_common::flow::{Flow, FlowKey, Hook, Role, Way};
 use proxy_common::net::{Address, Device, Family, IfIndex, Port, Protocol};
 use proxy_common::service::Config;
 
+use parse::others::{Other, others};
 use parse::{Headers, Ip};
 pub use seams::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Verdicts, Wire};
 
@@ -42,9 +43,11 @@ pub struct Scratch<F: Family> {
     pub mtu: u32,
     /// The policy of the pod whose device this is; 0 if it has none, or is none.
     pub slot: u32,
+    /// Of an ICMP error, where the ports of the packet that it is about are; 0 if there are none.
+    pub quoted: u32,
     /// A [`parse::others::Other`] as number, where the packet is [`Scratch::odd`].
     pub kind: u32,
-    /// 1 if it is not a whole TCP segment or UDP datagram: it is judged, and never translated or answered.
+    /// 1 if it is not a whole TCP segment, UDP datagram or SCTP packet: it is judged, and never answered.
     pub odd: u32,
     /// 1 if the packet gets the flow's addresses at this hook.
     pub rewrite: u32,
@@ -83,6 +86,7 @@ impl<F: Family> Scratch<F> {
             reason: Reason::Truncated,
             mtu: 0,
             slot: 0,
+            quoted: 0,
             kind: 0,
             odd: 0,
             rewrite: 0,
@@ -164,6 +168,11 @@ pub fn to_pod<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device
 #[inline(always)]
 pub fn to_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, _device: IfIndex) -> Result<Action, Reason> {
     restore(packet, tables, Hook::ToDevice)
+}
+
+/// The same, of what [`to_device`] leaves untouched: errors.
+pub fn error_to_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T) -> Result<Action, Reason> {
+    restore_error(packet, tables, &mut Scratch::new())
 }
 
 /// A frame that `device` received, before the stack: XDP. Only flows that leave the node again; everything else is left to tc.
@@ -335,7 +344,6 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
 pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
     match parse::headers::<F, P, T>(packet, tables) {
         Ok(Some(headers)) => scratch.headers = headers,
-        Ok(None) if origin == Origin::Outside => return Stage::Untouched,
         Ok(None) => return Stage::Odd,
         Err(reason) => return scratch.refuse(reason),
     }
@@ -459,8 +467,13 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     if origin == Origin::Stack && Way::from_number(flow.way) != Way::Stack {
         tables.count(Counter::Fallback);
     }
-    rewrite::apply(packet, &scratch.headers, flow, way)?;
-    tables.count(Counter::Forwarded);
+    if scratch.kind == Other::Error as u32 {
+        rewrite::error(packet, scratch, way)?;
+        tables.count(Counter::ErrorTranslated);
+    } else {
+        rewrite::apply(packet, &scratch.headers, flow, way)?;
+        tables.count(Counter::Forwarded);
+    }
     Ok(match way {
         Way::Stack => Action::Stack,
         Way::Pod => Action::Pod(flow.device),
@@ -507,6 +520,25 @@ fn restore<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, hook: Hoo
     }
     rewrite::apply(packet, &headers, &flow, Way::Stack)?;
     tables.count(Counter::Forwarded);
+    Ok(Action::Stack)
+}
+
+/// The same for an ICMP error of this host about a packet of such a flow.
+#[inline(always)]
+pub fn restore_error<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<F>,
+) -> Result<Action, Reason> {
+    let Scratch { headers, flow, reply, quoted, .. } = scratch;
+    if others(packet, tables, headers, reply, quoted)? != Other::Error || tables.find_flow(&headers.key, flow).is_none() {
+        return Ok(Action::Untouched);
+    }
+    if flow.hooks & Hook::ToDevice as u8 == 0 {
+        return Ok(Action::Untouched);
+    }
+    rewrite::error(packet, scratch, Way::Stack)?;
+    tables.count(Counter::ErrorTranslated);
     Ok(Action::Stack)
 }
 

@@ -706,7 +706,7 @@ macro_rules! serving {
                 }
                 #[inline(always)]
                 fn odd(&mut self) -> Stage {
-                    if AT_POD { Stage::from_number(odd(self.0)) } else { Stage::Untouched }
+                    Stage::from_number(odd(self.0))
                 }
                 #[inline(always)]
                 fn open(&mut self) -> Stage {
@@ -816,6 +816,32 @@ macro_rules! restoring {
     };
 }
 
+/// The same for ICMP errors, in a frame of its own.
+macro_rules! restoring_errors {
+    ($function:ident, $first:ident, $scratch:ident) => {
+        #[inline(always)]
+        fn $function(skb: *mut __sk_buff) -> i32 {
+            let done = $first(skb);
+            if done == TC_ACT_UNSPEC { $scratch(skb) } else { done }
+        }
+    };
+    ($function:ident, $scratch:ident) => {
+        #[inline(never)]
+        fn $function(skb: *mut __sk_buff) -> i32 {
+            // SAFETY: this CPU's own element: tc programs of one CPU do not interrupt each other.
+            let Some(scratch) = $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch }) else { return TC_ACT_UNSPEC };
+            let context = TcContext::new(skb);
+            let tables = Kernel { context: context.as_ptr() };
+            let result = proxy_ebpf::restore_error(&mut Skb { context: &context }, &tables, scratch);
+            verdict(&context, result)
+        }
+    };
+}
+
+restoring_errors!(error4, SCRATCH4);
+restoring_errors!(error6, SCRATCH6);
+restoring_errors!(all_to_device4, to_device4, error4);
+restoring_errors!(all_to_device6, to_device6, error6);
 restoring!(to_device4, proxy_ebpf::to_device::<V4, _, _>);
 restoring!(to_device6, proxy_ebpf::to_device::<V6, _, _>);
 
@@ -877,7 +903,7 @@ hook!(
 );
 hook!(
     /// tc egress of node devices and tunnels.
-    to_device: to_device4, to_device6, unless forwarded
+    to_device: all_to_device4, all_to_device6, unless forwarded
 );
 
 /// Whether a VLAN tag lies beside the packet: then it is the business of the VLAN's own device, which meets it without. The tag of VLAN 0

@@ -62,6 +62,9 @@ pub trait Ip: Family {
     fn read<P: Packet>(packet: &P) -> Result<Option<Network<Self>>, Reason>;
     /// Writes addresses and time to live; the header checksum follows.
     fn write<P: Packet>(packet: &mut P, headers: &Headers<Self>, src: Self::Addr, dst: Self::Addr, ttl: u8) -> Option<()>;
+    /// Writes other addresses into the header at `at`, and takes `hops` from its time to live; gives the partial sum of what a checksum over
+    /// the whole header misses now.
+    fn readdress<P: Packet>(packet: &mut P, at: u32, before: [Self::Addr; 2], after: [Self::Addr; 2], hops: u8) -> Option<u32>;
     /// Turns the packet into an ICMP error to its sender, from the address that it was sent to; `mtu` is for [`Answer::TooBig`].
     fn answer<P: Packet>(packet: &mut P, headers: &Headers<Self>, answer: Answer, mtu: u32) -> Option<()>;
     /// Whether an address is one host's, so that an ICMP error may be sent to it.

@@ -121,19 +121,21 @@ fn rows<F: Family, T: Verdicts<F>>(tables: &T, slot: u32) -> PodRows {
     if slot == UNKNOWN { PodRows { ingress: Row::CLOSED, egress: Row::CLOSED } } else { tables.rows(slot) }
 }
 
-/// For what cannot be translated: fragments, ICMP, extension headers, other protocols.
+/// For what is no whole segment or datagram: fragments, ICMP, extension headers, other protocols. From outside only errors matter here.
 #[inline(always)]
 pub fn odd<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
-    let kind = match others(packet, tables, &mut scratch.headers, &mut scratch.reply) {
+    let kind = match others(packet, tables, &mut scratch.headers, &mut scratch.reply, &mut scratch.quoted) {
         Ok(kind) => kind,
+        Err(_) if origin == Origin::Outside => return Stage::Untouched,
         Err(reason) => return scratch.refuse(reason),
     };
     scratch.kind = kind as u32;
     scratch.odd = 1;
     match kind {
+        Other::Error => error(tables, origin, scratch),
+        _ if origin == Origin::Outside => Stage::Untouched,
         Other::Exempt => Stage::Untouched,
         Other::LostFragment => lost(tables, scratch),
-        Other::Error => Stage::Plain,
         Other::Packet => match flow::find(tables, &scratch.headers, origin.hook(), &mut scratch.flow) {
             flow::Found::Ours | flow::Found::Elsewhere => Stage::Judge,
             flow::Found::Over(table) => {
@@ -144,6 +146,24 @@ pub fn odd<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origi
             flow::Found::None => Stage::Plain,
         },
     }
+}
+
+/// An error goes the way of the packets that go where it goes; where they are translated, so is it.
+#[inline(always)]
+fn error<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+    let outside = origin == Origin::Outside;
+    if tables.find_flow(&scratch.headers.key, &mut scratch.flow).is_none() {
+        return if outside { Stage::Untouched } else { Stage::Plain };
+    }
+    let translated = scratch.flow.hooks & origin.hook() as u8 != 0 && !scratch.flow.is(Role::PLAIN) && scratch.quoted != 0;
+    if !translated {
+        return if outside { Stage::Untouched } else { Stage::Judge };
+    }
+    if scratch.headers.ttl <= 1 && scratch.flow.way != Way::Stack as u8 && origin != Origin::Stack {
+        return scratch.refuse(Reason::TtlExceeded);
+    }
+    scratch.rewrite = 1;
+    Stage::Judge
 }
 
 /// P27: what cannot be told is dropped where the pod is isolated.
@@ -163,10 +183,6 @@ pub fn plain<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scra
     }
     let error = scratch.kind == Other::Error as u32;
     let key = scratch.headers.key;
-    if error && let Some((_, flow)) = tables.flow(&key) {
-        scratch.flow = flow;
-        return Stage::Judge;
-    }
     let turned = key.reversed();
     if let Some((_, other)) = tables.flow(&turned) {
         let role = other.role & !(Role::FORWARD | Role::REPLY);

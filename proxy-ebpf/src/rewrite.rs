@@ -46,6 +46,35 @@ pub fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow
         .ok_or(Reason::RewriteFailed)
 }
 
+/// Gives an ICMP error about a packet of a flow the addresses and ports by which its receiver knows the packet.
+///
+/// The error of an end of the flow comes from the address that stands for that end; a router keeps its own. The quoted transport checksum
+/// stays as it was: nobody can verify it, for what it covers is cut off.
+#[inline(always)]
+pub fn error<F: Ip, P: Packet>(packet: &mut P, scratch: &Scratch<F>, way: Way) -> Result<(), Reason> {
+    let Scratch { headers, flow, reply: itself, quoted, .. } = scratch;
+    let key = &headers.key;
+    let hops = u8::from(way != Way::Stack);
+    let src = if itself.src == key.src { flow.src } else { itself.src };
+    let uncovered = if F::V6 && hops != 0 {
+        sum_diff(u32::from(u16::from_ne_bytes([0, headers.ttl])), u32::from(u16::from_ne_bytes([0, headers.ttl - 1])))
+    } else {
+        0
+    };
+    let [a, b] = flow.dport.bytes();
+    let [c, d] = flow.sport.bytes();
+    let ports = sum_add(sum_diff(key.dport.word(), flow.dport.word()), sum_diff(key.sport.word(), flow.sport.word()));
+    // The quoted packet goes the other way.
+    F::readdress(packet, LINK, [itself.src, itself.dst], [src, flow.dst], hops)
+        .and_then(|addresses| {
+            let inner = F::readdress(packet, headers.transport + ICMP, [key.dst, key.src], [flow.dst, flow.src], 0)?;
+            packet.store(*quoted, &[a, b, c, d])?;
+            let ports = sum_add(ports, inner);
+            packet.fix_checksum(headers.transport + 2, Change { addresses, ports, udp: false, v6: F::V6, uncovered })
+        })
+        .ok_or(Reason::RewriteFailed)
+}
+
 /// Corrects SCTP's checksum for a change of ports; no address counts in it.
 ///
 /// 0 means that the device computes it, and stays: of finished checksums one in 4 billion is 0, and that packet is lost.
@@ -183,6 +212,26 @@ impl Ip for V4 {
         packet.store(LINK + 8, &[first, src.word(), dst.word()])
     }
 
+    /// The header's own checksum follows, so that what covers the header as well stays right.
+    #[inline(always)]
+    fn readdress<P: Packet>(
+        packet: &mut P,
+        at: u32,
+        [src, dst]: [Addr4; 2],
+        [new_src, new_dst]: [Addr4; 2],
+        hops: u8,
+    ) -> Option<u32> {
+        let [first]: [u32; 1] = packet.load(at + 8)?;
+        let [ttl, protocol, a, b] = first.to_ne_bytes();
+        let ttl_now = ttl.wrapping_sub(hops);
+        let word = |ttl: u8| u32::from(u16::from_ne_bytes([ttl, protocol]));
+        let addresses = sum_add(sum_diff(src.sum(), new_src.sum()), sum_diff(dst.sum(), new_dst.sum()));
+        let check = checksum_update(u16::from_ne_bytes([a, b]), sum_add(addresses, sum_diff(word(ttl), word(ttl_now))));
+        let [a, b] = check.to_ne_bytes();
+        packet.store(at + 8, &[u32::from_ne_bytes([ttl_now, protocol, a, b]), new_src.word(), new_dst.word()])?;
+        Some(0)
+    }
+
     #[inline(always)]
     fn answer<P: Packet>(packet: &mut P, headers: &Headers<Self>, answer: Answer, mtu: u32) -> Option<()> {
         let quote = quote(packet, headers)?;
@@ -262,6 +311,23 @@ impl Ip for V6 {
         packet.store(LINK + 7, &[ttl])?;
         let ([a, b, c, d], [e, f, g, h]) = (src.words(), dst.words());
         packet.store(LINK + 8, &[a, b, c, d, e, f, g, h])
+    }
+
+    #[inline(always)]
+    fn readdress<P: Packet>(
+        packet: &mut P,
+        at: u32,
+        [src, dst]: [Addr6; 2],
+        [new_src, new_dst]: [Addr6; 2],
+        hops: u8,
+    ) -> Option<u32> {
+        if hops != 0 {
+            let [ttl]: [u8; 1] = packet.load(at + 7)?;
+            packet.store(at + 7, &[ttl.wrapping_sub(hops)])?;
+        }
+        let ([a, b, c, d], [e, f, g, h]) = (new_src.words(), new_dst.words());
+        packet.store(at + 8, &[a, b, c, d, e, f, g, h])?;
+        Some(sum_add(sum_diff(src.sum(), new_src.sum()), sum_diff(dst.sum(), new_dst.sum())))
     }
 
     #[inline(always)]

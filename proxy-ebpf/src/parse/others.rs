@@ -1,5 +1,5 @@
-//! What is no whole TCP segment, UDP datagram or SCTP packet right behind the IP header: never translated, but judged by NetworkPolicy
-//! (P25-P27).
+//! What is no whole TCP segment, UDP datagram or SCTP packet right behind the IP header: judged by NetworkPolicy (P25-P27), and of it
+//! only errors about translated packets are translated.
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use proxy_common::event::Reason;
@@ -49,14 +49,17 @@ pub struct Walked<F: Family> {
     pub len: u32,
 }
 
-/// Reads what [`super::headers`] leaves alone; of an ICMP error its own key is left in `itself`.
+/// Reads what [`super::headers`] leaves alone; of an ICMP error its own key is left in `itself`, and in `quoted` the offset of the ports of
+/// the packet that it is about, 0 where there are none.
 #[inline(always)]
 pub fn others<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
     tables: &T,
     headers: &mut Headers<F>,
     itself: &mut FlowKey<F::Addr>,
+    quoted: &mut u32,
 ) -> Result<Other, Reason> {
+    *quoted = 0;
     let walked = F::walk(packet, LINK)?;
     headers.ttl = walked.ttl;
     headers.flags = 0;
@@ -71,7 +74,7 @@ pub fn others<F: Ip, P: Packet, T: Tables<F>>(
         set_ports(headers, ports);
         return Ok(Other::Packet);
     }
-    let kind = transport(packet, headers)?;
+    let kind = transport(packet, headers, quoted)?;
     if walked.fragment && kind == Other::Packet {
         tables.note_fragment(&fragment_key(&walked), fragment_ports(headers.key.sport, headers.key.dport));
     }
@@ -92,7 +95,7 @@ fn set_ports<F: Family>(headers: &mut Headers<F>, ports: u32) {
 
 /// Reads the transport header: ports, or what stands for them.
 #[inline(always)]
-fn transport<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Result<Other, Reason> {
+fn transport<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>, quoted: &mut u32) -> Result<Other, Reason> {
     match headers.key.protocol {
         Protocol::TCP => {
             let tcp: [u8; 14] = packet.load(headers.transport).ok_or(Reason::Truncated)?;
@@ -108,7 +111,7 @@ fn transport<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Result<O
             set_ports(headers, u32::from_ne_bytes([sctp[0], sctp[1], sctp[2], sctp[3]]));
             headers.flags = association(sctp[12]);
         }
-        protocol if protocol == F::ICMP => return icmp(packet, headers),
+        protocol if protocol == F::ICMP => return icmp(packet, headers, quoted),
         _ => {}
     }
     Ok(Other::Packet)
@@ -116,7 +119,7 @@ fn transport<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Result<O
 
 /// ICMP: an echo's number is the port of who asks, so that its answer is the other direction of the same flow.
 #[inline(always)]
-fn icmp<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Result<Other, Reason> {
+fn icmp<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>, quoted: &mut u32) -> Result<Other, Reason> {
     let icmp: [u8; 8] = packet.load(headers.transport).ok_or(Reason::Truncated)?;
     let number = Port::from_bytes([icmp[4], icmp[5]]);
     match F::icmp(icmp[0], headers.ttl) {
@@ -132,7 +135,7 @@ fn icmp<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Result<Other,
             let none = Port::default();
             headers.key = FlowKey::new(inner.protocol, inner.dst, none, inner.src, none);
             if !inner.later {
-                quoted_ports(packet, &inner, headers);
+                *quoted = quoted_ports(packet, &inner, headers);
             }
             return Ok(Other::Error);
         }
@@ -142,11 +145,11 @@ fn icmp<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Result<Other,
     Ok(Other::Packet)
 }
 
-/// The ports of a quoted packet, turned round; none where the quote is too short.
+/// The ports of a quoted packet, turned round; none where the quote is too short. Gives where they are, if they are any.
 #[inline(always)]
-fn quoted_ports<F: Ip, P: Packet>(packet: &P, quoted: &Walked<F>, headers: &mut Headers<F>) {
+fn quoted_ports<F: Ip, P: Packet>(packet: &P, quoted: &Walked<F>, headers: &mut Headers<F>) -> u32 {
     if quoted.protocol == F::ICMP {
-        let Some(echo) = packet.load::<[u8; 8]>(quoted.transport) else { return };
+        let Some(echo) = packet.load::<[u8; 8]>(quoted.transport) else { return 0 };
         let number = Port::from_bytes([echo[4], echo[5]]);
         match F::icmp(echo[0], 0) {
             Icmp::Request => headers.key.dport = number,
@@ -154,10 +157,12 @@ fn quoted_ports<F: Ip, P: Packet>(packet: &P, quoted: &Walked<F>, headers: &mut 
             _ => {}
         }
     } else if matches!(quoted.protocol, Protocol::TCP | Protocol::UDP | Protocol::SCTP) {
-        let Some([a, b, c, d]) = packet.load::<[u8; 4]>(quoted.transport) else { return };
+        let Some([a, b, c, d]) = packet.load::<[u8; 4]>(quoted.transport) else { return 0 };
         headers.key.sport = Port::from_bytes([c, d]);
         headers.key.dport = Port::from_bytes([a, b]);
+        return quoted.transport;
     }
+    0
 }
 
 /// What an ICMP or ICMPv6 message is to us.
