@@ -5,6 +5,7 @@
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 
 pub mod crc32c;
+pub mod errors;
 pub mod flow;
 pub mod parse;
 pub mod policy;
@@ -21,7 +22,6 @@ use proxy_common::flow::{Flow, FlowKey, Hook, Role, Way};
 use proxy_common::net::{Address, Device, Family, IfIndex, Port, Protocol};
 use proxy_common::service::Config;
 
-use parse::others::{Other, others};
 use parse::{Headers, Ip};
 pub use seams::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Verdicts, Wire};
 
@@ -170,11 +170,6 @@ pub fn to_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, _de
     restore(packet, tables, Hook::ToDevice)
 }
 
-/// The same, of what [`to_device`] leaves untouched: errors.
-pub fn error_to_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T) -> Result<Action, Reason> {
-    restore_error(packet, tables, &mut Scratch::new())
-}
-
 /// A frame that `device` received, before the stack: XDP. Only flows that leave the node again; everything else is left to tc.
 #[inline(always)]
 pub fn early<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
@@ -210,6 +205,8 @@ pub enum Stage {
     Judge = 8,
     /// It is allowed, goes on as it is, and its connection is followed.
     Follow = 9,
+    /// It is an ICMP error about packets of the flow in the scratch, rewritten like these and sent on.
+    SendError = 10,
 }
 
 impl Stage {
@@ -226,6 +223,7 @@ impl Stage {
             7 => Self::Plain,
             8 => Self::Judge,
             9 => Self::Follow,
+            10 => Self::SendError,
             _ => Self::Untouched,
         }
     }
@@ -254,6 +252,8 @@ pub trait Stages {
     fn follow(&mut self) -> Stage;
     /// [`send`].
     fn send(&mut self) -> Self::Verdict;
+    /// [`errors::send`].
+    fn send_error(&mut self) -> Self::Verdict;
     /// [`stop`].
     fn stop(&mut self) -> Self::Verdict;
     /// The packet goes on as it came.
@@ -287,6 +287,7 @@ pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
     }
     match next {
         Stage::Send => stages.send(),
+        Stage::SendError => stages.send_error(),
         Stage::Stop => stages.stop(),
         _ => stages.untouched(),
     }
@@ -330,6 +331,9 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
     }
     fn send(&mut self) -> Self::Verdict {
         send(self.packet, self.tables, self.origin, &self.scratch)
+    }
+    fn send_error(&mut self) -> Self::Verdict {
+        errors::send(self.packet, self.tables, self.origin, &self.scratch)
     }
     fn stop(&mut self) -> Self::Verdict {
         stop(self.packet, self.tables, self.device, self.origin, &self.scratch)
@@ -467,18 +471,18 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     if origin == Origin::Stack && Way::from_number(flow.way) != Way::Stack {
         tables.count(Counter::Fallback);
     }
-    if scratch.kind == Other::Error as u32 {
-        rewrite::error(packet, scratch, way)?;
-        tables.count(Counter::ErrorTranslated);
-    } else {
-        rewrite::apply(packet, &scratch.headers, flow, way)?;
-        tables.count(Counter::Forwarded);
-    }
-    Ok(match way {
+    rewrite::apply(packet, &scratch.headers, flow, way)?;
+    tables.count(Counter::Forwarded);
+    Ok(action(way, flow.device))
+}
+
+#[inline(always)]
+fn action(way: Way, device: IfIndex) -> Action {
+    match way {
         Way::Stack => Action::Stack,
-        Way::Pod => Action::Pod(flow.device),
-        Way::Neighbour => Action::Neighbour(flow.device),
-    })
+        Way::Pod => Action::Pod(device),
+        Way::Neighbour => Action::Neighbour(device),
+    }
 }
 
 /// The last stage of a packet that is not sent on: its sender is told, or it is dropped.
@@ -520,25 +524,6 @@ fn restore<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, hook: Hoo
     }
     rewrite::apply(packet, &headers, &flow, Way::Stack)?;
     tables.count(Counter::Forwarded);
-    Ok(Action::Stack)
-}
-
-/// The same for an ICMP error of this host about a packet of such a flow.
-#[inline(always)]
-pub fn restore_error<F: Ip, P: Packet, T: Tables<F>>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch<F>,
-) -> Result<Action, Reason> {
-    let Scratch { headers, flow, reply, quoted, .. } = scratch;
-    if others(packet, tables, headers, reply, quoted)? != Other::Error || tables.find_flow(&headers.key, flow).is_none() {
-        return Ok(Action::Untouched);
-    }
-    if flow.hooks & Hook::ToDevice as u8 == 0 {
-        return Ok(Action::Untouched);
-    }
-    rewrite::error(packet, scratch, Way::Stack)?;
-    tables.count(Counter::ErrorTranslated);
     Ok(Action::Stack)
 }
 

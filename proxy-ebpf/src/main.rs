@@ -39,10 +39,10 @@ use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey,
 };
 use proxy_ebpf::parse::{self, Ip};
-use proxy_ebpf::policy;
 use proxy_ebpf::{
     Action, Change, Insert, NotPromoted, Origin, Packet, Refused, Route, Scratch, Stage, Stages, Table, Tables, Verdicts, Wire,
 };
+use proxy_ebpf::{errors, policy};
 
 /// ICMP errors a second and CPU.
 const ANSWERS: u32 = 1000;
@@ -733,6 +733,10 @@ macro_rules! serving {
                     send(self.0)
                 }
                 #[inline(always)]
+                fn send_error(&mut self) -> i32 {
+                    send_error(self.0)
+                }
+                #[inline(always)]
                 fn stop(&mut self) -> i32 {
                     stop(self.0)
                 }
@@ -784,6 +788,15 @@ macro_rules! serving {
             }
 
             #[inline(never)]
+            fn send_error(skb: *mut __sk_buff) -> i32 {
+                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
+                let context = TcContext::new(skb);
+                let tables = Kernel { context: context.as_ptr() };
+                let result = errors::send(&mut Skb { context: &context }, &tables, ORIGIN, scratch);
+                verdict(&context, result)
+            }
+
+            #[inline(never)]
             fn stop(skb: *mut __sk_buff) -> i32 {
                 let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
                 let context = TcContext::new(skb);
@@ -816,32 +829,46 @@ macro_rules! restoring {
     };
 }
 
-/// The same for ICMP errors, in a frame of its own.
+/// The same for ICMP errors, in frames of their own.
 macro_rules! restoring_errors {
-    ($function:ident, $first:ident, $scratch:ident) => {
-        #[inline(always)]
-        fn $function(skb: *mut __sk_buff) -> i32 {
-            let done = $first(skb);
-            if done == TC_ACT_UNSPEC { $scratch(skb) } else { done }
-        }
-    };
-    ($function:ident, $scratch:ident) => {
-        #[inline(never)]
-        fn $function(skb: *mut __sk_buff) -> i32 {
-            // SAFETY: this CPU's own element: tc programs of one CPU do not interrupt each other.
-            let Some(scratch) = $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch }) else { return TC_ACT_UNSPEC };
-            let context = TcContext::new(skb);
-            let tables = Kernel { context: context.as_ptr() };
-            let result = proxy_ebpf::restore_error(&mut Skb { context: &context }, &tables, scratch);
-            verdict(&context, result)
+    ($name:ident, $family:ty, $scratch:ident, after $restore:ident) => {
+        mod $name {
+            use super::*;
+
+            #[inline(always)]
+            pub fn run(skb: *mut __sk_buff) -> i32 {
+                let done = $restore(skb);
+                if done == TC_ACT_UNSPEC && find(skb) != 0 { write(skb) } else { done }
+            }
+
+            #[inline(never)]
+            fn find(skb: *mut __sk_buff) -> u32 {
+                let Some(scratch) = scratch() else { return 0 };
+                let context = TcContext::new(skb);
+                let tables = Kernel { context: context.as_ptr() };
+                u32::from(errors::leaves(&Skb { context: &context }, &tables, scratch))
+            }
+
+            #[inline(never)]
+            fn write(skb: *mut __sk_buff) -> i32 {
+                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
+                let context = TcContext::new(skb);
+                let tables = Kernel { context: context.as_ptr() };
+                let result = errors::send(&mut Skb { context: &context }, &tables, Origin::Stack, scratch);
+                verdict(&context, result)
+            }
+
+            #[inline(always)]
+            fn scratch<'a>() -> Option<&'a mut Scratch<$family>> {
+                // SAFETY: this CPU's own element: tc programs of one CPU do not interrupt each other.
+                $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+            }
         }
     };
 }
 
-restoring_errors!(error4, SCRATCH4);
-restoring_errors!(error6, SCRATCH6);
-restoring_errors!(all_to_device4, to_device4, error4);
-restoring_errors!(all_to_device6, to_device6, error6);
+restoring_errors!(leaving4, V4, SCRATCH4, after to_device4);
+restoring_errors!(leaving6, V6, SCRATCH6, after to_device6);
 restoring!(to_device4, proxy_ebpf::to_device::<V4, _, _>);
 restoring!(to_device6, proxy_ebpf::to_device::<V6, _, _>);
 
@@ -903,7 +930,7 @@ hook!(
 );
 hook!(
     /// tc egress of node devices and tunnels.
-    to_device: all_to_device4, all_to_device6, unless forwarded
+    to_device: leaving4::run, leaving6::run, unless forwarded
 );
 
 /// Whether a VLAN tag lies beside the packet: then it is the business of the VLAN's own device, which meets it without. The tag of VLAN 0

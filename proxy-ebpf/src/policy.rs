@@ -10,7 +10,7 @@ use proxy_common::service::Config;
 
 use crate::parse::Ip;
 use crate::parse::others::{Other, others};
-use crate::{Origin, Packet, Scratch, Stage, Tables, Verdicts, flow};
+use crate::{Origin, Packet, Scratch, Stage, Tables, Verdicts, errors, flow};
 
 /// In [`Scratch::slot`]: the policy of a pod that is not known yet (P31). No table has so many.
 const UNKNOWN: u32 = u32::MAX;
@@ -132,7 +132,7 @@ pub fn odd<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origi
     scratch.kind = kind as u32;
     scratch.odd = 1;
     match kind {
-        Other::Error => error(tables, origin, scratch),
+        Other::Error => errors::meet(tables, origin, scratch),
         _ if origin == Origin::Outside => Stage::Untouched,
         Other::Exempt => Stage::Untouched,
         Other::LostFragment => lost(tables, scratch),
@@ -146,24 +146,6 @@ pub fn odd<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origi
             flow::Found::None => Stage::Plain,
         },
     }
-}
-
-/// An error goes the way of the packets that go where it goes; where they are translated, so is it.
-#[inline(always)]
-fn error<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
-    let outside = origin == Origin::Outside;
-    if tables.find_flow(&scratch.headers.key, &mut scratch.flow).is_none() {
-        return if outside { Stage::Untouched } else { Stage::Plain };
-    }
-    let translated = scratch.flow.hooks & origin.hook() as u8 != 0 && !scratch.flow.is(Role::PLAIN) && scratch.quoted != 0;
-    if !translated {
-        return if outside { Stage::Untouched } else { Stage::Judge };
-    }
-    if scratch.headers.ttl <= 1 && scratch.flow.way != Way::Stack as u8 && origin != Origin::Stack {
-        return scratch.refuse(Reason::TtlExceeded);
-    }
-    scratch.rewrite = 1;
-    Stage::Judge
 }
 
 /// P27: what cannot be told is dropped where the pod is isolated.
@@ -229,6 +211,7 @@ pub fn judge<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scra
     let config = tables.config().unwrap_or_default();
     let allowed = if config.has(Config::POLICY) { verdict(tables, origin, scratch) } else { Ok(()) };
     match allowed {
+        Ok(()) if scratch.rewrite != 0 && scratch.kind == Other::Error as u32 => Stage::SendError,
         Ok(()) if scratch.rewrite != 0 => Stage::Send,
         Ok(()) if scratch.fresh != 0 => Stage::Follow,
         Ok(()) => Stage::Untouched,

@@ -64,15 +64,19 @@ pub fn error<F: Ip, P: Packet>(packet: &mut P, scratch: &Scratch<F>, way: Way) -
     let [a, b] = flow.dport.bytes();
     let [c, d] = flow.sport.bytes();
     let ports = sum_add(sum_diff(key.dport.word(), flow.dport.word()), sum_diff(key.sport.word(), flow.sport.word()));
-    // The quoted packet goes the other way.
-    F::readdress(packet, LINK, [itself.src, itself.dst], [src, flow.dst], hops)
-        .and_then(|addresses| {
-            let inner = F::readdress(packet, headers.transport + ICMP, [key.dst, key.src], [flow.dst, flow.src], 0)?;
-            packet.store(*quoted, &[a, b, c, d])?;
-            let ports = sum_add(ports, inner);
-            packet.fix_checksum(headers.transport + 2, Change { addresses, ports, udp: false, v6: F::V6, uncovered })
-        })
-        .ok_or(Reason::RewriteFailed)
+    let change = Change { addresses: 0, ports, udp: false, v6: F::V6, uncovered };
+    readdress(packet, scratch, src, hops, change).and_then(|()| packet.store(*quoted, &[a, b, c, d])).ok_or(Reason::RewriteFailed)
+}
+
+/// The outer header, the quoted one, which goes the other way, and the checksum over both.
+#[inline(always)]
+fn readdress<F: Ip, P: Packet>(packet: &mut P, scratch: &Scratch<F>, src: F::Addr, hops: u8, change: Change) -> Option<()> {
+    let Scratch { headers, flow, reply: itself, .. } = scratch;
+    let key = &headers.key;
+    let addresses = F::readdress(packet, LINK, [itself.src, itself.dst], [src, flow.dst], hops)?;
+    let inner = F::readdress(packet, headers.transport + ICMP, [key.dst, key.src], [flow.dst, flow.src], 0)?;
+    let ports = sum_add(change.ports, inner);
+    packet.fix_checksum(headers.transport + 2, Change { addresses, ports, ..change })
 }
 
 /// Corrects SCTP's checksum for a change of ports; no address counts in it.
