@@ -165,8 +165,18 @@ pub fn to_pod<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device
 }
 
 /// A packet that this host sends through a node device: tc egress.
+pub fn to_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
+    let done = leave(packet, tables, device)?;
+    let mut scratch = Scratch::new();
+    if done == Action::Untouched && errors::leaves(packet, tables, &mut scratch) {
+        return errors::send(packet, tables, Origin::Stack, &scratch);
+    }
+    Ok(done)
+}
+
+/// The same, but for ICMP errors: see [`errors::leaves`].
 #[inline(always)]
-pub fn to_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, _device: IfIndex) -> Result<Action, Reason> {
+pub fn leave<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, _device: IfIndex) -> Result<Action, Reason> {
     restore(packet, tables, Hook::ToDevice)
 }
 

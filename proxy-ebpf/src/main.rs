@@ -867,10 +867,10 @@ macro_rules! restoring_errors {
     };
 }
 
-restoring_errors!(leaving4, V4, SCRATCH4, after to_device4);
-restoring_errors!(leaving6, V6, SCRATCH6, after to_device6);
-restoring!(to_device4, proxy_ebpf::to_device::<V4, _, _>);
-restoring!(to_device6, proxy_ebpf::to_device::<V6, _, _>);
+restoring_errors!(leaving4, V4, SCRATCH4, after leave4);
+restoring_errors!(leaving6, V6, SCRATCH6, after leave6);
+restoring!(leave4, proxy_ebpf::leave::<V4, _, _>);
+restoring!(leave6, proxy_ebpf::leave::<V6, _, _>);
 
 /// Tells the log what was noted of a packet, if anybody listens. Numbers become words in user space, which has the words.
 macro_rules! tell {

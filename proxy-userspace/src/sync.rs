@@ -18,12 +18,13 @@ use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
 use proxy_common::net::Protocol;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::cni;
 use crate::compile::{Compiler, Touched};
-use crate::dataplane::{Dataplane, Denied};
+use crate::dataplane::{Dataplane, Denied, wait_for_programs};
 use crate::flows::Serving;
 use crate::health::{NodeVitals, Vitals};
 use crate::links::{Found, Wanted};
@@ -37,8 +38,8 @@ use reports::{Change, seconds};
 pub use reports::{Audience, Reports};
 pub use triggers::{Trigger, Triggers};
 
-/// Slots and names that nothing refers to any more are kept this long: no packet is under way for longer.
-const GRACE: Duration = Duration::from_millis(100);
+/// What nothing refers to any more is collected for so long before it is waited for the programs that may be using it.
+const GATHER: Duration = Duration::from_millis(10);
 /// After a refused write everything is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 /// At the first sync, how long the devices of this node's pods are waited for: nobody was served before, so nobody waits in vain.
@@ -87,7 +88,8 @@ pub struct Sync {
     /// What the compiler has to look at.
     touched: Touched,
     dirty: Dirty,
-    retire_at: Option<Instant>,
+    /// Done when no program is left that ran when something went out of use.
+    programs: Option<JoinHandle<()>>,
     /// What is retired then: what was idle when that was decided. Later writes do not put it off.
     idle: Idle,
     retry_at: Option<Instant>,
@@ -118,7 +120,7 @@ impl Sync {
         let (placed, dirty) = (Placed::Never, Dirty::default());
         let (compiler, touched) = (Compiler::default(), Touched::everything());
         let policies = PolicySync::new(&actual, plane.policy_room());
-        let (retire_at, retry_at, first_until) = (None, None, None);
+        let (programs, retry_at, first_until) = (None, None, None);
         Self {
             snapshot,
             plane,
@@ -130,7 +132,7 @@ impl Sync {
             given: Given::default(),
             touched,
             dirty,
-            retire_at,
+            programs,
             idle: Idle::default(),
             retry_at,
             first_until,
@@ -154,7 +156,7 @@ impl Sync {
                     denied::tell(&denied, self.policies.compiler(), &self.snapshot);
                     continue;
                 }
-                () = until(self.retire_at) => self.retire(),
+                () = ended(&mut self.programs) => self.retire(),
                 () = until(self.retry_at) => {
                     self.retry_at = None;
                     self.dirty.objects = true;
@@ -409,9 +411,9 @@ impl Sync {
         Serving { endpoints: serving.iter().filter_map(by_id).collect(), unknown_from: self.actual.next_id() }
     }
 
-    /// The grace period of the last writes is over.
+    /// No program is left that may be using what was idle.
     fn retire(&mut self) {
-        self.retire_at = None;
+        self.programs = None;
         let writes = retire_those(&std::mem::take(&mut self.idle), &self.actual);
         let count = writes.len();
         let mut errors = self.plane.apply(writes, &mut self.actual);
@@ -426,13 +428,27 @@ impl Sync {
         }
     }
 
-    /// What is idle now is retired after the grace period, unless that is planned already.
+    /// What is idle now is retired when the programs that run now have ended, unless that is planned already.
     fn plan_to_retire(&mut self) {
-        if self.retire_at.is_none() {
+        if self.programs.is_none() {
             self.idle = self.actual.idle();
             let resting = self.idle != Idle::default() || self.policies.is_resting();
-            self.retire_at = resting.then(|| Instant::now() + GRACE);
+            self.programs = resting.then(|| {
+                tokio::task::spawn_blocking(|| {
+                    std::thread::sleep(GATHER);
+                    wait_for_programs();
+                })
+            });
         }
+    }
+}
+
+/// Until it has ended; for ever where there is nothing to wait for.
+async fn ended(task: &mut Option<JoinHandle<()>>) {
+    match task {
+        // It does not panic, and nobody aborts it but the end of everything.
+        Some(task) => _ = task.await,
+        None => std::future::pending().await,
     }
 }
 

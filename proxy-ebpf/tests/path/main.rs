@@ -8,6 +8,7 @@ mod world;
 
 mod cluster_ip;
 mod early;
+mod errors;
 mod firewall;
 mod life;
 mod node_port;

@@ -1,6 +1,6 @@
 //! NetworkPolicy on packets: who is judged where, by which end, and what passes beside.
 
-use etherparse::{Icmpv4Type, Icmpv6Type, IpNumber, PacketBuilder};
+use etherparse::IpNumber;
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::Role;
 use proxy_common::net::{AddressFlags, Device, Protocol, Veth};
@@ -9,8 +9,9 @@ use proxy_common::service::Config;
 use proxy_ebpf::Action;
 
 use crate::both_families;
+use crate::errors::error_about;
 use crate::segment::{ACK, Icmp, SYN, Segment};
-use crate::untouched::{fragment, headers, raw_between};
+use crate::untouched::{fragment, raw_between};
 use crate::world::*;
 
 both_families!(
@@ -130,34 +131,16 @@ fn p25_replies_pass_and_p30_stop_at_once_when_their_connection_is_not_allowed_an
     }
 }
 
-/// The ICMP error of a router, or of the client, about a packet of the pod.
-fn error_about<F: Net>(sender: Dotted, about: &Segment) -> Vec<u8> {
-    let quoted = &about.bytes()[14..];
-    let step = PacketBuilder::ethernet2([2; 6], [4; 6]).ip(headers::<F>(
-        sender,
-        POD_A,
-        if F::V6 { IpNumber::IPV6_ICMP } else { IpNumber::ICMP },
-    ));
-    let mut bytes = Vec::new();
-    let done = if F::V6 {
-        step.icmpv6(Icmpv6Type::Unknown { type_u8: 1, code_u8: 4, bytes5to8: [0; 4] }).write(&mut bytes, quoted)
-    } else {
-        step.icmpv4(Icmpv4Type::Unknown { type_u8: 3, code_u8: 3, bytes5to8: [0; 4] }).write(&mut bytes, quoted)
-    };
-    done.expect("writes to memory");
-    bytes
-}
-
 fn p25_errors_about_a_connection_pass_and_others_do_not<F: Net>() {
     let node = Node::<F>::new().isolated().isolate(Row::CLOSED, ALLOWING).allowing(CLIENT, port_of(443));
     let asks = opening::<F>(Protocol::UDP, (POD_A, 40000), (CLIENT, 443));
     node.from_pod(VETH_A, &asks).untouched();
-    node.raw_at_pod(VETH_A, false, &error_about::<F>(CLIENT, &asks)).untouched();
-    node.raw_at_pod(VETH_A, false, &error_about::<F>(NODE2, &asks)).untouched();
+    node.raw_at_pod(VETH_A, false, &error_about::<F>((CLIENT, POD_A), &asks)).untouched();
+    node.raw_at_pod(VETH_A, false, &error_about::<F>((NODE2, POD_A), &asks)).untouched();
     let stranger = opening::<F>(Protocol::UDP, (POD_A, 40001), (CLIENT, 443));
-    node.raw_at_pod(VETH_A, false, &error_about::<F>(CLIENT, &stranger)).dropped(Reason::DeniedIngress);
+    node.raw_at_pod(VETH_A, false, &error_about::<F>((CLIENT, POD_A), &stranger)).dropped(Reason::DeniedIngress);
     let node = node.isolate(Row::CLOSED, Row::CLOSED);
-    node.raw_at_pod(VETH_A, false, &error_about::<F>(CLIENT, &asks)).dropped(Reason::DeniedEgress);
+    node.raw_at_pod(VETH_A, false, &error_about::<F>((CLIENT, POD_A), &asks)).dropped(Reason::DeniedEgress);
 }
 
 fn p16_p26_other_protocols_are_in_the_set_of_everything_only<F: Net>() {

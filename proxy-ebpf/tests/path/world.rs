@@ -209,6 +209,10 @@ impl<F: Net> Node<F> {
     pub fn to_device(&self, packet: &Segment) -> Hop {
         hop::<F, false>(packet.bytes(), |bytes| to_device::<F, _, _>(bytes, &self.tables, ETH))
     }
+    /// Bytes that this host's stack sends by [`ETH`].
+    pub fn raw_to_device(&self, bytes: &[u8]) -> Hop {
+        hop::<F, false>(bytes.to_vec(), |bytes| to_device::<F, _, _>(bytes, &self.tables, ETH))
+    }
     /// Bytes at every hook; what each did.
     pub fn everywhere(&self, bytes: &[u8]) -> [Hop; 5] {
         let tables = &self.tables;
@@ -268,7 +272,12 @@ impl Hop {
     /// The packet became an ICMP message that leaves by `device`.
     #[track_caller]
     pub fn refused(&self, device: IfIndex) -> Icmp {
-        assert_eq!(self.said, Ok(Action::Transmit(device)));
+        self.tells(Action::Transmit(device))
+    }
+    /// The packet is an ICMP message that went on by `action`, with all checksums right.
+    #[track_caller]
+    pub fn tells(&self, action: Action) -> Icmp {
+        assert_eq!(self.said, Ok(action));
         Icmp::read(&self.after).expect("a valid ICMP message")
     }
     /// The bytes as they left.

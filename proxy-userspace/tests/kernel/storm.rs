@@ -3,14 +3,14 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use portway::compile::{PolicyCompiler, Touched};
 use portway::contents::policies::verdict;
-use portway::dataplane::PolicyMaps;
+use portway::dataplane::{PolicyMaps, wait_for_programs};
 use portway::model::policy::{Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector};
 use portway::model::{Labels, NetworkPolicy, Object, ObjectName, Phase, Pod, PortRange, Snapshot, Update};
 use portway::place::policies::{PolicyTables, PolicyWrite};
@@ -30,8 +30,6 @@ use crate::segment::{SYN, Segment};
 #[path = "../support/policy_tables.rs"]
 mod policy_tables;
 
-/// The grace period of what is not used any more, as the agent has it.
-const GRACE: Duration = Duration::from_millis(100);
 const DEVICE: IfIndex = IfIndex(1);
 const PORTS: [u16; 3] = [80, 81, 8080];
 const PEERS: [(&str, &str); 6] = [
@@ -108,9 +106,14 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
     history.begun.store(1, Ordering::SeqCst);
     history.done.store(1, Ordering::SeqCst);
     let started = Instant::now();
-    let (mut edits, mut rested, mut took) = (0, Instant::now(), Took::default());
+    let (mut edits, mut took) = (0, Took::default());
     std::thread::scope(|scope| {
         let packets = scope.spawn(|| watch(&loaded, &history));
+        // As the agent has it: what went out of use before the last rest is used again when no program is left that ran then.
+        let (ask, asked) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
+        scope.spawn(move || asked.iter().take_while(|()| (wait_for_programs(), tell.send(())).1.is_ok()).for_each(drop));
+        ask.send(()).context("ask for a grace period")?;
         let edited = (|| -> Result<()> {
             while started.elapsed() < length && !packets.is_finished() {
                 let update = edit_of(dice);
@@ -126,11 +129,12 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
                 timed(&mut took.write, || writes.iter().try_for_each(|write| maps.write(write)))?;
                 history.done.fetch_add(1, Ordering::SeqCst);
                 edits += 1;
-                if rested.elapsed() > GRACE {
+                if told.try_recv().is_ok() {
                     timed(&mut took.rest, || tables.rest().iter().try_for_each(|write| maps.write(write)))?;
-                    rested = Instant::now();
+                    ask.send(()).context("ask for a grace period")?;
                 }
             }
+            drop(ask);
             Ok(())
         })();
         history.over.store(true, Ordering::SeqCst);
