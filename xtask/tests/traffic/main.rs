@@ -7,6 +7,7 @@ mod isolated;
 mod kill;
 mod latency;
 mod measured;
+mod narrow;
 mod pod_start;
 mod policy;
 mod reach;
