@@ -226,6 +226,10 @@ fn denials_are_told_where_that_is_wanted() -> Result<()> {
                 told(visitor, ip, 8080, 53).with_context(|| format!("{pod} under {isolated}"))?;
             }
         }
+        // Also by the cluster IP, whichever pod of whichever node it leads to.
+        for ip in cluster.cluster_ips("web")? {
+            (0..4).try_for_each(|_| told(visitor, ip, 80, 53)).with_context(|| format!("{ip} under {isolated}"))?;
+        }
         if isolated["spec"]["ingress"].is_array() {
             for ip in cluster.lab.node("node1")?.addresses().both() {
                 told(cluster.lab.far_client(), ip, WEB, WEB_UDP)?;
