@@ -117,6 +117,8 @@ counted! {
         SocketsDirected = "sockets_directed",
         /// ICMP errors about packets of flows that were sent on, translated like these.
         ErrorTranslated = "error_translated",
+        /// Fragments whose datagram's first was not seen, left to the stack.
+        FragmentLeft = "fragment_left",
     }
 }
 

@@ -5,8 +5,8 @@
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 
 pub mod crc32c;
-pub mod errors;
 pub mod flow;
+pub mod odd;
 pub mod parse;
 pub mod policy;
 pub mod rewrite;
@@ -45,6 +45,8 @@ pub struct Scratch<F: Family> {
     pub slot: u32,
     /// Of an ICMP error, where the ports of the packet that it is about are; 0 if there are none.
     pub quoted: u32,
+    /// Of a later fragment, the number that its datagram goes on with; 0: its own.
+    pub id: u32,
     /// A [`parse::others::Other`] as number, where the packet is [`Scratch::odd`].
     pub kind: u32,
     /// 1 if it is not a whole TCP segment, UDP datagram or SCTP packet: it is judged, and never answered.
@@ -87,6 +89,7 @@ impl<F: Family> Scratch<F> {
             mtu: 0,
             slot: 0,
             quoted: 0,
+            id: 0,
             kind: 0,
             odd: 0,
             rewrite: 0,
@@ -167,14 +170,18 @@ pub fn to_pod<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device
 /// A packet that this host sends through a node device: tc egress.
 pub fn to_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
     let done = leave(packet, tables, device)?;
-    let mut scratch = Scratch::new();
-    if done == Action::Untouched && errors::leaves(packet, tables, &mut scratch) {
-        return errors::send(packet, tables, Origin::Stack, &scratch);
+    if done != Action::Untouched {
+        return Ok(done);
     }
-    Ok(done)
+    let mut scratch = Scratch::new();
+    match odd::leave(packet, tables, &mut scratch) {
+        Stage::SendError => odd::send_error(packet, tables, Origin::Stack, &scratch),
+        Stage::SendOdd => odd::send(packet, tables, Origin::Stack, &scratch),
+        _ => Ok(Action::Untouched),
+    }
 }
 
-/// The same, but for ICMP errors: see [`errors::leaves`].
+/// The same for whole segments, datagrams and SCTP packets: see [`odd::leave`].
 #[inline(always)]
 pub fn leave<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, _device: IfIndex) -> Result<Action, Reason> {
     restore(packet, tables, Hook::ToDevice)
@@ -217,6 +224,8 @@ pub enum Stage {
     Follow = 9,
     /// It is an ICMP error about packets of the flow in the scratch, rewritten like these and sent on.
     SendError = 10,
+    /// It is [`Scratch::odd`], rewritten as the flow in the scratch says, and sent on.
+    SendOdd = 11,
 }
 
 impl Stage {
@@ -234,6 +243,7 @@ impl Stage {
             8 => Self::Judge,
             9 => Self::Follow,
             10 => Self::SendError,
+            11 => Self::SendOdd,
             _ => Self::Untouched,
         }
     }
@@ -252,7 +262,7 @@ pub trait Stages {
     fn open(&mut self) -> Stage;
     /// [`inner`].
     fn inner(&mut self) -> Stage;
-    /// [`policy::odd`].
+    /// [`odd::meet`].
     fn odd(&mut self) -> Stage;
     /// [`policy::plain`].
     fn plain(&mut self) -> Stage;
@@ -262,8 +272,10 @@ pub trait Stages {
     fn follow(&mut self) -> Stage;
     /// [`send`].
     fn send(&mut self) -> Self::Verdict;
-    /// [`errors::send`].
+    /// [`odd::send_error`].
     fn send_error(&mut self) -> Self::Verdict;
+    /// [`odd::send`].
+    fn send_odd(&mut self) -> Self::Verdict;
     /// [`stop`].
     fn stop(&mut self) -> Self::Verdict;
     /// The packet goes on as it came.
@@ -298,6 +310,7 @@ pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
     match next {
         Stage::Send => stages.send(),
         Stage::SendError => stages.send_error(),
+        Stage::SendOdd => stages.send_odd(),
         Stage::Stop => stages.stop(),
         _ => stages.untouched(),
     }
@@ -319,7 +332,7 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
         policy::admit(self.packet, self.tables, self.device, self.origin, &mut self.scratch)
     }
     fn odd(&mut self) -> Stage {
-        policy::odd(self.packet, self.tables, self.origin, &mut self.scratch)
+        odd::meet(self.packet, self.tables, self.origin, &mut self.scratch)
     }
     fn plain(&mut self) -> Stage {
         policy::plain(self.tables, self.origin, &mut self.scratch)
@@ -343,7 +356,10 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
         send(self.packet, self.tables, self.origin, &self.scratch)
     }
     fn send_error(&mut self) -> Self::Verdict {
-        errors::send(self.packet, self.tables, self.origin, &self.scratch)
+        odd::send_error(self.packet, self.tables, self.origin, &self.scratch)
+    }
+    fn send_odd(&mut self) -> Self::Verdict {
+        odd::send(self.packet, self.tables, self.origin, &self.scratch)
     }
     fn stop(&mut self) -> Self::Verdict {
         stop(self.packet, self.tables, self.device, self.origin, &self.scratch)

@@ -27,9 +27,10 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Denial, Reason};
-use proxy_common::flow::{Flow, FlowKey, FragmentKey, TABLE_ENTRIES};
+use proxy_common::flow::{Flow, FlowKey, FragmentKey, Fragmented, TABLE_ENTRIES};
 use proxy_common::net::{
-    Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, Port, RangeKind, V4, V6, Veth, checksum_update, sum_add,
+    Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, Port, Protocol, RangeKind, V4, V6, Veth, checksum_update,
+    sum_add,
 };
 use proxy_common::policy::{
     CHUNK_CLASSES, CHUNKS, Chunk, EXACT_MAX, NO_CLASS, NODES, Node, POD_SLOTS, PREFIXES_MAX, PodRows, PortSet, VERDICTS_MAX,
@@ -42,7 +43,7 @@ use proxy_ebpf::parse::{self, Ip};
 use proxy_ebpf::{
     Action, Change, Insert, NotPromoted, Origin, Packet, Refused, Route, Scratch, Stage, Stages, Table, Tables, Verdicts, Wire,
 };
-use proxy_ebpf::{errors, policy};
+use proxy_ebpf::{odd, policy};
 
 /// ICMP errors a second and CPU.
 const ANSWERS: u32 = 1000;
@@ -84,7 +85,7 @@ macro_rules! family {
         #[map(name = $prn)]
         static $prefixes: LpmTrie<$addr, u32> = LpmTrie::with_max_entries(PREFIXES_MAX, BPF_F_NO_PREALLOC);
         #[map(name = $frn)]
-        static $fragments: LruHashMap<FragmentKey<$addr>, u32> = LruHashMap::with_max_entries(8192, 0);
+        static $fragments: LruHashMap<FragmentKey<$addr>, Fragmented> = LruHashMap::with_max_entries(8192, 0);
         #[map(name = $dnn)]
         static $denied: LruHashMap<FlowKey<$addr>, Told> = LruHashMap::with_max_entries(8192, 0);
         #[map(name = $nn)]
@@ -121,6 +122,10 @@ macro_rules! family {
             #[inline(always)]
             fn ports(&self, set: u32) -> Option<&'static PortSet> {
                 PORTSETS.get(set)
+            }
+            #[inline(always)]
+            fn have(&self, set: u32, protocol: Protocol, port: u16) -> bool {
+                ports_have(set, protocol.0.into(), port.into()) != 0
             }
         }
 
@@ -275,14 +280,14 @@ macro_rules! family {
                 unsafe { VETHS.get(device) }.copied()
             }
             #[inline(always)]
-            fn fragment(&self, key: &FragmentKey<$addr>) -> Option<u32> {
+            fn fragment(&self, key: &FragmentKey<$addr>) -> Option<Fragmented> {
                 // SAFETY: the element lives for the run of the program; read at once.
                 unsafe { $fragments.get(key) }.copied()
             }
             #[inline(always)]
-            fn note_fragment(&self, key: &FragmentKey<$addr>, ports: u32) {
+            fn note_fragment(&self, key: &FragmentKey<$addr>, of: Fragmented) {
                 // What does not fit costs the datagram.
-                let _lost = $fragments.insert(key, &ports, BPF_ANY.into());
+                let _lost = $fragments.insert(key, &of, BPF_ANY.into());
             }
             #[inline(always)]
             fn denied(&self, key: &FlowKey<$addr>, reason: Reason) {
@@ -737,6 +742,10 @@ macro_rules! serving {
                     send_error(self.0)
                 }
                 #[inline(always)]
+                fn send_odd(&mut self) -> i32 {
+                    send_odd(self.0)
+                }
+                #[inline(always)]
                 fn stop(&mut self) -> i32 {
                     stop(self.0)
                 }
@@ -757,8 +766,9 @@ macro_rules! serving {
             /// A stage by what it needs.
             macro_rules! stage {
                 ($name:ident, |$packet:ident, $tables:ident, $device:ident, $its:ident| $run:expr) => {
-                    #[inline(never)]
-                    fn $name(skb: *mut __sk_buff) -> u32 {
+                    #[unsafe(export_name = concat!(stringify!($hook), "_", stringify!($name)))]
+                    extern "C" fn $name(skb: *mut __sk_buff) -> u32 {
+                        keep(skb);
                         let Some($its) = scratch() else { return Stage::Untouched as u32 };
                         let context = TcContext::new(skb);
                         let ($tables, $device) = (&Kernel { context: context.as_ptr() }, IfIndex(ifindex(&context)));
@@ -771,33 +781,33 @@ macro_rules! serving {
 
             stage!(admit, |packet, tables, device, scratch| policy::admit(packet, tables, device, ORIGIN, scratch));
             stage!(meet, |packet, tables, _device, scratch| proxy_ebpf::meet(packet, tables, ORIGIN, scratch));
-            stage!(odd, |packet, tables, _device, scratch| policy::odd(packet, tables, ORIGIN, scratch));
+            stage!(odd, |packet, tables, _device, scratch| proxy_ebpf::odd::meet(packet, tables, ORIGIN, scratch));
             stage!(open, |packet, tables, device, scratch| proxy_ebpf::open(packet, tables, device, ORIGIN, scratch));
             stage!(inner, |_packet, tables, _device, scratch| proxy_ebpf::inner(tables, scratch));
             stage!(plain, |_packet, tables, _device, scratch| policy::plain(tables, ORIGIN, scratch));
             stage!(judge, |_packet, tables, _device, scratch| policy::judge(tables, ORIGIN, scratch));
             stage!(follow, |_packet, tables, _device, scratch| policy::follow(tables, scratch));
 
-            #[inline(never)]
-            fn send(skb: *mut __sk_buff) -> i32 {
-                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
-                let context = TcContext::new(skb);
-                let tables = Kernel { context: context.as_ptr() };
-                let result = proxy_ebpf::send(&mut Skb { context: &context }, &tables, ORIGIN, scratch);
-                verdict(&context, result)
+            /// A last stage that rewrites.
+            macro_rules! sending {
+                ($name:ident, $send:path) => {
+                    #[unsafe(export_name = concat!(stringify!($hook), "_", stringify!($name)))]
+                    extern "C" fn $name(skb: *mut __sk_buff) -> i32 {
+                        let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
+                        let context = TcContext::new(skb);
+                        let tables = Kernel { context: context.as_ptr() };
+                        let result = $send(&mut Skb { context: &context }, &tables, ORIGIN, scratch);
+                        verdict(&context, result)
+                    }
+                };
             }
 
-            #[inline(never)]
-            fn send_error(skb: *mut __sk_buff) -> i32 {
-                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
-                let context = TcContext::new(skb);
-                let tables = Kernel { context: context.as_ptr() };
-                let result = errors::send(&mut Skb { context: &context }, &tables, ORIGIN, scratch);
-                verdict(&context, result)
-            }
+            sending!(send, proxy_ebpf::send);
+            sending!(send_error, proxy_ebpf::odd::send_error);
+            sending!(send_odd, proxy_ebpf::odd::send);
 
-            #[inline(never)]
-            fn stop(skb: *mut __sk_buff) -> i32 {
+            #[unsafe(export_name = concat!(stringify!($hook), "_stop"))]
+            extern "C" fn stop(skb: *mut __sk_buff) -> i32 {
                 let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
                 let context = TcContext::new(skb);
                 let (tables, device) = (Kernel { context: context.as_ptr() }, IfIndex(ifindex(&context)));
@@ -815,11 +825,26 @@ serving!(from_pod6, V6, Origin::Pod, SCRATCH6, tell6);
 serving!(to_pod4, V4, Origin::Stack, SCRATCH4, tell4);
 serving!(to_pod6, V6, Origin::Stack, SCRATCH6, tell6);
 
+/// [`policy::has`], verified once for both ends and all stages.
+#[unsafe(no_mangle)]
+extern "C" fn ports_have(set: u32, protocol: u32, port: u32) -> u32 {
+    let tables = Kernel { context: ptr::null_mut() };
+    u32::from(policy::has::<V4, _>(&tables, set, Protocol(protocol as u8), port as u16))
+}
+
+/// Uses the context, whatever else is done: the verifier judges each stage by itself and wants it in every call, where the compiler would leave an
+/// argument away that is not used.
+#[inline(always)]
+fn keep(skb: *mut __sk_buff) {
+    // SAFETY: the context of this program.
+    _ = unsafe { ptr::read_volatile(&raw const (*skb).len) };
+}
+
 /// The hooks that only restore what went through the stack, for one family.
 macro_rules! restoring {
     ($function:ident, $entry:path) => {
-        #[inline(never)]
-        fn $function(skb: *mut __sk_buff) -> i32 {
+        #[unsafe(export_name = stringify!($function))]
+        extern "C" fn $function(skb: *mut __sk_buff) -> i32 {
             let context = TcContext::new(skb);
             let device = IfIndex(ifindex(&context));
             let tables = Kernel { context: context.as_ptr() };
@@ -829,8 +854,8 @@ macro_rules! restoring {
     };
 }
 
-/// The same for ICMP errors, in frames of their own.
-macro_rules! restoring_errors {
+/// The same for what is odd, in frames of their own.
+macro_rules! restoring_odd {
     ($name:ident, $family:ty, $scratch:ident, after $restore:ident) => {
         mod $name {
             use super::*;
@@ -838,24 +863,38 @@ macro_rules! restoring_errors {
             #[inline(always)]
             pub fn run(skb: *mut __sk_buff) -> i32 {
                 let done = $restore(skb);
-                if done == TC_ACT_UNSPEC && find(skb) != 0 { write(skb) } else { done }
+                if done != TC_ACT_UNSPEC {
+                    return done;
+                }
+                match Stage::from_number(find(skb)) {
+                    Stage::SendError => send_error(skb),
+                    Stage::SendOdd => send_odd(skb),
+                    _ => done,
+                }
             }
 
-            #[inline(never)]
-            fn find(skb: *mut __sk_buff) -> u32 {
-                let Some(scratch) = scratch() else { return 0 };
+            #[unsafe(export_name = concat!(stringify!($name), "_find"))]
+            extern "C" fn find(skb: *mut __sk_buff) -> u32 {
+                let Some(scratch) = scratch() else { return Stage::Untouched as u32 };
                 let context = TcContext::new(skb);
                 let tables = Kernel { context: context.as_ptr() };
-                u32::from(errors::leaves(&Skb { context: &context }, &tables, scratch))
+                odd::leave(&Skb { context: &context }, &tables, scratch) as u32
             }
 
-            #[inline(never)]
-            fn write(skb: *mut __sk_buff) -> i32 {
+            #[unsafe(export_name = concat!(stringify!($name), "_send_error"))]
+            extern "C" fn send_error(skb: *mut __sk_buff) -> i32 {
                 let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
                 let context = TcContext::new(skb);
                 let tables = Kernel { context: context.as_ptr() };
-                let result = errors::send(&mut Skb { context: &context }, &tables, Origin::Stack, scratch);
-                verdict(&context, result)
+                verdict(&context, odd::send_error(&mut Skb { context: &context }, &tables, Origin::Stack, scratch))
+            }
+
+            #[unsafe(export_name = concat!(stringify!($name), "_send_odd"))]
+            extern "C" fn send_odd(skb: *mut __sk_buff) -> i32 {
+                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
+                let context = TcContext::new(skb);
+                let tables = Kernel { context: context.as_ptr() };
+                verdict(&context, odd::send(&mut Skb { context: &context }, &tables, Origin::Stack, scratch))
             }
 
             #[inline(always)]
@@ -867,8 +906,8 @@ macro_rules! restoring_errors {
     };
 }
 
-restoring_errors!(leaving4, V4, SCRATCH4, after leave4);
-restoring_errors!(leaving6, V6, SCRATCH6, after leave6);
+restoring_odd!(leaving4, V4, SCRATCH4, after leave4);
+restoring_odd!(leaving6, V6, SCRATCH6, after leave6);
 restoring!(leave4, proxy_ebpf::leave::<V4, _, _>);
 restoring!(leave6, proxy_ebpf::leave::<V6, _, _>);
 

@@ -52,6 +52,8 @@ pub trait Ip: Family {
     const ICMP: Protocol;
     /// Reads the header at `offset`, and what follows it until the transport header; `Err` if the frame ends in it.
     fn walk<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason>;
+    /// The same of a packet that an ICMP error quotes.
+    fn step<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason>;
     /// What a message of the family's ICMP is, by its type and its time to live.
     fn icmp(kind: u8, ttl: u8) -> Icmp;
     /// Whether an address is of one link only, or none at all: not a pod's own, but what it may send with (P33).

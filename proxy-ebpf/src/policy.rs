@@ -9,8 +9,8 @@ use proxy_common::policy::{PodRows, PortSet, Row, VerdictKey, Word};
 use proxy_common::service::Config;
 
 use crate::parse::Ip;
-use crate::parse::others::{Other, others};
-use crate::{Origin, Packet, Scratch, Stage, Tables, Verdicts, errors, flow};
+use crate::parse::others::Other;
+use crate::{Origin, Packet, Scratch, Stage, Tables, Verdicts, flow};
 
 /// In [`Scratch::slot`]: the policy of a pod that is not known yet (P31). No table has so many.
 const UNKNOWN: u32 = u32::MAX;
@@ -117,42 +117,8 @@ fn unknown<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
 
 /// What a pod's connections are judged by.
 #[inline(always)]
-fn rows<F: Family, T: Verdicts<F>>(tables: &T, slot: u32) -> PodRows {
+pub fn rows<F: Family, T: Verdicts<F>>(tables: &T, slot: u32) -> PodRows {
     if slot == UNKNOWN { PodRows { ingress: Row::CLOSED, egress: Row::CLOSED } } else { tables.rows(slot) }
-}
-
-/// For what is no whole segment or datagram: fragments, ICMP, extension headers, other protocols. From outside only errors matter here.
-#[inline(always)]
-pub fn odd<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
-    let kind = match others(packet, tables, &mut scratch.headers, &mut scratch.reply, &mut scratch.quoted) {
-        Ok(kind) => kind,
-        Err(_) if origin == Origin::Outside => return Stage::Untouched,
-        Err(reason) => return scratch.refuse(reason),
-    };
-    scratch.kind = kind as u32;
-    scratch.odd = 1;
-    match kind {
-        Other::Error => errors::meet(tables, origin, scratch),
-        _ if origin == Origin::Outside => Stage::Untouched,
-        Other::Exempt => Stage::Untouched,
-        Other::LostFragment => lost(tables, scratch),
-        Other::Packet => match flow::find(tables, &scratch.headers, origin.hook(), &mut scratch.flow) {
-            flow::Found::Ours | flow::Found::Elsewhere => Stage::Judge,
-            flow::Found::Over(table) => {
-                scratch.reply = scratch.flow.mate(scratch.headers.key.protocol);
-                flow::forget(tables, table, &scratch.headers.key, &scratch.reply);
-                Stage::Plain
-            }
-            flow::Found::None => Stage::Plain,
-        },
-    }
-}
-
-/// P27: what cannot be told is dropped where the pod is isolated.
-#[inline(always)]
-fn lost<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
-    let rows = rows(tables, scratch.slot);
-    if rows == PodRows::default() || scratch.own != 0 { Stage::Untouched } else { scratch.refuse(Reason::FragmentUnknown) }
 }
 
 /// A packet that no flow has in its direction, and no Service serves: it may be one that a translation has changed, or the other direction of
@@ -212,6 +178,7 @@ pub fn judge<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scra
     let allowed = if config.has(Config::POLICY) { verdict(tables, origin, scratch) } else { Ok(()) };
     match allowed {
         Ok(()) if scratch.rewrite != 0 && scratch.kind == Other::Error as u32 => Stage::SendError,
+        Ok(()) if scratch.rewrite != 0 && scratch.odd != 0 => Stage::SendOdd,
         Ok(()) if scratch.rewrite != 0 => Stage::Send,
         Ok(()) if scratch.fresh != 0 => Stage::Follow,
         Ok(()) => Stage::Untouched,
@@ -315,7 +282,7 @@ fn row_allows<F: Ip, T: Verdicts<F>>(tables: &T, row: Row, class: u32, protocol:
         Some(chunk) => tables.verdict(chunk, class),
         None => tables.hashed_verdict(&VerdictKey { row, class }),
     };
-    has(tables, set, protocol, port)
+    tables.have(set, protocol, port)
 }
 
 /// The class of an address: for IPv4 by the directory, else that of the pod, else that of the longest prefix.
@@ -340,7 +307,7 @@ pub fn class<F: Ip, T: Verdicts<F>>(tables: &T, addr: &F::Addr) -> u32 {
 
 /// Whether a set of ports has a port; a protocol without ports is only in the set of everything (P26).
 #[inline(always)]
-fn has<F: Family, T: Verdicts<F>>(tables: &T, set: u32, protocol: Protocol, port: u16) -> bool {
+pub fn has<F: Family, T: Verdicts<F>>(tables: &T, set: u32, protocol: Protocol, port: u16) -> bool {
     if set == PortSet::NONE || set == PortSet::ALL {
         return set == PortSet::ALL;
     }

@@ -5,7 +5,7 @@ use proxy_common::flow::{Flow, Way, fragment_ports};
 use proxy_common::net::{Addr4, Addr6, Address, Device, Family, Protocol, V4, V6, checksum_update, sum_add, sum_diff, sum_fold};
 
 use crate::crc32c::contribution;
-use crate::parse::others::{Icmp, Walked, icmp4, icmp6, walk4, walk6};
+use crate::parse::others::{Icmp, Walked, icmp4, icmp6, step6, walk4, walk6};
 use crate::parse::{Headers, Ip, LINK, Network, read4, read6};
 use crate::{Action, Change, Packet, Scratch, Tables};
 
@@ -44,6 +44,34 @@ pub fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow
             _ => packet.fix_checksum(checksum, change),
         })
         .ok_or(Reason::RewriteFailed)
+}
+
+/// Gives a fragment that is not its datagram's first the addresses of its flow.
+#[inline(always)]
+pub fn addresses<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow<F::Addr>, way: Way) -> Result<(), Reason> {
+    let ttl = if way == Way::Stack { headers.ttl } else { headers.ttl.wrapping_sub(1) };
+    F::write(packet, headers, flow.src, flow.dst, ttl).ok_or(Reason::RewriteFailed)
+}
+
+/// The number of a fragmented IPv4 datagram, in memory order; `None` for IPv6, which has enough of them.
+#[inline(always)]
+pub fn number_of<F: Family, P: Packet>(packet: &P) -> Result<Option<u32>, Reason> {
+    if F::V6 {
+        return Ok(None);
+    }
+    let id: [u8; 2] = packet.load(LINK + 4).ok_or(Reason::Truncated)?;
+    Ok(Some(u16::from_ne_bytes(id).into()))
+}
+
+/// Gives a fragment of an IPv4 datagram this number, in memory order; the header checksum follows.
+#[inline(always)]
+pub fn number<P: Packet>(packet: &mut P, id: u32) -> Result<(), Reason> {
+    let [a, b]: [u8; 2] = packet.load(LINK + 4).ok_or(Reason::Truncated)?;
+    let [c, d]: [u8; 2] = packet.load(LINK + 10).ok_or(Reason::Truncated)?;
+    let diff = sum_diff(u16::from_ne_bytes([a, b]).into(), id);
+    let check = checksum_update(u16::from_ne_bytes([c, d]), diff).to_ne_bytes();
+    let id = (id as u16).to_ne_bytes();
+    packet.store(LINK + 4, &id).and_then(|()| packet.store(LINK + 10, &check)).ok_or(Reason::RewriteFailed)
 }
 
 /// Gives an ICMP error about a packet of a flow the addresses and ports by which its receiver knows the packet.
@@ -184,6 +212,11 @@ impl Ip for V4 {
     }
 
     #[inline(always)]
+    fn step<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason> {
+        walk4(packet, offset)
+    }
+
+    #[inline(always)]
     fn icmp(kind: u8, _ttl: u8) -> Icmp {
         icmp4(kind)
     }
@@ -284,6 +317,11 @@ impl Ip for V6 {
     #[inline(always)]
     fn walk<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason> {
         walk6(packet, offset)
+    }
+
+    #[inline(always)]
+    fn step<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason> {
+        step6(packet, offset)
     }
 
     #[inline(always)]

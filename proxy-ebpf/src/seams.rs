@@ -3,10 +3,12 @@
 use core::ops::Deref;
 
 use proxy_common::event::{Counter, Reason};
-use proxy_common::flow::{Flow, FlowKey, FragmentKey};
-use proxy_common::net::{AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, Veth};
+use proxy_common::flow::{Flow, FlowKey, FragmentKey, Fragmented};
+use proxy_common::net::{AddressFlags, Device, Family, IfIndex, LocalPod, Protocol, RangeKind, Veth};
 use proxy_common::policy::{PodRows, PortSet, VerdictKey, Word};
 use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
+
+use crate::policy::has;
 
 /// The bytes of one packet, from its link-layer header on.
 pub trait Packet {
@@ -129,6 +131,14 @@ pub trait Verdicts<F: Family> {
     fn hashed_verdict(&self, key: &VerdictKey) -> u32;
     /// A set of ports.
     fn ports(&self, set: u32) -> Option<Self::Ports<'_>>;
+    /// Whether a set of ports has a port: [`crate::policy::has`], which the kernel's binary runs as a subprogram.
+    #[inline(always)]
+    fn have(&self, set: u32, protocol: Protocol, port: u16) -> bool
+    where
+        Self: Sized,
+    {
+        has(self, set, protocol, port)
+    }
 }
 
 /// All that is looked up, recorded, timed or random.
@@ -187,10 +197,10 @@ pub trait Tables<F: Family>: Verdicts<F> {
     fn count_answered(&self, reason: Reason);
     /// The pod behind a device, if that is known.
     fn veth(&self, device: IfIndex) -> Option<Veth>;
-    /// The ports of a datagram whose first fragment was seen.
-    fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<u32>;
-    /// Remembers the ports of a datagram by its first fragment.
-    fn note_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32);
+    /// A datagram whose first fragment was seen.
+    fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<Fragmented>;
+    /// Remembers a datagram by its first fragment.
+    fn note_fragment(&self, key: &FragmentKey<F::Addr>, of: Fragmented);
     /// A connection was denied: told once in a while for each client, server and port.
     fn denied(&self, key: &FlowKey<F::Addr>, reason: Reason);
     /// For the log: a flow was opened by a packet of `key`.

@@ -1,13 +1,12 @@
-//! What is no whole TCP segment, UDP datagram or SCTP packet right behind the IP header: judged by NetworkPolicy (P25-P27), and of it
-//! only errors about translated packets are translated.
+//! Reads what is no whole TCP segment, UDP datagram or SCTP packet right behind the IP header: fragments, extension headers, ICMP (P25-P27).
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use proxy_common::event::Reason;
-use proxy_common::flow::{FlowKey, FragmentKey, fragment_ports};
+use proxy_common::flow::{FlowKey, FragmentKey, Fragmented, fragment_ports};
 use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
 
 use super::{ANSWER, Headers, Ip, LINK, association};
-use crate::{Packet, Tables};
+use crate::{Packet, Scratch, Tables};
 
 /// How many extension headers are walked; a packet with more is dropped.
 const EXTENSIONS: u32 = 8;
@@ -16,7 +15,7 @@ const EXTENSIONS: u32 = 8;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Other {
-    /// One of a connection, or of something like it: the key says which.
+    /// A whole one of a connection, or of something like it: the key says which.
     Packet = 0,
     /// An ICMP error: the key is that of the packet that it is about, turned round, so that both go the same way.
     Error = 1,
@@ -24,6 +23,10 @@ pub enum Other {
     Exempt = 2,
     /// A fragment whose first one was not seen: the key has no ports.
     LostFragment = 3,
+    /// The first fragment of a packet of a connection.
+    First = 4,
+    /// Another fragment of one.
+    Later = 5,
 }
 
 /// An IP header and what follows until the transport header.
@@ -37,6 +40,8 @@ pub struct Walked<F: Family> {
     pub protocol: Protocol,
     /// Time to live or hop limit.
     pub ttl: u8,
+    /// IPv4: the header checksum in memory order.
+    pub check: u16,
     /// It is a fragment.
     pub fragment: bool,
     /// It is a fragment, and not the first.
@@ -49,34 +54,31 @@ pub struct Walked<F: Family> {
     pub len: u32,
 }
 
-/// Reads what [`super::headers`] leaves alone; of an ICMP error its own key is left in `itself`, and in `quoted` the offset of the ports of
-/// the packet that it is about, 0 where there are none.
+/// Reads what [`super::headers`] leaves alone into the scratch; of an ICMP error its own key is left in [`Scratch::reply`].
 #[inline(always)]
-pub fn others<F: Ip, P: Packet, T: Tables<F>>(
-    packet: &P,
-    tables: &T,
-    headers: &mut Headers<F>,
-    itself: &mut FlowKey<F::Addr>,
-    quoted: &mut u32,
-) -> Result<Other, Reason> {
-    *quoted = 0;
+pub fn others<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, scratch: &mut Scratch<F>) -> Result<Other, Reason> {
+    let Scratch { headers, reply: itself, quoted, id, .. } = scratch;
+    (*quoted, *id) = (0, 0);
     let walked = F::walk(packet, LINK)?;
     headers.ttl = walked.ttl;
     headers.flags = 0;
-    headers.check = 0;
+    headers.check = walked.check;
     headers.transport = walked.transport;
     headers.len = walked.len;
     let none = Port::default();
     headers.key = FlowKey::new(walked.protocol, walked.src, none, walked.dst, none);
     *itself = headers.key;
     if walked.later {
-        let Some(ports) = tables.fragment(&fragment_key(&walked)) else { return Ok(Other::LostFragment) };
-        set_ports(headers, ports);
-        return Ok(Other::Packet);
+        let Some(of) = tables.fragment(&fragment_key(&walked)) else { return Ok(Other::LostFragment) };
+        set_ports(headers, of.ports);
+        *id = of.id;
+        return Ok(Other::Later);
     }
     let kind = transport(packet, headers, quoted)?;
     if walked.fragment && kind == Other::Packet {
-        tables.note_fragment(&fragment_key(&walked), fragment_ports(headers.key.sport, headers.key.dport));
+        let ports = fragment_ports(headers.key.sport, headers.key.dport);
+        tables.note_fragment(&fragment_key(&walked), Fragmented { ports, id: 0 });
+        return Ok(Other::First);
     }
     Ok(kind)
 }
@@ -131,7 +133,7 @@ fn icmp<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>, quoted: &mut u32
         Icmp::Error => {
             headers.flags = ANSWER;
             // What quotes nothing that can be read is about nobody's packet.
-            let Ok(inner) = F::walk(packet, headers.transport + 8) else { return Ok(Other::Packet) };
+            let Ok(inner) = F::step(packet, headers.transport + 8) else { return Ok(Other::Packet) };
             let none = Port::default();
             headers.key = FlowKey::new(inner.protocol, inner.dst, none, inner.src, none);
             if !inner.later {
@@ -218,6 +220,7 @@ pub(crate) fn walk4<P: Packet>(packet: &P, at: u32) -> Result<Walked<V4>, Reason
         dst: Addr4::from_bytes(ip.dst_addr),
         protocol: Protocol(ip.proto),
         ttl: ip.ttl,
+        check: u16::from_ne_bytes(ip.check),
         fragment,
         later: frags & 0x1fff != 0,
         id: if fragment { u32::from(u16::from_ne_bytes(ip.id)) } else { 0 },
@@ -226,23 +229,19 @@ pub(crate) fn walk4<P: Packet>(packet: &P, at: u32) -> Result<Walked<V4>, Reason
     })
 }
 
+/// Of a quoted packet: past a fragment header, but no other; one walk of them is as much as the verifier takes.
+#[inline(always)]
+pub(crate) fn step6<P: Packet>(packet: &P, at: u32) -> Result<Walked<V6>, Reason> {
+    let mut walked = base6(packet, at)?;
+    if walked.protocol.0 == FRAGMENT {
+        fragment6(packet, &mut walked)?;
+    }
+    Ok(walked)
+}
+
 #[inline(always)]
 pub(crate) fn walk6<P: Packet>(packet: &P, at: u32) -> Result<Walked<V6>, Reason> {
-    let ip: Ipv6Hdr = packet.load(at).ok_or(Reason::Truncated)?;
-    if ip.vcf[0] >> 4 != 6 {
-        return Err(Reason::Truncated);
-    }
-    let mut walked = Walked {
-        src: Addr6::from_bytes(ip.src_addr),
-        dst: Addr6::from_bytes(ip.dst_addr),
-        protocol: Protocol(ip.next_hdr),
-        ttl: ip.hop_limit,
-        fragment: false,
-        later: false,
-        id: 0,
-        transport: at + Ipv6Hdr::LEN as u32,
-        len: u32::from(u16::from_be_bytes(ip.payload_len)) + Ipv6Hdr::LEN as u32,
-    };
+    let mut walked = base6(packet, at)?;
     let mut headers = 0;
     while headers < EXTENSIONS {
         match walked.protocol.0 {
@@ -258,14 +257,9 @@ pub(crate) fn walk6<P: Packet>(packet: &P, at: u32) -> Result<Walked<V6>, Reason
                 walked.protocol = Protocol(next);
                 walked.transport += (u32::from(len) + 2) * 4;
             }
-            // Fragment. Behind a later one nothing more can be read.
-            44 => {
-                let head: [u8; 8] = packet.load(walked.transport).ok_or(Reason::Truncated)?;
-                walked.protocol = Protocol(head[0]);
-                walked.transport += 8;
-                walked.fragment = u16::from_be_bytes([head[2], head[3]]) & 0xfff9 != 0;
-                walked.later = u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0;
-                walked.id = u32::from_ne_bytes([head[4], head[5], head[6], head[7]]);
+            FRAGMENT => {
+                fragment6(packet, &mut walked)?;
+                // Behind a later one nothing more can be read.
                 if walked.later {
                     return Ok(walked);
                 }
@@ -275,4 +269,38 @@ pub(crate) fn walk6<P: Packet>(packet: &P, at: u32) -> Result<Walked<V6>, Reason
         headers += 1;
     }
     Err(Reason::Truncated)
+}
+
+/// The fragment header's number.
+const FRAGMENT: u8 = 44;
+
+#[inline(always)]
+fn fragment6<P: Packet>(packet: &P, walked: &mut Walked<V6>) -> Result<(), Reason> {
+    let head: [u8; 8] = packet.load(walked.transport).ok_or(Reason::Truncated)?;
+    walked.protocol = Protocol(head[0]);
+    walked.transport += 8;
+    walked.fragment = u16::from_be_bytes([head[2], head[3]]) & 0xfff9 != 0;
+    walked.later = u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0;
+    walked.id = u32::from_ne_bytes([head[4], head[5], head[6], head[7]]);
+    Ok(())
+}
+
+#[inline(always)]
+fn base6<P: Packet>(packet: &P, at: u32) -> Result<Walked<V6>, Reason> {
+    let ip: Ipv6Hdr = packet.load(at).ok_or(Reason::Truncated)?;
+    if ip.vcf[0] >> 4 != 6 {
+        return Err(Reason::Truncated);
+    }
+    Ok(Walked {
+        src: Addr6::from_bytes(ip.src_addr),
+        dst: Addr6::from_bytes(ip.dst_addr),
+        protocol: Protocol(ip.next_hdr),
+        ttl: ip.hop_limit,
+        check: 0,
+        fragment: false,
+        later: false,
+        id: 0,
+        transport: at + Ipv6Hdr::LEN as u32,
+        len: u32::from(u16::from_be_bytes(ip.payload_len)) + Ipv6Hdr::LEN as u32,
+    })
 }

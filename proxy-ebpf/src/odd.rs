@@ -1,0 +1,180 @@
+//! What is no whole TCP segment, UDP datagram or SCTP packet right behind the IP header: fragments, what has extension headers, ICMP, other protocols.
+//!
+//! A datagram's first fragment says which connection the others belong to. ICMP errors go the way of the packets that go where they go, and are
+//! translated like these, with the packet that they quote.
+
+use proxy_common::event::{Counter, Reason};
+use proxy_common::flow::{FragmentKey, Fragmented, Hook, Role, Way, fragment_ports};
+use proxy_common::net::{AddressFlags, Port, Protocol};
+use proxy_common::policy::PodRows;
+
+use crate::parse::Ip;
+use crate::parse::others::{Other, others};
+use crate::{Action, Origin, Packet, Scratch, Stage, Tables, action, flow, may_leave, policy, rewrite, way};
+
+/// Finds out what it is, and the flow that it belongs to.
+#[inline(always)]
+pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+    let kind = match others(packet, tables, scratch) {
+        Ok(kind) => kind,
+        Err(_) if origin == Origin::Outside => return Stage::Untouched,
+        Err(reason) => return scratch.refuse(reason),
+    };
+    scratch.kind = kind as u32;
+    scratch.odd = 1;
+    match kind {
+        Other::Error => error(tables, origin, scratch),
+        Other::Exempt => Stage::Untouched,
+        Other::LostFragment => lost(tables, origin, scratch),
+        Other::Packet | Other::First | Other::Later => part(packet, tables, origin, scratch, kind),
+    }
+}
+
+/// Whether such packets are translated: what a later fragment of SCTP holds its checksum in the first would have to know.
+#[inline(always)]
+fn is_translated(protocol: Protocol, kind: Other) -> bool {
+    match protocol {
+        Protocol::TCP | Protocol::UDP => true,
+        Protocol::SCTP => kind == Other::Packet,
+        _ => false,
+    }
+}
+
+/// For a packet of a connection, or of something like it.
+#[inline(always)]
+fn part<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, scratch: &mut Scratch<F>, kind: Other) -> Stage {
+    let outside = origin == Origin::Outside;
+    let translated = is_translated(scratch.headers.key.protocol, kind);
+    let opens = translated && kind != Other::Later && origin != Origin::Stack;
+    let unknown = match (opens, outside) {
+        (true, _) => Stage::Open,
+        (false, true) => Stage::Untouched,
+        (false, false) => Stage::Plain,
+    };
+    match flow::find(tables, &scratch.headers, origin.hook(), &mut scratch.flow) {
+        flow::Found::Ours if translated && !scratch.flow.is(Role::PLAIN) => {}
+        flow::Found::Ours | flow::Found::Elsewhere if outside => return Stage::Untouched,
+        flow::Found::Ours | flow::Found::Elsewhere => return Stage::Judge,
+        flow::Found::Over(table) => {
+            scratch.reply = scratch.flow.mate(scratch.headers.key.protocol);
+            flow::forget(tables, table, &scratch.headers.key, &scratch.reply);
+            return unknown;
+        }
+        flow::Found::None => {
+            scratch.reply.dport = Port::default();
+            return unknown;
+        }
+    }
+    scratch.rewrite = 1;
+    if origin == Origin::Stack {
+        return Stage::Judge;
+    }
+    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device)
+}
+
+/// For an error, by the key of the packets that go where it goes.
+#[inline(always)]
+fn error<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+    let outside = origin == Origin::Outside;
+    if tables.find_flow(&scratch.headers.key, &mut scratch.flow).is_none() {
+        return if outside { Stage::Untouched } else { Stage::Plain };
+    }
+    let translated = scratch.flow.hooks & origin.hook() as u8 != 0 && !scratch.flow.is(Role::PLAIN) && scratch.quoted != 0;
+    if !translated {
+        return if outside { Stage::Untouched } else { Stage::Judge };
+    }
+    if scratch.headers.ttl <= 1 && scratch.flow.way != Way::Stack as u8 && origin != Origin::Stack {
+        return scratch.refuse(Reason::TtlExceeded);
+    }
+    scratch.rewrite = 1;
+    Stage::Judge
+}
+
+/// P27: a fragment whose first one was not seen is dropped where only we could know whom it is for, and where the pod is isolated. What is for this
+/// host's own address is left to its stack, which waits for the first.
+#[inline(always)]
+fn lost<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+    let for_service = origin != Origin::Stack && tables.address(&scratch.headers.key.dst).has(AddressFlags::CLUSTER_IP);
+    let isolated = origin != Origin::Outside && scratch.own == 0 && policy::rows(tables, scratch.slot) != PodRows::default();
+    if for_service || isolated {
+        return scratch.refuse(Reason::FragmentUnknown);
+    }
+    tables.count(Counter::FragmentLeft);
+    Stage::Untouched
+}
+
+/// The last stage of an error: rewrites it and sends it the flow's way; what is on its way through the stack stays there.
+#[inline(always)]
+pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    origin: Origin,
+    scratch: &Scratch<F>,
+) -> Result<Action, Reason> {
+    let way = if origin == Origin::Stack { Way::Stack } else { way(&scratch.flow) };
+    rewrite::error(packet, scratch, way)?;
+    tables.count(Counter::ErrorTranslated);
+    Ok(action(way, scratch.flow.device))
+}
+
+/// The last stage of anything else: a later fragment has no ports that could be rewritten, and all of a datagram go on with one number.
+#[inline(always)]
+pub fn send<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    origin: Origin,
+    scratch: &Scratch<F>,
+) -> Result<Action, Reason> {
+    let Scratch { headers, flow, id, .. } = scratch;
+    let way = if origin == Origin::Stack { Way::Stack } else { way(flow) };
+    let mut id = *id;
+    if scratch.kind == Other::First as u32 && flow.src != headers.key.src {
+        id = renumber(packet, tables, scratch)?;
+    }
+    if scratch.kind == Other::Later as u32 {
+        rewrite::addresses(packet, headers, flow, way)?;
+    } else {
+        rewrite::apply(packet, headers, flow, way)?;
+    }
+    if id != 0 {
+        rewrite::number(packet, id)?;
+    }
+    tables.count(Counter::Forwarded);
+    Ok(action(way, flow.device))
+}
+
+/// Another number for a datagram that gets another source: its own may be in use there, by what somebody else sends to the same receiver. IPv6 has
+/// enough of them.
+#[inline(always)]
+fn renumber<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, scratch: &Scratch<F>) -> Result<u32, Reason> {
+    let key = &scratch.headers.key;
+    let Some(before) = rewrite::number_of::<F, P>(packet)? else { return Ok(0) };
+    let id = (tables.random() & 0xffff).max(1);
+    let fragmented = FragmentKey { src: key.src, dst: key.dst, id: before, protocol: key.protocol, zero: [0; 3] };
+    tables.note_fragment(&fragmented, Fragmented { ports: fragment_ports(key.sport, key.dport), id });
+    Ok(id)
+}
+
+/// What a packet on its way out of the stack is, that belongs to a flow that went through the stack: [`Stage::SendError`], [`Stage::SendOdd`], or
+/// nothing.
+#[inline(always)]
+pub fn leave<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, scratch: &mut Scratch<F>) -> Stage {
+    let Ok(Some(network)) = F::read(packet) else { return Stage::Untouched };
+    if !network.fragment && matches!(network.protocol, Protocol::TCP | Protocol::UDP | Protocol::SCTP) {
+        return Stage::Untouched;
+    }
+    let Ok(kind) = others(packet, tables, scratch) else { return Stage::Untouched };
+    scratch.kind = kind as u32;
+    match kind {
+        Other::Error if scratch.quoted != 0 && tables.find_flow(&scratch.headers.key, &mut scratch.flow).is_some() => {
+            if scratch.flow.hooks & Hook::ToDevice as u8 != 0 { Stage::SendError } else { Stage::Untouched }
+        }
+        Other::Packet | Other::First | Other::Later if is_translated(scratch.headers.key.protocol, kind) => {
+            match flow::find(tables, &scratch.headers, Hook::ToDevice, &mut scratch.flow) {
+                flow::Found::Ours => Stage::SendOdd,
+                _ => Stage::Untouched,
+            }
+        }
+        _ => Stage::Untouched,
+    }
+}
