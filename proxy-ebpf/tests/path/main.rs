@@ -10,6 +10,7 @@ mod cluster_ip;
 mod early;
 mod errors;
 mod firewall;
+mod fragments;
 mod life;
 mod node_port;
 mod options;

@@ -80,8 +80,13 @@ pub fn fragment<F: Net>(from: Dotted, to: Dotted, number: IpNumber, more: bool, 
     let field = (offset << 3 | u16::from(more)).to_be_bytes();
     let offset = IpFragOffset::try_new(offset).expect("fits");
     match &mut headers {
-        IpHeaders::Ipv4(ip, _) => (ip.dont_fragment, ip.more_fragments, ip.fragment_offset) = (false, more, offset),
-        IpHeaders::Ipv6(_, extensions) => extensions.fragment = Some(Ipv6FragmentHeader::new(number, offset, more, 77)),
+        IpHeaders::Ipv4(ip, _) => {
+            ip.identification = NUMBER;
+            (ip.dont_fragment, ip.more_fragments, ip.fragment_offset) = (false, more, offset);
+        }
+        IpHeaders::Ipv6(_, extensions) => {
+            extensions.fragment = Some(Ipv6FragmentHeader::new(number, offset, more, NUMBER.into()))
+        }
     }
     let mut bytes = Vec::new();
     PacketBuilder::ethernet2([2; 6], [4; 6]).ip(headers).write(&mut bytes, number, rest).expect("writes to memory");
@@ -91,6 +96,9 @@ pub fn fragment<F: Net>(from: Dotted, to: Dotted, number: IpNumber, more: bool, 
     }
     bytes
 }
+
+/// The number of fragmented datagrams.
+pub const NUMBER: u16 = 77;
 
 /// The header of a packet.
 pub fn headers<F: Net>(from: Dotted, to: Dotted, number: IpNumber) -> IpHeaders {
@@ -163,9 +171,9 @@ fn traffic_of_pods_with_others<F: Net>() {
     }
 }
 
-/// Fragments are left alone and counted: the first, whose ports could be read, as well as the later ones.
+/// Fragments that no Service concerns are left alone and counted, the first as well as the later ones.
 fn fragments<F: Net>() {
-    let transport = &opening::<F>(Protocol::TCP, FROM, TO).bytes()[if F::V6 { 54 } else { 34 }..];
+    let transport = &opening::<F>(Protocol::TCP, FROM, (NODE, 22)).bytes()[if F::V6 { 54 } else { 34 }..];
     for (more, offset) in [(true, 0), (true, 1), (false, 100)] {
         let bytes = fragment::<F>(CLIENT, NODE, IpNumber::TCP, more, offset, transport);
         let node = node::<F>();
@@ -174,12 +182,12 @@ fn fragments<F: Net>() {
     }
 }
 
-/// IPv6 extension headers are left alone and counted, also where a TCP SYN to a nodePort follows.
+/// IPv6 extension headers are counted, and left alone where no Service is concerned.
 fn extension_headers<F: Net>() {
     if !F::V6 {
         return;
     }
-    let transport = &opening::<F>(Protocol::TCP, FROM, TO).bytes()[54..];
+    let transport = &opening::<F>(Protocol::TCP, FROM, (NODE, 22)).bytes()[54..];
     for hop_by_hop in [true, false] {
         let mut headers = headers::<F>(CLIENT, NODE, IpNumber::TCP);
         let IpHeaders::Ipv6(_, extensions) = &mut headers else { unreachable!("IPv6") };
