@@ -22,6 +22,8 @@ const BODY: usize = 10_000_000;
 /// A datagram as QUIC sends it while it looks for the path's MTU, and one as it may always be.
 const QUIC: usize = 1350;
 const SMALL: usize = 1200;
+/// A datagram of several fragments.
+const LARGE: usize = 4000;
 /// A backend behind the hop, no pod, and its nodePort; it echoes by both protocols.
 const OUTSIDE: u16 = 7007;
 const OUTSIDE_NODE_PORT: u16 = 30070;
@@ -53,6 +55,7 @@ fn narrow(wiring: Wiring) -> Result<()> {
         cluster.plane.client().apply(&object)?;
     }
     nobody_listens(&cluster)?;
+    large_datagrams(&cluster)?;
     for (index, ip) in FAR_CLIENT.both().into_iter().enumerate() {
         let len = if ip.is_ipv4() { 32 } else { 128 };
         cluster.lab.router().ip(&format!("route add {ip}/{len} dev eth1 mtu lock {NARROW}\n")).context("narrow the way")?;
@@ -79,6 +82,49 @@ fn nobody_listens(cluster: &Cluster) -> Result<()> {
             .with_context(|| format!("{name} asks {ip} port {port}"))?;
     }
     Ok(())
+}
+
+/// Datagrams of several fragments arrive whole, and so do their answers: at pods of the asked node and of others, and masqueraded at a backend that is
+/// no pod.
+fn large_datagrams(cluster: &Cluster) -> Result<()> {
+    let lab = &cluster.lab;
+    let (far, near, visitor) = (lab.far_client(), lab.near_client(), lab.pod("visitor")?.ns());
+    let mut ways = Vec::new();
+    for node in lab.nodes() {
+        for ip in node.addresses().both() {
+            ways.extend([("the far client", far, ip, WEB_UDP), ("the near client", near, ip, WEB_UDP)]);
+            ways.push(("the near client", near, ip, OUTSIDE_NODE_PORT));
+        }
+    }
+    ways.extend(cluster.cluster_ips("web")?.into_iter().map(|ip| ("the visitor", visitor, ip, 53)));
+    ways.extend(cluster.cluster_ips("outside")?.into_iter().map(|ip| ("the visitor", visitor, ip, 7)));
+    for (name, from, ip, port) in ways {
+        let to = SocketAddr::new(ip, port);
+        let whole = || -> Result<()> {
+            let socket = datagrams(to)?;
+            socket.send(&[b'x'; LARGE])?;
+            // The lab's servers say besides who they are.
+            let mut buffer = [0; 2 * LARGE];
+            let back = socket.recv(&mut buffer).context("hear back")?;
+            let (sent, _) = buffer[..back].iter().fold((0, 0), longest_run);
+            ensure!(sent == LARGE, "{sent} bytes of it came back in {back}");
+            Ok(())
+        };
+        let mut last = None;
+        let first = wait_for("the first answer", IN_FORCE, || {
+            last = from.run(whole).err();
+            Ok(last.is_none().then_some(()))
+        });
+        first.with_context(|| format!("{name} asks {to}: {last:?}"))?;
+        (0..12).try_for_each(|_| from.run(whole)).with_context(|| format!("{name} asks {to}"))?;
+    }
+    Ok(())
+}
+
+/// The longest run of what is sent, and the one that a byte is in.
+fn longest_run((longest, run): (usize, usize), byte: &u8) -> (usize, usize) {
+    let run = if *byte == b'x' { run + 1 } else { 0 };
+    (longest.max(run), run)
 }
 
 /// The client is near, and the backend behind the hop: by the cluster IP from a pod, and masqueraded by a nodePort.
@@ -202,7 +248,7 @@ fn serve(listener: TcpListener) -> Result<()> {
 }
 
 fn echo_datagrams(socket: &UdpSocket) -> Result<()> {
-    let mut buffer = [0; 2048];
+    let mut buffer = [0; 2 * LARGE];
     loop {
         match socket.recv_from(&mut buffer) {
             Ok((length, from)) => _ = socket.send_to(&buffer[..length], from)?,
