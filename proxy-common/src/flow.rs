@@ -134,7 +134,7 @@ impl Role {
     pub const OWN_NODE: u8 = 32;
 }
 
-/// A fragmented datagram; key of `FRAGMENTS*` (P27).
+/// A fragmented datagram; key of `FRAGMENTS*`, whose value is [`fragment_ports`] of its first fragment (P27).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FragmentKey<A> {
@@ -151,17 +151,6 @@ pub struct FragmentKey<A> {
 }
 const _: () = assert!(size_of::<FragmentKey<crate::net::Addr4>>() == 16);
 const _: () = assert!(size_of::<FragmentKey<crate::net::Addr6>>() == 40);
-
-/// What its first fragment said, and what becomes of all of them. Value of `FRAGMENTS*`.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct Fragmented {
-    /// Its [`fragment_ports`].
-    pub ports: u32,
-    /// The number that it goes on with, in memory order: where it gets another source, that may be in use there. 0: its own.
-    pub id: u32,
-}
-const _: () = assert!(size_of::<Fragmented>() == 8);
 
 /// Both ports of a datagram, as the first four bytes of its transport header have them.
 pub fn fragment_ports(sport: Port, dport: Port) -> u32 {

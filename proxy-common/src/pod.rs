@@ -17,5 +17,5 @@ plain! {
     service::SourceKey<net::Addr4>, service::SourceKey<net::Addr6>, service::AffinityKey<net::Addr4>, service::AffinityKey<net::Addr6>,
     service::Affinity<net::Addr4>, service::Affinity<net::Addr6>, service::Name, service::Config,
     socket::PeerKey<net::Addr4>, socket::PeerKey<net::Addr6>, socket::Peer<net::Addr4>, socket::Peer<net::Addr6>,
-    policy::PodRows, policy::Row, policy::VerdictKey, policy::Word, policy::PortSet, flow::Fragmented, flow::FragmentKey<net::Addr4>, flow::FragmentKey<net::Addr6>,
+    policy::PodRows, policy::Row, policy::VerdictKey, policy::Word, policy::PortSet, flow::FragmentKey<net::Addr4>, flow::FragmentKey<net::Addr6>,
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::vec::Vec;
 
 use proxy_common::event::{Counter, Reason};
-use proxy_common::flow::{Flow, FlowKey, FragmentKey, Fragmented};
+use proxy_common::flow::{Flow, FlowKey, FragmentKey};
 use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, Veth, checksum_update};
 use proxy_common::policy::{CHUNK_CLASSES, PodRows, PortSet, VerdictKey, Word};
 use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
@@ -120,8 +120,8 @@ pub struct Memory<F: Family> {
     pub verdicts: BTreeMap<VerdictKey, u32>,
     /// Sets of ports by number.
     pub port_sets: BTreeMap<u32, PortSet>,
-    /// Fragmented datagrams.
-    pub fragments: RefCell<BTreeMap<FragmentKey<F::Addr>, Fragmented>>,
+    /// Ports of fragmented datagrams.
+    pub fragments: RefCell<BTreeMap<FragmentKey<F::Addr>, u32>>,
     /// Connections that were denied, in order.
     pub denied: RefCell<Vec<(FlowKey<F::Addr>, Reason)>>,
     /// Devices.
@@ -340,11 +340,11 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn veth(&self, device: IfIndex) -> Option<Veth> {
         self.veths.get(&device).copied()
     }
-    fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<Fragmented> {
+    fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<u32> {
         self.fragments.borrow().get(key).copied()
     }
-    fn note_fragment(&self, key: &FragmentKey<F::Addr>, of: Fragmented) {
-        self.fragments.borrow_mut().insert(*key, of);
+    fn note_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32) {
+        self.fragments.borrow_mut().insert(*key, ports);
     }
     fn denied(&self, key: &FlowKey<F::Addr>, reason: Reason) {
         self.denied.borrow_mut().push((*key, reason));

@@ -45,8 +45,6 @@ pub struct Scratch<F: Family> {
     pub slot: u32,
     /// Of an ICMP error, where the ports of the packet that it is about are; 0 if there are none.
     pub quoted: u32,
-    /// Of a later fragment, the number that its datagram goes on with; 0: its own.
-    pub id: u32,
     /// A [`parse::others::Other`] as number, where the packet is [`Scratch::odd`].
     pub kind: u32,
     /// 1 if it is not a whole TCP segment, UDP datagram or SCTP packet: it is judged, and never answered.
@@ -89,7 +87,6 @@ impl<F: Family> Scratch<F> {
             mtu: 0,
             slot: 0,
             quoted: 0,
-            id: 0,
             kind: 0,
             odd: 0,
             rewrite: 0,

@@ -27,7 +27,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Denial, Reason};
-use proxy_common::flow::{Flow, FlowKey, FragmentKey, Fragmented, TABLE_ENTRIES};
+use proxy_common::flow::{Flow, FlowKey, FragmentKey, TABLE_ENTRIES};
 use proxy_common::net::{
     Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, Port, Protocol, RangeKind, V4, V6, Veth, checksum_update,
     sum_add,
@@ -85,7 +85,7 @@ macro_rules! family {
         #[map(name = $prn)]
         static $prefixes: LpmTrie<$addr, u32> = LpmTrie::with_max_entries(PREFIXES_MAX, BPF_F_NO_PREALLOC);
         #[map(name = $frn)]
-        static $fragments: LruHashMap<FragmentKey<$addr>, Fragmented> = LruHashMap::with_max_entries(8192, 0);
+        static $fragments: LruHashMap<FragmentKey<$addr>, u32> = LruHashMap::with_max_entries(8192, 0);
         #[map(name = $dnn)]
         static $denied: LruHashMap<FlowKey<$addr>, Told> = LruHashMap::with_max_entries(8192, 0);
         #[map(name = $nn)]
@@ -280,14 +280,14 @@ macro_rules! family {
                 unsafe { VETHS.get(device) }.copied()
             }
             #[inline(always)]
-            fn fragment(&self, key: &FragmentKey<$addr>) -> Option<Fragmented> {
+            fn fragment(&self, key: &FragmentKey<$addr>) -> Option<u32> {
                 // SAFETY: the element lives for the run of the program; read at once.
                 unsafe { $fragments.get(key) }.copied()
             }
             #[inline(always)]
-            fn note_fragment(&self, key: &FragmentKey<$addr>, of: Fragmented) {
+            fn note_fragment(&self, key: &FragmentKey<$addr>, ports: u32) {
                 // What does not fit costs the datagram.
-                let _lost = $fragments.insert(key, &of, BPF_ANY.into());
+                let _lost = $fragments.insert(key, &ports, BPF_ANY.into());
             }
             #[inline(always)]
             fn denied(&self, key: &FlowKey<$addr>, reason: Reason) {

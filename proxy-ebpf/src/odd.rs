@@ -4,8 +4,8 @@
 //! translated like these, with the packet that they quote.
 
 use proxy_common::event::{Counter, Reason};
-use proxy_common::flow::{FragmentKey, Fragmented, Hook, Role, Way, fragment_ports};
-use proxy_common::net::{AddressFlags, Port, Protocol};
+use proxy_common::flow::{Hook, Role, Way, fragment_ports};
+use proxy_common::net::{Address as _, AddressFlags, Port, Protocol, hash3};
 use proxy_common::policy::PodRows;
 
 use crate::parse::Ip;
@@ -117,7 +117,7 @@ pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
     Ok(action(way, scratch.flow.device))
 }
 
-/// The last stage of anything else: a later fragment has no ports that could be rewritten, and all of a datagram go on with one number.
+/// The last stage of anything else: a later fragment has no ports that could be rewritten.
 #[inline(always)]
 pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
@@ -125,34 +125,22 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     origin: Origin,
     scratch: &Scratch<F>,
 ) -> Result<Action, Reason> {
-    let Scratch { headers, flow, id, .. } = scratch;
+    let Scratch { headers, flow, .. } = scratch;
+    let key = &headers.key;
     let way = if origin == Origin::Stack { Way::Stack } else { way(flow) };
-    let mut id = *id;
-    if scratch.kind == Other::First as u32 && flow.src != headers.key.src {
-        id = renumber(packet, tables, scratch)?;
-    }
     if scratch.kind == Other::Later as u32 {
         rewrite::addresses(packet, headers, flow, way)?;
     } else {
         rewrite::apply(packet, headers, flow, way)?;
     }
-    if id != 0 {
-        rewrite::number(packet, id)?;
+    // Its own number may be in use there by what somebody else sends to the same receiver; its sender's all move by as much.
+    if scratch.kind != Other::Packet as u32 && flow.src != key.src {
+        let secret = tables.config().unwrap_or_default().secret;
+        let move_by = hash3(key.src.fold(), fragment_ports(key.sport, key.dport), key.protocol.0.into(), secret);
+        rewrite::renumber::<F, P>(packet, move_by as u16)?;
     }
     tables.count(Counter::Forwarded);
     Ok(action(way, flow.device))
-}
-
-/// Another number for a datagram that gets another source: its own may be in use there, by what somebody else sends to the same receiver. IPv6 has
-/// enough of them.
-#[inline(always)]
-fn renumber<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, scratch: &Scratch<F>) -> Result<u32, Reason> {
-    let key = &scratch.headers.key;
-    let Some(before) = rewrite::number_of::<F, P>(packet)? else { return Ok(0) };
-    let id = (tables.random() & 0xffff).max(1);
-    let fragmented = FragmentKey { src: key.src, dst: key.dst, id: before, protocol: key.protocol, zero: [0; 3] };
-    tables.note_fragment(&fragmented, Fragmented { ports: fragment_ports(key.sport, key.dport), id });
-    Ok(id)
 }
 
 /// What a packet on its way out of the stack is, that belongs to a flow that went through the stack: [`Stage::SendError`], [`Stage::SendOdd`], or

@@ -53,25 +53,18 @@ pub fn addresses<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &
     F::write(packet, headers, flow.src, flow.dst, ttl).ok_or(Reason::RewriteFailed)
 }
 
-/// The number of a fragmented IPv4 datagram, in memory order; `None` for IPv6, which has enough of them.
+/// Gives a fragment of an IPv4 datagram another number; the header checksum follows. IPv6 has enough of them.
 #[inline(always)]
-pub fn number_of<F: Family, P: Packet>(packet: &P) -> Result<Option<u32>, Reason> {
+pub fn renumber<F: Family, P: Packet>(packet: &mut P, move_by: u16) -> Result<(), Reason> {
     if F::V6 {
-        return Ok(None);
+        return Ok(());
     }
     let id: [u8; 2] = packet.load(LINK + 4).ok_or(Reason::Truncated)?;
-    Ok(Some(u16::from_ne_bytes(id).into()))
-}
-
-/// Gives a fragment of an IPv4 datagram this number, in memory order; the header checksum follows.
-#[inline(always)]
-pub fn number<P: Packet>(packet: &mut P, id: u32) -> Result<(), Reason> {
-    let [a, b]: [u8; 2] = packet.load(LINK + 4).ok_or(Reason::Truncated)?;
-    let [c, d]: [u8; 2] = packet.load(LINK + 10).ok_or(Reason::Truncated)?;
-    let diff = sum_diff(u16::from_ne_bytes([a, b]).into(), id);
-    let check = checksum_update(u16::from_ne_bytes([c, d]), diff).to_ne_bytes();
-    let id = (id as u16).to_ne_bytes();
-    packet.store(LINK + 4, &id).and_then(|()| packet.store(LINK + 10, &check)).ok_or(Reason::RewriteFailed)
+    let check: [u8; 2] = packet.load(LINK + 10).ok_or(Reason::Truncated)?;
+    let now = u16::from_be_bytes(id).wrapping_add(move_by).to_be_bytes();
+    let diff = sum_diff(u16::from_ne_bytes(id).into(), u16::from_ne_bytes(now).into());
+    let check = checksum_update(u16::from_ne_bytes(check), diff).to_ne_bytes();
+    packet.store(LINK + 4, &now).and_then(|()| packet.store(LINK + 10, &check)).ok_or(Reason::RewriteFailed)
 }
 
 /// Gives an ICMP error about a packet of a flow the addresses and ports by which its receiver knows the packet.

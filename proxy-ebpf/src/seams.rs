@@ -3,7 +3,7 @@
 use core::ops::Deref;
 
 use proxy_common::event::{Counter, Reason};
-use proxy_common::flow::{Flow, FlowKey, FragmentKey, Fragmented};
+use proxy_common::flow::{Flow, FlowKey, FragmentKey};
 use proxy_common::net::{AddressFlags, Device, Family, IfIndex, LocalPod, Protocol, RangeKind, Veth};
 use proxy_common::policy::{PodRows, PortSet, VerdictKey, Word};
 use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
@@ -197,10 +197,10 @@ pub trait Tables<F: Family>: Verdicts<F> {
     fn count_answered(&self, reason: Reason);
     /// The pod behind a device, if that is known.
     fn veth(&self, device: IfIndex) -> Option<Veth>;
-    /// A datagram whose first fragment was seen.
-    fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<Fragmented>;
-    /// Remembers a datagram by its first fragment.
-    fn note_fragment(&self, key: &FragmentKey<F::Addr>, of: Fragmented);
+    /// The ports of a datagram whose first fragment was seen.
+    fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<u32>;
+    /// Remembers the ports of a datagram by its first fragment.
+    fn note_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32);
     /// A connection was denied: told once in a while for each client, server and port.
     fn denied(&self, key: &FlowKey<F::Addr>, reason: Reason);
     /// For the log: a flow was opened by a packet of `key`.

@@ -2,7 +2,7 @@
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use proxy_common::event::Reason;
-use proxy_common::flow::{FlowKey, FragmentKey, Fragmented, fragment_ports};
+use proxy_common::flow::{FlowKey, FragmentKey, fragment_ports};
 use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
 
 use super::{ANSWER, Headers, Ip, LINK, association};
@@ -57,8 +57,8 @@ pub struct Walked<F: Family> {
 /// Reads what [`super::headers`] leaves alone into the scratch; of an ICMP error its own key is left in [`Scratch::reply`].
 #[inline(always)]
 pub fn others<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, scratch: &mut Scratch<F>) -> Result<Other, Reason> {
-    let Scratch { headers, reply: itself, quoted, id, .. } = scratch;
-    (*quoted, *id) = (0, 0);
+    let Scratch { headers, reply: itself, quoted, .. } = scratch;
+    *quoted = 0;
     let walked = F::walk(packet, LINK)?;
     headers.ttl = walked.ttl;
     headers.flags = 0;
@@ -69,15 +69,13 @@ pub fn others<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, scratch: &
     headers.key = FlowKey::new(walked.protocol, walked.src, none, walked.dst, none);
     *itself = headers.key;
     if walked.later {
-        let Some(of) = tables.fragment(&fragment_key(&walked)) else { return Ok(Other::LostFragment) };
-        set_ports(headers, of.ports);
-        *id = of.id;
+        let Some(ports) = tables.fragment(&fragment_key(&walked)) else { return Ok(Other::LostFragment) };
+        set_ports(headers, ports);
         return Ok(Other::Later);
     }
     let kind = transport(packet, headers, quoted)?;
     if walked.fragment && kind == Other::Packet {
-        let ports = fragment_ports(headers.key.sport, headers.key.dport);
-        tables.note_fragment(&fragment_key(&walked), Fragmented { ports, id: 0 });
+        tables.note_fragment(&fragment_key(&walked), fragment_ports(headers.key.sport, headers.key.dport));
         return Ok(Other::First);
     }
     Ok(kind)
