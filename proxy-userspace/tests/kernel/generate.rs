@@ -99,6 +99,7 @@ impl Dice {
 }
 
 /// Where the backends of [`node_port_to`] are.
+#[derive(Clone, Copy)]
 pub enum Remote {
     /// A pod of another node.
     Pod,

@@ -12,6 +12,7 @@ mod segment;
 mod attached;
 #[path = "../support/cgroup.rs"]
 mod cgroup;
+mod cost;
 mod crowds;
 mod differential;
 mod generate;

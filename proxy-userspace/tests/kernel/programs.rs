@@ -84,6 +84,15 @@ impl Loaded {
     }
 
     fn sized(level: u8, sizes: &[(&str, u32)]) -> Result<Self> {
+        Self::object(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf")), level, sizes)
+    }
+
+    /// Another object, of a version with the same maps, with tables of the size that the agent uses.
+    pub fn other(object: &[u8]) -> Result<Self> {
+        Self::object(object, 0, &[])
+    }
+
+    fn object(object: &[u8], level: u8, sizes: &[(&str, u32)]) -> Result<Self> {
         let kernel = KernelVersion::current().context("ask for the kernel's version")?;
         if kernel < MEMCG {
             setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).context("raise the limit of locked memory")?;
@@ -98,7 +107,6 @@ impl Loaded {
         if let Ok(globals) = &globals {
             globals.tell(&mut loader);
         }
-        let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
         let mut ebpf = loader.load(object).context("load the object")?;
         for name in PROGRAMS {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context("find a program")?.try_into()?;
@@ -141,6 +149,15 @@ impl Loaded {
         let ran = program.test_run(options).with_context(|| format!("run {} {repeat} times", hook.program()))?;
         ensure!(ran.return_value as i32 == code_of(Ok(Action::Untouched)), "{hook:?} returned {}", ran.return_value);
         Ok(ran.duration.as_nanos() as u32)
+    }
+
+    /// Nanoseconds of one run of a tc program over a packet, whatever becomes of it.
+    pub fn time_once(&self, hook: Hook, device: IfIndex, bytes: &[u8]) -> Result<u32> {
+        let program: &SchedClassifier = self.ebpf.program(hook.program()).context("find a program")?.try_into()?;
+        let mut ctx_in = [0; 192];
+        ctx_in[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&device.0.to_ne_bytes());
+        let options = TestRunOptions { data_in: Some(bytes), ctx_in: Some(&ctx_in), ..TestRunOptions::default() };
+        Ok(program.test_run(options).with_context(|| format!("run {}", hook.program()))?.duration.as_nanos() as u32)
     }
 
     fn classify(&self, name: &str, device: IfIndex, bytes: &[u8]) -> Result<(i32, Vec<u8>, [u32; 2])> {
