@@ -17,6 +17,7 @@ use portway::place::policies::PolicyTables;
 use proxy_common::net::{IfIndex, LocalPod, Protocol};
 use proxy_common::service::Config;
 
+use crate::is_emulated;
 use crate::maps;
 use crate::peer::Peer;
 use crate::programs::{Hook, Loaded};
@@ -27,8 +28,17 @@ mod large;
 
 use large::{Size, block, cluster, in_namespace, one, pod};
 
-const NAMESPACES: u32 = if cfg!(debug_assertions) { 10 } else { 100 };
 const CIDRS: u32 = 100;
+
+/// How many namespaces the cluster has.
+fn namespaces() -> u32 {
+    match (is_emulated(), cfg!(debug_assertions)) {
+        (true, _) => 1,
+        (false, true) => 10,
+        (false, false) => 100,
+    }
+}
+
 /// Every table of NetworkPolicy.
 const TABLES: [&str; 9] = ["ROWS", "VETHS", "CLASSES4", "CLASSES6", "PREFIXES4", "PREFIXES6", "MATRIX", "VERDICTS", "PORTSETS"];
 /// Kernels that say what a table takes now; older ones say what it may take.
@@ -96,7 +106,7 @@ fn memory(id: u32) -> Result<u64> {
 #[test]
 fn the_tables_of_a_large_cluster_take_little_memory() -> Result<()> {
     let (all, pods) =
-        (cluster(Size { namespaces: NAMESPACES, cidrs: CIDRS }), cluster(Size { namespaces: NAMESPACES, cidrs: 0 }));
+        (cluster(Size { namespaces: namespaces(), cidrs: CIDRS }), cluster(Size { namespaces: namespaces(), cidrs: 0 }));
     let large = sum(&Written::new(&all, Loaded::of_large_size()?)?.memory()?);
     let all = sum(&Written::new(&all, Loaded::of_full_size()?)?.memory()?);
     let pods = Written::new(&pods, Loaded::of_full_size()?)?.memory()?;
@@ -123,10 +133,12 @@ fn sum(memory: &BTreeMap<&str, u64>) -> u64 {
 const PEERS: u32 = 512;
 const REPEAT: u32 = 16;
 const ROUNDS: usize = 21;
+/// The same in an emulated machine, where the figures say nothing but that both ways work.
+const FEW: u32 = 16;
 
 #[test]
 fn a_verdict_costs_less_than_identity_and_lpm() -> Result<()> {
-    let mut snapshot = cluster(Size { namespaces: NAMESPACES, cidrs: CIDRS });
+    let mut snapshot = cluster(Size { namespaces: namespaces(), cidrs: CIDRS });
     // One more policy lets everybody in at one port: no peer is denied, and none allowed by a rule without peers.
     snapshot.state.policies.insert(in_namespace(0, "everybody".into()), everybody());
     println!("small tables");
@@ -147,10 +159,11 @@ fn verdicts(mut written: Written, at_least: f64) -> Result<()> {
     let packet =
         |from: Ipv4Addr| Segment::new(Protocol::TCP, (IpAddr::V4(from), 40000).into(), (subject, PORT).into()).flags(ACK).bytes();
     let random = |n: u32| n.wrapping_mul(0x9e37_79b1);
-    let pods = NAMESPACES * large::APPS * large::PODS_OF_AN_APP;
-    let of_pods = (1..=PEERS).map(|n| Ipv4Addr::from_bits(0x0af4_0000 + random(n) % pods));
-    let blocks = NAMESPACES * large::POLICIES_OF_A_NAMESPACE * CIDRS;
-    let outside = (1..=PEERS).filter_map(|n| match block(random(n) % blocks) {
+    let peers = if is_emulated() { FEW } else { PEERS };
+    let pods = namespaces() * large::APPS * large::PODS_OF_AN_APP;
+    let of_pods = (1..=peers).map(|n| Ipv4Addr::from_bits(0x0af4_0000 + random(n) % pods));
+    let blocks = namespaces() * large::POLICIES_OF_A_NAMESPACE * CIDRS;
+    let outside = (1..=peers).filter_map(|n| match block(random(n) % blocks) {
         Named::Block { cidr: ipnet::IpNet::V4(cidr), .. } => Some(Ipv4Addr::from_bits(cidr.broadcast().to_bits() - 1)),
         _ => None,
     });
@@ -158,7 +171,7 @@ fn verdicts(mut written: Written, at_least: f64) -> Result<()> {
         let [ours, theirs] = compare(&mut written.loaded, &peer, &packets)?;
         let times = theirs / ours.max(1.0);
         println!("{what}: {ours:.0} ns a verdict, identity and LPM {theirs:.0} ns: {times:.1} times");
-        assert!(times >= at_least, "{ours} ns, {theirs} ns");
+        assert!(is_emulated() || times >= at_least, "{ours} ns, {theirs} ns");
     }
     let load = std::fs::read_to_string("/proc/loadavg").context("read the load")?;
     println!("load {}", load.trim_end());
@@ -197,7 +210,8 @@ fn compare(loaded: &mut Loaded, peer: &Peer, packets: &[Vec<u8>]) -> Result<[f64
         Ok(sum / packets.len() as f64)
     };
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    let rounds = if is_emulated() { 1 } else { ROUNDS };
+    for _ in 0..rounds {
         let mut with = |flags| -> Result<f64> {
             maps::configure(loaded, Config { flags, ..config })?;
             let loaded = &*loaded;
@@ -213,6 +227,6 @@ fn compare(loaded: &mut Loaded, peer: &Peer, packets: &[Vec<u8>]) -> Result<[f64
     }
     Ok([ours, theirs].map(|mut times| {
         times.sort_by(f64::total_cmp);
-        times[ROUNDS / 2]
+        times[rounds / 2]
     }))
 }
