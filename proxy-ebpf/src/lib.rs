@@ -1,7 +1,7 @@
 //! What happens to a packet: the entry functions, in the order in which a packet meets the rest of this library.
 //!
-//! Pure and `no_std`. The kernel reaches it through two traits, [`Packet`] and [`Tables`]; unit tests, fuzzers and `portway explain`
-//! run the same functions over the host's [`fake`] of both.
+//! Pure and `no_std`. The kernel reaches it through two traits, [`Packet`] and [`Tables`]; tests run the same functions over the host's [`fake`] of
+//! both, and `portway explain` those that need only [`Verdicts`] over the maps of an agent.
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 
 pub mod crc32c;

@@ -233,7 +233,7 @@ pub enum Output {
 pub enum TableSize {
     /// Less than 2 MB: for some hundred ipBlocks.
     Small,
-    /// About 105 MB: for 100,000.
+    /// About 110 MB: for 100,000.
     Large,
 }
 

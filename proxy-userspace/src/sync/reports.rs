@@ -189,19 +189,8 @@ mod tests {
     use crate::model::{Labels, NetworkPolicy, Object, Phase, Pod};
 
     fn pod(name: &str, app: &str) -> Update {
-        let pod = Pod {
-            addresses: Vec::new(),
-            node: None,
-            host_network: false,
-            phase: Phase::Running,
-            terminating: false,
-            ready: true,
-            unready_because: None,
-            any_source: false,
-            labels: Labels::from([("app".to_owned(), app.to_owned())]),
-            ports: Vec::new(),
-            created: None,
-        };
+        let labels = Labels::from([("app".to_owned(), app.to_owned())]);
+        let pod = Pod { phase: Phase::Running, labels, ..Pod::default() };
         Update::Apply(Object::Pod(ObjectName::new("shop", name), pod))
     }
 

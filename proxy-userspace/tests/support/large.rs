@@ -54,15 +54,12 @@ pub fn pod(namespace: u32, app: u32, n: u32) -> Pod {
             Ipv6Addr::from_bits((0xfd00 << 112) + u128::from(number)).into(),
         ],
         node: Some(if n == 0 { "here" } else { "there" }.into()),
-        host_network: false,
         phase: Phase::Running,
-        terminating: false,
         ready: true,
-        unready_because: None,
-        any_source: false,
         labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Labels>(),
         ports: vec![port("http", 8080), port("metrics", 9090)],
         created: Some(i64::from(number)),
+        ..Pod::default()
     }
 }
 
