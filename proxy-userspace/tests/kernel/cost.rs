@@ -44,10 +44,7 @@ fn packets_of_an_established_connection_cost_less_than_its_first() -> Result<()>
     })
 }
 
-fn compare<F: Net>(network: &Network, remote: Remote, other: Option<&[u8]>) -> Result<()>
-where
-    F: Maps,
-{
+fn compare<F: Maps>(network: &Network, remote: Remote, other: Option<&[u8]>) -> Result<()> {
     let mut loaded = vec![Loaded::of_full_size()?];
     if let Some(other) = other {
         loaded.push(Loaded::other(other).context("load the other object")?);
