@@ -490,13 +490,23 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     scratch: &Scratch<F>,
 ) -> Result<Action, Reason> {
     let flow = &scratch.flow;
-    let way = if origin == Origin::Stack { Way::Stack } else { way(flow) };
-    if origin == Origin::Stack && Way::from_number(flow.way) != Way::Stack {
-        tables.count(Counter::Fallback);
-    }
+    let way = onward(tables, origin, flow);
     rewrite::apply(packet, &scratch.headers, flow, way)?;
     tables.count(Counter::Forwarded);
     Ok(action(way, flow.device))
+}
+
+/// How packets of a flow go on from here: what is on its way through the stack stays there.
+#[inline(always)]
+fn onward<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, flow: &Flow<F::Addr>) -> Way {
+    let way = way(flow);
+    if origin != Origin::Stack {
+        return way;
+    }
+    if way != Way::Stack {
+        tables.count(Counter::Fallback);
+    }
+    Way::Stack
 }
 
 #[inline(always)]

@@ -679,7 +679,22 @@ macro_rules! hook {
     };
 }
 
-/// The hooks that open and judge flows, for one family and origin: each stage is a subprogram, so that their stacks do not add up.
+/// A last stage that rewrites, for a module that has a scratch.
+macro_rules! sending {
+    ($module:ident, $name:ident, $origin:expr, $send:path) => {
+        #[unsafe(export_name = concat!(stringify!($module), "_", stringify!($name)))]
+        extern "C" fn $name(skb: *mut __sk_buff) -> i32 {
+            let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
+            let context = TcContext::new(skb);
+            let tables = Kernel { context: context.as_ptr() };
+            let result = $send(&mut Skb { context: &context }, &tables, $origin, scratch);
+            verdict(&context, result)
+        }
+    };
+}
+
+/// The hooks that open and judge flows, for one family and origin: each stage is a subprogram, so that their stacks do not add
+/// up, and a global one, which the verifier judges by itself.
 macro_rules! serving {
     ($hook:ident, $family:ty, $origin:expr, $scratch:ident, $tell:ident) => {
         mod $hook {
@@ -788,23 +803,9 @@ macro_rules! serving {
             stage!(judge, |_packet, tables, _device, scratch| policy::judge(tables, ORIGIN, scratch));
             stage!(follow, |_packet, tables, _device, scratch| policy::follow(tables, scratch));
 
-            /// A last stage that rewrites.
-            macro_rules! sending {
-                ($name:ident, $send:path) => {
-                    #[unsafe(export_name = concat!(stringify!($hook), "_", stringify!($name)))]
-                    extern "C" fn $name(skb: *mut __sk_buff) -> i32 {
-                        let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
-                        let context = TcContext::new(skb);
-                        let tables = Kernel { context: context.as_ptr() };
-                        let result = $send(&mut Skb { context: &context }, &tables, ORIGIN, scratch);
-                        verdict(&context, result)
-                    }
-                };
-            }
-
-            sending!(send, proxy_ebpf::send);
-            sending!(send_error, proxy_ebpf::odd::send_error);
-            sending!(send_odd, proxy_ebpf::odd::send);
+            sending!($hook, send, ORIGIN, proxy_ebpf::send);
+            sending!($hook, send_error, ORIGIN, odd::send_error);
+            sending!($hook, send_odd, ORIGIN, odd::send);
 
             #[unsafe(export_name = concat!(stringify!($hook), "_stop"))]
             extern "C" fn stop(skb: *mut __sk_buff) -> i32 {
@@ -881,21 +882,8 @@ macro_rules! restoring_odd {
                 odd::leave(&Skb { context: &context }, &tables, scratch) as u32
             }
 
-            #[unsafe(export_name = concat!(stringify!($name), "_send_error"))]
-            extern "C" fn send_error(skb: *mut __sk_buff) -> i32 {
-                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
-                let context = TcContext::new(skb);
-                let tables = Kernel { context: context.as_ptr() };
-                verdict(&context, odd::send_error(&mut Skb { context: &context }, &tables, Origin::Stack, scratch))
-            }
-
-            #[unsafe(export_name = concat!(stringify!($name), "_send_odd"))]
-            extern "C" fn send_odd(skb: *mut __sk_buff) -> i32 {
-                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
-                let context = TcContext::new(skb);
-                let tables = Kernel { context: context.as_ptr() };
-                verdict(&context, odd::send(&mut Skb { context: &context }, &tables, Origin::Stack, scratch))
-            }
+            sending!($name, send_error, Origin::Stack, odd::send_error);
+            sending!($name, send_odd, Origin::Stack, odd::send);
 
             #[inline(always)]
             fn scratch<'a>() -> Option<&'a mut Scratch<$family>> {

@@ -10,7 +10,7 @@ use proxy_common::policy::PodRows;
 
 use crate::parse::Ip;
 use crate::parse::others::{Other, others};
-use crate::{Action, Origin, Packet, Scratch, Stage, Tables, action, flow, may_leave, policy, rewrite, way};
+use crate::{Action, Origin, Packet, Scratch, Stage, Tables, action, flow, may_leave, onward, policy, rewrite, way};
 
 /// Finds out what it is, and the flow that it belongs to.
 #[inline(always)]
@@ -111,7 +111,7 @@ pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
     origin: Origin,
     scratch: &Scratch<F>,
 ) -> Result<Action, Reason> {
-    let way = if origin == Origin::Stack { Way::Stack } else { way(&scratch.flow) };
+    let way = onward(tables, origin, &scratch.flow);
     rewrite::error(packet, scratch, way)?;
     tables.count(Counter::ErrorTranslated);
     Ok(action(way, scratch.flow.device))
@@ -127,7 +127,7 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
 ) -> Result<Action, Reason> {
     let Scratch { headers, flow, .. } = scratch;
     let key = &headers.key;
-    let way = if origin == Origin::Stack { Way::Stack } else { way(flow) };
+    let way = onward(tables, origin, flow);
     if scratch.kind == Other::Later as u32 {
         rewrite::addresses(packet, headers, flow, way)?;
     } else {
