@@ -90,6 +90,12 @@ async fn wire() -> Result<()> {
         for ip in side.backends.into_iter().chain([side.node]) {
             let len = if ip.is_ipv4() { 32 } else { 128 };
             handle.address().add(1, ip, len).execute().await.with_context(|| format!("add {ip}"))?;
+            // A worker of the kernel makes an IPv6 address usable, and its route, some time later.
+            let begin = Instant::now();
+            while UdpSocket::bind((ip, 0)).and_then(|socket| socket.connect((ip, TARGET))).is_err() {
+                ensure!(begin.elapsed() < PATIENCE, "{ip} cannot be used");
+                tokio::task::yield_now().await;
+            }
         }
     }
     task.abort();
