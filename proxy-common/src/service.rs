@@ -77,6 +77,8 @@ impl ServiceFlags {
     pub const LOCAL_DROP: u32 = 32;
     /// Only clients in the Service's source ranges are served here (V3): `SOURCES*` has them.
     pub const SOURCE_RANGES: u32 = 64;
+    /// Its slots are a table of Maglev for each policy that has backends, and all nodes choose alike.
+    pub const MAGLEV: u32 = 128;
 }
 
 /// One slot of a service port. Key of `BACKENDS*`.

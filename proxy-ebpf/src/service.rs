@@ -61,10 +61,10 @@ pub fn choose<F: Family, T: Tables<F>>(
     }
     let slots = interval(tables, service, origin, &key.src)?;
     if service.affinity == 0 {
-        return backend(tables, service, by_hash(key, slots, config.secret));
+        return backend(tables, service, by_hash(key, service, slots, config.secret));
     }
     let client = AffinityKey { client: key.src, service: service.id };
-    let slot = stays_with(tables, &client, service, slots, config).unwrap_or_else(|| by_hash(key, slots, config.secret));
+    let slot = stays_with(tables, &client, service, slots, config).unwrap_or_else(|| by_hash(key, service, slots, config.secret));
     let backend = backend(tables, service, slot)?;
     tables.stick(&client, &Affinity { addr: backend.addr, seen: tables.now(), port: backend.port, zero: 0 });
     Ok(backend)
@@ -87,10 +87,14 @@ pub(crate) fn stays_with<F: Family, T: Tables<F>>(
     if slot.wrapping_sub(first) < len { Some(slot) } else { None }
 }
 
+/// Where all nodes are to choose alike, neither a node's own key counts nor, by a nodePort, its address.
 #[inline(always)]
-fn by_hash<A: Address>(key: &FlowKey<A>, (first, len): (u32, u32), secret: u64) -> u32 {
+fn by_hash<A: Address>(key: &FlowKey<A>, service: &Service, (first, len): (u32, u32), secret: u64) -> u32 {
     let ports = key.sport.word() << 16 | key.dport.word();
-    let hash = hash3(key.src.fold(), key.dst.fold(), ports ^ u32::from(key.protocol.0), secret);
+    let alike = service.has(ServiceFlags::MAGLEV);
+    let dst = if alike && service.has(ServiceFlags::NODE_PORT) { 0 } else { key.dst.fold() };
+    let secret = if alike { 0 } else { secret };
+    let hash = hash3(key.src.fold(), dst, ports ^ u32::from(key.protocol.0), secret);
     first + ((u64::from(hash) * u64::from(len)) >> 32) as u32
 }
 

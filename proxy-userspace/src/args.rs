@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::dataplane::CgroupChoice;
 use crate::explain::{End, Target};
-use crate::model::{HostFirewall, NodePortAddresses, PodStart, PortRange, Refusal, Timeouts};
+use crate::model::{Algorithm, HostFirewall, NodePortAddresses, PodStart, PortRange, Refusal, Timeouts};
 
 /// Kubernetes Services in eBPF: one agent per node in place of kube-proxy.
 #[derive(Debug, Parser)]
@@ -87,6 +87,9 @@ pub struct AgentArgs {
     /// Source ports for masquerade; neither nodePorts nor the host's ephemeral ports may be among them.
     #[arg(long, env = "PORTWAY_MASQUERADE_PORTS", value_name = "FIRST-LAST", default_value = "1024-29999")]
     pub masquerade_ports: PortRange,
+    /// How backends are chosen; a Service's annotation portway.dev/algorithm has the last word, and ClientIP affinity another one.
+    #[arg(long, env = "PORTWAY_ALGORITHM", value_enum, default_value = "random")]
+    pub algorithm: Algorithm,
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub refusal: RefusalArgs,

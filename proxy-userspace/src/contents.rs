@@ -15,6 +15,8 @@ use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Device, IfIndex, Protocol, RangeKind};
 use proxy_common::service::{Config, ServiceFlags};
 
+use crate::model::Algorithm;
+
 pub use delta::{Delta, set, unlike};
 
 /// Everything that the maps ought to hold on this node.
@@ -42,7 +44,7 @@ impl Contents {
     pub fn without_local_backend(&self, kinds: u32) -> BTreeSet<&Arc<str>> {
         let local = |target: &&Target| target.flags & kinds != 0 && target.flags & ServiceFlags::LOCAL != 0;
         let elsewhere = |target: &&Target| {
-            let Backends { local_only, both, cluster_only } = &*target.backends;
+            let Backends { local_only, both, cluster_only, .. } = &*target.backends;
             local_only.is_empty() && both.is_empty() && !cluster_only.is_empty()
         };
         self.frontends.values().filter(local).filter(elsewhere).map(|target| &target.service).collect()
@@ -82,6 +84,20 @@ pub struct Backends {
     pub both: Vec<Endpoint>,
     /// Only for policy Cluster.
     pub cluster_only: Vec<Endpoint>,
+    /// How one of them is chosen.
+    pub algorithm: Algorithm,
+}
+
+impl Backends {
+    /// Those for policy Local.
+    pub fn local(&self) -> Vec<Endpoint> {
+        self.local_only.iter().chain(&self.both).copied().collect()
+    }
+
+    /// Those for policy Cluster.
+    pub fn cluster(&self) -> Vec<Endpoint> {
+        self.both.iter().chain(&self.cluster_only).copied().collect()
+    }
 }
 
 /// One backend.

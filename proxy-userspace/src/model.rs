@@ -66,8 +66,20 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Key of the hash that chooses backends (V15); `main` draws it once and keeps it over restarts.
     pub secret: u64,
+    /// How backends are chosen where a Service does not say.
+    pub algorithm: Algorithm,
     /// Jiffies in a second, as the running kernel has it.
     pub hz: u32,
+}
+
+/// How a new connection's backend is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Algorithm {
+    /// By a hash with a key of the node's own: every backend is as likely, and another one leaving changes most choices.
+    #[default]
+    Random,
+    /// By consistent hashing: all nodes choose alike, and another one leaving changes few choices.
+    Maglev,
 }
 
 impl Default for Settings {
@@ -85,6 +97,7 @@ impl Default for Settings {
             forward_firewall: ForwardFirewall::default(),
             timeouts: Timeouts::default(),
             secret: 0,
+            algorithm: Algorithm::default(),
             hz: 0,
         }
     }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::{AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TableSize, TimeoutArgs, Xdp};
 use crate::dataplane::CgroupChoice;
 use crate::model::{
-    ForwardFirewall, HostFirewall, LocalRefusal, NodePortAddresses, PodStart, PortRange, Refusal, Settings, Timeouts,
+    Algorithm, ForwardFirewall, HostFirewall, LocalRefusal, NodePortAddresses, PodStart, PortRange, Refusal, Settings, Timeouts,
 };
 
 /// What `portway agent` is to do.
@@ -77,6 +77,7 @@ impl AgentArgs {
             cluster_cidr,
             service_cidr,
             masquerade_ports,
+            algorithm,
             refusal,
             timeouts,
             pins,
@@ -113,6 +114,7 @@ impl AgentArgs {
             forward_firewall: ForwardFirewall::Absent,
             timeouts: timeouts.meaning()?,
             secret: 0,
+            algorithm,
             hz: 0,
         };
         let [health_bind, metrics_bind] = [self.health_bind, self.metrics_bind].map(|Bind(bind)| bind);
@@ -245,6 +247,19 @@ impl clap::ValueEnum for HostFirewall {
         Some(match self {
             Self::Bypass => PossibleValue::new("bypass").help("translated packets pass it by; the log says so"),
             Self::Respect => PossibleValue::new("respect").help("where there is one, they take the stack's way through it"),
+        })
+    }
+}
+
+impl clap::ValueEnum for Algorithm {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Random, Self::Maglev]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Random => PossibleValue::new("random").help("by a key of each node's own: every backend is as likely"),
+            Self::Maglev => PossibleValue::new("maglev").help("by consistent hashing: all nodes choose alike"),
         })
     }
 }

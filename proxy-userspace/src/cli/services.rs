@@ -62,7 +62,7 @@ impl From<&Services> for Value {
     fn from(services: &Services) -> Self {
         let list = |endpoints: &[Endpoint]| endpoints.iter().map(|e| e.addr.to_string()).collect::<Vec<_>>();
         let frontend = |(frontend, target): &(&Frontend, &Target)| {
-            let Backends { local_only, both, cluster_only } = &*target.backends;
+            let Backends { local_only, both, cluster_only, .. } = &*target.backends;
             json!({
                 "address": frontend.addr.to_string(),
                 "port": frontend.port,

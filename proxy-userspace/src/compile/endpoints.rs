@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::contents::{Backends, Endpoint};
-use crate::model::{EndpointSlice, Service, ServicePort, SliceEndpoint, TrafficPolicy};
+use crate::model::{Algorithm, EndpointSlice, Service, ServicePort, SliceEndpoint, TrafficPolicy};
 
 /// Where this node stands, for locality and hints.
 pub(super) struct Place<'a> {
@@ -50,6 +50,7 @@ pub(super) fn backends(
     port: &ServicePort,
     all: &Endpoints,
     place: &Place,
+    algorithm: Algorithm,
     flags: impl Fn(&SocketAddr) -> u16,
 ) -> Backends {
     let cluster = cluster_set(all, place);
@@ -59,6 +60,8 @@ pub(super) fn backends(
         local_only: local.difference(&cluster).map(endpoint).collect(),
         both: local.intersection(&cluster).map(endpoint).collect(),
         cluster_only: cluster.difference(&local).map(endpoint).collect(),
+        // V13: whom a client stays with is not for a hash to say.
+        algorithm: if service.affinity == 0 { algorithm } else { Algorithm::Random },
     }
 }
 

@@ -93,7 +93,8 @@ fn claim_port(claimant: &Claimant<'_>, cluster_ip: IpAddr, port: &ServicePort, c
     let Claimant { name, service, slices, place, pods, snapshot } = claimant;
     let v4 = cluster_ip.is_ipv4();
     let pod_flag = |addr: &std::net::SocketAddr| if pods.contains(snapshot, addr.ip()) { BackendFlags::POD } else { 0 };
-    let backends = Arc::new(backends(service, port, &endpoints(port, v4, slices), place, pod_flag));
+    let algorithm = service.algorithm.unwrap_or(snapshot.settings.algorithm);
+    let backends = Arc::new(backends(service, port, &endpoints(port, v4, slices), place, algorithm, pod_flag));
     let id = service_port_name(name, port);
     let mut add = |addr: IpAddr, number: u16, rank: Rank| {
         claims.push(Claim {

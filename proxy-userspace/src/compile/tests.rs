@@ -10,7 +10,7 @@ use proxy_common::net::{Device, IfIndex, Protocol};
 use super::{Compiler, Touched, compile_reporting};
 use crate::contents::{Contents, Delta};
 use crate::model::{
-    EndpointSlice, Family, Invalid, Node, Object, ObjectName, Phase, Pod, Proxied, Service, ServiceCidr, ServicePort,
+    Algorithm, EndpointSlice, Family, Invalid, Node, Object, ObjectName, Phase, Pod, Proxied, Service, ServiceCidr, ServicePort,
     SliceEndpoint, SlicePort, Snapshot, TargetPort, TrafficPolicy, Update,
 };
 use crate::place::{Actual, place, place_delta};
@@ -73,6 +73,7 @@ fn service(dice: &mut Dice) -> Service {
         external_policy: dice.pick(&policy),
         internal_policy: dice.pick(&policy),
         affinity: dice.pick(&[0, 10]),
+        algorithm: dice.pick(&[None, Some(Algorithm::Random), Some(Algorithm::Maglev)]),
         health_check_node_port: None,
         publish_not_ready: false,
         created: dice.pick(&[None, Some(1), Some(2)]),
@@ -220,6 +221,7 @@ fn one_of_many(n: u32) -> Service {
         external_policy: TrafficPolicy::Cluster,
         internal_policy: TrafficPolicy::Cluster,
         affinity: 0,
+        algorithm: None,
         health_check_node_port: None,
         publish_not_ready: false,
         created: None,

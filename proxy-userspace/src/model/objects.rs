@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use proxy_common::net::Protocol;
 
-use super::NetworkPolicy;
+use super::{Algorithm, NetworkPolicy};
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -165,6 +165,8 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     /// Seconds of ClientIP affinity, 0 for none (V13).
     pub affinity: u32,
+    /// How backends are chosen, where an annotation says so.
+    pub algorithm: Option<Algorithm>,
     /// Where load balancers ask whether this node has a backend; only with type LoadBalancer and policy Local (V22).
     pub health_check_node_port: Option<u16>,
     /// Pods count as endpoints before they are ready.

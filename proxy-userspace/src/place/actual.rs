@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, RangeKind};
-use proxy_common::service::{Config, Service};
+use proxy_common::service::{Config, Service, ServiceFlags};
 
 use super::plan::label;
 use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target, unlike};
+use crate::model::Algorithm;
 
 /// An address family: each has maps of its own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -317,10 +318,19 @@ impl Actual {
     }
 
     fn target(&self, frontend: Frontend, service: &Service) -> Target {
-        let mut backends = Backends::default();
+        let maglev = service.flags & ServiceFlags::MAGLEV != 0;
+        let mut backends =
+            Backends { algorithm: if maglev { Algorithm::Maglev } else { Algorithm::Random }, ..Backends::default() };
+        // A table names a backend many times, and one for either policy in both.
+        let (mut local_set, mut cluster_set) = (BTreeSet::new(), BTreeSet::new());
         for (slot, Slot { addr, flags, .. }) in self.slots(frontend.addr.into(), service.generation) {
             let local = slot < service.local_len;
             let cluster = (service.cluster_first..service.cluster_first.saturating_add(service.cluster_len)).contains(&slot);
+            if maglev {
+                let set = if local { &mut local_set } else { &mut cluster_set };
+                set.insert(Endpoint { addr, flags });
+                continue;
+            }
             let list = match (local, cluster) {
                 (true, true) => &mut backends.both,
                 (true, false) => &mut backends.local_only,
@@ -329,9 +339,14 @@ impl Actual {
             };
             list.push(Endpoint { addr, flags });
         }
+        if maglev {
+            backends.local_only = local_set.difference(&cluster_set).copied().collect();
+            backends.both = local_set.intersection(&cluster_set).copied().collect();
+            backends.cluster_only = cluster_set.difference(&local_set).copied().collect();
+        }
         Target {
             service: self.name_or_number(service.id),
-            flags: service.flags,
+            flags: service.flags & !ServiceFlags::MAGLEV,
             affinity: service.affinity,
             backends: Arc::new(backends),
         }

@@ -4,6 +4,7 @@
 //! and may only run once no packet that began before the last write is still under way.
 
 mod actual;
+mod maglev;
 mod plan;
 pub mod policies;
 #[cfg(test)]

@@ -8,13 +8,17 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, RangeKind};
-use proxy_common::service::Service;
+use proxy_common::service::{Service, ServiceFlags};
 
 use super::actual::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
+use super::maglev;
 use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target};
+use crate::model::Algorithm;
 
 /// The longest text that a `Name` holds.
 const LABEL: usize = 188;
+/// Slots of a Maglev table; few in tests that look at everything after each write.
+const TABLE: usize = if cfg!(test) { 31 } else { maglev::SLOTS };
 
 pub struct Plan<'a> {
     contents: &'a Contents,
@@ -123,15 +127,24 @@ impl<'a> Plan<'a> {
         let side = Side::from(frontend.addr);
         let id = self.id(&target.service);
         let count = |list: &Vec<Endpoint>| u32::try_from(list.len()).unwrap_or(u32::MAX);
-        let Backends { local_only, both, cluster_only } = &*target.backends;
+        let Backends { local_only, both, cluster_only, algorithm } = &*target.backends;
+        let flags = target.flags | if *algorithm == Algorithm::Maglev { ServiceFlags::MAGLEV } else { 0 };
+        let (local_len, cluster_first, cluster_len) = match algorithm {
+            Algorithm::Random => (count(local_only) + count(both), count(local_only), count(both) + count(cluster_only)),
+            Algorithm::Maglev => {
+                let [local, cluster] =
+                    [local_only, cluster_only].map(|only| if only.is_empty() && both.is_empty() { 0 } else { TABLE as u32 });
+                (local, local, cluster)
+            }
+        };
         Service {
-            flags: target.flags,
+            flags,
             id,
             generation: self.generation(frontend, id, side, &target.backends),
             affinity: target.affinity,
-            local_len: count(local_only) + count(both),
-            cluster_first: count(local_only),
-            cluster_len: count(both) + count(cluster_only),
+            local_len,
+            cluster_first,
+            cluster_len,
         }
     }
 
@@ -173,20 +186,28 @@ impl<'a> Plan<'a> {
 
     fn fill(&mut self, side: Side, backends: &Backends) -> u32 {
         let generation = fresh(&mut self.next_generation, |g| self.actual.generation_is_used(g));
+        let mut known = BTreeSet::new();
         for (index, slot) in slots(backends, generation).enumerate() {
             let key = SlotKey { side, generation, slot: index as u32 };
-            self.slots.push(Write::Put(Entry::Endpoint(EndpointAt { generation, addr: slot.addr }, key.slot)));
+            if known.insert(slot.addr) {
+                self.slots.push(Write::Put(Entry::Endpoint(EndpointAt { generation, addr: slot.addr }, key.slot)));
+            }
             self.slots.push(Write::Put(Entry::Backend(key, slot)));
         }
         generation
     }
 }
 
-/// The slots of a list: local-only, both, cluster-only (V7).
-fn slots(backends: &Backends, generation: u32) -> impl Iterator<Item = Slot> + '_ {
-    let Backends { local_only, both, cluster_only } = backends;
-    let slot = move |endpoint: &Endpoint| Slot { addr: endpoint.addr, flags: endpoint.flags, generation };
-    local_only.iter().chain(both).chain(cluster_only).map(slot)
+/// The slots of a list: local-only, both, cluster-only (V7); or Maglev's table of the local ones, then that of all.
+fn slots(backends: &Backends, generation: u32) -> impl Iterator<Item = Slot> {
+    let all: Vec<Endpoint> = match backends.algorithm {
+        Algorithm::Random => backends.local_only.iter().chain(&backends.both).chain(&backends.cluster_only).copied().collect(),
+        Algorithm::Maglev => [backends.local(), backends.cluster()]
+            .into_iter()
+            .flat_map(|endpoints| maglev::table(&endpoints, TABLE).into_iter().map(move |index| endpoints[index]))
+            .collect(),
+    };
+    all.into_iter().map(move |endpoint| Slot { addr: endpoint.addr, flags: endpoint.flags, generation })
 }
 
 /// A number that is neither 0 nor in use; numbers given back are not met again before the counter has gone round.

@@ -11,6 +11,7 @@ use proxy_common::service::{Config, Service};
 
 use super::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write, place, place_delta, retire};
 use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target};
+use crate::model::Algorithm;
 
 /// The maps alone, without any of the bookkeeping of [`Actual`].
 #[derive(Clone, Default)]
@@ -112,8 +113,23 @@ fn endpoints(side: Side) -> impl Strategy<Value = Vec<Endpoint>> {
 }
 
 fn backends(side: Side) -> impl Strategy<Value = Arc<Backends>> {
-    (endpoints(side), endpoints(side), endpoints(side))
-        .prop_map(|(local_only, both, cluster_only)| Arc::new(Backends { local_only, both, cluster_only }))
+    let slots = (endpoints(side), endpoints(side), endpoints(side)).prop_map(|(local_only, both, cluster_only)| Backends {
+        local_only,
+        both,
+        cluster_only,
+        algorithm: Algorithm::Random,
+    });
+    // A table says who is in which set, so that nobody may be in a list twice.
+    let table = prop::collection::btree_map(0u8..6, 0..3usize, 0..5).prop_map(move |hosts| {
+        let of = |wanted| {
+            let hosts = hosts.iter().filter(move |(_, list)| **list == wanted);
+            hosts
+                .map(|(host, _)| Endpoint { addr: SocketAddr::new(address(side, *host), 80), flags: u16::from(host % 2) })
+                .collect()
+        };
+        Backends { local_only: of(0), both: of(1), cluster_only: of(2), algorithm: Algorithm::Maglev }
+    });
+    prop_oneof![7 => slots, 1 => table].prop_map(Arc::new)
 }
 
 fn frontends() -> impl Strategy<Value = BTreeMap<Frontend, Target>> {

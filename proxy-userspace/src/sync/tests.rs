@@ -43,6 +43,7 @@ fn service(protocol: Protocol) -> Update {
         external_policy: TrafficPolicy::Cluster,
         internal_policy: TrafficPolicy::Cluster,
         affinity: 0,
+        algorithm: None,
         health_check_node_port: None,
         publish_not_ready: false,
         created: None,

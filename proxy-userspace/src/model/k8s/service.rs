@@ -9,9 +9,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Convert, Field, created, label, port, prefix, protocol, unicast};
-use crate::model::{Kind, Object, ObjectName, Proxied, Service, ServicePort, TargetPort, TrafficPolicy};
+use crate::model::{Algorithm, Kind, Object, ObjectName, Proxied, Service, ServicePort, TargetPort, TrafficPolicy};
 
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// The annotation that says how backends are chosen.
+const ALGORITHM: &str = "portway.dev/algorithm";
 const DEFAULT_AFFINITY: u32 = 10_800;
 
 impl Convert for core::Service {
@@ -40,12 +42,24 @@ impl Convert for core::Service {
             external_policy: policy(spec.external_traffic_policy.as_deref()),
             internal_policy: policy(spec.internal_traffic_policy.as_deref()),
             affinity: affinity(&spec)?,
+            algorithm: algorithm(&self.metadata)?,
             health_check_node_port: if served { health_check_node_port(&spec)? } else { None },
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
             selector: spec.selector.unwrap_or_default(),
             created: created(&self.metadata),
         };
         Ok(Some(Object::Service(name, service)))
+    }
+}
+
+fn algorithm(metadata: &ObjectMeta) -> Result<Option<Algorithm>, Field> {
+    match metadata.annotations.as_ref().and_then(|all| all.get(ALGORITHM)).map(String::as_str) {
+        None => Ok(None),
+        Some("random") => Ok(Some(Algorithm::Random)),
+        Some("maglev") => Ok(Some(Algorithm::Maglev)),
+        Some(other) => {
+            Err(Field::new(format!("metadata.annotations[{ALGORITHM}]"), format!("`{other}`: it is `random` or `maglev`")))
+        }
     }
 }
 
