@@ -15,7 +15,7 @@ plain! {
     service::ServiceKey<net::Addr4>, service::ServiceKey<net::Addr6>, service::Service, service::BackendKey,
     service::Backend<net::Addr4>, service::Backend<net::Addr6>, service::EndpointKey<net::Addr4>, service::EndpointKey<net::Addr6>,
     service::SourceKey<net::Addr4>, service::SourceKey<net::Addr6>, service::AffinityKey<net::Addr4>, service::AffinityKey<net::Addr6>,
-    service::Affinity<net::Addr4>, service::Affinity<net::Addr6>, service::Name, service::Config,
+    service::Affinity<net::Addr4>, service::Affinity<net::Addr6>, service::Name, service::Config, service::MaglevKey,
     socket::PeerKey<net::Addr4>, socket::PeerKey<net::Addr6>, socket::Peer<net::Addr4>, socket::Peer<net::Addr6>,
     policy::PodRows, policy::Row, policy::VerdictKey, policy::Word, policy::PortSet, flow::FragmentKey<net::Addr4>, flow::FragmentKey<net::Addr6>,
 }

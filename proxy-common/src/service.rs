@@ -77,8 +77,46 @@ impl ServiceFlags {
     pub const LOCAL_DROP: u32 = 32;
     /// Only clients in the Service's source ranges are served here (V3): `SOURCES*` has them.
     pub const SOURCE_RANGES: u32 = 64;
-    /// Its slots are a table of Maglev for each policy that has backends, and all nodes choose alike.
+    /// Backends are chosen by tables in `MAGLEV`, so that all nodes choose alike.
     pub const MAGLEV: u32 = 128;
+}
+
+/// A part of the table by which one set of a generation's backends is chosen from. Key of `MAGLEV`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct MaglevKey {
+    /// [`Service::generation`].
+    pub generation: u32,
+    /// Bits of this type.
+    pub set: u16,
+    /// 0-based.
+    pub chunk: u16,
+}
+const _: () = assert!(size_of::<MaglevKey>() == 8);
+
+impl MaglevKey {
+    /// The set for policy Cluster, which is that for policy Local too if they are equal; without it the other one.
+    pub const CLUSTER: u16 = 1;
+    /// Of IPv6.
+    pub const V6: u16 = 2;
+}
+
+/// So many entries of a table: a backend each, counted from the first of its set. Value of `MAGLEV`; what the last part has beyond the table is 0.
+pub type MaglevChunk = [u16; MAGLEV_CHUNK];
+
+/// Entries of a [`MaglevChunk`].
+pub const MAGLEV_CHUNK: usize = 128;
+
+/// How many entries a table for so many backends has: a prime, and sixteen for each backend up to 4,095, so that one more or less is not much of
+/// a share.
+#[inline(always)]
+pub const fn maglev_entries(backends: u32) -> u32 {
+    match backends {
+        0 => 0,
+        1..64 => 1_021,
+        64..512 => 8_191,
+        _ => 65_521,
+    }
 }
 
 /// One slot of a service port. Key of `BACKENDS*`.

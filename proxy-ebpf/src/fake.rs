@@ -9,7 +9,9 @@ use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
 use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, Veth, checksum_update};
 use proxy_common::policy::{CHUNK_CLASSES, PodRows, PortSet, VerdictKey, Word};
-use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
+use proxy_common::service::{
+    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey, Service, ServiceKey, SourceKey,
+};
 
 use proxy_common::net::{Port, Protocol};
 use proxy_common::socket::{Peer, PeerKey};
@@ -96,6 +98,8 @@ pub struct Memory<F: Family> {
     pub backends: BTreeMap<BackendKey, Backend<F::Addr>>,
     /// Source ranges by service port: prefixes of addresses, in bits.
     pub sources: BTreeSet<(SourceKey<F::Addr>, u32)>,
+    /// `MAGLEV`.
+    pub maglev: BTreeMap<MaglevKey, MaglevChunk>,
     /// What addresses are by their prefixes, these in bits.
     pub ranges: BTreeMap<(F::Addr, u32), RangeKind>,
     /// Whom clients stay with.
@@ -161,6 +165,7 @@ impl<F: Family> Default for Memory<F> {
         Self {
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
+            maglev: BTreeMap::new(),
             sources: BTreeSet::new(),
             ranges: BTreeMap::new(),
             affinity: RefCell::default(),
@@ -330,6 +335,9 @@ impl<F: Family> Tables<F> for Memory<F> {
     }
     fn slot(&self, key: &EndpointKey<F::Addr>) -> Option<u32> {
         self.slots().get(key).copied()
+    }
+    fn maglev(&self, key: &MaglevKey, entry: u32) -> Option<u16> {
+        self.maglev.get(key)?.get(entry as usize).copied()
     }
     fn is_source(&self, key: &SourceKey<F::Addr>) -> bool {
         self.sources.iter().any(|(range, bits)| range.service == key.service && within(&range.addr, *bits, &key.addr))

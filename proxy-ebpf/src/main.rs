@@ -37,7 +37,8 @@ use proxy_common::policy::{
     VerdictKey, Word,
 };
 use proxy_common::service::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey,
+    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey, Name, SOURCE_KEY_BITS, Service,
+    ServiceKey, SourceKey,
 };
 use proxy_ebpf::parse::{self, Ip};
 use proxy_ebpf::{
@@ -226,6 +227,11 @@ macro_rules! family {
                 unsafe { $slots.get(key) }.copied()
             }
             #[inline(always)]
+            fn maglev(&self, key: &MaglevKey, entry: u32) -> Option<u16> {
+                // SAFETY: not preallocated, so the memory is an element's while the program runs; one that is replaced has other entries.
+                unsafe { MAGLEV.get(key) }.and_then(|chunk| chunk.get(entry as usize)).copied()
+            }
+            #[inline(always)]
             fn is_source(&self, key: &SourceKey<$addr>) -> bool {
                 $sources.get(Prefix::new(SOURCE_KEY_BITS + 8 * size_of::<$addr>() as u32, *key)).is_some()
             }
@@ -365,6 +371,9 @@ family!(V6, Addr6, SERVICES6 "SERVICES6", BACKENDS6 "BACKENDS6", ADDRESSES6 "ADD
     SOURCES6 "SOURCES6", RANGES6 "RANGES6", AFFINITY6 "AFFINITY6",
     PREFIXES6 "PREFIXES6", FRAGMENTS6 "FRAGMENTS6", DENIED6 "DENIED6", exact6, fib6);
 
+/// Tables by which backends are chosen where Maglev is wanted.
+#[map(name = "MAGLEV")]
+static MAGLEV: HashMap<MaglevKey, MaglevChunk> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 /// Policies of pods by [`proxy_common::net::LocalPod::slot`].
 #[map(name = "ROWS")]
 static ROWS: Array<PodRows> = Array::with_max_entries(POD_SLOTS, BPF_F_MMAPABLE);

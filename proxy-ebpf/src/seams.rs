@@ -6,7 +6,9 @@ use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
 use proxy_common::net::{AddressFlags, Device, Family, IfIndex, LocalPod, Protocol, RangeKind, Veth};
 use proxy_common::policy::{PodRows, PortSet, VerdictKey, Word};
-use proxy_common::service::{Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceKey, SourceKey};
+use proxy_common::service::{
+    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevKey, Service, ServiceKey, SourceKey,
+};
 
 use crate::policy::has;
 
@@ -165,6 +167,8 @@ pub trait Tables<F: Family>: Verdicts<F> {
     fn backend(&self, key: &BackendKey) -> Option<Backend<F::Addr>>;
     /// The slot of an endpoint, if the generation has it.
     fn slot(&self, key: &EndpointKey<F::Addr>) -> Option<u32>;
+    /// An entry of a part of Maglev's table, if there is such a part.
+    fn maglev(&self, key: &MaglevKey, entry: u32) -> Option<u16>;
     /// Whether a client is in the source ranges of a service port (V3).
     fn is_source(&self, key: &SourceKey<F::Addr>) -> bool;
     /// What the longest prefix says that has an address.

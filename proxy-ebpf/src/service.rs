@@ -4,7 +4,8 @@ use proxy_common::event::Reason;
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Address, AddressFlags, Family, RangeKind, hash3};
 use proxy_common::service::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, Service, ServiceFlags, ServiceKey, SourceKey,
+    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MAGLEV_CHUNK, MaglevKey, Service, ServiceFlags, ServiceKey,
+    SourceKey, maglev_entries,
 };
 
 use crate::{Origin, Stage, Tables};
@@ -61,10 +62,13 @@ pub fn choose<F: Family, T: Tables<F>>(
     }
     let slots = interval(tables, service, origin, &key.src)?;
     if service.affinity == 0 {
-        return backend(tables, service, by_hash(key, service, slots, config.secret));
+        return backend(tables, service, choice(tables, key, service, slots, config.secret));
     }
     let client = AffinityKey { client: key.src, service: service.id };
-    let slot = stays_with(tables, &client, service, slots, config).unwrap_or_else(|| by_hash(key, service, slots, config.secret));
+    let slot = match stays_with(tables, &client, service, slots, config) {
+        Some(slot) => slot,
+        None => choice(tables, key, service, slots, config.secret),
+    };
     let backend = backend(tables, service, slot)?;
     tables.stick(&client, &Affinity { addr: backend.addr, seen: tables.now(), port: backend.port, zero: 0 });
     Ok(backend)
@@ -87,15 +91,37 @@ pub(crate) fn stays_with<F: Family, T: Tables<F>>(
     if slot.wrapping_sub(first) < len { Some(slot) } else { None }
 }
 
-/// Where all nodes are to choose alike, neither a node's own key counts nor, by a nodePort, its address.
+/// The slot that a hash of the connection says. Where all nodes are to choose alike, neither a node's own key counts nor, by a nodePort, its address.
 #[inline(always)]
-fn by_hash<A: Address>(key: &FlowKey<A>, service: &Service, (first, len): (u32, u32), secret: u64) -> u32 {
+fn choice<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, service: &Service, slots: (u32, u32), secret: u64) -> u32 {
     let ports = key.sport.word() << 16 | key.dport.word();
     let alike = service.has(ServiceFlags::MAGLEV);
     let dst = if alike && service.has(ServiceFlags::NODE_PORT) { 0 } else { key.dst.fold() };
     let secret = if alike { 0 } else { secret };
     let hash = hash3(key.src.fold(), dst, ports ^ u32::from(key.protocol.0), secret);
-    first + ((u64::from(hash) * u64::from(len)) >> 32) as u32
+    let by_table = if alike { by_maglev(tables, service, slots, hash) } else { None };
+    match by_table {
+        Some(slot) => slot,
+        None => slots.0 + share(hash, slots.1),
+    }
+}
+
+/// What Maglev's table has for a hash. `None` where a part of it is missing or is being replaced.
+#[inline(always)]
+fn by_maglev<F: Family, T: Tables<F>>(tables: &T, service: &Service, slots: (u32, u32), hash: u32) -> Option<u32> {
+    let cluster = slots == (service.cluster_first, service.cluster_len);
+    let set = if cluster { MaglevKey::CLUSTER } else { 0 } | if F::V6 { MaglevKey::V6 } else { 0 };
+    let entry = share(hash, maglev_entries(slots.1));
+    let chunk = entry / MAGLEV_CHUNK as u32;
+    let key = MaglevKey { generation: service.generation, set, chunk: chunk as u16 };
+    let index = u32::from(tables.maglev(&key, entry % MAGLEV_CHUNK as u32)?);
+    if index < slots.1 { Some(slots.0 + index) } else { None }
+}
+
+/// One of so many, all as likely.
+#[inline(always)]
+fn share(hash: u32, of: u32) -> u32 {
+    ((u64::from(hash) * u64::from(of)) >> 32) as u32
 }
 
 #[inline(always)]

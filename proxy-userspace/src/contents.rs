@@ -88,18 +88,6 @@ pub struct Backends {
     pub algorithm: Algorithm,
 }
 
-impl Backends {
-    /// Those for policy Local.
-    pub fn local(&self) -> Vec<Endpoint> {
-        self.local_only.iter().chain(&self.both).copied().collect()
-    }
-
-    /// Those for policy Cluster.
-    pub fn cluster(&self) -> Vec<Endpoint> {
-        self.both.iter().chain(&self.cluster_only).copied().collect()
-    }
-}
-
 /// One backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {

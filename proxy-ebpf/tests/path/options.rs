@@ -1,8 +1,10 @@
 //! What a Service may ask for beyond a backend: affinity (V13), source ranges (V3), and nobody at its neighbours' addresses.
 
+use std::collections::BTreeSet;
+
 use proxy_common::event::Reason;
 use proxy_common::net::{AddressFlags, RangeKind};
-use proxy_common::service::{ServiceFlags, SourceKey};
+use proxy_common::service::{MAGLEV_CHUNK, MaglevKey, ServiceFlags, SourceKey};
 use proxy_ebpf::Action;
 
 use crate::both_families;
@@ -13,6 +15,8 @@ both_families!(
     affinity_ends_after_its_time_and_each_connection_renews_it,
     affinity_ends_when_the_endpoint_leaves_the_set_that_applies,
     clients_are_apart_and_without_affinity_they_spread,
+    maglev_goes_by_its_table,
+    with_maglev_all_nodes_choose_alike_and_otherwise_each_by_itself,
     sources_out_of_range_are_dropped_before_anything_else,
     addresses_of_the_service_ranges_that_no_service_has_are_dropped,
     pods_of_other_nodes_short_circuit_the_external_policy,
@@ -85,6 +89,40 @@ fn affinity_ends_when_the_endpoint_leaves_the_set_that_applies<F: Net>() {
     });
     assert!(remote.is_some(), "the hash never chose the remote backend");
     node.from_device(&opening::<F>(PROTOCOLS[0], (POD_B, 999), (NODE, NODE_PORT))).goes(Action::Pod(VETH_A));
+}
+
+/// V15: by the flow alone, whatever key and address a node has; without Maglev nobody can know what another node chooses.
+fn with_maglev_all_nodes_choose_alike_and_otherwise_each_by_itself<F: Net>() {
+    let choices = |flags: u32, secret: u64, own: Dotted| {
+        let backends = BACKENDS.map(pod::<F>);
+        let mut node = Node::<F>::new().with_cluster_ip(flags, &backends).with_node_port(flags, &backends);
+        node.tables.config.secret = secret;
+        node.tables.addresses.insert(F::at(own), AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS));
+        [(own, NODE_PORT), (VIP, 80)].map(|to| (1..200).map(|port| backend(&node, CLIENT, port, to)).collect::<Vec<_>>())
+    };
+    let maglev = choices(ServiceFlags::MAGLEV, 1, NODE);
+    assert_eq!(maglev, choices(ServiceFlags::MAGLEV, 2, NODE2));
+    for chosen in maglev {
+        assert_eq!(chosen.into_iter().collect::<BTreeSet<_>>().len(), BACKENDS.len());
+    }
+    for (ours, theirs) in choices(0, 1, NODE).into_iter().zip(choices(0, 2, NODE2)) {
+        assert_ne!(ours, theirs);
+    }
+}
+
+/// The table says who; where it says nothing, or names nobody of the set, the hash does.
+fn maglev_goes_by_its_table<F: Net>() {
+    let backends = BACKENDS.map(pod::<F>);
+    for (set, entry, chosen) in [(MaglevKey::CLUSTER, 1, 1), (0, 1, BACKENDS.len()), (MaglevKey::CLUSTER, 9, BACKENDS.len())] {
+        let mut node = Node::<F>::new().with_node_port(ServiceFlags::MAGLEV, &backends);
+        for chunk in 0..8 {
+            let set = set | if F::V6 { MaglevKey::V6 } else { 0 };
+            node.tables.maglev.insert(MaglevKey { generation: 1, set, chunk }, [entry; MAGLEV_CHUNK]);
+        }
+        let seen: BTreeSet<_> = (1..200).map(|port| backend(&node, CLIENT, port, (NODE, NODE_PORT))).collect();
+        assert_eq!(seen.len(), chosen, "set {set}, entry {entry}: {seen:?}");
+        assert!(chosen > 1 || seen.iter().all(|backend| backend.ip() == F::ip(POD_B)), "{seen:?}");
+    }
 }
 
 /// V15: others go elsewhere.

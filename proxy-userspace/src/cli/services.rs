@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{lines, table};
 use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
 use crate::dataplane::{Maps, StateDir};
+use crate::model::Algorithm;
 
 pub struct Services {
     contents: Contents,
@@ -69,6 +70,10 @@ impl From<&Services> for Value {
                 "protocol": frontend.protocol.name(),
                 "kind": target.flag_names(),
                 "affinitySeconds": target.affinity,
+                "algorithm": match target.backends.algorithm {
+                    Algorithm::Random => "random",
+                    Algorithm::Maglev => "maglev",
+                },
                 "backends": { "localOnly": list(local_only), "both": list(both), "clusterOnly": list(cluster_only) },
             })
         };

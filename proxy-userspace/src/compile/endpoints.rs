@@ -60,8 +60,7 @@ pub(super) fn backends(
         local_only: local.difference(&cluster).map(endpoint).collect(),
         both: local.intersection(&cluster).map(endpoint).collect(),
         cluster_only: cluster.difference(&local).map(endpoint).collect(),
-        // V13: whom a client stays with is not for a hash to say.
-        algorithm: if service.affinity == 0 { algorithm } else { Algorithm::Random },
+        algorithm,
     }
 }
 

@@ -8,6 +8,7 @@ use proxy_common::net::{Address, AddressFlags, Device, IfIndex, RangeKind};
 use proxy_common::service::{BackendFlags, ServiceFlags};
 
 use super::{Backends, Contents, Endpoint, Frontend, Target};
+use crate::model::Algorithm;
 
 const SERVICE_FLAGS: [(u32, &str); 7] = [
     (ServiceFlags::CLUSTER_IP, "cluster-ip"),
@@ -113,6 +114,9 @@ impl Contents {
             writeln!(f, "  {service} {}", if v6 { "IPv6" } else { "IPv4" })?;
             for (frontend, target) in frontends {
                 write!(f, "    at {frontend} {}", target.flag_names().join(" "))?;
+                if target.backends.algorithm == Algorithm::Maglev {
+                    f.write_str(" maglev")?;
+                }
                 if target.affinity > 0 {
                     write!(f, " affinity {}s", target.affinity)?;
                 }

@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use proxy_common::event::COUNTERS;
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Addr4, Addr6, Address, AddressFlags, Device, IfIndex, LocalPod, Port, RangeKind};
-use proxy_common::service::{Backend, BackendKey, Config, EndpointKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey};
+use proxy_common::service::{
+    Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey, Name, SOURCE_KEY_BITS, Service, ServiceKey, SourceKey,
+};
 use proxy_common::socket::{Peer, PeerKey};
 
 use super::batch;
@@ -49,6 +51,7 @@ pub struct Maps {
     pub v6: FamilyMaps<Addr6>,
     devices: Hash<IfIndex, Device>,
     names: Hash<u32, Name>,
+    maglev: Hash<MaglevKey, MaglevChunk>,
     config: Array<MapData, Config>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -158,6 +161,7 @@ impl Maps {
             v6: FamilyMaps::open('6', &mut take)?,
             devices: open("DEVICES", &mut take)?,
             names: open("NAMES", &mut take)?,
+            maglev: open("MAGLEV", &mut take)?,
             config: Array::try_from(take("CONFIG")?).context("open the map CONFIG")?,
             counters: PerCpuArray::try_from(take("COUNTERS")?).context("open the map COUNTERS")?,
         })
@@ -177,11 +181,13 @@ impl Maps {
     pub fn read(&self) -> Result<Actual> {
         let devices = batch::all(&self.devices).context("read DEVICES")?;
         let names = batch::all(&self.names).context("read NAMES")?;
+        let maglev = batch::all(&self.maglev).context("read MAGLEV")?;
         let config = self.config.get(&0, 0).context("read CONFIG")?;
         let shared = devices.into_iter().map(|(index, device)| Entry::Device(index, device));
         let named = names.iter().map(|(id, name)| Entry::Name(*id, name.as_str().into()));
         let families = self.v4.read(Side::V4).context("IPv4")?.into_iter().chain(self.v6.read(Side::V6).context("IPv6")?);
-        let mut actual: Actual = families.chain(shared).chain(named).chain([Entry::Config(config)]).collect();
+        let chunks = maglev.into_iter().map(|(key, chunk)| Entry::Maglev(key, Box::new(chunk)));
+        let mut actual: Actual = families.chain(chunks).chain(shared).chain(named).chain([Entry::Config(config)]).collect();
         actual.reserve_id(self.v4.highest_id()?.max(self.v6.highest_id()?));
         Ok(actual)
     }
@@ -209,6 +215,7 @@ impl Maps {
             Entry::Endpoint(EndpointAt { generation, addr }, slot) => family!(self, addr.ip(), |key, maps| {
                 put(&mut maps.slots, EndpointKey::new(*generation, key, Port::new(addr.port())), *slot)
             }),
+            Entry::Maglev(key, chunk) => put(&mut self.maglev, *key, **chunk),
             Entry::Source(id, range) => {
                 family!(self, range.addr(), |key, maps| Ok(maps.sources.insert(&source_key(*id, key, *range), 1, 0)?))
             }
@@ -250,6 +257,7 @@ impl Maps {
             Key::Endpoint(EndpointAt { generation, addr }) => family!(self, addr.ip(), |key, maps| {
                 delete(&mut maps.slots, EndpointKey::new(*generation, key, Port::new(addr.port())))
             }),
+            Key::Maglev(key) => delete(&mut self.maglev, *key),
             Key::Source(id, range) => {
                 family!(self, range.addr(), |key, maps| gone(maps.sources.remove(&source_key(*id, key, *range))))
             }

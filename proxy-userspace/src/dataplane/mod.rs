@@ -278,6 +278,7 @@ fn depends_on(write: &Write) -> Option<(Side, u32)> {
 fn part_of(write: &Write) -> Option<(Side, u32)> {
     match write {
         Write::Put(Entry::Backend(key, _)) => Some((key.side, key.generation)),
+        Write::Put(Entry::Maglev(key, _)) => Some((key.into(), key.generation)),
         Write::Put(Entry::Endpoint(endpoint, _)) => Some((endpoint.addr.ip().into(), endpoint.generation)),
         _ => None,
     }

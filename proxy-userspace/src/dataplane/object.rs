@@ -19,13 +19,14 @@ use crate::place::policies::Room;
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
 
 /// The maps that outlive an agent.
-pub const PINNED: [&str; 38] = [
+pub const PINNED: [&str; 39] = [
     "SERVICES4",
     "SERVICES6",
     "BACKENDS4",
     "BACKENDS6",
     "SLOTS4",
     "SLOTS6",
+    "MAGLEV",
     "SOURCES4",
     "SOURCES6",
     "RANGES4",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, RangeKind};
-use proxy_common::service::{Config, Service, ServiceFlags};
+use proxy_common::service::{Config, MaglevChunk, MaglevKey, Service, ServiceFlags};
 
 use super::plan::label;
 use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target, unlike};
@@ -24,6 +24,12 @@ pub enum Side {
 impl From<IpAddr> for Side {
     fn from(addr: IpAddr) -> Self {
         if addr.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl From<&MaglevKey> for Side {
+    fn from(key: &MaglevKey) -> Self {
+        if key.set & MaglevKey::V6 == 0 { Self::V4 } else { Self::V6 }
     }
 }
 
@@ -67,6 +73,8 @@ pub enum Entry {
     Backend(SlotKey, Slot),
     /// Of `SLOTS*`.
     Endpoint(EndpointAt, u32),
+    /// Of `MAGLEV`.
+    Maglev(MaglevKey, Box<MaglevChunk>),
     /// Of `SOURCES*`: a prefix of the sources that the service port of an id serves.
     Source(u32, IpNet),
     /// Of `RANGES*`.
@@ -92,6 +100,8 @@ pub enum Key {
     Backend(SlotKey),
     /// Of `SLOTS*`.
     Endpoint(EndpointAt),
+    /// Of `MAGLEV`.
+    Maglev(MaglevKey),
     /// Of `SOURCES*`.
     Source(u32, IpNet),
     /// Of `RANGES*`.
@@ -121,6 +131,7 @@ pub struct Actual {
     services: BTreeMap<Frontend, Service>,
     backends: BTreeMap<SlotKey, Slot>,
     endpoints: BTreeMap<EndpointAt, u32>,
+    maglev: BTreeMap<MaglevKey, MaglevChunk>,
     sources: BTreeSet<(u32, IpNet)>,
     ranges: BTreeMap<IpNet, RangeKind>,
     addresses: BTreeMap<IpAddr, AddressFlags>,
@@ -206,6 +217,12 @@ impl Actual {
         self.backends.range(key(0)..=key(u32::MAX)).map(|(key, slot)| (key.slot, *slot))
     }
 
+    /// The parts of a generation's tables of Maglev.
+    pub(super) fn chunks(&self, side: Side, generation: u32) -> impl Iterator<Item = (&MaglevKey, &MaglevChunk)> {
+        let key = |set, chunk| MaglevKey { generation, set, chunk };
+        self.maglev.range(key(0, 0)..=key(u16::MAX, u16::MAX)).filter(move |(key, _)| Side::from(*key) == side)
+    }
+
     /// The same in symbols. A slot that is missing is left out, so that damage does not compare equal to what ought to be.
     pub fn contents(&self) -> Contents {
         Contents {
@@ -275,6 +292,11 @@ impl Actual {
         self.idle.intersection(&of.generations).flat_map(slots)
     }
 
+    pub(super) fn idle_chunks<'a>(&'a self, of: &'a Idle) -> impl Iterator<Item = MaglevKey> + 'a {
+        let chunks = |&(side, generation)| self.chunks(side, generation).map(|(key, _)| *key);
+        self.idle.intersection(&of.generations).flat_map(chunks)
+    }
+
     pub(super) fn idle_endpoints<'a>(&'a self, of: &'a Idle) -> impl Iterator<Item = EndpointAt> + 'a {
         self.idle.intersection(&of.generations).flat_map(|&(side, generation)| self.endpoints_of(side, generation))
     }
@@ -318,19 +340,11 @@ impl Actual {
     }
 
     fn target(&self, frontend: Frontend, service: &Service) -> Target {
-        let maglev = service.flags & ServiceFlags::MAGLEV != 0;
-        let mut backends =
-            Backends { algorithm: if maglev { Algorithm::Maglev } else { Algorithm::Random }, ..Backends::default() };
-        // A table names a backend many times, and one for either policy in both.
-        let (mut local_set, mut cluster_set) = (BTreeSet::new(), BTreeSet::new());
+        let algorithm = if service.has(ServiceFlags::MAGLEV) { Algorithm::Maglev } else { Algorithm::Random };
+        let mut backends = Backends { algorithm, ..Backends::default() };
         for (slot, Slot { addr, flags, .. }) in self.slots(frontend.addr.into(), service.generation) {
             let local = slot < service.local_len;
             let cluster = (service.cluster_first..service.cluster_first.saturating_add(service.cluster_len)).contains(&slot);
-            if maglev {
-                let set = if local { &mut local_set } else { &mut cluster_set };
-                set.insert(Endpoint { addr, flags });
-                continue;
-            }
             let list = match (local, cluster) {
                 (true, true) => &mut backends.both,
                 (true, false) => &mut backends.local_only,
@@ -338,11 +352,6 @@ impl Actual {
                 (false, false) => continue,
             };
             list.push(Endpoint { addr, flags });
-        }
-        if maglev {
-            backends.local_only = local_set.difference(&cluster_set).copied().collect();
-            backends.both = local_set.intersection(&cluster_set).copied().collect();
-            backends.cluster_only = cluster_set.difference(&local_set).copied().collect();
         }
         Target {
             service: self.name_or_number(service.id),
@@ -361,6 +370,10 @@ impl Actual {
             Entry::Service(frontend, service) => self.put_service(frontend, service),
             Entry::Backend(key, slot) => self.put_backend(key, slot),
             Entry::Endpoint(endpoint, slot) => self.put_endpoint(endpoint, slot),
+            Entry::Maglev(key, chunk) => {
+                self.note_generation((Side::from(&key), key.generation));
+                self.maglev.insert(key, *chunk);
+            }
             Entry::Source(id, range) => _ = self.sources.insert((id, range)),
             Entry::Range(range, kind) => _ = self.ranges.insert(range, kind),
             Entry::Address(addr, flags) => drop(self.addresses.insert(addr, flags)),
@@ -379,6 +392,10 @@ impl Actual {
             Key::Service(frontend) => self.delete_service(&frontend),
             Key::Backend(key) => self.delete_backend(key),
             Key::Endpoint(endpoint) => self.delete_endpoint(endpoint),
+            Key::Maglev(key) => {
+                self.maglev.remove(&key);
+                self.forget_generation((Side::from(&key), key.generation));
+            }
             Key::Source(id, range) => _ = self.sources.remove(&(id, range)),
             Key::Range(range) => _ = self.ranges.remove(&range),
             Key::Address(addr) => drop(self.addresses.remove(&addr)),
@@ -455,7 +472,9 @@ impl Actual {
     }
 
     fn is_empty(&self, (side, generation): (Side, u32)) -> bool {
-        self.slots(side, generation).next().is_none() && self.endpoints_of(side, generation).next().is_none()
+        self.slots(side, generation).next().is_none()
+            && self.endpoints_of(side, generation).next().is_none()
+            && self.chunks(side, generation).next().is_none()
     }
 
     fn put_name(&mut self, id: u32, name: Arc<str>) {

@@ -1,61 +1,88 @@
-//! Maglev (Eisenbud et al., NSDI 2016, section 3.4): which backend each slot of a table has, by what the backends are and nothing else, so that all
-//! nodes agree, and most slots stay where they are when a backend comes or goes.
+//! Maglev (Eisenbud et al., NSDI 2016, section 3.4): which backend each entry of a table has, by what the backends are and nothing else, so that all
+//! nodes agree, and most entries stay as they are when a backend comes or goes.
 
+use std::collections::BTreeMap;
 use std::hash::{Hash as _, Hasher as _};
 use std::net::SocketAddr;
 
+use proxy_common::service::{MAGLEV_CHUNK, MaglevChunk, MaglevKey, maglev_entries};
 use siphasher::sip::SipHasher13;
 
-use crate::contents::Endpoint;
+use super::Side;
+use crate::contents::Backends;
+use crate::model::Algorithm;
 
-/// How many slots a table has: a prime, and many times the backends that are to have equal shares.
-pub const SLOTS: usize = 1021;
+/// The parts of the tables by which backends are chosen from either set, where Maglev is wanted.
+pub fn chunks(side: Side, generation: u32, backends: &Backends) -> BTreeMap<MaglevKey, MaglevChunk> {
+    let mut all = BTreeMap::new();
+    if backends.algorithm != Algorithm::Maglev {
+        return all;
+    }
+    let family = match side {
+        Side::V4 => 0,
+        Side::V6 => MaglevKey::V6,
+    };
+    let Backends { local_only, both, cluster_only, .. } = backends;
+    let mut sets = vec![(MaglevKey::CLUSTER, both.iter().chain(cluster_only).collect::<Vec<_>>())];
+    // The same set has one table.
+    if !(local_only.is_empty() && cluster_only.is_empty()) {
+        sets.push((0, local_only.iter().chain(both).collect()));
+    }
+    for (set, endpoints) in sets {
+        let addresses: Vec<_> = endpoints.into_iter().map(|endpoint| endpoint.addr).collect();
+        let entries = maglev_entries(u32::try_from(addresses.len()).unwrap_or(u32::MAX));
+        for (chunk, indices) in (0..).zip(table(&addresses, entries as usize).chunks(MAGLEV_CHUNK)) {
+            let mut value = [0; MAGLEV_CHUNK];
+            value[..indices.len()].copy_from_slice(indices);
+            all.insert(MaglevKey { generation, set: set | family, chunk }, value);
+        }
+    }
+    all
+}
 
-/// The backend of each of a prime number of slots, as an index into `endpoints`; nothing without backends.
+/// The backend that each of `entries`, a prime number, has, as an index into `backends`; nothing without backends. Those that do not fit have none.
 ///
-/// Backends take turns to claim the next free slot in an order of their own, so that their shares differ by one slot at most.
-pub fn table(endpoints: &[Endpoint], slots: usize) -> Vec<usize> {
-    // Whose turn it is first must not depend on the order in which somebody lists them.
-    let mut turns: Vec<usize> = (0..endpoints.len().min(slots)).collect();
-    turns.sort_by_key(|index| endpoints[*index].addr);
-    let mut orders: Vec<_> = turns.iter().map(|index| Order::of(endpoints[*index].addr, slots)).collect();
-    let (mut table, mut left) = (vec![None; slots], slots);
+/// Backends take turns to claim the next free entry in an order of their own, so that their shares differ by one entry at most.
+fn table(backends: &[SocketAddr], entries: usize) -> Vec<u16> {
+    // Neither who is in it nor whose turn it is first may depend on the order in which somebody lists them.
+    let mut turns: Vec<u16> = (0..=u16::MAX).take(backends.len()).collect();
+    turns.sort_by_key(|index| backends[usize::from(*index)]);
+    turns.truncate(entries);
+    let mut orders: Vec<_> = turns.iter().map(|index| Order::of(backends[usize::from(*index)], entries)).collect();
+    let (mut table, mut left) = (vec![None; entries], entries);
     while left > 0 && !turns.is_empty() {
-        for (index, order) in turns.iter().zip(&mut orders) {
-            if left == 0 {
-                break;
-            }
-            let free = std::iter::repeat_with(|| order.next()).find(|slot| table[*slot].is_none());
-            if let Some(slot) = free {
-                table[slot] = Some(*index);
-                left -= 1;
+        for (index, order) in turns.iter().zip(&mut orders).take(left) {
+            let free = std::iter::repeat_with(|| order.next()).find(|entry| table[*entry].is_none());
+            if let Some(entry) = free {
+                table[entry] = Some(*index);
             }
         }
+        left = left.saturating_sub(turns.len());
     }
     table.into_iter().flatten().collect()
 }
 
-/// The order in which a backend wants the slots: all of them, for their number is a prime.
+/// The order in which a backend wants the entries: all of them, for their number is a prime.
 struct Order {
     next: usize,
     skip: usize,
-    slots: usize,
+    entries: usize,
 }
 
 impl Order {
-    fn of(addr: SocketAddr, slots: usize) -> Self {
+    fn of(addr: SocketAddr, entries: usize) -> Self {
         let [next, skip] = [0_u64, 1].map(|seed| {
             let mut hasher = SipHasher13::new_with_keys(seed, 0);
             addr.hash(&mut hasher);
             hasher.finish() as usize
         });
-        Self { next: next % slots, skip: skip % (slots - 1) + 1, slots }
+        Self { next: next % entries, skip: skip % (entries - 1) + 1, entries }
     }
 
     fn next(&mut self) -> usize {
-        let slot = self.next;
-        self.next = (self.next + self.skip) % self.slots;
-        slot
+        let entry = self.next;
+        self.next = (self.next + self.skip) % self.entries;
+        entry
     }
 }
 
@@ -63,52 +90,57 @@ impl Order {
 mod tests {
     use super::*;
 
-    fn endpoints(count: u16) -> Vec<Endpoint> {
-        (0..count)
-            .map(|n| Endpoint { addr: SocketAddr::from(([10, 244, (n / 200) as u8, (n % 200) as u8], 8080)), flags: 0 })
-            .collect()
+    fn backends(count: u16) -> Vec<SocketAddr> {
+        (0..count).map(|n| SocketAddr::from(([10, 244, (n / 200) as u8, (n % 200) as u8], 8080))).collect()
+    }
+
+    fn whole(backends: &[SocketAddr]) -> Vec<u16> {
+        table(backends, maglev_entries(backends.len() as u32) as usize)
     }
 
     #[test]
-    fn shares_differ_by_one_slot_at_most() {
-        for count in [1, 2, 3, 7, 50, 400] {
+    fn shares_differ_by_one_entry_at_most() {
+        for count in [1, 2, 3, 7, 50, 400, 5000] {
             let mut shares = vec![0; usize::from(count)];
-            table(&endpoints(count), SLOTS).into_iter().for_each(|index| shares[index] += 1);
+            let table = whole(&backends(count));
+            table.iter().for_each(|index| shares[usize::from(*index)] += 1);
             let (least, most) = (shares.iter().min().expect("some"), shares.iter().max().expect("some"));
-            assert!(most - least <= 1 && shares.iter().sum::<usize>() == SLOTS, "{count}: {shares:?}");
+            assert!(most - least <= 1 && table.len() == maglev_entries(count.into()) as usize, "{count}: {shares:?}");
         }
-        assert!(table(&[], SLOTS).is_empty());
+        assert!(whole(&[]).is_empty());
     }
 
-    /// The paper's figures 10 and 11: besides the slots of the one that left only few get another backend.
+    /// The paper's figures 10 and 11: besides the entries of the one that left only few get another backend.
     #[test]
-    fn few_slots_change_hands_when_a_backend_leaves() {
+    fn few_entries_change_hands_when_a_backend_leaves() {
         for count in [3, 10, 50] {
-            let before = endpoints(count);
-            let table_before = table(&before, SLOTS);
+            let before = backends(count);
+            let table_before = whole(&before);
             let mut moved = 0;
             for gone in 0..before.len() {
                 let mut after = before.clone();
                 after.remove(gone);
-                let table_after = table(&after, SLOTS);
-                let stays = |slot: &usize| table_before[*slot] != gone;
-                let differs = |slot: &usize| before[table_before[*slot]] != after[table_after[*slot]];
-                moved += (0..SLOTS).filter(stays).filter(differs).count();
+                let table_after = whole(&after);
+                let changed = |(old, new): &(&u16, &u16)| {
+                    let old = usize::from(**old);
+                    old != gone && before[old] != after[usize::from(**new)]
+                };
+                moved += table_before.iter().zip(&table_after).filter(changed).count();
             }
-            let share = moved as f64 / (before.len() * SLOTS) as f64;
-            println!("{count} backends: {:.2} % of the slots change hands needlessly", 100.0 * share);
+            let share = moved as f64 / (before.len() * table_before.len()) as f64;
+            println!("{count} backends: {:.2} % of the entries change hands needlessly", 100.0 * share);
             assert!(share < 0.06, "{count}: {share}");
         }
     }
 
-    /// Neither the order in which they are listed nor what they are to a node matters.
+    /// Not even the order in which they are listed matters.
     #[test]
     fn all_nodes_have_the_same_table() {
-        let ours = endpoints(20);
-        let mut theirs: Vec<_> = ours.iter().rev().map(|endpoint| Endpoint { flags: 1, ..*endpoint }).collect();
+        let ours = backends(20);
+        let mut theirs: Vec<_> = ours.iter().rev().copied().collect();
         theirs.rotate_left(7);
-        let addresses =
-            |endpoints: &[Endpoint]| table(endpoints, SLOTS).into_iter().map(|index| endpoints[index].addr).collect::<Vec<_>>();
-        assert_eq!(addresses(&ours), addresses(&theirs));
+        let chosen =
+            |backends: &[SocketAddr]| whole(backends).into_iter().map(|index| backends[usize::from(index)]).collect::<Vec<_>>();
+        assert_eq!(chosen(&ours), chosen(&theirs));
     }
 }

@@ -43,6 +43,7 @@ pub fn retire(actual: &Actual) -> Vec<Write> {
 pub fn retire_those(idle: &Idle, actual: &Actual) -> Vec<Write> {
     let slots = actual.idle_slots(idle).map(|slot| Write::Delete(Key::Backend(slot)));
     let endpoints = actual.idle_endpoints(idle).map(|endpoint| Write::Delete(Key::Endpoint(endpoint)));
+    let chunks = actual.idle_chunks(idle).map(|chunk| Write::Delete(Key::Maglev(chunk)));
     let names = actual.idle_names().filter(|id| idle.names.contains(id)).map(|id| Write::Delete(Key::Name(id)));
-    slots.chain(endpoints).chain(names).collect()
+    slots.chain(endpoints).chain(chunks).chain(names).collect()
 }

@@ -17,8 +17,6 @@ use crate::model::Algorithm;
 
 /// The longest text that a `Name` holds.
 const LABEL: usize = 188;
-/// Slots of a Maglev table; few in tests that look at everything after each write.
-const TABLE: usize = if cfg!(test) { 31 } else { maglev::SLOTS };
 
 pub struct Plan<'a> {
     contents: &'a Contents,
@@ -129,22 +127,14 @@ impl<'a> Plan<'a> {
         let count = |list: &Vec<Endpoint>| u32::try_from(list.len()).unwrap_or(u32::MAX);
         let Backends { local_only, both, cluster_only, algorithm } = &*target.backends;
         let flags = target.flags | if *algorithm == Algorithm::Maglev { ServiceFlags::MAGLEV } else { 0 };
-        let (local_len, cluster_first, cluster_len) = match algorithm {
-            Algorithm::Random => (count(local_only) + count(both), count(local_only), count(both) + count(cluster_only)),
-            Algorithm::Maglev => {
-                let [local, cluster] =
-                    [local_only, cluster_only].map(|only| if only.is_empty() && both.is_empty() { 0 } else { TABLE as u32 });
-                (local, local, cluster)
-            }
-        };
         Service {
             flags,
             id,
             generation: self.generation(frontend, id, side, &target.backends),
             affinity: target.affinity,
-            local_len,
-            cluster_first,
-            cluster_len,
+            local_len: count(local_only) + count(both),
+            cluster_first: count(local_only),
+            cluster_len: count(both) + count(cluster_only),
         }
     }
 
@@ -176,38 +166,34 @@ impl<'a> Plan<'a> {
     }
 
     fn holds(&self, side: Side, generation: u32, backends: &Backends) -> bool {
+        let chunks = maglev::chunks(side, generation, backends);
         self.actual.slots(side, generation).map(|(_, slot)| slot).eq(slots(backends, generation))
             && self
                 .actual
                 .slots(side, generation)
                 .enumerate()
                 .all(|(i, (slot, backend))| i as u32 == slot && self.actual.finds(side, generation, backend.addr))
+            && self.actual.chunks(side, generation).eq(chunks.iter())
     }
 
     fn fill(&mut self, side: Side, backends: &Backends) -> u32 {
         let generation = fresh(&mut self.next_generation, |g| self.actual.generation_is_used(g));
-        let mut known = BTreeSet::new();
         for (index, slot) in slots(backends, generation).enumerate() {
             let key = SlotKey { side, generation, slot: index as u32 };
-            if known.insert(slot.addr) {
-                self.slots.push(Write::Put(Entry::Endpoint(EndpointAt { generation, addr: slot.addr }, key.slot)));
-            }
+            self.slots.push(Write::Put(Entry::Endpoint(EndpointAt { generation, addr: slot.addr }, key.slot)));
             self.slots.push(Write::Put(Entry::Backend(key, slot)));
         }
+        let chunks = maglev::chunks(side, generation, backends);
+        self.slots.extend(chunks.into_iter().map(|(key, chunk)| Write::Put(Entry::Maglev(key, Box::new(chunk)))));
         generation
     }
 }
 
-/// The slots of a list: local-only, both, cluster-only (V7); or Maglev's table of the local ones, then that of all.
-fn slots(backends: &Backends, generation: u32) -> impl Iterator<Item = Slot> {
-    let all: Vec<Endpoint> = match backends.algorithm {
-        Algorithm::Random => backends.local_only.iter().chain(&backends.both).chain(&backends.cluster_only).copied().collect(),
-        Algorithm::Maglev => [backends.local(), backends.cluster()]
-            .into_iter()
-            .flat_map(|endpoints| maglev::table(&endpoints, TABLE).into_iter().map(move |index| endpoints[index]))
-            .collect(),
-    };
-    all.into_iter().map(move |endpoint| Slot { addr: endpoint.addr, flags: endpoint.flags, generation })
+/// The slots of a list: local-only, both, cluster-only (V7).
+fn slots(backends: &Backends, generation: u32) -> impl Iterator<Item = Slot> + '_ {
+    let Backends { local_only, both, cluster_only, .. } = backends;
+    let slot = move |endpoint: &Endpoint| Slot { addr: endpoint.addr, flags: endpoint.flags, generation };
+    local_only.iter().chain(both).chain(cluster_only).map(slot)
 }
 
 /// A number that is neither 0 nor in use; numbers given back are not met again before the counter has gone round.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol, RangeKind};
-use proxy_common::service::{Config, Service};
+use proxy_common::service::{Config, MAGLEV_CHUNK, MaglevChunk, MaglevKey, Service, ServiceFlags, maglev_entries};
 
 use super::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write, place, place_delta, retire};
 use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target};
@@ -19,6 +19,7 @@ struct Kernel {
     services: BTreeMap<Frontend, Service>,
     backends: BTreeMap<SlotKey, Slot>,
     endpoints: BTreeMap<EndpointAt, u32>,
+    maglev: BTreeMap<MaglevKey, MaglevChunk>,
     sources: BTreeSet<(u32, IpNet)>,
     ranges: BTreeMap<IpNet, RangeKind>,
     addresses: BTreeMap<IpAddr, AddressFlags>,
@@ -34,6 +35,7 @@ impl Kernel {
             Write::Put(Entry::Service(k, v)) => drop(self.services.insert(k, v)),
             Write::Put(Entry::Backend(k, v)) => drop(self.backends.insert(k, v)),
             Write::Put(Entry::Endpoint(k, v)) => drop(self.endpoints.insert(k, v)),
+            Write::Put(Entry::Maglev(k, v)) => drop(self.maglev.insert(k, *v)),
             Write::Put(Entry::Source(id, range)) => _ = self.sources.insert((id, range)),
             Write::Put(Entry::Range(range, kind)) => _ = self.ranges.insert(range, kind),
             Write::Put(Entry::Address(k, v)) => drop(self.addresses.insert(k, v)),
@@ -44,6 +46,7 @@ impl Kernel {
             Write::Delete(Key::Service(k)) => assert!(self.services.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Backend(k)) => assert!(self.backends.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Endpoint(k)) => assert!(self.endpoints.remove(&k).is_some(), "deletes {k:?} that is not there"),
+            Write::Delete(Key::Maglev(k)) => assert!(self.maglev.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Source(id, k)) => assert!(self.sources.remove(&(id, k)), "deletes {k:?} that is not there"),
             Write::Delete(Key::Range(k)) => assert!(self.ranges.remove(&k).is_some(), "deletes {k:?} that is not there"),
             Write::Delete(Key::Address(k)) => assert!(self.addresses.remove(&k).is_some(), "deletes {k:?} that is not there"),
@@ -58,6 +61,7 @@ impl Kernel {
         let services = self.services.iter().map(|(k, v)| Entry::Service(*k, *v));
         let backends = self.backends.iter().map(|(k, v)| Entry::Backend(*k, *v));
         let endpoints = self.endpoints.iter().map(|(k, v)| Entry::Endpoint(*k, *v));
+        let maglev = self.maglev.iter().map(|(k, v)| Entry::Maglev(*k, Box::new(*v)));
         let sources = self.sources.iter().map(|(id, range)| Entry::Source(*id, *range));
         let ranges = self.ranges.iter().map(|(range, kind)| Entry::Range(*range, *kind));
         let addresses = self.addresses.iter().map(|(k, v)| Entry::Address(*k, *v));
@@ -65,7 +69,7 @@ impl Kernel {
         let devices = self.devices.iter().map(|(k, v)| Entry::Device(*k, *v));
         let names = self.names.iter().map(|(k, v)| Entry::Name(*k, v.clone()));
         let facts = addresses.chain(pods).chain(devices).chain([Entry::Config(self.config)]);
-        services.chain(backends).chain(endpoints).chain(sources).chain(ranges).chain(names).chain(facts).collect()
+        services.chain(backends).chain(endpoints).chain(maglev).chain(sources).chain(ranges).chain(names).chain(facts).collect()
     }
 
     /// Whatever a packet can meet: each service's slots are all there, belong to it alone, and its name is known.
@@ -81,8 +85,27 @@ impl Kernel {
                 let back = back.and_then(|slot| self.backends.get(&SlotKey { slot: *slot, ..key }));
                 assert_eq!(back.map(|slot| slot.addr), Some(found.addr), "{key:?} is not found by its endpoint");
             }
+            self.check_tables(frontend, service, side);
             assert!(self.names.contains_key(&service.id), "{frontend:?} has no name");
             assert_eq!(*owners.entry(service.generation).or_insert((service.id, side)), (service.id, side));
+        }
+    }
+
+    /// The tables of either set, where there are such, are whole and name backends of the set.
+    fn check_tables(&self, frontend: &Frontend, service: &Service, side: Side) {
+        let Service { generation, local_len, cluster_first, cluster_len, .. } = *service;
+        let mut sets = vec![(MaglevKey::CLUSTER, cluster_len)];
+        if (0, local_len) != (cluster_first, cluster_len) {
+            sets.push((0, local_len));
+        }
+        for (set, len) in sets {
+            let set = if side == Side::V6 { set | MaglevKey::V6 } else { set };
+            let chunks = maglev_entries(len).div_ceil(MAGLEV_CHUNK as u32) as u16;
+            for chunk in 0..if service.has(ServiceFlags::MAGLEV) { chunks } else { 0 } {
+                let found = self.maglev.get(&MaglevKey { generation, set, chunk });
+                let found = found.unwrap_or_else(|| panic!("{frontend:?} lacks part {chunk} of set {set}"));
+                assert!(found.iter().all(|index| u32::from(*index) < len), "{frontend:?}: {found:?}");
+            }
         }
     }
 
@@ -113,23 +136,9 @@ fn endpoints(side: Side) -> impl Strategy<Value = Vec<Endpoint>> {
 }
 
 fn backends(side: Side) -> impl Strategy<Value = Arc<Backends>> {
-    let slots = (endpoints(side), endpoints(side), endpoints(side)).prop_map(|(local_only, both, cluster_only)| Backends {
-        local_only,
-        both,
-        cluster_only,
-        algorithm: Algorithm::Random,
-    });
-    // A table says who is in which set, so that nobody may be in a list twice.
-    let table = prop::collection::btree_map(0u8..6, 0..3usize, 0..5).prop_map(move |hosts| {
-        let of = |wanted| {
-            let hosts = hosts.iter().filter(move |(_, list)| **list == wanted);
-            hosts
-                .map(|(host, _)| Endpoint { addr: SocketAddr::new(address(side, *host), 80), flags: u16::from(host % 2) })
-                .collect()
-        };
-        Backends { local_only: of(0), both: of(1), cluster_only: of(2), algorithm: Algorithm::Maglev }
-    });
-    prop_oneof![7 => slots, 1 => table].prop_map(Arc::new)
+    let algorithm = prop_oneof![3 => Just(Algorithm::Random), 1 => Just(Algorithm::Maglev)];
+    (endpoints(side), endpoints(side), endpoints(side), algorithm)
+        .prop_map(|(local_only, both, cluster_only, algorithm)| Arc::new(Backends { local_only, both, cluster_only, algorithm }))
 }
 
 fn frontends() -> impl Strategy<Value = BTreeMap<Frontend, Target>> {
@@ -235,6 +244,7 @@ proptest! {
             prop_assert_eq!(retire(&kernel.read()), Vec::new());
             let used: std::collections::BTreeSet<_> = kernel.services.values().map(|s| s.generation).collect();
             prop_assert!(kernel.backends.keys().all(|k| used.contains(&k.generation)), "slots are left over");
+            prop_assert!(kernel.maglev.keys().all(|k| used.contains(&k.generation)), "tables are left over");
             before = next;
         }
     }
@@ -250,6 +260,10 @@ proptest! {
         if !kernel.endpoints.is_empty() {
             let key = *kernel.endpoints.keys().nth(unfound.index(kernel.endpoints.len())).expect("the index is within");
             kernel.endpoints.remove(&key);
+        }
+        if !kernel.maglev.is_empty() {
+            let key = *kernel.maglev.keys().nth(lost.index(kernel.maglev.len())).expect("the index is within");
+            kernel.maglev.remove(&key);
         }
         place(&next, &kernel.read()).iter().for_each(|write| kernel.apply(write));
         kernel.check();

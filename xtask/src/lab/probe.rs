@@ -158,8 +158,16 @@ fn tcp_echo(addr: SocketAddr) -> io::Result<Facts> {
 }
 
 fn udp(addr: SocketAddr) -> io::Result<Facts> {
+    udp_from(0, addr)
+}
+
+/// Asks by UDP from a port of the caller's choice; 0 is any.
+///
+/// # Errors
+/// If the port is taken, or nothing is answered in time.
+pub fn udp_from(port: u16, addr: SocketAddr) -> io::Result<Facts> {
     let any: IpAddr = if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = UdpSocket::bind((any, port))?;
     socket.connect(addr)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send(b"probe\n")?;

@@ -6,6 +6,7 @@ mod firewall;
 mod isolated;
 mod kill;
 mod latency;
+mod maglev;
 mod measured;
 mod narrow;
 mod pod_start;

@@ -238,6 +238,24 @@ mod tests {
     }
 
     #[test]
+    fn an_annotation_says_how_backends_are_chosen() {
+        let said = |annotations: Value| {
+            let object = json!({"metadata": {"namespace": "shop", "name": "web", "annotations": annotations},
+                "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+            match seen(&serde_json::from_value::<core::Service>(object).expect("a Service")) {
+                Update::Apply(Object::Service(_, service)) => Ok(service.algorithm),
+                Update::Invalid(invalid) => Err(invalid.to_string()),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(said(json!({})), Ok(None));
+        assert_eq!(said(json!({ALGORITHM: "maglev"})), Ok(Some(Algorithm::Maglev)));
+        assert_eq!(said(json!({ALGORITHM: "random"})), Ok(Some(Algorithm::Random)));
+        let bad = "Service shop/web: metadata.annotations[portway.dev/algorithm]: `Maglev`: it is `random` or `maglev`";
+        assert_eq!(said(json!({ALGORITHM: "Maglev"})), Err(bad.into()));
+    }
+
+    #[test]
     fn v3_a_bad_source_range_costs_only_itself() {
         let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}], "loadBalancerSourceRanges": [" 192.0.2.0/24", "x"]});
         let Update::Apply(Object::Service(_, service)) = converted(spec) else { panic!("refused") };
