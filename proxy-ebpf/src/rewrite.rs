@@ -69,8 +69,8 @@ pub fn renumber<F: Family, P: Packet>(packet: &mut P, move_by: u16) -> Result<()
 
 /// Gives an ICMP error about a packet of a flow the addresses and ports by which its receiver knows the packet.
 ///
-/// The error of an end of the flow comes from the address that stands for that end; a router keeps its own. The quoted transport checksum
-/// stays as it was: nobody can verify it, for what it covers is cut off.
+/// The error of an end of the flow comes from the address that stands for that end; a router keeps its own. A quoted checksum of TCP or UDP follows;
+/// SCTP's stays as it was, for nobody who has not all of the packet can verify or correct it.
 #[inline(always)]
 pub fn error<F: Ip, P: Packet>(packet: &mut P, scratch: &Scratch<F>, way: Way) -> Result<(), Reason> {
     let Scratch { headers, flow, reply: itself, quoted, .. } = scratch;
@@ -85,8 +85,29 @@ pub fn error<F: Ip, P: Packet>(packet: &mut P, scratch: &Scratch<F>, way: Way) -
     let [a, b] = flow.dport.bytes();
     let [c, d] = flow.sport.bytes();
     let ports = sum_add(sum_diff(key.dport.word(), flow.dport.word()), sum_diff(key.sport.word(), flow.sport.word()));
+    let ports = sum_add(ports, quoted_checksum(packet, scratch, ports).ok_or(Reason::RewriteFailed)?);
     let change = Change { addresses: 0, ports, udp: false, v6: F::V6, uncovered };
     readdress(packet, scratch, src, hops, change).and_then(|()| packet.store(*quoted, &[a, b, c, d])).ok_or(Reason::RewriteFailed)
+}
+
+/// Corrects the quoted checksum for a change of ports, and for that of the addresses; gives what its own change is to the checksum over it.
+#[inline(always)]
+fn quoted_checksum<F: Ip, P: Packet>(packet: &mut P, scratch: &Scratch<F>, ports: u32) -> Option<u32> {
+    let Scratch { headers: Headers { key, .. }, flow, quoted, .. } = scratch;
+    let udp = key.protocol == Protocol::UDP;
+    if !udp && key.protocol != Protocol::TCP {
+        return Some(0);
+    }
+    let at = quoted + if udp { 6 } else { 16 };
+    // TCP's may be cut off; of UDP, 0 means that there is none.
+    let Some(check) = packet.load::<[u8; 2]>(at).map(u16::from_ne_bytes).filter(|check| !udp || *check != 0) else {
+        return Some(0);
+    };
+    let addresses = sum_add(sum_diff(key.src.sum(), flow.src.sum()), sum_diff(key.dst.sum(), flow.dst.sum()));
+    let now = checksum_update(check, sum_add(addresses, ports));
+    let now = if udp && now == 0 { u16::MAX } else { now };
+    packet.store(at, &now.to_ne_bytes())?;
+    Some(sum_diff(check.into(), now.into()))
 }
 
 /// The outer header, the quoted one, which goes the other way, and the checksum over both.

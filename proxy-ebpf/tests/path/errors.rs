@@ -50,19 +50,17 @@ fn error_quoting<F: Net>((from, to): (Dotted, Dotted), quoted: &[u8]) -> Vec<u8>
 
 const MTU: [u8; 4] = [0, 0, 5, 0];
 
-/// The message goes from here to there, and quotes `sent` as its sender knows it; the transport checksum is that of what was `met`.
+/// The message goes from here to there, and quotes `sent` as its sender knows it; SCTP's checksum is that of what was `met`.
 #[track_caller]
 fn quotes<F: Net>(icmp: &Icmp, (from, to): (Dotted, Dotted), sent: &Segment, met: &Segment) {
     assert_eq!((icmp.src, icmp.dst), (F::at(from).ip(), F::at(to).ip()));
     assert_eq!((icmp.kind, icmp.rest), (if F::V6 { 2 } else { 3 }, MTU));
     let (mut owed, met) = (sent.clone().ttl(met.ttl).bytes()[14..].to_vec(), &met.bytes()[14..]);
     let transport = if F::V6 { 40 } else { 20 };
-    let checksum = match sent.protocol {
-        Protocol::TCP => transport + 16..transport + 18,
-        Protocol::UDP => transport + 6..transport + 8,
-        _ => transport + 8..transport + 12,
-    };
-    owed[checksum.clone()].copy_from_slice(&met[checksum]);
+    if sent.protocol == Protocol::SCTP {
+        let checksum = transport + 8..transport + 12;
+        owed[checksum.clone()].copy_from_slice(&met[checksum]);
+    }
     assert_eq!(icmp.quote, owed);
     if !F::V6 {
         let header = Ipv4HeaderSlice::from_slice(&icmp.quote).expect("a header");

@@ -37,6 +37,8 @@ pub struct AgentSpec {
     pub source: Source,
     /// The directory for its log.
     pub logs: PathBuf,
+    /// The agent finds its node's devices itself, and is not told them.
+    pub finds_devices: bool,
     /// More arguments.
     pub extra: Vec<String>,
 }
@@ -44,13 +46,20 @@ pub struct AgentSpec {
 impl AgentSpec {
     /// Agents that read `source` and log to `logs`.
     pub fn new(tools: &Tools, source: Source, logs: &Path) -> Self {
-        Self { portway: tools.portway.clone(), source, logs: logs.to_owned(), extra: Vec::new() }
+        Self { portway: tools.portway.clone(), source, logs: logs.to_owned(), finds_devices: false, extra: Vec::new() }
     }
 
     /// Adds arguments.
     #[must_use]
     pub fn with(mut self, arguments: &[&str]) -> Self {
         self.extra.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// Lets agents find their nodes' devices themselves.
+    #[must_use]
+    pub fn finding_devices(mut self) -> Self {
+        self.finds_devices = true;
         self
     }
 
@@ -83,8 +92,8 @@ impl AgentSpec {
             Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
         };
         command.arg("--state-dir").arg(node.state_dir()).arg("--cgroup").arg(node.cgroup());
-        for device in node.devices() {
-            command.args(["--device", device]);
+        if !self.finds_devices {
+            command.args(node.devices().into_iter().flat_map(|device| ["--device", device]));
         }
         command.args(["--cluster-cidr", "10.244.0.0/16,fd00:244::/32"]);
         command.args(["--health-bind", &HEALTH.to_string(), "--metrics-bind", &METRICS.to_string()]);

@@ -1,6 +1,7 @@
 //! Owns the lab: clients, nodes and pods in network namespaces of one host, which are all gone when the value is.
 
 pub mod agent;
+pub mod capture;
 pub mod cluster;
 pub mod container;
 pub mod controlplane;
@@ -105,6 +106,11 @@ impl Lab {
         &self.router
     }
 
+    /// The switch between the nodes, the near client and the router.
+    pub fn lan(&self) -> &Namespace {
+        &self.lan
+    }
+
     /// Lets XDP in the nodes' devices send frames, as it can on cards: a frame that goes through a veth pair has its whole checksum, which
     /// XDP corrects, and the switch takes frames that were sent by XDP.
     ///
@@ -193,9 +199,9 @@ impl Spaces {
         clients.into_iter().try_for_each(|ns| ns.sysctls(wire::CLIENT))?;
         [&self.router].into_iter().chain(&self.nodes).try_for_each(|ns| ns.sysctls(wire::FORWARDING))?;
         self.nodes.iter().try_for_each(|ns| ns.sysctls(&wire::rp_filter(topology.rp_filter)))?;
-        let members = [&self.router, &self.near].into_iter().chain(&self.nodes);
-        self.lan.ip(&wire::switch(members.map(Namespace::name)))?;
-        self.router.ip(&wire::router(self.far.name(), self.nodes.len() as u8))?;
+        let hosts = [&self.router, &self.near].map(Namespace::name);
+        self.lan.ip(&wire::switch(topology, hosts, self.nodes.iter().map(Namespace::name)))?;
+        self.router.ip(&wire::router(topology, self.far.name()))?;
         self.near.ip(&wire::near_client())?;
         self.far.ip(&wire::far_client())?;
         in_parallel((1..).zip(&self.nodes), |(n, ns)| {

@@ -131,6 +131,14 @@ impl Namespace {
     pub fn switch_checksum_offload_off(&self, device: &str) -> Result<()> {
         self.output(Command::new("ethtool").args(["-K", device, "tx", "off"])).map(drop)
     }
+
+    /// Whether `device` merges the segments that it receives (GRO), as cards do.
+    ///
+    /// # Errors
+    /// If ethtool is missing or fails.
+    pub fn merge_received(&self, device: &str, merge: bool) -> Result<()> {
+        self.output(Command::new("ethtool").args(["-K", device, "gro", if merge { "on" } else { "off" }])).map(drop)
+    }
 }
 
 fn enter(fd: &OwnedFd) -> Result<()> {

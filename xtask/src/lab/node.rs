@@ -58,7 +58,7 @@ impl Node {
         self.number
     }
 
-    /// The node's addresses on the LAN, by its device `eth0`.
+    /// The node's addresses on the LAN.
     pub fn addresses(&self) -> Addresses {
         topology::node(self.number)
     }
@@ -79,10 +79,11 @@ impl Node {
     }
 
     /// The devices by which the node's traffic comes and goes, pods' aside.
-    pub fn devices(&self) -> &'static [&'static str] {
+    pub fn devices(&self) -> Vec<&'static str> {
+        let uplink = self.topology.uplink.device();
         match self.topology.join {
-            topology::Join::Routes => &["eth0"],
-            topology::Join::Vxlan => &["eth0", "flannel.1"],
+            topology::Join::Routes => vec![uplink],
+            topology::Join::Vxlan => vec![uplink, "flannel.1"],
         }
     }
 

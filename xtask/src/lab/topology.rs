@@ -23,6 +23,31 @@ pub enum Join {
     Vxlan,
 }
 
+/// What nodes have on the LAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uplink {
+    /// One device.
+    Plain,
+    /// A bridge that the device is a port of, as hosts of virtual machines have.
+    Bridge,
+    /// A VLAN of the device.
+    Vlan,
+    /// A bond of two devices, one of them in use.
+    Bond,
+}
+
+impl Uplink {
+    /// The device that has the node's addresses.
+    pub fn device(self) -> &'static str {
+        match self {
+            Self::Plain => "eth0",
+            Self::Bridge => "br-lan",
+            Self::Vlan => "eth0.5",
+            Self::Bond => "bond0",
+        }
+    }
+}
+
 /// The nodes' reverse path filter, for all devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RpFilter {
@@ -98,6 +123,10 @@ pub struct Topology {
     pub wiring: Wiring,
     /// How nodes reach the pods of other nodes.
     pub join: Join,
+    /// What nodes have on the LAN.
+    pub uplink: Uplink,
+    /// The MTU of everything on the LAN and behind it, in bytes.
+    pub mtu: u32,
     /// The nodes' reverse path filter.
     pub rp_filter: RpFilter,
     /// The nodes, up to nine.
@@ -107,13 +136,20 @@ pub struct Topology {
 impl Topology {
     /// A lab without nodes as yet.
     pub fn new(wiring: Wiring, join: Join) -> Self {
-        Self { wiring, join, rp_filter: RpFilter::Loose, nodes: Vec::new() }
+        Self { wiring, join, uplink: Uplink::Plain, mtu: 1500, rp_filter: RpFilter::Loose, nodes: Vec::new() }
     }
 
     /// Adds a node with `pods`.
     #[must_use]
     pub fn node(mut self, name: &str, pods: Vec<PodSpec>) -> Self {
         self.nodes.push(NodeSpec { name: name.to_owned(), pods });
+        self
+    }
+
+    /// Sets what nodes have on the LAN, and the MTU.
+    #[must_use]
+    pub fn uplink(mut self, uplink: Uplink, mtu: u32) -> Self {
+        (self.uplink, self.mtu) = (uplink, mtu);
         self
     }
 
@@ -127,8 +163,8 @@ impl Topology {
     /// The MTU of pods.
     pub fn pod_mtu(&self) -> u32 {
         match self.join {
-            Join::Routes => 1500,
-            Join::Vxlan => 1450,
+            Join::Routes => self.mtu,
+            Join::Vxlan => self.mtu - 50,
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::topology::{
-    Addresses, FAR_CLIENT, FAR_ROUTER, Join, NEAR_CLIENT, ROUTER, RpFilter, Topology, Wiring, node, pod_gateway, pod_network,
+    Addresses, FAR_CLIENT, FAR_ROUTER, Join, NEAR_CLIENT, ROUTER, RpFilter, Topology, Uplink, Wiring, node, pod_gateway,
+    pod_network,
 };
 
 /// Sysctls that every namespace gets before it has devices: duplicate address detection would cost seconds.
@@ -29,15 +30,55 @@ pub fn rp_filter(filter: RpFilter) -> [(&'static str, &'static str); 2] {
     [("ipv4/conf/all/rp_filter", value), ("ipv4/conf/default/rp_filter", value)]
 }
 
-/// The LAN's switch: a bridge with a port for each of `members`, which are namespaces; each sees it as `eth0`.
-pub fn switch<'a>(members: impl IntoIterator<Item = &'a str>) -> String {
-    let mut script = "link add br0 type bridge mcast_snooping 0\nlink set br0 up\n".to_owned();
-    for (n, member) in members.into_iter().enumerate() {
+/// The LAN's switch: a bridge with a port for each of `hosts` and `nodes`, which are namespaces; each sees it as `eth0`.
+pub fn switch<'a>(
+    topology: &Topology,
+    hosts: impl IntoIterator<Item = &'a str>,
+    nodes: impl IntoIterator<Item = &'a str>,
+) -> String {
+    let mtu = topology.mtu;
+    let mut script = format!("link add br0 mtu {mtu} type bridge mcast_snooping 0\nlink set br0 up\n");
+    let uplinks = nodes.into_iter().map(|node| (node, topology.uplink));
+    let members = hosts.into_iter().map(|host| (host, Uplink::Plain)).chain(uplinks);
+    for (n, (member, uplink)) in members.enumerate() {
         let port = switch_port(n);
-        line(&mut script, format_args!("link add {port} type veth peer name eth0 netns {member}"));
-        line(&mut script, format_args!("link set {port} master br0 up"));
+        let mut link = |port: &str, device: &str| {
+            line(&mut script, format_args!("link add {port} mtu {mtu} type veth peer name {device} mtu {mtu} netns {member}"));
+            line(&mut script, format_args!("link set {port} up"));
+        };
+        link(&port, "eth0");
+        let tagged = format!("{port}.5");
+        let ports = match uplink {
+            Uplink::Plain | Uplink::Bridge => vec![port],
+            Uplink::Vlan => {
+                line(&mut script, format_args!("link add link {port} name {tagged} type vlan id 5"));
+                vec![tagged]
+            }
+            Uplink::Bond => {
+                let second = format!("{port}b");
+                link(&second, "eth1");
+                vec![port, second]
+            }
+        };
+        ports.iter().for_each(|port| line(&mut script, format_args!("link set {port} master br0 up")));
     }
     script
+}
+
+/// What a node has on the LAN, over the devices that the switch gave it.
+fn uplink(topology: &Topology) -> String {
+    let (device, mtu) = (topology.uplink.device(), topology.mtu);
+    match topology.uplink {
+        Uplink::Plain => String::new(),
+        Uplink::Bridge => {
+            format!("link add {device} mtu {mtu} type bridge\nlink set eth0 up\nlink set eth0 master {device}\n")
+        }
+        Uplink::Vlan => format!("link set eth0 up\nlink add link eth0 name {device} type vlan id 5\n"),
+        Uplink::Bond => format!(
+            "link add {device} mtu {mtu} type bond mode active-backup miimon 100\n\
+             link set eth0 master {device}\nlink set eth1 master {device}\n"
+        ),
+    }
 }
 
 /// The name of the switch's `n`th port, counted from 0.
@@ -45,10 +86,11 @@ pub fn switch_port(n: usize) -> String {
     format!("port{n}")
 }
 
-/// The router: `eth0` on the LAN, `eth1` to the far client in the namespace `far`, routes to the pods of `nodes` nodes.
-pub fn router(far: &str, nodes: u8) -> String {
+/// The router: `eth0` on the LAN, `eth1` to the far client in the namespace `far`, routes to the pods of all nodes.
+pub fn router(topology: &Topology, far: &str) -> String {
+    let (mtu, nodes) = (topology.mtu, topology.nodes.len() as u8);
     let mut script = host(&ROUTER, "eth0");
-    line(&mut script, format_args!("link add eth1 type veth peer name eth0 netns {far}"));
+    line(&mut script, format_args!("link add eth1 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {far}"));
     script.push_str(&device(&FAR_ROUTER, "eth1"));
     (1..=nodes).for_each(|n| script.push_str(&route_by_node(n)));
     script
@@ -66,7 +108,7 @@ pub fn far_client() -> String {
 
 /// The `n`th node with its way to the other nodes' pods; its own pods come one by one.
 pub fn node_script(topology: &Topology, n: u8) -> String {
-    let mut script = host(&node(n), "eth0") + &default_by(&ROUTER);
+    let mut script = uplink(topology) + &host(&node(n), topology.uplink.device()) + &default_by(&ROUTER);
     if topology.wiring == Wiring::Bridge {
         script.push_str(&bridge(topology, n));
     }
@@ -186,10 +228,10 @@ fn vxlan_mac(n: u8) -> String {
 }
 
 fn vxlan_device(topology: &Topology, n: u8) -> String {
-    let (mtu, mac, local) = (topology.pod_mtu(), vxlan_mac(n), node(n).v4);
+    let (mtu, mac, local, uplink) = (topology.pod_mtu(), vxlan_mac(n), node(n).v4, topology.uplink.device());
     let Addresses { v4, v6 } = pod_network(n);
     format!(
-        "link add flannel.1 address {mac} mtu {mtu} type vxlan id 1 local {local} dev eth0 dstport 8472 nolearning\n\
+        "link add flannel.1 address {mac} mtu {mtu} type vxlan id 1 local {local} dev {uplink} dstport 8472 nolearning\n\
          link set flannel.1 up\naddr add {v4}/32 dev flannel.1\naddr add {v6}/128 dev flannel.1 nodad\n"
     )
 }

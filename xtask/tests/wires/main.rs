@@ -1,0 +1,26 @@
+//! Frames over plain devices and bridges, ordinary and jumbo.
+
+mod frames;
+
+use anyhow::Result;
+use xtask::lab::topology::{Uplink, Wiring};
+
+#[test]
+fn plain() -> Result<()> {
+    frames::are_right(Uplink::Plain, Wiring::PointToPoint, 1500)
+}
+
+#[test]
+fn plain_jumbo() -> Result<()> {
+    frames::are_right(Uplink::Plain, Wiring::Bridge, 9000)
+}
+
+#[test]
+fn bridge() -> Result<()> {
+    frames::are_right(Uplink::Bridge, Wiring::Bridge, 1500)
+}
+
+#[test]
+fn bridge_jumbo() -> Result<()> {
+    frames::are_right(Uplink::Bridge, Wiring::PointToPoint, 9000)
+}
