@@ -1,4 +1,4 @@
-//! Frames over VLANs and bonds, ordinary and jumbo, and over the bridge of an older kernel: for kernels that have them, `cargo xtask vm --uplinks`.
+//! Frames over VLANs and bonds, ordinary and jumbo, on kernels that have them: `cargo xtask vm --uplinks`.
 
 #[path = "wires/frames.rs"]
 mod frames;
@@ -24,9 +24,4 @@ fn bond() -> Result<()> {
 #[test]
 fn bond_jumbo() -> Result<()> {
     frames::are_right(Uplink::Bond, Wiring::PointToPoint, 9000)
-}
-
-#[test]
-fn bridge() -> Result<()> {
-    frames::are_right(Uplink::Bridge, Wiring::PointToPoint, 1500)
 }

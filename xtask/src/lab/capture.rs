@@ -1,4 +1,4 @@
-//! Captures frames with tcpdump, and has tcpdump judge their checksums.
+//! Captures frames with tcpdump, and has tcpdump judge their checksums, and tshark those of SCTP.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -55,7 +55,7 @@ impl Capture {
         _ = fs::remove_file(&file);
         let mut command = Command::new("tcpdump");
         // Every frame is written at once, so that none is missing when it ends.
-        command.args(["-i", device, "-n", "-s", "0", "-U", "--immediate-mode", "-B", "65536", "-Z", "root", "-Q"]);
+        command.args(["-i", device, "-n", "-s", "0", "-U", "--immediate-mode", "-B", "16384", "-Z", "root", "-Q"]);
         command.arg(match direction {
             Direction::In => "in",
             Direction::Out => "out",
@@ -74,6 +74,35 @@ impl Capture {
         Ok(Self { process, file })
     }
 
+    /// Ends it, and has tshark judge the SCTP packets in it: each chunk's type, and whether the packet's checksum is right.
+    ///
+    /// # Errors
+    /// If tcpdump does not end, or tshark is missing or prints something else.
+    pub fn sctp(mut self) -> Result<Vec<(u8, bool)>> {
+        self.process.stop(PATIENCE)?;
+        let mut command = Command::new("tshark");
+        command.args([
+            "-o",
+            "sctp.checksum:CRC-32c",
+            "-Y",
+            "sctp",
+            "-T",
+            "fields",
+            "-e",
+            "sctp.chunk_type",
+            "-e",
+            "sctp.checksum.status",
+        ]);
+        let output = command.arg("-r").arg(&self.file).output().context("run tshark")?;
+        ensure!(output.status.success(), "tshark: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let packet = |line: &str| {
+            let (chunk, status) = line.split_once('\t')?;
+            Some((chunk.parse().ok()?, status == "1"))
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines().map(|line| packet(line).with_context(|| format!("read tshark's {line:?}"))).collect()
+    }
+
     /// Ends it, and has what was captured judged.
     ///
     /// # Errors
@@ -81,7 +110,7 @@ impl Capture {
     pub fn judge(mut self) -> Result<Judgement> {
         self.process.stop(PATIENCE)?;
         let mut command = Command::new("tcpdump");
-        let output = command.args(["-n", "-vv", "-t", "-r"]).arg(&self.file).output().context("run tcpdump")?;
+        let output = command.args(["-Z", "root", "-n", "-vv", "-t", "-r"]).arg(&self.file).output().context("run tcpdump")?;
         ensure!(output.status.success(), "tcpdump: {}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(Judgement::read(&String::from_utf8_lossy(&output.stdout)))
     }

@@ -18,6 +18,7 @@ pub mod objects;
 pub mod owned;
 pub mod probe;
 pub mod process;
+pub mod sctp;
 pub mod server;
 pub mod topology;
 pub mod wire;

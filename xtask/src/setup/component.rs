@@ -28,6 +28,8 @@ pub enum Component {
     DebianKeys,
     /// Shows what is on a wire.
     Tcpdump,
+    /// Judges what was on a wire.
+    Tshark,
     /// Offloads of links.
     Ethtool,
     /// kube-proxy's newer rules.
@@ -66,7 +68,7 @@ pub(super) struct Found(pub String);
 
 impl Component {
     /// All of them, in the order in which they are reported.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::KernelCore,
         Self::BpfLinker,
         Self::Lints,
@@ -78,6 +80,7 @@ impl Component {
         Self::Busybox,
         Self::DebianKeys,
         Self::Tcpdump,
+        Self::Tshark,
         Self::Ethtool,
         Self::Nftables,
         Self::Iptables,
@@ -152,6 +155,7 @@ impl Component {
             Self::Busybox => ("busybox", "tests on other kernels", "busybox", &["busybox-static"]),
             Self::DebianKeys => ("debian-keys", "tests on other kernels", "", &["debian-archive-keyring"]),
             Self::Tcpdump => ("tcpdump", "looking into the lab", "tcpdump", &["tcpdump"]),
+            Self::Tshark => ("tshark", "looking into the lab", "tshark", &["tshark"]),
             Self::Ethtool => ("ethtool", "the lab", "ethtool", &["ethtool"]),
             Self::Nftables => ("nftables", "the lab's kube-proxy", "nft", &["nftables"]),
             Self::Iptables => ("iptables", "the lab's kube-proxy", "iptables", &["iptables"]),

@@ -71,7 +71,7 @@ pub fn run(image: &Path, initramfs: &Path, log: &Path) -> Result<Outcome> {
 /// within kmalloc; the kernel then takes another way.
 fn qemu(image: &Path, initramfs: &Path) -> Command {
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-accel", "tcg", "-cpu", "max,-cx16", "-smp", "2", "-m", "1024", "-nographic", "-no-reboot", "-nic", "none"]);
+    qemu.args(["-accel", "tcg", "-cpu", "max,-cx16", "-smp", "2", "-m", "2048", "-nographic", "-no-reboot", "-nic", "none"]);
     qemu.arg("-kernel").arg(image).arg("-initrd").arg(initramfs);
     qemu.args(["-append", "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on"]);
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());

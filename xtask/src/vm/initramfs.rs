@@ -1,5 +1,6 @@
 //! The root file system of the test machine: busybox, a few modules, the program with its libraries, and an init that runs it.
 
+use super::Work;
 use super::kernel::Kernel;
 use crate::sh;
 use anyhow::{Context, Result, bail};
@@ -9,9 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// In the order in which they are inserted: what a module needs comes before it.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 15] = [
     "net/llc/llc",
     "net/802/stp",
+    "net/802/garp",
+    "net/802/mrp",
+    "net/8021q/8021q",
+    "net/tls/tls",
+    "drivers/net/bonding/bonding",
     "net/bridge/bridge",
     "net/ipv4/udp_tunnel",
     "net/ipv6/ip6_udp_tunnel",
@@ -21,21 +27,31 @@ const MODULES: [&str; 10] = [
     "net/sched/sch_ingress",
     "net/sched/cls_bpf",
 ];
+/// Where tools lie that busybox has not got, or not all of.
+const TOOLS: &str = "tools";
 /// Where older kernels have them.
 const OLD_PLACES: [(&str, &str); 1] = [("drivers/net/vxlan/vxlan", "drivers/net/vxlan")];
 
 /// Lays the root of the machine below `target` and packs it; tells where the archive is.
-pub fn pack(target: &Path, kernel: &Kernel, program: &Path, arguments: &[String]) -> Result<PathBuf> {
+pub fn pack(target: &Path, kernel: &Kernel, work: &Work) -> Result<PathBuf> {
     let root = target.join("root");
     let _ = fs::remove_dir_all(&root);
-    for dir in ["bin", "dev", "proc", "sys", "tmp", "root", "lib/modules", "test"] {
+    for dir in ["bin", "dev", "proc", "sys", "tmp", "run", "root", "lib/modules", "test", "var", "etc", TOOLS] {
         fs::create_dir_all(root.join(dir)).with_context(|| format!("make {dir} in the initramfs"))?;
     }
+    std::os::unix::fs::symlink("../run", root.join("var/run")).context("make /var/run")?;
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").context("write /etc/passwd")?;
+    fs::write(root.join("etc/group"), "root:x:0:\n").context("write /etc/group")?;
     let busybox = sh::find_program("busybox").context("find busybox")?;
     fs::copy(busybox, root.join("bin/busybox")).context("copy busybox")?;
     let modules = lay_modules(&root, kernel)?;
-    lay_program(&root, program)?;
-    lay_init(&root, &modules, arguments)?;
+    lay_program(&root, &work.program, Path::new("/test/program"))?;
+    for tool in work.tools {
+        let found = sh::find_program(tool).with_context(|| format!("find {tool}"))?;
+        lay_program(&root, &found, &Path::new("/").join(TOOLS).join(tool))?;
+    }
+    work.beside.iter().try_for_each(|program| lay_program(&root, program, program))?;
+    lay_init(&root, &modules, &work.arguments)?;
     archive(&root, &target.join("initramfs.cpio"))
 }
 
@@ -69,9 +85,11 @@ fn lay_module(from: &Path, to: &Path) -> Result<()> {
     sh::run(Command::new("busybox").args(["unxz", "-c"]).arg(from).stdout(unpacked))
 }
 
-/// The program and every library that the loader would give it here, each under its path.
-fn lay_program(root: &Path, program: &Path) -> Result<()> {
-    fs::copy(program, root.join("test/program")).with_context(|| format!("copy {}", program.display()))?;
+/// The program at some place, without what only debuggers read, and every library that the loader would give it here, each under its path.
+fn lay_program(root: &Path, program: &Path, at: &Path) -> Result<()> {
+    let place = root.join(at.strip_prefix("/").unwrap_or(at));
+    fs::create_dir_all(place.parent().unwrap_or(root)).context("make a directory for a program")?;
+    sh::run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&place).arg(program))?;
     // A static program has none, and ldd calls that a failure.
     let told = Command::new("ldd").arg(program).output().context("start ldd")?;
     for library in libraries(&String::from_utf8_lossy(&told.stdout)) {
@@ -97,7 +115,7 @@ fn init_script(modules: &[String], arguments: &[String]) -> String {
     let mut script = String::from(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin\n\
-         export PATH=/bin HOME=/root RUST_BACKTRACE=1\n\
+         export PATH=/tools:/bin HOME=/root RUST_BACKTRACE=1\n\
          mount -t proc proc /proc\n\
          mount -t sysfs sysfs /sys\n\
          mount -t devtmpfs dev /dev\n\

@@ -22,6 +22,9 @@ pub struct Args {
     /// A program to run there instead of the kernel test of proxy-userspace
     #[arg(long)]
     exec: Option<PathBuf>,
+    /// Run the lab with VLANs, bonds and bridges there instead
+    #[arg(long, conflicts_with = "exec")]
+    uplinks: bool,
     /// Arguments of the program
     #[arg(last = true)]
     arguments: Vec<String>,
@@ -31,7 +34,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let kernels = if args.kernels.is_empty() { Release::ALL.to_vec() } else { args.kernels.clone() };
     let work = match &args.exec {
-        Some(program) => Work { program: program.clone(), arguments: args.arguments.clone(), is_test: false },
+        Some(program) => {
+            Work { program: program.clone(), arguments: args.arguments.clone(), is_test: false, tools: &[], beside: Vec::new() }
+        }
+        None if args.uplinks => uplinks(&args.arguments)?,
         None => kernel_test(&args.arguments)?,
     };
     let mut failed = Vec::new();
@@ -56,12 +62,21 @@ pub fn test(release: Release) -> Result<u32> {
     on(release, &kernel_test(&[])?)
 }
 
+/// Runs the lab with the devices that not every kernel has on one kernel; how many tests passed, which is never 0.
+pub fn test_uplinks(release: Release) -> Result<u32> {
+    on(release, &uplinks(&[])?)
+}
+
 /// What is run inside.
 struct Work {
     program: PathBuf,
     arguments: Vec<String>,
     /// It is a test, which must say how many passed.
     is_test: bool,
+    /// Programs of this host that it runs, by name.
+    tools: &'static [&'static str],
+    /// Programs that it runs, which lie there as they do here.
+    beside: Vec<PathBuf>,
 }
 
 /// The test that loads every program and compares it with the library on the host.
@@ -69,14 +84,27 @@ fn kernel_test(arguments: &[String]) -> Result<Work> {
     setup::ensure(&Component::BUILD)?;
     let program =
         build::executable(&["test", "--package", "proxy-userspace", "--test", "kernel", "--no-run"], "kernel", Profile::Dev)?;
-    Ok(Work { program, arguments: arguments.to_vec(), is_test: true })
+    Ok(Work { program, arguments: arguments.to_vec(), is_test: true, tools: &[], beside: Vec::new() })
+}
+
+/// The lab's test of devices, one case after the other.
+fn uplinks(arguments: &[String]) -> Result<Work> {
+    setup::ensure(&Component::BUILD)?;
+    setup::ensure(&Component::LAB)?;
+    setup::ensure(&[Component::Tcpdump])?;
+    let build = ["build", "--package", "xtask", "--package", "proxy-userspace"];
+    let beside = ["xtask", "portway"].map(|name| build::executable(&build, name, Profile::Dev));
+    let program = build::executable(&["test", "--package", "xtask", "--test", "uplinks", "--no-run"], "uplinks", Profile::Dev)?;
+    let arguments = [&["--test-threads".to_owned(), "1".to_owned()], arguments].concat();
+    let beside = beside.into_iter().collect::<Result<_>>()?;
+    Ok(Work { program, arguments, is_test: true, tools: &["ip", "bridge", "ethtool", "tcpdump"], beside })
 }
 
 fn on(release: Release, work: &Work) -> Result<u32> {
     setup::ensure(&Component::VM)?;
     let kernel = kernel::fetch(release)?;
     let target = sh::workspace().join("target/vm").join(release.name());
-    let image = initramfs::pack(&target, &kernel, &work.program, &work.arguments)?;
+    let image = initramfs::pack(&target, &kernel, work)?;
     println!("vm: booting {} ({})", kernel.version, kernel.image.display());
     let log = target.join("console.log");
     let outcome = boot::run(&kernel.image, &image, &log)?;

@@ -12,5 +12,6 @@ mod narrow;
 mod pod_start;
 mod policy;
 mod reach;
+mod sctp;
 mod takeover;
 mod xdp;

@@ -30,7 +30,7 @@ const CLUSTER_IPS: [&str; 2] = ["10.96.0.10", "fd00:10:96::10"];
 /// How much a transfer takes, in bytes.
 const BODY: usize = 400_000;
 /// How long a change may take to be in force, also on an emulated machine.
-const IN_FORCE: Duration = Duration::from_secs(60);
+const IN_FORCE: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Everything that crosses the wires of a lab of this kind has right checksums, and arrives.
@@ -42,10 +42,8 @@ pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32) -> Result<()> {
     let all: Vec<Value> = played.chain(services()).collect();
     fs::write(manifests.join("cluster.yaml"), objects::yaml(&all)?).context("write manifests")?;
     let spec = AgentSpec::new(lab.tools(), Source::Manifests(manifests), lab.directory()).finding_devices();
-    let agents = lab.nodes().iter().map(|node| spec.start(node)).collect::<Result<Vec<_>>>()?;
-    for agent in &agents {
-        served(&lab).with_context(|| agent.log_tail())?;
-    }
+    let agents = lab.nodes().iter().map(|node| spec.start_unready(node)).collect::<Result<Vec<_>>>()?;
+    served(&lab).with_context(|| agents.iter().map(Agent::log_tail).collect::<Vec<_>>().join("\n---\n"))?;
     // What a node or the router sends has its checksums and its segments made there, from what the programs left of them.
     let wires = lab.nodes().iter().map(Node::ns).chain([lab.router()]);
     wires.clone().try_for_each(|ns| ns.switch_checksum_offload_off("eth0"))?;

@@ -1,0 +1,112 @@
+//! SCTP by crafted packets, for this kernel may have none: associations live through all their chunks by every frontend, and tshark finds all
+//! checksums right where they arrive.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use xtask::lab::capture::{Capture, Direction};
+use xtask::lab::controlplane::{ObjectRef, wait_for};
+use xtask::lab::netns::Namespace;
+use xtask::lab::sctp::{DATA_HEADER, associate, serve};
+use xtask::lab::topology::{Join, Wiring};
+
+use crate::cluster::{Cluster, IN_FORCE};
+
+const PORT: u16 = 9999;
+const NODE_PORT: u16 = 30412;
+/// The external IPs and load balancer IPs, which the router sends to node1.
+const EXTERNAL: [&str; 2] = ["203.0.113.50", "2001:db8:0:50::1"];
+const BALANCED: [&str; 2] = ["203.0.113.51", "2001:db8:0:51::1"];
+const WEB: [&str; 3] = ["web-1", "web-2", "web-3"];
+
+#[test]
+fn sctp_by_tc() -> Result<()> {
+    let cluster = Cluster::start_with(Wiring::PointToPoint, Join::Routes, &["--xdp", "off"], |_| Ok(()))?;
+    associations(&cluster)
+}
+
+#[test]
+fn sctp_by_xdp() -> Result<()> {
+    let cluster = Cluster::start_with(Wiring::Bridge, Join::Routes, &["--xdp", "native"], |lab| lab.let_xdp_send())?;
+    associations(&cluster)?;
+    let node = cluster.lab.node("node3")?;
+    let [early, all] = cluster.events(node, ["forwarded_early", "forwarded"])?;
+    // The control plane is asked through it, too, but most is ours.
+    ensure!(early * 2 > all, "XDP forwarded {early} of {all} packets");
+    Ok(())
+}
+
+fn associations(cluster: &Cluster) -> Result<()> {
+    let (lab, client) = (&cluster.lab, cluster.plane.client());
+    for name in WEB {
+        for v4 in [true, false] {
+            _ = lab.pod(name)?.ns().start(move || Ok(serve(name, PORT, v4)?));
+        }
+    }
+    client.apply(&json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "sctp", "namespace": "default" },
+        "spec": {
+            "type": "LoadBalancer",
+            "ipFamilyPolicy": "RequireDualStack",
+            "externalIPs": EXTERNAL,
+            "selector": { "app": "web" },
+            "ports": [{ "protocol": "SCTP", "port": 36412, "targetPort": PORT, "nodePort": NODE_PORT }],
+        },
+    }))?;
+    let ingress: Vec<_> = BALANCED.iter().map(|ip| json!({ "ip": ip })).collect();
+    client.patch_status(
+        &ObjectRef::namespaced("v1", "Service", "default", "sctp"),
+        &json!({ "loadBalancer": { "ingress": ingress } }),
+    )?;
+    let by = lab.node("node1")?.addresses().both();
+    for ip in EXTERNAL.iter().chain(&BALANCED) {
+        let (len, via) = if ip.contains(':') { (128, by[1]) } else { (32, by[0]) };
+        lab.router().ip(&format!("route add {ip}/{len} via {via}\n"))?;
+    }
+    let mut ways: Vec<(&Namespace, SocketAddr)> = Vec::new();
+    let parse = |ip: &&str| ip.parse::<IpAddr>().context("read an address");
+    for node in lab.nodes() {
+        ways.extend(node.addresses().both().map(|ip| (lab.far_client(), SocketAddr::new(ip, NODE_PORT))));
+    }
+    for ip in EXTERNAL.iter().chain(&BALANCED).map(parse) {
+        ways.push((lab.far_client(), SocketAddr::new(ip?, 36412)));
+    }
+    for ip in cluster.cluster_ips("sctp")? {
+        ways.push((lab.pod("visitor")?.ns(), SocketAddr::new(ip, 36412)));
+    }
+    for (from, addr) in &ways {
+        let served = |port| from.run(|| Ok(associate(port, *addr, &[8])?)).is_ok();
+        wait_for("the Service", IN_FORCE, || Ok((50000..50012).all(served).then_some(())))
+            .with_context(|| format!("ask {addr}"))?;
+    }
+    let mut captures = Vec::new();
+    for ns in [lab.far_client(), lab.pod("visitor")?.ns(), lab.pod("web-1")?.ns(), lab.pod("web-3")?.ns()] {
+        captures.push((ns.name(), Capture::start(ns, "eth0", Direction::In, lab.directory())?));
+    }
+    for (from, addr) in &ways {
+        let header = if addr.is_ipv4() { 20 } else { 40 };
+        let sizes = [8, 9, 1001, 1500 - header - 12 - DATA_HEADER];
+        let mut seen = BTreeSet::new();
+        // Twice from each port: what is over is opened anew (V17).
+        for port in (40000..40012).flat_map(|port| [port, port]) {
+            let name = from.run(|| Ok(associate(port, *addr, &sizes)?)).with_context(|| format!("from {port} to {addr}"))?;
+            seen.insert(name);
+        }
+        ensure!(seen.iter().map(String::as_str).eq(WEB), "{addr}: {seen:?}");
+    }
+    for (name, capture) in captures {
+        let packets = capture.sctp()?;
+        let wrong = packets.iter().filter(|(_, right)| !right).count();
+        let kinds: BTreeSet<u8> = packets.iter().map(|(kind, _)| *kind).collect();
+        println!("{name}: {} packets, {wrong} of them wrong, of chunks {kinds:?}", packets.len());
+        ensure!(wrong == 0, "{name}: {wrong} of {} packets have a wrong checksum", packets.len());
+        let asks = name.ends_with("client") || name.ends_with("visitor");
+        let expected: &[u8] = if asks { &[0, 2, 3, 5, 8, 11] } else { &[0, 1, 3, 4, 7, 10, 14] };
+        ensure!(kinds.iter().eq(expected), "{name}: chunks {kinds:?} instead of {expected:?}");
+    }
+    Ok(())
+}
