@@ -11,9 +11,9 @@ use crate::lab::agent::{Agent, AgentSpec};
 use crate::lab::controlplane::{ControlPlane, KubeProxy, ObjectRef, ProxySpec, wait_for};
 use crate::lab::host::Tools;
 use crate::lab::netns::Namespace;
-use crate::lab::probe;
-use crate::lab::topology::{Family, Join, Wiring};
+use crate::lab::topology::{FAR_CLIENT, Family, Join, Wiring};
 use crate::lab::{Lab, cluster};
+use crate::lab::{probe, sctp};
 
 /// How long slices may take to follow pods, and data planes to follow slices; generous, for machines are slow in CI.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,6 +59,8 @@ impl Cluster {
         lab.router().ip(&scene::routes(FAR_WAY))?;
         lab.near_client().ip(&scene::routes(NEAR_WAY))?;
         stop_loops(lab.router())?;
+        narrow(lab.router())?;
+        associate(&lab)?;
         lab.nodes().iter().try_for_each(|node| node.ns().sysctls(UNLIMITED_ICMP))?;
         let plane = cluster::begin(&lab)?;
         apply(&plane)?;
@@ -114,6 +116,25 @@ fn stop_loops(router: &Namespace) -> Result<()> {
     for (family, network) in ["-4", "-6"].into_iter().zip(scene::ROUTED_NETWORKS) {
         let rule = ["rule", "add", "iif", "eth0", "to", network, "blackhole"];
         router.output(Command::new("ip").arg(family).args(rule))?;
+    }
+    Ok(())
+}
+
+/// The routed client is behind a hop that takes less than anybody knows.
+fn narrow(router: &Namespace) -> Result<()> {
+    for ip in FAR_CLIENT.both() {
+        let len = if ip.is_ipv4() { 32 } else { 128 };
+        router.ip(&format!("route add {ip}/{len} dev eth1 mtu lock {}\n", scene::NARROW))?;
+    }
+    Ok(())
+}
+
+/// Lets the backends answer SCTP, for as long as this process lives.
+fn associate(lab: &Lab) -> Result<()> {
+    for (pod, port) in scene::SCTP_SERVERS {
+        for v4 in [true, false] {
+            _ = lab.pod(pod)?.ns().start(move || Ok(sctp::serve(pod, port, v4)?));
+        }
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Owns the questions: which client asks which frontend by which family and protocol, and which node has to deal with it.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::scene::{self, Backends, FAR_WAY, NEAR_WAY, PORT, Policy, SERVICES, Service, UNASSIGNED_NODE_PORT, WAYS};
 use crate::lab::probe::Kind;
@@ -31,6 +31,8 @@ pub enum Target {
     UnassignedClusterIp,
     /// The nodePort of a node.
     NodePort(u8),
+    /// The nodePort at the client's own loopback address.
+    Loopback,
     /// A port of a node that is no nodePort.
     UnassignedNodePort(u8),
     /// The external IP that is routed by way of a node.
@@ -48,6 +50,17 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// TCP with a long response.
+    Bulk,
+    /// UDP with datagrams of several fragments.
+    LargeUdp,
+    /// SCTP, by crafted packets.
+    Sctp,
+}
+
+impl Protocol {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Tcp, Self::Udp, Self::Bulk, Self::LargeUdp, Self::Sctp];
 }
 
 /// A question to both sides.
@@ -84,7 +97,7 @@ pub fn rows(extent: Extent) -> Vec<Row> {
     let mut rows = Vec::new();
     for service in &SERVICES {
         for client in clients(service) {
-            for target in targets(service) {
+            for target in targets(service, client) {
                 rows.extend(variants(service, client, target));
             }
         }
@@ -98,8 +111,11 @@ fn clients(service: &Service) -> Vec<Client> {
     CLIENTS.into_iter().chain(backend).collect()
 }
 
-fn targets(service: &Service) -> Vec<Target> {
+fn targets(service: &Service, client: Client) -> Vec<Target> {
     let mut targets = vec![Target::ClusterIp];
+    if matches!(client, Client::Process(_)) {
+        targets.push(Target::Loopback);
+    }
     targets.extend([1, 2, 3].map(Target::NodePort));
     targets.extend(WAYS.map(Target::ExternalIp));
     targets.extend(WAYS.map(Target::LoadBalancerIp));
@@ -112,8 +128,8 @@ fn targets(service: &Service) -> Vec<Target> {
 }
 
 fn variants(service: &'static Service, client: Client, target: Target) -> impl Iterator<Item = Row> {
-    let all = Family::BOTH.into_iter().flat_map(|family| [Protocol::Tcp, Protocol::Udp].map(|protocol| (family, protocol)));
-    all.map(move |(family, protocol)| Row { client, service, target, family, protocol })
+    let all = Family::BOTH.into_iter().flat_map(|family| Protocol::ALL.map(|protocol| (family, protocol)));
+    all.map(move |(family, protocol)| Row { client, service, target, family, protocol }).filter(Row::is_asked)
 }
 
 impl Row {
@@ -126,6 +142,10 @@ impl Row {
             Target::UnknownClusterPort => at(service.cluster_ip(family), PORT + 1),
             Target::UnassignedClusterIp => at(scene::unassigned(family), PORT),
             Target::NodePort(n) => at(topology::node(n).of(family), service.node_port()),
+            Target::Loopback => match family {
+                Family::V4 => at(Ipv4Addr::LOCALHOST.into(), service.node_port()),
+                Family::V6 => at(Ipv6Addr::LOCALHOST.into(), service.node_port()),
+            },
             Target::UnassignedNodePort(n) => at(topology::node(n).of(family), UNASSIGNED_NODE_PORT),
             Target::ExternalIp(way) => at(service.external_ip(family, way), PORT),
             Target::LoadBalancerIp(way) => at(service.load_balancer_ip(family, way), PORT),
@@ -138,7 +158,29 @@ impl Row {
         match self.protocol {
             Protocol::Tcp => Kind::Http,
             Protocol::Udp => Kind::Udp,
+            Protocol::Bulk => Kind::Bulk,
+            Protocol::LargeUdp => Kind::LargeUdp,
+            Protocol::Sctp => Kind::Sctp,
         }
+    }
+
+    /// Whether it is a question of its own: how long a response is matters only where one comes, and processes have no sockets of SCTP here.
+    fn is_asked(&self) -> bool {
+        match self.protocol {
+            Protocol::Tcp | Protocol::Udp => true,
+            Protocol::Bulk | Protocol::LargeUdp => matches!(self.service.name, "cluster" | "host") && self.is_served(),
+            Protocol::Sctp => !self.is_from_process(),
+        }
+    }
+
+    fn is_served(&self) -> bool {
+        !matches!(
+            self.target,
+            Target::UnknownClusterPort
+                | Target::UnassignedClusterIp
+                | Target::UnassignedNodePort(_)
+                | Target::UnknownLoadBalancerPort(_)
+        )
     }
 
     /// The number of the node that has to deal with it: the one that is addressed, else the client's own, else the one that it is routed to.
@@ -184,6 +226,14 @@ impl Row {
     }
 
     fn is_quick(&self) -> bool {
+        if matches!(self.protocol, Protocol::Bulk | Protocol::LargeUdp | Protocol::Sctp) {
+            let way = match self.client {
+                Client::Far | Client::Process(3) => Target::NodePort(3),
+                _ => Target::ClusterIp,
+            };
+            let client = matches!(self.client, Client::Far | Client::Process(3) | Client::Pod("client-3", _));
+            return self.service.name == "cluster" && client && self.target == way;
+        }
         let service = matches!(self.service.name, "cluster" | "etp-local" | "empty" | "ranges-far");
         let client = matches!(self.client, Client::Far | Client::Pod("client-3", _) | Client::Process(3));
         let variant = matches!((self.family, self.protocol), (Family::V4, Protocol::Tcp) | (Family::V6, Protocol::Udp));
@@ -210,6 +260,7 @@ impl fmt::Display for Target {
             Self::UnknownClusterPort => f.write_str("ClusterIP, unknown port"),
             Self::UnassignedClusterIp => f.write_str("Service CIDR, unassigned"),
             Self::NodePort(n) => write!(f, "nodePort of node{n}"),
+            Self::Loopback => f.write_str("nodePort, loopback"),
             Self::UnassignedNodePort(n) => write!(f, "node{n}, no nodePort"),
             Self::ExternalIp(way) => write!(f, "external IP by node{way}"),
             Self::LoadBalancerIp(way) => write!(f, "LB IP by node{way}"),

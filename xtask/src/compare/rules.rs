@@ -20,7 +20,7 @@ pub struct Rule {
 }
 
 /// All that are meant, in the order in which they apply.
-pub const INTENDED: [Rule; 6] = [
+pub const INTENDED: [Rule; 7] = [
     Rule {
         number: "V11",
         says: "pods of other nodes reach all endpoints of an externalTrafficPolicy Local Service, and the replies come back",
@@ -40,6 +40,11 @@ pub const INTENDED: [Rule; 6] = [
         number: "V10",
         says: "a pod that reaches itself sees the address that it asked for, instead of the node's",
         foresee: hairpin_sees_frontend,
+    },
+    Rule {
+        number: "V21, loopback",
+        says: "a process reaches nodePorts at loopback addresses, which kube-proxy serves in its iptables mode only",
+        foresee: loopback_serves,
     },
     Rule {
         number: "V21, refused",
@@ -116,6 +121,14 @@ fn hairpin_sees_frontend(row: &Row, outcome: &Outcome) -> Outcome {
         _ => Seen::Frontend,
     };
     outcome.with_clients(|pod, before| if is_hairpin(row, pod) { frontend } else { before })
+}
+
+fn loopback_serves(row: &Row, outcome: &Outcome) -> Outcome {
+    let endpoints = row.service.endpoints();
+    if row.target != Target::Loopback || endpoints.is_empty() || *outcome != Outcome::only(End::Refused) {
+        return outcome.clone();
+    }
+    Outcome(endpoints.iter().map(|(pod, _)| End::Served { pod: (*pod).to_owned(), seen: Seen::Client }).collect())
 }
 
 fn process_hears_refused(row: &Row, outcome: &Outcome) -> Outcome {

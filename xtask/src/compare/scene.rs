@@ -16,8 +16,14 @@ pub const WAYS: [u8; 2] = [1, 3];
 pub const NEAR_WAY: u8 = 1;
 /// The node by which the routed client reaches ClusterIPs: one without backends.
 pub const FAR_WAY: u8 = 3;
-/// The port of every Service, TCP and UDP.
+/// The port of every Service, of each protocol.
 pub const PORT: u16 = 80;
+/// Where the pods' and the host's SCTP servers listen.
+const SCTP_PORTS: [u16; 2] = [9899, 9898];
+/// Who answers SCTP at which port.
+pub const SCTP_SERVERS: [(&str, u16); 3] = [("web-1", SCTP_PORTS[0]), ("web-2", SCTP_PORTS[0]), ("host-1", SCTP_PORTS[1])];
+/// The MTU of the last hop to the routed client, which neither it nor the nodes know: that of IPv6 at least, in bytes.
+pub const NARROW: u32 = 1280;
 
 /// Whether a traffic policy allows all endpoints or those of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +124,7 @@ impl Service {
         cluster_ip(family, self.number)
     }
 
-    /// Its nodePort, TCP and UDP.
+    /// Its nodePort, of each protocol.
     pub fn node_port(&self) -> u16 {
         30000 + u16::from(self.number)
     }
@@ -141,10 +147,10 @@ impl Service {
 
     /// The object without its status.
     pub fn object(&self) -> Value {
-        let (app, tcp, udp) = match self.backends {
-            Backends::None => ("nobody", 8080, 5353),
-            Backends::Pods => ("web", 8080, 5353),
-            Backends::Host => ("host", 8088, 8089),
+        let (app, tcp, udp, sctp) = match self.backends {
+            Backends::None => ("nobody", 8080, 5353, SCTP_PORTS[0]),
+            Backends::Pods => ("web", 8080, 5353, SCTP_PORTS[0]),
+            Backends::Host => ("host", 8088, 8089, SCTP_PORTS[1]),
         };
         let port = |name: &str, protocol: &str, target: u16| json!({ "name": name, "protocol": protocol, "port": PORT, "targetPort": target, "nodePort": self.node_port() });
         json!({
@@ -161,7 +167,7 @@ impl Service {
                 "internalTrafficPolicy": self.internal.word(),
                 "loadBalancerSourceRanges": self.ranges.cidrs(),
                 "selector": { "app": app },
-                "ports": [port("http", "TCP", tcp), port("echo", "UDP", udp)],
+                "ports": [port("http", "TCP", tcp), port("echo", "UDP", udp), port("assoc", "SCTP", sctp)],
             },
         })
     }

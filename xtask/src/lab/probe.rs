@@ -5,9 +5,11 @@ use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use super::facts::Facts;
+use super::sctp;
 
 /// How long a probe waits for a connection, and again for its answer.
 pub const PATIENCE: Duration = Duration::from_millis(700);
@@ -34,7 +36,18 @@ pub enum Kind {
     TcpEcho,
     /// A datagram.
     Udp,
+    /// An HTTP response that takes many segments of any path's size.
+    Bulk,
+    /// A datagram of several fragments, and one back.
+    LargeUdp,
+    /// An SCTP association of crafted packets.
+    Sctp,
 }
+
+/// What a bulk response has, in bytes.
+const BULK: usize = 100_000;
+/// What a large datagram has besides the answer's facts, in bytes.
+const LARGE: usize = 4000;
 
 /// Asks once.
 pub fn ask(kind: Kind, addr: SocketAddr) -> Answer {
@@ -42,8 +55,18 @@ pub fn ask(kind: Kind, addr: SocketAddr) -> Answer {
         Kind::Http => Session::open(addr).and_then(|mut session| session.ask()),
         Kind::TcpEcho => tcp_echo(addr),
         Kind::Udp => udp(addr),
+        Kind::Bulk => bulk(addr),
+        // The first may only tell what the path takes.
+        Kind::LargeUdp => large_udp(addr).or_else(|_| large_udp(addr)).or_else(|_| large_udp(addr)),
+        Kind::Sctp => sctp::associate(own_port(), addr, &[200, 1000]),
     }
     .map_or_else(Answer::from_error, Answer::Served)
+}
+
+/// A port that this process has not used yet.
+fn own_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    20_000 + (std::process::id() as u16 ^ NEXT.fetch_add(1, Ordering::Relaxed)) % 40_000
 }
 
 /// Asks over HTTP on a connection of its own.
@@ -161,19 +184,47 @@ fn udp(addr: SocketAddr) -> io::Result<Facts> {
     udp_from(0, addr)
 }
 
+fn bulk(addr: SocketAddr) -> io::Result<Facts> {
+    let mut session = Session::open(addr)?;
+    let facts = session.ask()?;
+    match session.get(&format!("/bytes/{BULK}"))?.len() {
+        BULK => Ok(facts),
+        other => Err(io::Error::new(ErrorKind::InvalidData, format!("{other} bytes instead of {BULK}"))),
+    }
+}
+
+fn large_udp(addr: SocketAddr) -> io::Result<Facts> {
+    let socket = udp_socket(0, addr)?;
+    let sent: Vec<u8> = [b"large\n".to_vec(), (0..LARGE).map(|at| (at % 251) as u8).collect()].concat();
+    socket.send(&sent)?;
+    let mut buffer = [0; 2 * LARGE];
+    let length = socket.recv(&mut buffer)?;
+    let at = buffer[..length].iter().position(|byte| *byte == b'\n').unwrap_or(length);
+    let facts = parse_facts(&buffer[..at])?;
+    match buffer[..length].ends_with(&sent) {
+        true => Ok(facts),
+        false => Err(io::Error::new(ErrorKind::InvalidData, "the echo differs")),
+    }
+}
+
 /// Asks by UDP from a port of the caller's choice; 0 is any.
 ///
 /// # Errors
 /// If the port is taken, or nothing is answered in time.
 pub fn udp_from(port: u16, addr: SocketAddr) -> io::Result<Facts> {
-    let any: IpAddr = if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, port))?;
-    socket.connect(addr)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    let socket = udp_socket(port, addr)?;
     socket.send(b"probe\n")?;
     let mut buffer = [0; 2048];
     let length = socket.recv(&mut buffer)?;
     parse_facts(&buffer[..length])
+}
+
+fn udp_socket(port: u16, addr: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, port))?;
+    socket.connect(addr)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket)
 }
 
 impl Answer {

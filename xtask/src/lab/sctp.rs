@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::facts::Facts;
+
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// SCTP's number.
@@ -110,7 +112,7 @@ impl Raw {
     }
 }
 
-/// Answers associations at `port` of one family for ever: DATA comes back with `name` before it.
+/// Answers associations at `port` of one family for ever: DATA comes back, with the [`Facts`] of the pod `name` and a line's end over its begin.
 ///
 /// # Errors
 /// If raw sockets cannot be had (root is needed), or fail.
@@ -150,9 +152,10 @@ pub fn serve(name: &str, port: u16, v4: bool) -> Result<()> {
             kind::DATA => {
                 raw.send(from, &answer(kind::SACK, &sack(&packet.body)))?;
                 // As long as what came, so that both ways carry packets of all sizes.
+                let here = SocketAddr::new(if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }, port);
+                let facts = format!("{}\n", Facts::new(name, SocketAddr::new(from, packet.from), here));
                 let mut body = packet.body.clone();
-                let told = body.len().min(DATA_HEADER - 4 + name.len());
-                body[DATA_HEADER - 4..told].copy_from_slice(&name.as_bytes()[..told - (DATA_HEADER - 4)]);
+                body.iter_mut().skip(DATA_HEADER - 4).zip(facts.bytes()).for_each(|(byte, said)| *byte = said);
                 raw.send(from, &answer(kind::DATA, &body))?;
             }
             _ => {}
@@ -165,12 +168,12 @@ fn sack(data: &[u8]) -> Vec<u8> {
     [&data[..4], &65_536_u32.to_be_bytes(), &[0; 4]].concat()
 }
 
-/// Lives through an association from `port` of this host: set-up, DATA of these sizes (at least as long as names), a heartbeat and shutdown.
-/// Gives the name of who answered.
+/// Lives through an association from `port` of this host: set-up, DATA of these sizes, a heartbeat after each, and shutdown.
 ///
 /// # Errors
-/// `TimedOut` where an answer does not come, or comes wrong; `InvalidData` if data comes back as other data.
-pub fn associate(port: u16, addr: SocketAddr, sizes: &[usize]) -> Result<String> {
+/// `TimedOut` where an answer does not come, or comes wrong; `InvalidData` if data comes back as other data, or none is long enough to tell who
+/// answers.
+pub fn associate(port: u16, addr: SocketAddr, sizes: &[usize]) -> Result<Facts> {
     let raw = Raw::open(addr.is_ipv4())?;
     let any: IpAddr = if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     raw.socket.bind(&SocketAddr::new(any, 0).into())?;
@@ -199,7 +202,7 @@ pub fn associate(port: u16, addr: SocketAddr, sizes: &[usize]) -> Result<String>
     // The parameter's header before it is none of the cookie.
     send(theirs, kind::COOKIE_ECHO, init_ack.body.get(20..).ok_or_else(short)?)?;
     expect(kind::COOKIE_ACK)?;
-    let mut name = String::new();
+    let mut facts = None;
     for (tsn, size) in (1_u32..).zip(sizes) {
         let data: Vec<u8> = (0..*size).map(|at| (at % 251) as u8).collect();
         send(theirs, kind::DATA, &[&tsn.to_be_bytes()[..], &[0; 8], &data].concat())?;
@@ -207,18 +210,19 @@ pub fn associate(port: u16, addr: SocketAddr, sizes: &[usize]) -> Result<String>
         let back = expect(kind::DATA)?;
         send(theirs, kind::SACK, &sack(&back.body))?;
         let (head, told) = back.body.split_at(DATA_HEADER - 4);
-        // Names are printable; what was sent begins with what is not.
-        name = told.iter().take_while(|byte| byte.is_ascii_graphic()).map(|byte| char::from(*byte)).collect();
-        if told.len() != *size || told[name.len()..] != data[name.len()..] || head[..4] != tsn.to_be_bytes() {
+        let line = told.iter().position(|byte| *byte == b'\n');
+        let said = line.unwrap_or(told.len());
+        if told.len() != *size || told.get(said + 1..) != data.get(said + 1..) || head[..4] != tsn.to_be_bytes() {
             return Err(Error::new(ErrorKind::InvalidData, format!("{size} bytes came back as others")));
         }
+        facts = facts.or(line.and_then(|end| String::from_utf8_lossy(&told[..end]).parse().ok()));
         send(theirs, kind::HEARTBEAT, &[0, 1, 0, 8, 1, 2, 3, 4])?;
         expect(kind::HEARTBEAT_ACK)?;
     }
     send(theirs, kind::SHUTDOWN, &(sizes.len() as u32).to_be_bytes())?;
     expect(kind::SHUTDOWN_ACK)?;
     send(theirs, kind::SHUTDOWN_COMPLETE, &[])?;
-    Ok(name)
+    facts.ok_or_else(short)
 }
 
 fn timed_out(error: &Error) -> ErrorKind {

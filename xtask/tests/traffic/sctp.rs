@@ -79,7 +79,7 @@ fn associations(cluster: &Cluster) -> Result<()> {
         ways.push((lab.pod("visitor")?.ns(), SocketAddr::new(ip, 36412)));
     }
     for (from, addr) in &ways {
-        let served = |port| from.run(|| Ok(associate(port, *addr, &[8])?)).is_ok();
+        let served = |port| from.run(|| Ok(associate(port, *addr, &[200])?)).is_ok();
         wait_for("the Service", IN_FORCE, || Ok((50000..50012).all(served).then_some(())))
             .with_context(|| format!("ask {addr}"))?;
     }
@@ -93,8 +93,8 @@ fn associations(cluster: &Cluster) -> Result<()> {
         let mut seen = BTreeSet::new();
         // Twice from each port: what is over is opened anew (V17).
         for port in (40000..40012).flat_map(|port| [port, port]) {
-            let name = from.run(|| Ok(associate(port, *addr, &sizes)?)).with_context(|| format!("from {port} to {addr}"))?;
-            seen.insert(name);
+            let facts = from.run(|| Ok(associate(port, *addr, &sizes)?)).with_context(|| format!("from {port} to {addr}"))?;
+            seen.insert(facts.pod);
         }
         ensure!(seen.iter().map(String::as_str).eq(WEB), "{addr}: {seen:?}");
     }
