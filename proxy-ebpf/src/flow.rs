@@ -238,6 +238,35 @@ pub fn plan<F: Ip, T: Tables<F>>(
     Ok(Plan { forward, reply: Leg::new(Hook::FromDevice as u8, Way::Neighbour, device), masquerade, later: false })
 }
 
+/// The same for a process of this host that no hook of sockets serves: its packets come by the gate, and what answers goes up the stack.
+#[inline(always)]
+pub fn plan_for_process<F: Ip, T: Tables<F>>(
+    tables: &T,
+    device: IfIndex,
+    key: &FlowKey<F::Addr>,
+    backend: &Backend<F::Addr>,
+) -> Result<Plan<F::Addr>, Reason> {
+    let hook = Hook::FromDevice as u8;
+    if let Some(pod) = tables.pod(&backend.addr) {
+        if pod.device == IfIndex::NONE {
+            return Err(Reason::PodDeviceUnknown);
+        }
+        let reply = Leg::new(Hook::FromPod as u8, Way::Stack, IfIndex::NONE);
+        return Ok(Plan { forward: Leg::new(hook, Way::Pod, pod.device), reply, masquerade: F::Addr::ZERO, later: false });
+    }
+    let reply = Leg::new(hook, Way::Stack, IfIndex::NONE);
+    // Another process of this host sees the address that was asked for as its client, or its answers would not come by the gate.
+    if tables.address(&backend.addr).has(AddressFlags::HOST) {
+        return Ok(Plan { forward: reply, reply, masquerade: key.dst, later: false });
+    }
+    let route = tables.route(device, &key.src, &backend.addr).ok_or(Reason::NoRoute)?;
+    let masquerade = tables.device(route.device).map_or(F::Addr::ZERO, |out| F::masquerade(&out));
+    if masquerade == F::Addr::ZERO {
+        return Err(Reason::NoMasqueradeAddress);
+    }
+    Ok(Plan { forward: Leg::new(hook, Way::Neighbour, route.device), reply, masquerade, later: false })
+}
+
 #[inline(always)]
 fn through_stack<A: Address>(hook: Hook, back: Hook) -> Plan<A> {
     let leg = |hook: Hook| Leg::new(hook as u8, Way::Stack, IfIndex::NONE);
@@ -257,7 +286,7 @@ pub fn open<F: Family, T: Tables<F>>(
     config: &Config,
 ) -> Result<(), Reason> {
     let masquerades = !plan.later && plan.masquerade != F::Addr::ZERO;
-    let role = if masquerades { Role::MASQUERADE } else { 0 };
+    let role = if masquerades { Role::MASQUERADE } else { 0 } | if scratch.own != 0 { Role::OWN_NODE } else { 0 };
     let Scratch { headers, flow, reply, .. } = scratch;
     let key = &headers.key;
     let src = if masquerades { plan.masquerade } else { key.src };

@@ -430,14 +430,20 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     origin: Origin,
     scratch: &mut Scratch<F>,
 ) -> Result<Stage, Reason> {
-    let key = &scratch.headers.key;
-    let Some(service) = service::select(tables, key)? else { return Ok(Stage::Plain) };
+    let Some(service) = service::select(tables, &scratch.headers.key)? else { return Ok(Stage::Plain) };
     if !scratch.headers.opens() {
         return service::not_opening(&service);
     }
     let config = tables.config().unwrap_or_default();
-    let backend = service::choose(tables, key, &service, origin, &config)?;
-    let plan = flow::plan(tables, device, key, &backend, origin, &config)?;
+    // V21: a process of this host reaches what its pods reach. P18: pods let it in.
+    let process = origin == Origin::Outside && tables.device(device).is_some_and(|device| device.flags & Device::GATE != 0);
+    scratch.own = u32::from(process);
+    let key = &scratch.headers.key;
+    let backend = service::choose(tables, key, &service, if process { Origin::Pod } else { origin }, &config)?;
+    let plan = match process {
+        true => flow::plan_for_process(tables, device, key, &backend),
+        false => flow::plan(tables, device, key, &backend, origin, &config),
+    }?;
     let stage = may_leave(packet, tables, scratch, plan.way(), plan.device());
     if stage == Stage::Judge {
         flow::open(tables, scratch, &service, &backend, &plan, &config)?;

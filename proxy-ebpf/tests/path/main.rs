@@ -11,6 +11,7 @@ mod early;
 mod errors;
 mod firewall;
 mod fragments;
+mod gate;
 mod life;
 mod node_port;
 mod options;

@@ -28,9 +28,13 @@ pub const POD_B: Dotted = [10, 244, 1, 11];
 pub const REMOTE: Dotted = [10, 244, 2, 10];
 /// A cluster IP.
 pub const VIP: Dotted = [10, 96, 0, 10];
+/// Another one.
+pub const OTHER_VIP: Dotted = [10, 96, 0, 11];
 
 /// The device towards clients and other nodes.
 pub const ETH: IfIndex = IfIndex(2);
+/// The gate.
+pub const GATE: IfIndex = IfIndex(3);
 /// The host side of [`POD_A`]'s veth pair.
 pub const VETH_A: IfIndex = IfIndex(11);
 /// The host side of [`POD_B`]'s veth pair.
@@ -148,6 +152,10 @@ impl<F: Net> Node<F> {
     /// A packet that [`ETH`] received, at tc.
     pub fn from_device(&self, packet: &Segment) -> Hop {
         hop::<F, false>(packet.bytes(), |bytes| from_device::<F, _, _>(bytes, &self.tables, ETH))
+    }
+    /// A packet that a process of this host sent, as it comes by [`GATE`].
+    pub fn from_gate(&self, packet: &Segment) -> Hop {
+        hop::<F, false>(packet.bytes(), |bytes| from_device::<F, _, _>(bytes, &self.tables, GATE))
     }
     /// The same in XDP.
     pub fn early(&self, packet: &Segment) -> Hop {

@@ -1,0 +1,112 @@
+//! V21 where no hooks of sockets are: what processes of this host send to Services comes by the gate, and what answers goes up the stack.
+
+use proxy_common::event::Reason;
+use proxy_common::net::{AddressFlags, Device};
+use proxy_common::policy::Row;
+use proxy_common::service::ServiceFlags;
+use proxy_ebpf::Action;
+
+use crate::both_families;
+use crate::world::*;
+
+both_families!(
+    a_process_reaches_a_pod_of_its_node,
+    a_process_reaches_a_pod_of_another_node,
+    a_process_reaches_another_process_of_its_node,
+    connections_from_one_port_by_two_frontends_stay_apart,
+    it_is_asked_as_pods_are,
+    p18_its_address_is_not_forged_there_and_elsewhere_it_is,
+    it_is_refused_by_the_gate,
+);
+
+const FROM: End = (NODE, 40000);
+const TO: End = (VIP, 80);
+
+/// A node with the gate, and a cluster IP with such backends.
+fn node<F: Net>(backend: proxy_common::service::Backend<F::Addr>) -> Node<F> {
+    let mut node = Node::<F>::new().with_cluster_ip(0, &[backend]);
+    node.tables.devices.insert(GATE, Device { mtu: 65535, flags: Device::GATE, ..Device::default() });
+    node
+}
+
+fn a_process_reaches_a_pod_of_its_node<F: Net>() {
+    for protocol in PROTOCOLS {
+        let node = node::<F>(pod::<F>(POD_A)).isolated();
+        let met = node.from_gate(&opening::<F>(protocol, FROM, TO)).goes(Action::Pod(VETH_A));
+        assert_eq!((met.src, met.dst), (end::<F>(FROM), end::<F>((POD_A, TARGET))), "P18: the own node is let in, as itself");
+        let told = node.from_pod(VETH_A, &met.answer()).goes(Action::Stack);
+        assert_eq!((told.src, told.dst), (end::<F>(TO), end::<F>(FROM)));
+        assert_eq!(node.flows(), (0, 2));
+        node.from_gate(&packet::<F>(protocol, FROM, TO)).goes(Action::Pod(VETH_A));
+    }
+}
+
+fn a_process_reaches_a_pod_of_another_node<F: Net>() {
+    for protocol in PROTOCOLS {
+        let node = node::<F>(pod::<F>(REMOTE));
+        let met = node.from_gate(&opening::<F>(protocol, FROM, TO)).goes(Action::Neighbour(ETH));
+        assert_eq!((met.src.ip(), met.dst), (F::ip(NODE), end::<F>((REMOTE, TARGET))));
+        assert!((1024..30_000).contains(&met.src.port()), "V12: {met:?}");
+        // XDP leaves it to tc, which has a stack to give it to.
+        node.early(&met.answer()).untouched();
+        let told = node.from_device(&met.answer()).goes(Action::Stack);
+        assert_eq!((told.src, told.dst), (end::<F>(TO), end::<F>(FROM)));
+        node.from_gate(&packet::<F>(protocol, FROM, TO)).goes(Action::Neighbour(ETH));
+    }
+}
+
+/// It answers the address that was asked for, by the gate.
+fn a_process_reaches_another_process_of_its_node<F: Net>() {
+    for protocol in PROTOCOLS {
+        let node = node::<F>(process::<F>(NODE));
+        let met = node.from_gate(&opening::<F>(protocol, FROM, TO)).goes(Action::Stack);
+        assert_eq!((met.src.ip(), met.dst), (F::ip(VIP), end::<F>((NODE, TARGET))));
+        let told = node.from_gate(&met.answer()).goes(Action::Stack);
+        assert_eq!((told.src, told.dst), (end::<F>(TO), end::<F>(FROM)));
+    }
+}
+
+fn connections_from_one_port_by_two_frontends_stay_apart<F: Net>() {
+    for (backend, way) in [(REMOTE, Action::Neighbour(ETH)), (NODE, Action::Stack)] {
+        let mut node = node::<F>(process::<F>(backend));
+        let service = *node.tables.services.values().next().expect("there is one");
+        for protocol in PROTOCOLS {
+            let key = proxy_common::service::ServiceKey::new(F::at(OTHER_VIP), proxy_common::net::Port::new(80), protocol);
+            node.tables.services.insert(key, service);
+        }
+        node.tables.addresses.insert(F::at(OTHER_VIP), AddressFlags(AddressFlags::CLUSTER_IP));
+        for protocol in PROTOCOLS {
+            let [first, second] =
+                [VIP, OTHER_VIP].map(|vip| node.from_gate(&opening::<F>(protocol, FROM, (vip, 80))).goes(way));
+            assert_ne!(first.src, second.src, "{protocol:?}");
+            for (met, vip) in [(first, VIP), (second, OTHER_VIP)] {
+                let answer = met.answer();
+                let hop = if backend == NODE { node.from_gate(&answer) } else { node.from_device(&answer) };
+                let told = hop.goes(Action::Stack);
+                assert_eq!((told.src, told.dst), (end::<F>((vip, 80)), end::<F>(FROM)));
+            }
+        }
+    }
+}
+
+/// V11: an external policy of Local is not for it.
+fn it_is_asked_as_pods_are<F: Net>() {
+    let mut node = node::<F>(pod::<F>(REMOTE)).without_local_backends();
+    node.tables.services.values_mut().for_each(|service| service.flags = ServiceFlags::LOAD_BALANCER | ServiceFlags::LOCAL);
+    node.from_gate(&opening::<F>(PROTOCOLS[0], FROM, TO)).goes(Action::Neighbour(ETH));
+    node.tables.services.values_mut().for_each(|service| service.flags = ServiceFlags::CLUSTER_IP | ServiceFlags::LOCAL);
+    node.from_gate(&opening::<F>(PROTOCOLS[0], (NODE, 40001), TO)).dropped(Reason::AwaitLocalBackend);
+}
+
+fn p18_its_address_is_not_forged_there_and_elsewhere_it_is<F: Net>() {
+    let node = node::<F>(pod::<F>(POD_A)).isolated().isolate(Row::CLOSED, Row::CLOSED);
+    let syn = opening::<F>(PROTOCOLS[0], FROM, TO);
+    node.from_device(&syn).dropped(Reason::ForgedSource);
+    node.from_gate(&syn).goes(Action::Pod(VETH_A));
+}
+
+fn it_is_refused_by_the_gate<F: Net>() {
+    let node = node::<F>(pod::<F>(POD_A));
+    let told = node.from_gate(&opening::<F>(PROTOCOLS[0], FROM, (VIP, 81))).refused(GATE);
+    assert_eq!((told.src, told.dst), (F::ip(VIP), F::ip(NODE)));
+}
