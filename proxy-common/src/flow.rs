@@ -47,7 +47,7 @@ pub struct Flow<A> {
     pub sport: Port,
     /// The destination port that packets leave with.
     pub dport: Port,
-    /// Where [`Way::Pod`] and [`Way::Neighbour`] lead.
+    /// Where [`Way::Pod`], [`Way::Neighbour`] and [`Way::Gate`] lead.
     pub device: IfIndex,
     /// Low 32 bits of jiffies when a packet of this direction was last noted; refreshed at most once a second.
     pub seen: u32,
@@ -88,6 +88,8 @@ pub enum Way {
     Pod = 1,
     /// To the next hop that the route through `device` names.
     Neighbour = 2,
+    /// Out of the gate `device`, to a process of this host.
+    Gate = 3,
 }
 
 impl Way {
@@ -97,8 +99,15 @@ impl Way {
         match number {
             1 => Self::Pod,
             2 => Self::Neighbour,
+            3 => Self::Gate,
             _ => Self::Stack,
         }
+    }
+
+    /// Whether it leads to this host's stack, which does what a router does: our rewriting leaves the time to live alone.
+    #[inline(always)]
+    pub const fn is_to_stack(self) -> bool {
+        matches!(self, Self::Stack | Self::Gate)
     }
 }
 

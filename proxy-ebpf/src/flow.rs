@@ -238,7 +238,7 @@ pub fn plan<F: Ip, T: Tables<F>>(
     Ok(Plan { forward, reply: Leg::new(Hook::FromDevice as u8, Way::Neighbour, device), masquerade, later: false })
 }
 
-/// The same for a process of this host that no hook of sockets serves: its packets come by the gate, and what answers goes up the stack.
+/// The same for a process of this host that no hook of sockets serves: its packets come by the gate, and what answers goes out of it.
 #[inline(always)]
 pub fn plan_for_process<F: Ip, T: Tables<F>>(
     tables: &T,
@@ -251,10 +251,10 @@ pub fn plan_for_process<F: Ip, T: Tables<F>>(
         if pod.device == IfIndex::NONE {
             return Err(Reason::PodDeviceUnknown);
         }
-        let reply = Leg::new(Hook::FromPod as u8, Way::Stack, IfIndex::NONE);
+        let reply = Leg::new(Hook::FromPod as u8, Way::Gate, device);
         return Ok(Plan { forward: Leg::new(hook, Way::Pod, pod.device), reply, masquerade: F::Addr::ZERO, later: false });
     }
-    let reply = Leg::new(hook, Way::Stack, IfIndex::NONE);
+    let reply = Leg::new(hook, Way::Gate, device);
     // Another process of this host sees the address that was asked for as its client, or its answers would not come by the gate.
     if tables.address(&backend.addr).has(AddressFlags::HOST) {
         return Ok(Plan { forward: reply, reply, masquerade: key.dst, later: false });

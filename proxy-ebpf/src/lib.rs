@@ -477,7 +477,7 @@ fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
     way: Way,
     device: IfIndex,
 ) -> Stage {
-    if way != Way::Stack && scratch.headers.ttl <= 1 {
+    if !way.is_to_stack() && scratch.headers.ttl <= 1 {
         return scratch.refuse(Reason::TtlExceeded);
     }
     if way != Way::Neighbour || scratch.headers.len <= tables.config().map_or(u32::MAX, |config| config.least_mtu) {
@@ -499,7 +499,7 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     let way = onward(tables, origin, flow);
     rewrite::apply(packet, &scratch.headers, flow, way)?;
     tables.count(Counter::Forwarded);
-    Ok(action(way, flow.device))
+    go(packet, way, flow.device)
 }
 
 /// How packets of a flow go on from here: what is on its way through the stack stays there.
@@ -515,13 +515,19 @@ fn onward<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, flow: &Flow<F::Addr>)
     Way::Stack
 }
 
+/// What is to become of a packet that was rewritten.
 #[inline(always)]
-fn action(way: Way, device: IfIndex) -> Action {
-    match way {
+fn go<P: Packet>(packet: &mut P, way: Way, device: IfIndex) -> Result<Action, Reason> {
+    Ok(match way {
         Way::Stack => Action::Stack,
         Way::Pod => Action::Pod(device),
         Way::Neighbour => Action::Neighbour(device),
-    }
+        Way::Gate => {
+            let [a, b, c, d, e, f] = Device::GATE_MAC;
+            rewrite::link(packet, &[a, b, c, d, e, f, a, b, c, d, e, f])?;
+            Action::Transmit(device)
+        }
+    })
 }
 
 /// The last stage of a packet that is not sent on: its sender is told, or it is dropped.

@@ -10,7 +10,7 @@ use proxy_common::policy::PodRows;
 
 use crate::parse::Ip;
 use crate::parse::others::{Other, others};
-use crate::{Action, Origin, Packet, Scratch, Stage, Tables, action, flow, may_leave, onward, policy, rewrite, way};
+use crate::{Action, Origin, Packet, Scratch, Stage, Tables, flow, go, may_leave, onward, policy, rewrite, way};
 
 /// Finds out what it is, and the flow that it belongs to.
 #[inline(always)]
@@ -83,7 +83,7 @@ fn error<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<
     if !translated {
         return if outside { Stage::Untouched } else { Stage::Judge };
     }
-    if scratch.headers.ttl <= 1 && scratch.flow.way != Way::Stack as u8 && origin != Origin::Stack {
+    if scratch.headers.ttl <= 1 && !Way::from_number(scratch.flow.way).is_to_stack() && origin != Origin::Stack {
         return scratch.refuse(Reason::TtlExceeded);
     }
     scratch.rewrite = 1;
@@ -112,9 +112,11 @@ pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
     scratch: &Scratch<F>,
 ) -> Result<Action, Reason> {
     let way = onward(tables, origin, &scratch.flow);
+    // A router keeps its own address, which the host does not expect out of the gate.
+    let way = if way == Way::Gate && scratch.reply.src != scratch.headers.key.src { Way::Stack } else { way };
     rewrite::error(packet, scratch, way)?;
     tables.count(Counter::ErrorTranslated);
-    Ok(action(way, scratch.flow.device))
+    go(packet, way, scratch.flow.device)
 }
 
 /// The last stage of anything else: a later fragment has no ports that could be rewritten.
@@ -140,7 +142,7 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
         rewrite::renumber::<F, P>(packet, move_by as u16)?;
     }
     tables.count(Counter::Forwarded);
-    Ok(action(way, flow.device))
+    go(packet, way, flow.device)
 }
 
 /// What a packet on its way out of the stack is, that belongs to a flow that went through the stack: [`Stage::SendError`], [`Stage::SendOdd`], or

@@ -23,7 +23,7 @@ const QUOTED_UDP: u32 = 8;
 #[inline(always)]
 pub fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow<F::Addr>, way: Way) -> Result<(), Reason> {
     let ttl = match way {
-        Way::Stack => headers.ttl,
+        Way::Stack | Way::Gate => headers.ttl,
         // Checked before: 1 and 0 do not get here.
         Way::Pod | Way::Neighbour => headers.ttl.wrapping_sub(1),
     };
@@ -49,7 +49,7 @@ pub fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow
 /// Gives a fragment that is not its datagram's first the addresses of its flow.
 #[inline(always)]
 pub fn addresses<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow<F::Addr>, way: Way) -> Result<(), Reason> {
-    let ttl = if way == Way::Stack { headers.ttl } else { headers.ttl.wrapping_sub(1) };
+    let ttl = if way.is_to_stack() { headers.ttl } else { headers.ttl.wrapping_sub(1) };
     F::write(packet, headers, flow.src, flow.dst, ttl).ok_or(Reason::RewriteFailed)
 }
 
@@ -75,7 +75,7 @@ pub fn renumber<F: Family, P: Packet>(packet: &mut P, move_by: u16) -> Result<()
 pub fn error<F: Ip, P: Packet>(packet: &mut P, scratch: &Scratch<F>, way: Way) -> Result<(), Reason> {
     let Scratch { headers, flow, reply: itself, quoted, .. } = scratch;
     let key = &headers.key;
-    let hops = u8::from(way != Way::Stack);
+    let hops = u8::from(!way.is_to_stack());
     let src = if itself.src == key.src { flow.src } else { itself.src };
     let uncovered = if F::V6 && hops != 0 {
         sum_diff(u32::from(u16::from_ne_bytes([0, headers.ttl])), u32::from(u16::from_ne_bytes([0, headers.ttl - 1])))

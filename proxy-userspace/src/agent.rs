@@ -23,6 +23,7 @@ use crate::cni;
 use crate::dataplane::{Clock, Dataplane, Options, StateDir, XdpChoice, hz};
 use crate::flows::{self, Law};
 use crate::foreign;
+use crate::gate;
 use crate::health::{Vitals, serve_health, serve_services};
 use crate::links::{self, Wanted};
 use crate::metrics::{Exporter, Metrics, serve_metrics};
@@ -100,7 +101,10 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let (reports, Audience { checks, node_ports }) = Reports::new(events.clone(), metrics.clone(), Timestamp::now());
     tasks.spawn(serve_services(checks, vitals, events.clone()));
     tasks.spawn(shadow::run(node_ports, events));
-    let outputs = Outputs { wanted: tell_wanted, serving: tell_serving, left: tell_left, vitals: tell_vitals, reports, metrics };
+    let (gate, wishes) = watch::channel(None);
+    tasks.spawn(gate::run(wishes));
+    let outputs =
+        Outputs { wanted: tell_wanted, serving: tell_serving, left: tell_left, vitals: tell_vitals, gate, reports, metrics };
     let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);
     tasks.spawn(sync.run(Inputs { updates, found, given, denied }));
     tokio::select! {

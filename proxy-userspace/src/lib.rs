@@ -15,6 +15,7 @@ pub mod events;
 pub mod explain;
 pub mod flows;
 pub mod foreign;
+pub mod gate;
 pub mod health;
 pub mod http;
 pub mod links;

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
 use jiff::Timestamp;
-use proxy_common::net::Protocol;
+use proxy_common::net::{Device, Protocol, RangeKind};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
@@ -26,6 +27,7 @@ use crate::cni;
 use crate::compile::{Compiler, Touched};
 use crate::dataplane::{Dataplane, Denied, wait_for_programs};
 use crate::flows::Serving;
+use crate::gate::Wish;
 use crate::health::{NodeVitals, Vitals};
 use crate::links::{Found, Wanted};
 use crate::metrics::{Metrics, Pass};
@@ -44,6 +46,8 @@ const GATHER: Duration = Duration::from_millis(10);
 const RETRY: Duration = Duration::from_secs(5);
 /// At the first sync, how long the devices of this node's pods are waited for: nobody was served before, so nobody waits in vain.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// What every link takes, in bytes (RFC 8200); for a node without devices.
+const LEAST_MTU: u32 = 1280;
 /// News that are taken together at most.
 const BATCH: usize = 10_000;
 
@@ -69,6 +73,8 @@ pub struct Outputs {
     pub left: mpsc::UnboundedSender<BTreeSet<IpAddr>>,
     /// What health is judged by.
     pub vitals: watch::Sender<Vitals>,
+    /// By what processes of this node reach Services where their sockets do not.
+    pub gate: watch::Sender<Option<Wish>>,
     /// What follows for others.
     pub reports: Reports,
     /// What is counted.
@@ -261,6 +267,7 @@ impl Sync {
             self.adopt();
             self.bring_in_step(&found);
         }
+        self.ask_for_gate();
         if matches!(self.placed, Placed::Wholly) {
             self.outputs.vitals.send_if_modified(|vitals| !std::mem::replace(&mut vitals.in_step, true));
         }
@@ -359,6 +366,17 @@ impl Sync {
     fn report_closed(&mut self) {
         let crowding = self.policies.compiler().crowding(&self.snapshot);
         self.outputs.reports.closed(&self.snapshot, self.policies.closed(), crowding);
+    }
+
+    /// V21: whether the hooks of sockets serve is known when they were to be attached.
+    fn ask_for_gate(&self) {
+        let services = |(range, kind): (&IpNet, &RangeKind)| (*kind == RangeKind::SERVICES).then_some(*range);
+        let needed = self.plane.sockets().why_not().is_some();
+        let ranges = self.compiler.contents().ranges.iter().filter(|_| needed).filter_map(services).collect();
+        let devices = self.snapshot.links.devices.values().filter(|device| device.flags & Device::GATE == 0);
+        let mtu = devices.map(|device| device.mtu).min().unwrap_or(LEAST_MTU);
+        let wish = Some(Wish { ranges, sources: self.outputs.wanted.borrow().node_addresses.clone(), mtu });
+        self.outputs.gate.send_if_modified(|before| std::mem::replace(before, wish.clone()) != wish);
     }
 
     fn look_at_links(&mut self, found: &Found) {

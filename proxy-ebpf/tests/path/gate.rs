@@ -1,4 +1,4 @@
-//! V21 where no hooks of sockets are: what processes of this host send to Services comes by the gate, and what answers goes up the stack.
+//! V21 where no hooks of sockets are: what processes of this host send to Services comes by the gate, and what answers goes out of it.
 
 use proxy_common::event::Reason;
 use proxy_common::net::{AddressFlags, Device};
@@ -7,6 +7,7 @@ use proxy_common::service::ServiceFlags;
 use proxy_ebpf::Action;
 
 use crate::both_families;
+use crate::errors::error_about;
 use crate::world::*;
 
 both_families!(
@@ -16,6 +17,7 @@ both_families!(
     connections_from_one_port_by_two_frontends_stay_apart,
     it_is_asked_as_pods_are,
     p18_its_address_is_not_forged_there_and_elsewhere_it_is,
+    errors_about_its_packets_reach_it,
     it_is_refused_by_the_gate,
 );
 
@@ -34,7 +36,7 @@ fn a_process_reaches_a_pod_of_its_node<F: Net>() {
         let node = node::<F>(pod::<F>(POD_A)).isolated();
         let met = node.from_gate(&opening::<F>(protocol, FROM, TO)).goes(Action::Pod(VETH_A));
         assert_eq!((met.src, met.dst), (end::<F>(FROM), end::<F>((POD_A, TARGET))), "P18: the own node is let in, as itself");
-        let told = node.from_pod(VETH_A, &met.answer()).goes(Action::Stack);
+        let told = node.from_pod(VETH_A, &met.answer()).goes(Action::Transmit(GATE));
         assert_eq!((told.src, told.dst), (end::<F>(TO), end::<F>(FROM)));
         assert_eq!(node.flows(), (0, 2));
         node.from_gate(&packet::<F>(protocol, FROM, TO)).goes(Action::Pod(VETH_A));
@@ -47,9 +49,9 @@ fn a_process_reaches_a_pod_of_another_node<F: Net>() {
         let met = node.from_gate(&opening::<F>(protocol, FROM, TO)).goes(Action::Neighbour(ETH));
         assert_eq!((met.src.ip(), met.dst), (F::ip(NODE), end::<F>((REMOTE, TARGET))));
         assert!((1024..30_000).contains(&met.src.port()), "V12: {met:?}");
-        // XDP leaves it to tc, which has a stack to give it to.
+        // XDP leaves it to tc.
         node.early(&met.answer()).untouched();
-        let told = node.from_device(&met.answer()).goes(Action::Stack);
+        let told = node.from_device(&met.answer()).goes(Action::Transmit(GATE));
         assert_eq!((told.src, told.dst), (end::<F>(TO), end::<F>(FROM)));
         node.from_gate(&packet::<F>(protocol, FROM, TO)).goes(Action::Neighbour(ETH));
     }
@@ -59,15 +61,15 @@ fn a_process_reaches_a_pod_of_another_node<F: Net>() {
 fn a_process_reaches_another_process_of_its_node<F: Net>() {
     for protocol in PROTOCOLS {
         let node = node::<F>(process::<F>(NODE));
-        let met = node.from_gate(&opening::<F>(protocol, FROM, TO)).goes(Action::Stack);
+        let met = node.from_gate(&opening::<F>(protocol, FROM, TO)).goes(Action::Transmit(GATE));
         assert_eq!((met.src.ip(), met.dst), (F::ip(VIP), end::<F>((NODE, TARGET))));
-        let told = node.from_gate(&met.answer()).goes(Action::Stack);
+        let told = node.from_gate(&met.answer()).goes(Action::Transmit(GATE));
         assert_eq!((told.src, told.dst), (end::<F>(TO), end::<F>(FROM)));
     }
 }
 
 fn connections_from_one_port_by_two_frontends_stay_apart<F: Net>() {
-    for (backend, way) in [(REMOTE, Action::Neighbour(ETH)), (NODE, Action::Stack)] {
+    for (backend, way) in [(REMOTE, Action::Neighbour(ETH)), (NODE, Action::Transmit(GATE))] {
         let mut node = node::<F>(process::<F>(backend));
         let service = *node.tables.services.values().next().expect("there is one");
         for protocol in PROTOCOLS {
@@ -76,13 +78,12 @@ fn connections_from_one_port_by_two_frontends_stay_apart<F: Net>() {
         }
         node.tables.addresses.insert(F::at(OTHER_VIP), AddressFlags(AddressFlags::CLUSTER_IP));
         for protocol in PROTOCOLS {
-            let [first, second] =
-                [VIP, OTHER_VIP].map(|vip| node.from_gate(&opening::<F>(protocol, FROM, (vip, 80))).goes(way));
+            let [first, second] = [VIP, OTHER_VIP].map(|vip| node.from_gate(&opening::<F>(protocol, FROM, (vip, 80))).goes(way));
             assert_ne!(first.src, second.src, "{protocol:?}");
             for (met, vip) in [(first, VIP), (second, OTHER_VIP)] {
                 let answer = met.answer();
                 let hop = if backend == NODE { node.from_gate(&answer) } else { node.from_device(&answer) };
-                let told = hop.goes(Action::Stack);
+                let told = hop.goes(Action::Transmit(GATE));
                 assert_eq!((told.src, told.dst), (end::<F>((vip, 80)), end::<F>(FROM)));
             }
         }
@@ -103,6 +104,18 @@ fn p18_its_address_is_not_forged_there_and_elsewhere_it_is<F: Net>() {
     let syn = opening::<F>(PROTOCOLS[0], FROM, TO);
     node.from_device(&syn).dropped(Reason::ForgedSource);
     node.from_gate(&syn).goes(Action::Pod(VETH_A));
+}
+
+/// As far as it comes from the frontend; a router's comes by the device that it came by.
+fn errors_about_its_packets_reach_it<F: Net>() {
+    for protocol in PROTOCOLS {
+        let node = node::<F>(pod::<F>(REMOTE));
+        let met = node.from_gate(&opening::<F>(protocol, FROM, TO)).goes(Action::Neighbour(ETH));
+        for (teller, known_as, way) in [(REMOTE, VIP, Action::Transmit(GATE)), (NODE2, NODE2, Action::Stack)] {
+            let told = node.raw_from_device(&error_about::<F>((teller, NODE), &met)).tells(way);
+            assert_eq!((told.src, told.dst), (F::ip(known_as), F::ip(NODE)), "{protocol:?}");
+        }
+    }
 }
 
 fn it_is_refused_by_the_gate<F: Net>() {

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::hooks::{Hook, detach};
 use super::sockets;
 use super::statedir::{StateDir, names_in, remove};
+use crate::gate;
 
 /// Removes hooks, programs and maps of a state directory and the directory itself, and the clsact qdiscs that were made for them if nobody
 /// else uses them. Runs in the network namespace of the agent.
@@ -40,6 +41,7 @@ pub async fn unload(root: &Path) -> Result<()> {
         }
         remove(&sub)?;
     }
+    gate::remove().await?;
     info!(dir = %root.display(), "unloaded");
     remove_root(root)
 }

@@ -158,6 +158,16 @@ impl Route {
     }
 }
 
+/// What a unicast route of the main table leads to.
+pub fn destination(message: &RouteMessage) -> Option<IpNet> {
+    Route::from_message(message).first().map(|route| route.to)
+}
+
+/// Whether such a route leads out by a device.
+pub fn leaves_by(message: &RouteMessage, device: u32) -> bool {
+    Route::from_message(message).iter().any(|route| route.device.0 == device)
+}
+
 fn via_of(attributes: &[RouteAttribute]) -> Via {
     let gateway = attributes.iter().any(|a| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_)));
     if gateway { Via::Gateway } else { Via::Link }

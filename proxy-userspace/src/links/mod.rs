@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, warn};
 
 use crate::model;
+pub use facts::{destination, leaves_by};
 use netlink::{Neighbours, Netlink};
 use wiring::Wiring;
 

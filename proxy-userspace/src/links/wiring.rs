@@ -10,11 +10,11 @@ use rtnetlink::packet_route::AddressFamily;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::facts::{Facts, Kind, Mac, Neighbour, Preferred, Route, Via};
+use super::facts::{Facts, Kind, Link, Mac, Neighbour, Preferred, Route, Via};
 use super::netlink::Netlink;
 use super::strangers::strangers;
-use super::{Found, Wanted};
-use crate::model;
+use super::{Driver, Found, Wanted};
+use crate::{gate, model};
 
 /// Devices whose addresses are not the host's in the sense of V20.
 const NOT_OURS: [&str; 2] = ["kube-ipvs0", "kube-dummy-if"];
@@ -102,7 +102,8 @@ impl Wiring {
 
     /// What the facts and the pods found so far come to.
     pub fn found(&self, facts: &Facts, wanted: &Wanted) -> Found {
-        let ours = node_devices(facts, wanted, &self.pods);
+        let mut ours = node_devices(facts, wanted, &self.pods);
+        ours.extend(facts.links.iter().filter(|(_, link)| is_gate(link)).map(|(index, _)| *index));
         let devices = ours.iter().filter_map(|index| Some((*index, device(facts, wanted, &self.pods, *index)?))).collect();
         let strangers = strangers(facts, wanted, &self.pods, &ours);
         let name = |index: &IfIndex| Some((*index, facts.links.get(index)?.name.clone()));
@@ -110,11 +111,20 @@ impl Wiring {
             wanted: wanted.clone(),
             present: facts.links.keys().copied().collect(),
             names: ours.iter().chain(self.pods.values()).chain(&strangers).filter_map(name).collect(),
-            drivers: ours.iter().filter_map(|index| Some((*index, facts.links.get(index)?.driver))).collect(),
+            drivers: ours.iter().filter_map(|index| Some((*index, driver(facts.links.get(index)?)))).collect(),
             strangers,
             links: model::Links { pods: self.pods.clone(), devices, host_addresses: host_addresses(facts) },
         }
     }
+}
+
+fn is_gate(link: &Link) -> bool {
+    link.kind == Kind::Veth && link.name == gate::EXIT
+}
+
+/// What this host itself sends by the gate has checksums that XDP cannot tell from whole ones.
+fn driver(link: &Link) -> Driver {
+    if is_gate(link) { Driver::Tunnel } else { link.driver }
 }
 
 fn is_port_of(facts: &Facts, port: IfIndex, bridge: IfIndex) -> bool {
@@ -164,7 +174,7 @@ fn device(facts: &Facts, wanted: &Wanted, pods: &BTreeMap<IpAddr, IfIndex>, inde
     }
     // P18: what such a bridge receives may be a pod's of this node.
     let has_pods = pods.values().any(|pod| is_port_of(facts, *pod, index));
-    let flags = if has_pods { Device::HAS_PODS } else { 0 };
+    let flags = if has_pods { Device::HAS_PODS } else { 0 } | if is_gate(link) { Device::GATE } else { 0 };
     Some(Device { masquerade6, masquerade4, mtu: link.mtu, flags })
 }
 

@@ -100,6 +100,7 @@ impl Agent {
             wanted: tell_wanted,
             serving: tell_serving,
             left: mpsc::unbounded_channel().0,
+            gate: watch::channel(None).0,
             vitals: tell_vitals,
             reports,
             metrics,
@@ -265,7 +266,8 @@ fn a_device_that_is_found_just_as_objects_change_gets_its_programs() {
         let metrics = Arc::<Metrics>::default();
         let (reports, _) = Reports::new(Events::default(), metrics.clone(), Timestamp::now());
         let (serving, vitals) = (watch::Sender::new(None), watch::Sender::new(Vitals::default()));
-        let outputs = Outputs { wanted: tell_wanted, serving, left: mpsc::unbounded_channel().0, vitals, reports, metrics };
+        let gate = watch::channel(None).0;
+        let outputs = Outputs { wanted: tell_wanted, serving, left: mpsc::unbounded_channel().0, vitals, gate, reports, metrics };
         let settings = Settings { node_name: "n1".into(), hz: 250, secret: 9, ..Settings::default() };
         let mut sync = Sync::new(Snapshot { settings, ..Snapshot::default() }, plane, actual, outputs);
         all(Protocol::TCP).into_iter().chain([Update::Synced]).for_each(|update| _ = sync.take(update));

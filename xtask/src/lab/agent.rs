@@ -91,7 +91,10 @@ impl AgentSpec {
             Source::Manifests(dir) => command.arg("--manifests").arg(dir),
             Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
         };
-        command.arg("--state-dir").arg(node.state_dir()).arg("--cgroup").arg(node.cgroup());
+        command.arg("--state-dir").arg(node.state_dir());
+        if !self.extra.iter().any(|argument| argument == "--cgroup") {
+            command.arg("--cgroup").arg(node.cgroup());
+        }
         if !self.finds_devices {
             command.args(node.devices().into_iter().flat_map(|device| ["--device", device]));
         }

@@ -3,6 +3,7 @@
 mod changes;
 mod cluster;
 mod firewall;
+mod gate;
 mod isolated;
 mod kill;
 mod latency;

@@ -1,0 +1,168 @@
+//! The gate: a pair of devices by which processes of this node reach Services where no hooks of sockets serve them (V21). The routes to the Service
+//! ranges lead into one of the pair, and what comes out of the other meets the programs like what a node device received.
+//!
+//! Owns both devices and the routes by the first; nothing else is touched.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures::TryStreamExt as _;
+use ipnet::IpNet;
+use proxy_common::net::Device;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteScope};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+/// Where the routes lead.
+const ENTRY: &str = "portway0";
+/// Where the programs are.
+pub const EXIT: &str = "portway1";
+/// Whatever a device of the node takes goes through, in bytes; the routes say how much that is.
+const MTU: u32 = 65_535;
+/// How long after a failure it is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What goes by the gate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// The Service ranges; none where processes are served by their sockets.
+    pub ranges: BTreeSet<IpNet>,
+    /// The Node's addresses, the preferred ones first: the sources that processes get.
+    pub sources: Vec<IpAddr>,
+    /// The least MTU of the node's devices, in bytes: what is sent to a Service in fragments must fit whichever way it takes.
+    pub mtu: u32,
+}
+
+/// Makes the gate as it is wished, whenever that changes, until nobody wishes any more. What fails is said, and tried again.
+///
+/// # Errors
+/// Only where netlink cannot be reached at all.
+pub async fn run(mut wishes: watch::Receiver<Option<Wish>>) -> Result<()> {
+    let (connection, handle, _) = new_connection().context("open a netlink socket")?;
+    let task = tokio::spawn(connection);
+    while wishes.changed().await.is_ok() {
+        loop {
+            let Some(wish) = wishes.borrow_and_update().clone() else { break };
+            match bring(&handle, &wish).await {
+                Ok(()) => break,
+                Err(error) => warn!(error = format!("{error:#}"), "processes of this node do not reach Services; trying again"),
+            }
+            sleep(RETRY).await;
+        }
+    }
+    task.abort();
+    Ok(())
+}
+
+/// Takes the gate away, if there is one.
+///
+/// # Errors
+/// If netlink refuses.
+pub async fn remove() -> Result<()> {
+    let (connection, handle, _) = new_connection().context("open a netlink socket")?;
+    let task = tokio::spawn(connection);
+    let done = remove_by(&handle).await;
+    task.abort();
+    done
+}
+
+async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
+    if wish.ranges.is_empty() {
+        return remove_by(handle).await;
+    }
+    let entry = match index_of(handle, ENTRY).await? {
+        Some(entry) => entry,
+        None => make(handle).await.with_context(|| format!("make the devices {ENTRY} and {EXIT}"))?,
+    };
+    let there = routes(handle, entry).await.with_context(|| format!("list the routes by {ENTRY}"))?;
+    for range in &wish.ranges {
+        let request = handle.route().add(route(*range, entry, wish)).replace();
+        request.execute().await.with_context(|| format!("route {range} by {ENTRY}"))?;
+    }
+    for message in there {
+        let to = crate::links::destination(&message);
+        if to.is_some_and(|to| !wish.ranges.contains(&to)) {
+            handle.route().del(message).execute().await.with_context(|| format!("remove a route by {ENTRY}"))?;
+        }
+    }
+    info!(ranges = wish.ranges.len(), "processes of this node reach Services by packets, through {ENTRY}");
+    Ok(())
+}
+
+async fn remove_by(handle: &Handle) -> Result<()> {
+    let Some(entry) = index_of(handle, ENTRY).await? else { return Ok(()) };
+    handle.link().del(entry).execute().await.with_context(|| format!("remove the devices {ENTRY} and {EXIT}"))?;
+    info!("the gate of processes is gone");
+    Ok(())
+}
+
+async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>> {
+    let all = handle.link().get().match_name(name.to_owned()).execute().try_collect::<Vec<LinkMessage>>().await;
+    match all {
+        Ok(links) => Ok(links.first().map(|link| link.header.index)),
+        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("look for the device {name}")),
+    }
+}
+
+/// Without neighbours to ask for, and without addresses of their own.
+async fn make(handle: &Handle) -> Result<u32> {
+    handle.link().add(LinkVeth::new(ENTRY, EXIT).build()).execute().await.context("add them")?;
+    for name in [ENTRY, EXIT] {
+        // Where /proc/sys cannot be written the device gets a link-local address, which harms nobody.
+        set(&format!("ipv6/conf/{name}/addr_gen_mode"), "1");
+        let message = LinkUnspec::new_with_name(name).mtu(MTU).address(Device::GATE_MAC.to_vec()).arp(false).up().build();
+        handle.link().set(message).execute().await.with_context(|| format!("set {name} up"))?;
+    }
+    index_of(handle, ENTRY).await?.context("find the device just made")
+}
+
+fn set(key: &str, value: &str) {
+    if let Err(error) = std::fs::write(format!("/proc/sys/net/{key}"), value) {
+        debug!(key, %error, "a setting of the gate stays as it was");
+    }
+}
+
+async fn routes(handle: &Handle, entry: u32) -> Result<Vec<RouteMessage>> {
+    let mut found = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut question = RouteMessage::default();
+        question.header.address_family = family;
+        let all: Vec<RouteMessage> = handle.route().get(question).execute().try_collect().await?;
+        found.extend(all.into_iter().filter(|message| crate::links::leaves_by(message, entry)));
+    }
+    Ok(found)
+}
+
+fn route(range: IpNet, entry: u32, wish: &Wish) -> RouteMessage {
+    let source = wish.sources.iter().find(|source| source.is_ipv4() == range.addr().is_ipv4());
+    let mut message = match (range, source) {
+        (IpNet::V4(range), source) => {
+            let mut builder = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .destination_prefix(range.network(), range.prefix_len())
+                .output_interface(entry)
+                .scope(RouteScope::Link);
+            if let Some(IpAddr::V4(source)) = source {
+                builder = builder.pref_source(*source);
+            }
+            builder.build()
+        }
+        (IpNet::V6(range), source) => {
+            let mut builder = RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                .destination_prefix(range.network(), range.prefix_len())
+                .output_interface(entry);
+            if let Some(IpAddr::V6(source)) = source {
+                builder = builder.pref_source(*source);
+            }
+            builder.build()
+        }
+    };
+    message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(wish.mtu)]));
+    message
+}

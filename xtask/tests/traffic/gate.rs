@@ -1,0 +1,108 @@
+//! V21 without hooks of sockets: processes of nodes reach Services by packets, through a pair of devices.
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use xtask::lab::controlplane::wait_for;
+use xtask::lab::node::Node;
+use xtask::lab::probe::Kind;
+use xtask::lab::sctp::{associate, serve};
+use xtask::lab::topology::{Join, Wiring};
+
+use crate::cluster::{Cluster, IN_FORCE};
+
+const SCTP: u16 = 9899;
+const WEB: [&str; 3] = ["web-1", "web-2", "web-3"];
+
+#[test]
+fn processes_by_packets_over_point_to_point_links() -> Result<()> {
+    by_packets(Wiring::PointToPoint, Join::Routes)
+}
+
+#[test]
+fn processes_by_packets_over_a_bridge_and_a_tunnel() -> Result<()> {
+    by_packets(Wiring::Bridge, Join::Vxlan)
+}
+
+fn by_packets(wiring: Wiring, join: Join) -> Result<()> {
+    let mut cluster = Cluster::start_with(wiring, join, &["--cgroup", "off"], |_| Ok(()))?;
+    for name in WEB {
+        for v4 in [true, false] {
+            _ = cluster.lab.pod(name)?.ns().start(move || Ok(serve(name, SCTP, v4)?));
+        }
+    }
+    let client = cluster.plane.client();
+    client.apply(&json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "sctp", "namespace": "default" },
+        "spec": {
+            "ipFamilyPolicy": "RequireDualStack",
+            "selector": { "app": "web" },
+            "ports": [{ "protocol": "SCTP", "port": 80, "targetPort": SCTP }],
+        },
+    }))?;
+    cluster.lab.nodes().iter().try_for_each(|node| everything_is_reached(&cluster, node))?;
+    // P18: whoever is isolated lets its own node in.
+    client.apply(&json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": { "name": "nobody", "namespace": "default" },
+        "spec": { "podSelector": { "matchLabels": { "app": "web" } }, "policyTypes": ["Ingress"] },
+    }))?;
+    let own = [("node1", ["web-1", "web-2"].as_slice()), ("node2", &["web-3"])];
+    for (node, pods) in own {
+        let node = cluster.lab.node(node)?;
+        for ip in cluster.cluster_ips("web")? {
+            wait_for("own pods only", IN_FORCE, || {
+                Ok((node.survey_as_process(Kind::TcpEcho, (ip, 7).into(), 20)?.pods() == pods).then_some(()))
+            })
+            .with_context(|| format!("a process of {} asks {ip}", node.name()))?;
+        }
+    }
+    nothing_stays(&mut cluster)
+}
+
+/// By TCP, UDP, long responses, fragments and SCTP; pods here and elsewhere, and a process of the third node, by itself too.
+fn everything_is_reached(cluster: &Cluster, node: &Node) -> Result<()> {
+    for ip in cluster.cluster_ips("web")? {
+        for (kind, port) in [(Kind::Http, 80), (Kind::Bulk, 80), (Kind::Udp, 53), (Kind::LargeUdp, 53), (Kind::TcpEcho, 7)] {
+            let mut last = None;
+            let all = wait_for("all pods", IN_FORCE, || {
+                let tally = node.survey_as_process(kind, (ip, port).into(), 24)?;
+                let whole = tally.pods() == WEB && tally.unserved() == 0;
+                last = Some(tally);
+                Ok(whole.then_some(()))
+            });
+            all.with_context(|| format!("a process of {} asks {ip} port {port} {kind:?}: {last:?}", node.name()))?;
+        }
+        let tally = node.survey_as_process(Kind::Udp, (ip, 54).into(), 2)?;
+        ensure!(tally.refused == 2, "a port that the Service does not have: {tally}");
+    }
+    for ip in cluster.cluster_ips("host")? {
+        let tally = node.survey_as_process(Kind::Http, (ip, 80).into(), 12)?;
+        ensure!(tally.served() == 12, "a process of {} asks {ip}, and so host-1: {tally}", node.name());
+    }
+    for ip in cluster.cluster_ips("sctp")? {
+        let addr = SocketAddr::new(ip, 80);
+        let served = |port| node.ns().run(|| Ok(associate(port, addr, &[200, 1000])?)).is_ok();
+        wait_for("SCTP", IN_FORCE, || Ok((40000..40012).all(served).then_some(())))
+            .with_context(|| format!("a process of {} asks {addr}", node.name()))?;
+    }
+    Ok(())
+}
+
+/// The devices go with the rest.
+fn nothing_stays(cluster: &mut Cluster) -> Result<()> {
+    cluster.agents.clear();
+    for node in cluster.lab.nodes() {
+        let devices = || node.ns().output(Command::new("ip").args(["-o", "link", "show"]));
+        ensure!(devices()?.contains("portway0"), "an agent that ends leaves its devices: {}", devices()?);
+        let unload = ["unload", "--state-dir", &node.state_dir().to_string_lossy()].map(str::to_owned);
+        node.ns().output(Command::new(&cluster.lab.tools().portway).args(unload))?;
+        ensure!(!devices()?.contains("portway0"), "left: {}", devices()?);
+    }
+    Ok(())
+}
