@@ -61,15 +61,16 @@ pub fn choose<F: Family, T: Tables<F>>(
         return Err(Reason::SourceNotAllowed);
     }
     let slots = interval(tables, service, origin, &key.src)?;
-    if service.affinity == 0 {
-        return backend(tables, service, choice(tables, key, service, slots, config.secret));
-    }
     let client = AffinityKey { client: key.src, service: service.id };
-    let slot = match stays_with(tables, &client, service, slots, config) {
+    let stays = if service.affinity == 0 { None } else { stays_with(tables, &client, service, slots, config) };
+    let slot = match stays {
         Some(slot) => slot,
         None => choice(tables, key, service, slots, config.secret),
     };
     let backend = backend(tables, service, slot)?;
+    if service.affinity == 0 {
+        return Ok(backend);
+    }
     tables.stick(&client, &Affinity { addr: backend.addr, seen: tables.now(), port: backend.port, zero: 0 });
     Ok(backend)
 }
