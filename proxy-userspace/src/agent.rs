@@ -81,6 +81,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
         sweep.await;
         Ok(())
     });
+    let loads_only = once.is_some();
     let status = status_once(once, vitals.clone(), state_dir);
     tasks.spawn(links::run(wanted, tell_found, known_pods(&actual)));
     if let Some(bind) = health_bind {
@@ -102,7 +103,9 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     tasks.spawn(serve_services(checks, vitals, events.clone()));
     tasks.spawn(shadow::run(node_ports, events));
     let (gate, wishes) = watch::channel(None);
-    tasks.spawn(gate::run(wishes));
+    if !loads_only {
+        tasks.spawn(gate::run(wishes));
+    }
     let outputs =
         Outputs { wanted: tell_wanted, serving: tell_serving, left: tell_left, vitals: tell_vitals, gate, reports, metrics };
     let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);

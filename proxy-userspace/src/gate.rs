@@ -16,7 +16,7 @@ use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteScope};
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 /// Where the routes lead.
@@ -27,6 +27,8 @@ pub const EXIT: &str = "portway1";
 const MTU: u32 = 65_535;
 /// How long after a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often it is looked after: routes go where somebody sets a device down.
+const REFRESH: Duration = Duration::from_secs(60);
 
 /// What goes by the gate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,15 +48,19 @@ pub struct Wish {
 pub async fn run(mut wishes: watch::Receiver<Option<Wish>>) -> Result<()> {
     let (connection, handle, _) = new_connection().context("open a netlink socket")?;
     let task = tokio::spawn(connection);
-    while wishes.changed().await.is_ok() {
-        loop {
-            let Some(wish) = wishes.borrow_and_update().clone() else { break };
-            match bring(&handle, &wish).await {
-                Ok(()) => break,
-                Err(error) => warn!(error = format!("{error:#}"), "processes of this node do not reach Services; trying again"),
-            }
-            sleep(RETRY).await;
+    let (mut pause, mut done) = (REFRESH, None);
+    // Who wishes no more has closed it; a pause that is over is a reason to look after what was made.
+    while !matches!(timeout(pause, wishes.changed()).await, Ok(Err(_))) {
+        let Some(wish) = wishes.borrow_and_update().clone() else { continue };
+        if let Err(error) = bring(&handle, &wish).await {
+            warn!(error = format!("{error:#}"), "processes of this node do not reach Services; trying again");
+            pause = RETRY;
+            continue;
         }
+        if done.as_ref() != Some(&wish) && !wish.ranges.is_empty() {
+            info!(ranges = wish.ranges.len(), "processes of this node reach Services by packets, through {ENTRY}");
+        }
+        (pause, done) = (REFRESH, Some(wish));
     }
     task.abort();
     Ok(())
@@ -80,6 +86,10 @@ async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
         Some(entry) => entry,
         None => make(handle).await.with_context(|| format!("make the devices {ENTRY} and {EXIT}"))?,
     };
+    for name in [ENTRY, EXIT] {
+        let message = LinkUnspec::new_with_name(name).up().build();
+        handle.link().set(message).execute().await.with_context(|| format!("set {name} up"))?;
+    }
     let there = routes(handle, entry).await.with_context(|| format!("list the routes by {ENTRY}"))?;
     for range in &wish.ranges {
         let request = handle.route().add(route(*range, entry, wish)).replace();
@@ -91,7 +101,6 @@ async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
             handle.route().del(message).execute().await.with_context(|| format!("remove a route by {ENTRY}"))?;
         }
     }
-    info!(ranges = wish.ranges.len(), "processes of this node reach Services by packets, through {ENTRY}");
     Ok(())
 }
 
@@ -117,8 +126,8 @@ async fn make(handle: &Handle) -> Result<u32> {
     for name in [ENTRY, EXIT] {
         // Where /proc/sys cannot be written the device gets a link-local address, which harms nobody.
         set(&format!("ipv6/conf/{name}/addr_gen_mode"), "1");
-        let message = LinkUnspec::new_with_name(name).mtu(MTU).address(Device::GATE_MAC.to_vec()).arp(false).up().build();
-        handle.link().set(message).execute().await.with_context(|| format!("set {name} up"))?;
+        let message = LinkUnspec::new_with_name(name).mtu(MTU).address(Device::GATE_MAC.to_vec()).arp(false).build();
+        handle.link().set(message).execute().await.with_context(|| format!("set up {name}"))?;
     }
     index_of(handle, ENTRY).await?.context("find the device just made")
 }
@@ -165,4 +174,56 @@ fn route(range: IpNet, entry: u32, wish: &Wish) -> RouteMessage {
     };
     message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(wish.mtu)]));
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use ipnet::IpNet;
+    use rtnetlink::{Handle, LinkUnspec, new_connection};
+
+    use super::{ENTRY, EXIT, Wish, bring, index_of, remove, routes};
+    use crate::links::destination;
+    use crate::testing::Namespace;
+
+    fn wish(ranges: &[&str]) -> Wish {
+        let ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
+        let sources = ["192.0.2.1", "2001:db8::1"].map(|source| source.parse().expect("an address")).into();
+        Wish { ranges, sources, mtu: 1400 }
+    }
+
+    /// Where the routes by the entry lead.
+    async fn lead_to(handle: &Handle) -> BTreeSet<IpNet> {
+        let entry = index_of(handle, ENTRY).await.expect("an answer").expect("the entry");
+        routes(handle, entry).await.expect("routes").iter().filter_map(destination).collect()
+    }
+
+    #[test]
+    fn v21_its_routes_follow_the_ranges_come_back_and_go() {
+        let host = Namespace::new();
+        host.ip("addr add 192.0.2.1/32 dev lo");
+        host.ip("addr add 2001:db8::1/128 dev lo nodad");
+        host.block_on(async {
+            let (connection, handle, _) = new_connection().expect("netlink");
+            let task = tokio::spawn(connection);
+            bring(&handle, &wish(&[])).await.expect("nothing to do");
+            let (both, other) = (wish(&["10.96.0.0/12", "fd00:10:96::/112"]), wish(&["10.97.0.0/16", "fd00:10:96::/112"]));
+            for wish in [&both, &both, &other] {
+                bring(&handle, wish).await.expect("a gate");
+                assert_eq!(lead_to(&handle).await, wish.ranges);
+            }
+            // Somebody sets it down, and so takes its routes away.
+            for name in [ENTRY, EXIT] {
+                handle.link().set(LinkUnspec::new_with_name(name).down().build()).execute().await.expect("down");
+            }
+            assert_ne!(lead_to(&handle).await, other.ranges);
+            bring(&handle, &other).await.expect("a gate");
+            assert_eq!(lead_to(&handle).await, other.ranges);
+            bring(&handle, &wish(&[])).await.expect("no gate");
+            assert_eq!(index_of(&handle, EXIT).await.expect("an answer"), None);
+            remove().await.expect("it is gone already");
+            task.abort();
+        });
+    }
 }
