@@ -27,7 +27,7 @@ use rtnetlink::{LinkUnspec, new_connection};
 use crate::cgroup::Own;
 
 /// What answers in time on one machine.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 const NODE_PORT: u16 = 30080;
 /// The port of cluster IPs.
 const PORT: u16 = 80;
