@@ -40,6 +40,7 @@ const OF_THE_INITIAL_ONE: &str = "/proc/sys/net/core/dev_weight";
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// What the loaded programs know of their surroundings.
 #[derive(Clone, Copy, Debug)]
@@ -197,7 +198,12 @@ pub fn detach(dir: &StateDir) -> Result<()> {
     let known = PROGRAMS.iter().rev().filter(|name| pins.iter().any(|pin| pin == *name)).map(|name| (*name).to_owned());
     let others = pins.iter().filter(|pin| !PROGRAMS.contains(&pin.as_str())).cloned();
     for name in known.chain(others).collect::<Vec<_>>() {
-        remove(&dir.sockets().join(name))?;
+        let pin = dir.sockets().join(name);
+        // Without its pin alone a link goes some time later, and no one knows in which order.
+        if let Err(error) = open(&pin).and_then(|link| cut(&link)) {
+            warn!(error = format!("{error:#}"), "a socket hook may outlive its pin for a moment");
+        }
+        remove(&pin)?;
     }
     if !pins.is_empty() {
         info!(hooks = pins.len(), "the socket hooks are detached");
@@ -250,6 +256,12 @@ struct UpdateAttr {
     old_program: u32,
 }
 
+/// The part of `union bpf_attr` that detaches a link.
+#[repr(C)]
+struct DetachAttr {
+    link: u32,
+}
+
 /// The part of `union bpf_attr` that opens what is pinned.
 #[repr(C)]
 struct OpenAttr {
@@ -291,6 +303,13 @@ fn replace(link: &OwnedFd, program: BorrowedFd<'_>) -> Result<Replaced> {
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(Replaced::Gone),
         Err(error) => Err(error).context("replace the program of the link"),
     }
+}
+
+/// Detaches the program of a link, before this returns.
+fn cut(link: &OwnedFd) -> Result<()> {
+    let attr = DetachAttr { link: link.as_raw_fd() as u32 };
+    // SAFETY: the attribute has the kernel's layout, and no pointer.
+    unsafe { command(BPF_LINK_DETACH, &attr) }.map(drop).context("detach a link")
 }
 
 /// # Safety
