@@ -375,7 +375,10 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn config(&self) -> Option<Config> {
         Some(self.config)
     }
-    fn route(&self, _device: IfIndex, _src: &F::Addr, dst: &F::Addr) -> Option<Route> {
+    fn route(&self, _device: IfIndex, src: &F::Addr, dst: &F::Addr) -> Option<Route> {
+        if stays_on_link(src.ip()) || stays_on_link(dst.ip()) {
+            return None;
+        }
         self.routes.get(dst).copied()
     }
     fn now(&self) -> u32 {
@@ -430,4 +433,12 @@ fn within<A: Address>(range: &A, bits: u32, addr: &A) -> bool {
         IpAddr::V6(v6) => v6.to_bits(),
     };
     bits == 0 || (number(range) ^ number(addr)) >> (128 - bits.min(128)) == 0
+}
+
+/// What `bpf_fib_lookup` does not look up, as source or destination (the kernel's `rt6_need_strict`).
+fn stays_on_link(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(ip) => ip.is_multicast() || ip.is_unicast_link_local() || ip.is_loopback(),
+    }
 }
