@@ -20,7 +20,7 @@ use proxy_common::net::{Addr4, Addr6, Address as _, Family, Port, Protocol, V4, 
 use proxy_common::socket::{INITIAL_NETNS, PEER_ENTRIES, Peer, PeerKey};
 use proxy_ebpf::socket::{Ask, Sockets};
 
-use crate::{Kernel, count};
+use super::maps::{Kernel, count};
 
 /// The network namespace whose sockets are ours, by its cookie or as [`INITIAL_NETNS`]. The agent says which.
 #[unsafe(no_mangle)]

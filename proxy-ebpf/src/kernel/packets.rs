@@ -1,0 +1,159 @@
+//! Packets as the kernel gives them: socket buffers at tc, frames at XDP. Like `main.rs`, of the binary and not of the library.
+
+use core::mem::MaybeUninit;
+use core::ptr;
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC};
+use aya_ebpf::helpers::{bpf_csum_update, bpf_skb_change_tail};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use proxy_common::net::{checksum_update, sum_add};
+use proxy_ebpf::{Change, Packet, Wire};
+
+/// The mark of the answers that we make, by which our other hooks know them; packets lose it when they leave the namespace.
+pub const ANSWER_MARK: u32 = 0x706f_7274;
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace`, younger than the bindings.
+const BPF_F_IPV6: u64 = 1 << 7;
+
+/// A socket buffer, by the kernel's helpers: they know paged data and unfinished checksums.
+pub struct Skb<'a> {
+    /// Of the running program.
+    pub context: &'a TcContext,
+}
+
+impl Packet for Skb<'_> {
+    const EARLY: bool = false;
+
+    #[inline(always)]
+    fn load<T: Wire>(&self, offset: u32) -> Option<T> {
+        self.context.load(offset as usize).ok()
+    }
+    #[inline(always)]
+    fn store<T: Wire>(&mut self, offset: u32, value: &T) -> Option<()> {
+        self.context.store(offset as usize, value, 0).ok()
+    }
+    #[inline(always)]
+    fn fix_checksum(&mut self, offset: u32, change: Change) -> Option<()> {
+        let offset = offset as usize;
+        let mangled = if change.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let pseudo = mangled | u64::from(BPF_F_PSEUDO_HDR);
+        let addresses = u64::from(change.addresses);
+        // Kernels that know BPF_F_IPV6 need it for packets whose checksum the device has verified; others refuse it.
+        let done = change.v6 && self.context.l4_csum_replace(offset, 0, addresses, pseudo | BPF_F_IPV6).is_ok();
+        if !done {
+            self.context.l4_csum_replace(offset, 0, addresses, pseudo).ok()?;
+        }
+        // Where the kernel keeps a sum of the whole packet (CHECKSUM_COMPLETE), that must not miss what no checksum compensates.
+        let missed = if change.v6 && !done { sum_add(change.addresses, change.uncovered) } else { change.uncovered };
+        if missed != 0 {
+            // SAFETY: the context of this program. It refuses where there is no such sum, and then nothing is missed.
+            unsafe { bpf_csum_update(self.context.skb.skb, missed) };
+        }
+        self.context.l4_csum_replace(offset, 0, u64::from(change.ports), mangled).ok()
+    }
+    #[inline(always)]
+    fn truncate(&mut self, len: u32) -> Option<()> {
+        // SAFETY: the context of this program.
+        let code = unsafe { bpf_skb_change_tail(self.context.skb.skb, len, 0) };
+        if code == 0 { Some(()) } else { None }
+    }
+    #[inline(always)]
+    fn insert(&mut self, room: u32) -> Option<()> {
+        self.context.skb.adjust_room(room as i32, BPF_ADJ_ROOM_MAC, 0).ok()
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: the context of this program.
+        unsafe { (*self.context.skb.skb).gso_size }
+    }
+    #[inline(always)]
+    fn was_received(&self) -> bool {
+        // SAFETY: the context of this program.
+        unsafe { (*self.context.skb.skb).ingress_ifindex != 0 }
+    }
+    #[inline(always)]
+    fn is_answer_of_ours(&self) -> bool {
+        // SAFETY: the context of this program.
+        unsafe { (*self.context.skb.skb).mark == ANSWER_MARK }
+    }
+}
+
+/// A frame in XDP, by direct access: the helpers that copy are younger than the oldest kernel that we run on.
+pub struct Frame<'a> {
+    /// Of the running program.
+    pub context: &'a XdpContext,
+}
+
+impl Frame<'_> {
+    /// A pointer to `len` bytes at `offset`, checked against the frame's end.
+    #[inline(always)]
+    fn at(&self, offset: u32, len: usize) -> Option<*mut u8> {
+        let (start, end) = (self.context.data(), self.context.data_end());
+        let mut position = u64::from(offset);
+        let mut address = start as u64;
+        // SAFETY: arithmetic on registers. The verifier has to see a bounded offset added to the packet pointer in just this form;
+        // plain Rust lets LLVM move the bound to a copy of the register.
+        unsafe {
+            core::arch::asm!("{0} &= 2047", "{1} += {0}", inout(reg) position, inout(reg) address, options(pure, nomem, nostack));
+        }
+        let _bounded = position;
+        if address as usize + len > end { None } else { Some(address as *mut u8) }
+    }
+}
+
+impl Packet for Frame<'_> {
+    const EARLY: bool = true;
+
+    #[inline(always)]
+    fn load<T: Wire>(&self, offset: u32) -> Option<T> {
+        let from = self.at(offset, size_of::<T>())?;
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the bytes lie in the frame, and any bytes are a T.
+        unsafe {
+            ptr::copy_nonoverlapping(from, value.as_mut_ptr().cast::<u8>(), size_of::<T>());
+            Some(value.assume_init())
+        }
+    }
+    #[inline(always)]
+    fn store<T: Wire>(&mut self, offset: u32, value: &T) -> Option<()> {
+        let to = self.at(offset, size_of::<T>())?;
+        // SAFETY: the bytes lie in the frame.
+        unsafe { ptr::copy_nonoverlapping(ptr::from_ref(value).cast::<u8>(), to, size_of::<T>()) };
+        Some(())
+    }
+    #[inline(always)]
+    fn fix_checksum(&mut self, offset: u32, change: Change) -> Option<()> {
+        let old = u16::from_ne_bytes(self.load(offset)?);
+        if change.udp && old == 0 {
+            return Some(());
+        }
+        let mut new = checksum_update(old, change.addresses);
+        if change.udp && new == 0 {
+            new = 0xffff;
+        }
+        new = checksum_update(new, change.ports);
+        if change.udp && new == 0 {
+            new = 0xffff;
+        }
+        self.store(offset, &new.to_ne_bytes())
+    }
+    #[inline(always)]
+    fn truncate(&mut self, _len: u32) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn insert(&mut self, _room: u32) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
+    }
+    #[inline(always)]
+    fn was_received(&self) -> bool {
+        true
+    }
+    #[inline(always)]
+    fn is_answer_of_ours(&self) -> bool {
+        false
+    }
+}
