@@ -102,10 +102,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let (reports, Audience { checks, node_ports }) = Reports::new(events.clone(), metrics.clone(), Timestamp::now());
     tasks.spawn(serve_services(checks, vitals, events.clone()));
     tasks.spawn(shadow::run(node_ports, events));
-    let (gate, wishes) = watch::channel(None);
-    if !loads_only {
-        tasks.spawn(gate::run(wishes));
-    }
+    let gate = keep_gate(&mut tasks, loads_only);
     let outputs =
         Outputs { wanted: tell_wanted, serving: tell_serving, left: tell_left, vitals: tell_vitals, gate, reports, metrics };
     let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);
@@ -114,6 +111,15 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
         ended = until_told(&mut tasks) => ended,
         status = status => status.map(|text| print!("{text}")),
     }
+}
+
+/// V21: who wishes for a gate. Where programs are loaded only, nobody hears that.
+fn keep_gate(tasks: &mut JoinSet<Result<()>>, loads_only: bool) -> watch::Sender<Option<gate::Wish>> {
+    let (gate, wishes) = watch::channel(None);
+    if !loads_only {
+        tasks.spawn(gate::run(wishes));
+    }
+    gate
 }
 
 /// The status, once the kernel is in step; never if nobody wants that.

@@ -3,14 +3,14 @@
 //!
 //! Owns both devices and the routes by the first; nothing else is touched.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
-use proxy_common::net::Device;
+use proxy_common::net::{Device, IfIndex, RangeKind};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteScope};
@@ -25,6 +25,8 @@ const ENTRY: &str = "portway0";
 pub const EXIT: &str = "portway1";
 /// Whatever a device of the node takes goes through, in bytes; the routes say how much that is.
 const MTU: u32 = 65_535;
+/// What every link takes, in bytes (RFC 8200); for a node without devices.
+const LEAST_MTU: u32 = 1280;
 /// How long after a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 /// How often it is looked after: routes go where somebody sets a device down.
@@ -39,6 +41,16 @@ pub struct Wish {
     pub sources: Vec<IpAddr>,
     /// The least MTU of the node's devices, in bytes: what is sent to a Service in fragments must fit whichever way it takes.
     pub mtu: u32,
+}
+
+impl Wish {
+    /// All Service ranges among these, for a node with such devices and addresses.
+    pub fn of(ranges: &BTreeMap<IpNet, RangeKind>, devices: &BTreeMap<IfIndex, Device>, sources: &[IpAddr]) -> Self {
+        let services = |(range, kind): (&IpNet, &RangeKind)| (*kind == RangeKind::SERVICES).then_some(*range);
+        let others = devices.values().filter(|device| device.flags & Device::GATE == 0);
+        let mtu = others.map(|device| device.mtu).min().unwrap_or(LEAST_MTU);
+        Self { ranges: ranges.iter().filter_map(services).collect(), sources: sources.to_vec(), mtu }
+    }
 }
 
 /// Makes the gate as it is wished, whenever that changes, until nobody wishes any more. What fails is said, and tried again.

@@ -15,9 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use ipnet::IpNet;
 use jiff::Timestamp;
-use proxy_common::net::{Device, Protocol, RangeKind};
+use proxy_common::net::Protocol;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
@@ -46,8 +45,6 @@ const GATHER: Duration = Duration::from_millis(10);
 const RETRY: Duration = Duration::from_secs(5);
 /// At the first sync, how long the devices of this node's pods are waited for: nobody was served before, so nobody waits in vain.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// What every link takes, in bytes (RFC 8200); for a node without devices.
-const LEAST_MTU: u32 = 1280;
 /// News that are taken together at most.
 const BATCH: usize = 10_000;
 
@@ -370,13 +367,14 @@ impl Sync {
 
     /// V21: whether the hooks of sockets serve is known when they were to be attached.
     fn ask_for_gate(&self) {
-        let services = |(range, kind): (&IpNet, &RangeKind)| (*kind == RangeKind::SERVICES).then_some(*range);
-        let needed = self.plane.sockets().why_not().is_some();
-        let ranges = self.compiler.contents().ranges.iter().filter(|_| needed).filter_map(services).collect();
-        let devices = self.snapshot.links.devices.values().filter(|device| device.flags & Device::GATE == 0);
-        let mtu = devices.map(|device| device.mtu).min().unwrap_or(LEAST_MTU);
-        let wish = Some(Wish { ranges, sources: self.outputs.wanted.borrow().node_addresses.clone(), mtu });
-        self.outputs.gate.send_if_modified(|before| std::mem::replace(before, wish.clone()) != wish);
+        let wish = match self.plane.sockets().why_not() {
+            Some(_) => {
+                let sources = &self.outputs.wanted.borrow().node_addresses;
+                Wish::of(&self.compiler.contents().ranges, &self.snapshot.links.devices, sources)
+            }
+            None => Wish::default(),
+        };
+        self.outputs.gate.send_if_modified(|before| before.replace(wish.clone()) != Some(wish));
     }
 
     fn look_at_links(&mut self, found: &Found) {

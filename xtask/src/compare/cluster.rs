@@ -129,14 +129,9 @@ fn narrow(router: &Namespace) -> Result<()> {
     Ok(())
 }
 
-/// Lets the backends answer SCTP, for as long as this process lives.
+/// Lets the backends answer SCTP.
 fn associate(lab: &Lab) -> Result<()> {
-    for (pod, port) in scene::SCTP_SERVERS {
-        for v4 in [true, false] {
-            _ = lab.pod(pod)?.ns().start(move || Ok(sctp::serve(pod, port, v4)?));
-        }
-    }
-    Ok(())
+    scene::SCTP_SERVERS.iter().try_for_each(|(pod, port)| lab.pod(pod).map(|pod| sctp::start(pod, *port)))
 }
 
 impl DataPlane {

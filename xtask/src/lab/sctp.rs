@@ -1,13 +1,14 @@
 //! SCTP associations (RFC 9260) of crafted packets over raw sockets, for kernels without SCTP: both ends say all that an association's life has.
 
 use std::collections::HashMap;
-use std::io::{Error, ErrorKind, Read as _, Result};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{Error, ErrorKind, Result};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::facts::Facts;
+use super::node::Pod;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -75,30 +76,28 @@ impl Packet {
 
 /// A raw socket of one family.
 struct Raw {
-    socket: Socket,
+    socket: UdpSocket,
     v4: bool,
 }
 
 impl Raw {
+    /// The standard library has none of its own, but moves datagrams by whatever socket it is given.
     fn open(v4: bool) -> Result<Self> {
         let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(SCTP)))?;
         socket.set_recv_buffer_size(1 << 20)?;
-        Ok(Self { socket, v4 })
+        Ok(Self { socket: socket.into(), v4 })
     }
 
     /// The next packet to a port, and who sent it.
     fn receive(&self, port: u16) -> Result<(Packet, IpAddr)> {
         let deadline = Instant::now() + PATIENCE;
+        let mut bytes = vec![0; 1 << 16];
         loop {
-            let mut buffer = vec![std::mem::MaybeUninit::uninit(); 1 << 16];
-            let (_, from) = self.socket.peek_from(&mut buffer)?;
-            let mut bytes = vec![0; 1 << 16];
-            let length = (&self.socket).read(&mut bytes)?;
+            let (length, from) = self.socket.recv_from(&mut bytes)?;
             // IPv4's raw sockets give the header too.
             let header = if self.v4 { usize::from(bytes[0] & 15) * 4 } else { 0 };
-            let packet = bytes.get(header..length).and_then(Packet::read).filter(|packet| packet.to == port);
-            if let (Some(packet), Some(from)) = (packet, from.as_socket()) {
+            if let Some(packet) = bytes.get(header..length).and_then(Packet::read).filter(|packet| packet.to == port) {
                 return Ok((packet, from.ip()));
             }
             if Instant::now() > deadline {
@@ -108,15 +107,20 @@ impl Raw {
     }
 
     fn send(&self, to: IpAddr, packet: &Packet) -> Result<()> {
-        self.socket.send_to(&packet.bytes(), &SockAddr::from(SocketAddr::new(to, 0))).map(drop)
+        self.socket.send_to(&packet.bytes(), (to, 0)).map(drop)
+    }
+}
+
+/// Lets a pod answer associations at `port`, by both families and for as long as this process lives.
+pub fn start(pod: &Pod, port: u16) {
+    for v4 in [true, false] {
+        let name = pod.name().to_owned();
+        _ = pod.ns().start(move || Ok(serve(&name, port, v4)?));
     }
 }
 
 /// Answers associations at `port` of one family for ever: DATA comes back, with the [`Facts`] of the pod `name` and a line's end over its begin.
-///
-/// # Errors
-/// If raw sockets cannot be had (root is needed), or fail.
-pub fn serve(name: &str, port: u16, v4: bool) -> Result<()> {
+fn serve(name: &str, port: u16, v4: bool) -> Result<()> {
     let raw = Raw::open(v4)?;
     // By the other end: its tag, and the one that we gave it.
     let mut known: HashMap<(IpAddr, u16), (u32, u32)> = HashMap::new();
@@ -175,10 +179,8 @@ fn sack(data: &[u8]) -> Vec<u8> {
 /// answers.
 pub fn associate(port: u16, addr: SocketAddr, sizes: &[usize]) -> Result<Facts> {
     let raw = Raw::open(addr.is_ipv4())?;
-    let any: IpAddr = if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    raw.socket.bind(&SocketAddr::new(any, 0).into())?;
     // From nobody else from here on.
-    raw.socket.connect(&SocketAddr::new(addr.ip(), 0).into())?;
+    raw.socket.connect((addr.ip(), 0))?;
     raw.socket.set_read_timeout(Some(PATIENCE))?;
     let mine = u32::from(port) << 8 | 1;
     let send = |tag, kind, body: &[u8]| {

@@ -8,7 +8,7 @@ use serde_json::json;
 use xtask::lab::controlplane::wait_for;
 use xtask::lab::node::Node;
 use xtask::lab::probe::Kind;
-use xtask::lab::sctp::{associate, serve};
+use xtask::lab::sctp;
 use xtask::lab::topology::{Join, Wiring};
 
 use crate::cluster::{Cluster, IN_FORCE};
@@ -28,11 +28,7 @@ fn processes_by_packets_over_a_bridge_and_a_tunnel() -> Result<()> {
 
 fn by_packets(wiring: Wiring, join: Join) -> Result<()> {
     let mut cluster = Cluster::start_with(wiring, join, &["--cgroup", "off"], |_| Ok(()))?;
-    for name in WEB {
-        for v4 in [true, false] {
-            _ = cluster.lab.pod(name)?.ns().start(move || Ok(serve(name, SCTP, v4)?));
-        }
-    }
+    WEB.iter().try_for_each(|name| cluster.lab.pod(name).map(|pod| sctp::start(pod, SCTP)))?;
     let client = cluster.plane.client();
     client.apply(&json!({
         "apiVersion": "v1",
@@ -87,7 +83,7 @@ fn everything_is_reached(cluster: &Cluster, node: &Node) -> Result<()> {
     }
     for ip in cluster.cluster_ips("sctp")? {
         let addr = SocketAddr::new(ip, 80);
-        let served = |port| node.ns().run(|| Ok(associate(port, addr, &[200, 1000])?)).is_ok();
+        let served = |port| node.ns().run(|| Ok(sctp::associate(port, addr, &[200, 1000])?)).is_ok();
         wait_for("SCTP", IN_FORCE, || Ok((40000..40012).all(served).then_some(())))
             .with_context(|| format!("a process of {} asks {addr}", node.name()))?;
     }

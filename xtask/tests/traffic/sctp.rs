@@ -2,14 +2,14 @@
 //! checksums right where they arrive.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use xtask::lab::capture::{Capture, Direction};
 use xtask::lab::controlplane::{ObjectRef, wait_for};
 use xtask::lab::netns::Namespace;
-use xtask::lab::sctp::{DATA_HEADER, associate, serve};
+use xtask::lab::sctp::{self, DATA_HEADER, associate};
 use xtask::lab::topology::{Join, Wiring};
 
 use crate::cluster::{Cluster, IN_FORCE};
@@ -39,45 +39,10 @@ fn sctp_by_xdp() -> Result<()> {
 }
 
 fn associations(cluster: &Cluster) -> Result<()> {
-    let (lab, client) = (&cluster.lab, cluster.plane.client());
-    for name in WEB {
-        for v4 in [true, false] {
-            _ = lab.pod(name)?.ns().start(move || Ok(serve(name, PORT, v4)?));
-        }
-    }
-    client.apply(&json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": { "name": "sctp", "namespace": "default" },
-        "spec": {
-            "type": "LoadBalancer",
-            "ipFamilyPolicy": "RequireDualStack",
-            "externalIPs": EXTERNAL,
-            "selector": { "app": "web" },
-            "ports": [{ "protocol": "SCTP", "port": 36412, "targetPort": PORT, "nodePort": NODE_PORT }],
-        },
-    }))?;
-    let ingress: Vec<_> = BALANCED.iter().map(|ip| json!({ "ip": ip })).collect();
-    client.patch_status(
-        &ObjectRef::namespaced("v1", "Service", "default", "sctp"),
-        &json!({ "loadBalancer": { "ingress": ingress } }),
-    )?;
-    let by = lab.node("node1")?.addresses().both();
-    for ip in EXTERNAL.iter().chain(&BALANCED) {
-        let (len, via) = if ip.contains(':') { (128, by[1]) } else { (32, by[0]) };
-        lab.router().ip(&format!("route add {ip}/{len} via {via}\n"))?;
-    }
-    let mut ways: Vec<(&Namespace, SocketAddr)> = Vec::new();
-    let parse = |ip: &&str| ip.parse::<IpAddr>().context("read an address");
-    for node in lab.nodes() {
-        ways.extend(node.addresses().both().map(|ip| (lab.far_client(), SocketAddr::new(ip, NODE_PORT))));
-    }
-    for ip in EXTERNAL.iter().chain(&BALANCED).map(parse) {
-        ways.push((lab.far_client(), SocketAddr::new(ip?, 36412)));
-    }
-    for ip in cluster.cluster_ips("sctp")? {
-        ways.push((lab.pod("visitor")?.ns(), SocketAddr::new(ip, 36412)));
-    }
+    let lab = &cluster.lab;
+    WEB.iter().try_for_each(|name| lab.pod(name).map(|pod| sctp::start(pod, PORT)))?;
+    apply(cluster)?;
+    let ways = ways(cluster)?;
     for (from, addr) in &ways {
         let served = |port| from.run(|| Ok(associate(port, *addr, &[200])?)).is_ok();
         wait_for("the Service", IN_FORCE, || Ok((50000..50012).all(served).then_some(())))
@@ -98,15 +63,59 @@ fn associations(cluster: &Cluster) -> Result<()> {
         }
         ensure!(seen.iter().map(String::as_str).eq(WEB), "{addr}: {seen:?}");
     }
-    for (name, capture) in captures {
-        let packets = capture.sctp()?;
-        let wrong = packets.iter().filter(|(_, right)| !right).count();
-        let kinds: BTreeSet<u8> = packets.iter().map(|(kind, _)| *kind).collect();
-        println!("{name}: {} packets, {wrong} of them wrong, of chunks {kinds:?}", packets.len());
-        ensure!(wrong == 0, "{name}: {wrong} of {} packets have a wrong checksum", packets.len());
-        let asks = name.ends_with("client") || name.ends_with("visitor");
-        let expected: &[u8] = if asks { &[0, 2, 3, 5, 8, 11] } else { &[0, 1, 3, 4, 7, 10, 14] };
-        ensure!(kinds.iter().eq(expected), "{name}: chunks {kinds:?} instead of {expected:?}");
+    captures.into_iter().try_for_each(|(name, capture)| judge(name, &capture.sctp()?))
+}
+
+/// The Service, with every kind of frontend, and the router's ways to them.
+fn apply(cluster: &Cluster) -> Result<()> {
+    let (lab, client) = (&cluster.lab, cluster.plane.client());
+    client.apply(&json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "sctp", "namespace": "default" },
+        "spec": {
+            "type": "LoadBalancer",
+            "ipFamilyPolicy": "RequireDualStack",
+            "externalIPs": EXTERNAL,
+            "selector": { "app": "web" },
+            "ports": [{ "protocol": "SCTP", "port": 36412, "targetPort": PORT, "nodePort": NODE_PORT }],
+        },
+    }))?;
+    let ingress: Vec<_> = BALANCED.iter().map(|ip| json!({ "ip": ip })).collect();
+    let service = ObjectRef::namespaced("v1", "Service", "default", "sctp");
+    client.patch_status(&service, &json!({ "loadBalancer": { "ingress": ingress } }))?;
+    let by = lab.node("node1")?.addresses().both();
+    for ip in EXTERNAL.iter().chain(&BALANCED) {
+        let (len, via) = if ip.contains(':') { (128, by[1]) } else { (32, by[0]) };
+        lab.router().ip(&format!("route add {ip}/{len} via {via}\n"))?;
     }
+    Ok(())
+}
+
+/// Who asks which frontend.
+fn ways(cluster: &Cluster) -> Result<Vec<(&Namespace, SocketAddr)>> {
+    let lab = &cluster.lab;
+    let mut ways = Vec::new();
+    for node in lab.nodes() {
+        ways.extend(node.addresses().both().map(|ip| (lab.far_client(), SocketAddr::new(ip, NODE_PORT))));
+    }
+    for ip in EXTERNAL.iter().chain(&BALANCED) {
+        ways.push((lab.far_client(), SocketAddr::new(ip.parse().context("read an address")?, 36412)));
+    }
+    for ip in cluster.cluster_ips("sctp")? {
+        ways.push((lab.pod("visitor")?.ns(), SocketAddr::new(ip, 36412)));
+    }
+    Ok(ways)
+}
+
+/// All checksums are right, and all chunks of an association's life are among what arrives.
+fn judge(name: &str, packets: &[(u8, bool)]) -> Result<()> {
+    let wrong = packets.iter().filter(|(_, right)| !right).count();
+    let kinds: BTreeSet<u8> = packets.iter().map(|(kind, _)| *kind).collect();
+    println!("{name}: {} packets, {wrong} of them wrong, of chunks {kinds:?}", packets.len());
+    ensure!(wrong == 0, "{name}: {wrong} of {} packets have a wrong checksum", packets.len());
+    let asks = name.ends_with("client") || name.ends_with("visitor");
+    let expected: &[u8] = if asks { &[0, 2, 3, 5, 8, 11] } else { &[0, 1, 3, 4, 7, 10, 14] };
+    ensure!(kinds.iter().eq(expected), "{name}: chunks {kinds:?} instead of {expected:?}");
     Ok(())
 }
