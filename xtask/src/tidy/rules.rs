@@ -212,7 +212,9 @@ mod tests {
     #[test]
     fn only_rewrite_writes_packets_and_knows_headers() {
         assert_eq!(broken("proxy-ebpf/src/service.rs", "p.store(0, &x)?;"), [(2, "invariant 4 (writes)")]);
+        assert_eq!(broken("proxy-ebpf/src/main.rs", "p.store(0, &x)?;"), [(2, "invariant 4 (writes)")]);
         assert_eq!(broken("proxy-ebpf/src/rewrite.rs", "p.store(0, &x)?;"), []);
+        assert_eq!(broken("proxy-ebpf/src/kernel/packets.rs", "self.context.store(0, &x, 0).ok()"), [], "the trait's own doing");
         assert_eq!(broken("proxy-ebpf/src/flow.rs", "let h: Ipv4Hdr = x;"), [(2, "invariant 4 (headers)")]);
         assert_eq!(broken("proxy-ebpf/src/parse.rs", "let h: Ipv6Hdr = x;"), []);
     }
