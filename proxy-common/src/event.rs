@@ -81,6 +81,8 @@ counted! {
         PodUnknown = "pod_unknown",
         /// A fragment whose first one was not seen, to or from a pod that a NetworkPolicy isolates (P27).
         FragmentUnknown = "fragment_unknown",
+        /// Another node has sent it here encapsulated, and no Service leads to such a backend of this node.
+        NotServedHere = "not_served_here",
     }
 }
 
@@ -119,6 +121,10 @@ counted! {
         ErrorTranslated = "error_translated",
         /// Fragments whose datagram's first was not seen, left to the stack.
         FragmentLeft = "fragment_left",
+        /// Packets that went on encapsulated, to the node of their backend (direct server return).
+        Encapsulated = "encapsulated",
+        /// Packets that other nodes have sent here so.
+        Decapsulated = "decapsulated",
     }
 }
 

@@ -90,6 +90,9 @@ pub enum Way {
     Neighbour = 2,
     /// Out of the gate `device`, to a process of this host.
     Gate = 3,
+    /// As it came, encapsulated, to the node of the backend, which answers it (direct server return): by the next hop that the route through
+    /// `device` names.
+    Tunnel = 4,
 }
 
 impl Way {
@@ -100,6 +103,7 @@ impl Way {
             1 => Self::Pod,
             2 => Self::Neighbour,
             3 => Self::Gate,
+            4 => Self::Tunnel,
             _ => Self::Stack,
         }
     }
@@ -141,6 +145,8 @@ impl Role {
     pub const PLAIN: u8 = 16;
     /// The client is this host itself (P18).
     pub const OWN_NODE: u8 = 32;
+    /// The client has asked another node, which sends its packets here encapsulated (direct server return).
+    pub const TUNNELLED: u8 = 64;
 }
 
 /// A fragmented datagram; key of `FRAGMENTS*`, whose value is [`fragment_ports`] of its first fragment (P27).

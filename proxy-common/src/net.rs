@@ -226,6 +226,10 @@ impl Protocol {
     pub const UDP: Self = Self(17);
     /// SCTP.
     pub const SCTP: Self = Self(132);
+    /// An IPv4 packet (RFC 2003).
+    pub const IPIP: Self = Self(4);
+    /// An IPv6 packet (RFC 2473).
+    pub const IPV6: Self = Self(41);
 
     /// Whether connections begin and end by packets that say so: TCP's and SCTP's.
     #[inline(always)]
@@ -315,6 +319,8 @@ impl AddressFlags {
     pub const CLUSTER_IP: u32 = 4;
     /// The cluster IP of a Service that another proxy serves (V1): none of our business.
     pub const FOREIGN: u32 = 8;
+    /// A node of the cluster has it.
+    pub const NODE: u32 = 16;
 
     /// Whether all bits of `flag` are set.
     #[inline(always)]
@@ -372,12 +378,16 @@ pub struct Device {
     pub masquerade6: Addr6,
     /// The same for IPv4.
     pub masquerade4: Addr4,
+    /// The address that the cluster knows this node by: whatever the device, encapsulated packets leave with it. Zero if none.
+    pub node6: Addr6,
+    /// The same for IPv4.
+    pub node4: Addr4,
     /// Bytes, without the link-layer header.
     pub mtu: u32,
     /// See [`Device::XDP_TARGET`].
     pub flags: u32,
 }
-const _: () = assert!(size_of::<Device>() == 28);
+const _: () = assert!(size_of::<Device>() == 48);
 
 impl Device {
     /// Frames that another device's XDP program redirects here are sent (the driver has an XDP program attached).

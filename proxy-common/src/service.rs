@@ -79,6 +79,8 @@ impl ServiceFlags {
     pub const SOURCE_RANGES: u32 = 64;
     /// Backends are chosen by tables in `MAGLEV`, so that all nodes choose alike.
     pub const MAGLEV: u32 = 128;
+    /// Backends of other nodes answer clients outside themselves (direct server return).
+    pub const DSR: u32 = 256;
 }
 
 /// A part of the table by which one set of a generation's backends is chosen from. Key of `MAGLEV`.

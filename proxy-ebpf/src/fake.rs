@@ -7,7 +7,7 @@ use std::vec::Vec;
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
-use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, Veth, checksum_update};
+use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, V6, Veth, checksum_update};
 use proxy_common::policy::{CHUNK_CLASSES, PodRows, PortSet, VerdictKey, Word};
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey, Service, ServiceKey, SourceKey,
@@ -60,6 +60,7 @@ impl<const EARLY: bool> Packet for Bytes<EARLY> {
         };
         self.store(offset, &fix(fix(old, change.addresses), change.ports).to_ne_bytes())
     }
+    fn account(&mut self, _change: u32) {}
     fn truncate(&mut self, len: u32) -> Option<()> {
         self.bytes.resize(len as usize, 0);
         Some(())
@@ -67,6 +68,19 @@ impl<const EARLY: bool> Packet for Bytes<EARLY> {
     fn insert(&mut self, room: u32) -> Option<()> {
         let at = crate::parse::LINK as usize;
         self.bytes.splice(at..at, core::iter::repeat_n(0, room as usize));
+        Some(())
+    }
+    fn encapsulate(&mut self, room: u32, _v6: bool) -> Option<()> {
+        self.insert(room)
+    }
+    fn decapsulate(&mut self, room: u32) -> Option<()> {
+        let (at, room) = (crate::parse::LINK as usize, room as usize);
+        let v6 = crate::parse::ethertype(self)? == V6::ETHERTYPE;
+        let least = if v6 { 40 } else { 20 };
+        if self.bytes.len() < at + room + least {
+            return None;
+        }
+        self.bytes.drain(at..at + room);
         Some(())
     }
     fn segment(&self) -> u32 {

@@ -2,12 +2,12 @@
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, Hook, Role, State, Way};
-use proxy_common::net::{Address, AddressFlags, Family, IfIndex, Port, hash3};
+use proxy_common::net::{Address, AddressFlags, Family, IfIndex, Port, RangeKind, hash3};
 use proxy_common::service::{Backend, BackendFlags, Config, Service};
 
 use crate::parse::{Headers, Ip};
-use crate::service;
 use crate::{Insert, NotPromoted, Origin, Refused, Scratch, Table, Tables};
+use crate::{policy, service, tunnel};
 
 /// How many of the tries go on from the last port that was given to a connection with the same backend.
 const IN_TURN: u32 = 8;
@@ -47,6 +47,8 @@ pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook, f
     match table {
         Table::Established => note(tables, headers, flow, &mate, now),
         Table::Opening if flow.is(Role::REPLY) && !headers.reset() => promote(tables, &headers.key, &mate, now),
+        // The backend answers past this node: that the client goes on tells of it.
+        Table::Opening if flow.way == Way::Tunnel as u8 && goes_on(headers) => promote(tables, &mate, &headers.key, now),
         // A client that is never answered (syslog, metrics) keeps its backend for as long as it goes on.
         Table::Opening if !headers.key.protocol.has_handshake() && age >= tables.config().unwrap_or_default().hz => {
             tables.note_flow(Table::Opening, &headers.key, now, 0);
@@ -55,6 +57,20 @@ pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook, f
         Table::Opening => {}
     }
     Found::Ours
+}
+
+/// Whether a packet of a flow that is open already is its client's second word.
+#[inline(always)]
+fn goes_on<F: Ip>(headers: &Headers<F>) -> bool {
+    !headers.key.protocol.has_handshake() || !headers.opens() && !headers.reset()
+}
+
+/// Ends the flow in the scratch, whichever table has it.
+#[inline(always)]
+pub fn end<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
+    scratch.reply = scratch.flow.mate(scratch.headers.key.protocol);
+    forget(tables, Table::Opening, &scratch.headers.key, &scratch.reply);
+    tables.remove_flow(Table::Established, &scratch.headers.key);
 }
 
 /// Removes both entries of a flow: the other one only if it is this flow's, for the LRU may have evicted it and another taken its key.
@@ -85,6 +101,10 @@ fn over<F: Ip, T: Tables<F>>(
         Table::Established if !headers.key.protocol.has_handshake() => age > config.udp_timeout.wrapping_mul(config.hz),
         Table::Established => State::closed(flow.state),
     };
+    // What other nodes send here they have looked after themselves.
+    if flow.is(Role::TUNNELLED) {
+        return over;
+    }
     if over || flow.is(Role::PLAIN) {
         // A Service may have come since, whose clients ask again.
         let asks = headers.key.protocol.has_handshake() || table == Table::Opening;
@@ -102,7 +122,9 @@ fn note<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, flow: &Flow<F::Ad
         state |= State::RESET;
     }
     if headers.fin() {
-        state |= if flow.is(Role::FORWARD) { State::FIN_FORWARD } else { State::FIN_REPLY };
+        // Of a backend that answers past this node, the client's is all that is ever seen.
+        let forward = if flow.way == Way::Tunnel as u8 { State::FIN_BOTH } else { State::FIN_FORWARD };
+        state |= if flow.is(Role::FORWARD) { forward } else { State::FIN_REPLY };
     }
     // A closed flow has no news: its other half may be another's by now, who needed its port.
     let news = !State::closed(flow.state) && state & !flow.state != 0;
@@ -189,6 +211,7 @@ pub fn plan<F: Ip, T: Tables<F>>(
     key: &FlowKey<F::Addr>,
     backend: &Backend<F::Addr>,
     origin: Origin,
+    dsr: bool,
     config: &Config,
 ) -> Result<Plan<F::Addr>, Reason> {
     let hook = origin.hook();
@@ -227,7 +250,13 @@ pub fn plan<F: Ip, T: Tables<F>>(
         let reply = Leg::new(Hook::FromDevice as u8 | Hook::ToPod as u8, Way::Pod, device);
         return Ok(Plan { forward, reply, masquerade: F::Addr::ZERO, later: false });
     }
-    let masquerade = tables.device(route.device).map_or(F::Addr::ZERO, |out| F::masquerade(&out));
+    let leaves_by = tables.device(route.device).unwrap_or_default();
+    if dsr && pod_network && !firewall && tunnel::leads_through::<F>(&leaves_by) && is_outside(tables, &key.src) {
+        let forward = Leg::new(hook as u8, Way::Tunnel, route.device);
+        // Nothing of it comes back here.
+        return Ok(Plan { forward, reply: Leg::new(0, Way::Stack, IfIndex::NONE), masquerade: F::Addr::ZERO, later: false });
+    }
+    let masquerade = F::masquerade(&leaves_by);
     if masquerade == F::Addr::ZERO {
         return Err(Reason::NoMasqueradeAddress);
     }
@@ -236,6 +265,37 @@ pub fn plan<F: Ip, T: Tables<F>>(
         return Ok(Plan { masquerade, later: true, ..through_stack(hook, out) });
     }
     Ok(Plan { forward, reply: Leg::new(Hook::FromDevice as u8, Way::Neighbour, device), masquerade, later: false })
+}
+
+/// Whether a client is neither a pod nor a node of the cluster: these expect their answers from whom they asked, and the way that they came.
+#[inline(always)]
+fn is_outside<F: Ip, T: Tables<F>>(tables: &T, client: &F::Addr) -> bool {
+    tables.range(client) != RangeKind::PODS && tables.address(client).0 & (AddressFlags::NODE | AddressFlags::HOST) == 0
+}
+
+/// The same for what another node has sent here encapsulated: the reply goes straight to the client, from the address that this asked.
+#[inline(always)]
+pub fn plan_for_tunnelled<F: Ip, T: Tables<F>>(
+    tables: &T,
+    device: IfIndex,
+    key: &FlowKey<F::Addr>,
+    backend: &Backend<F::Addr>,
+    config: &Config,
+) -> Result<Plan<F::Addr>, Reason> {
+    // P18: no node sends such here.
+    if policy::is_ours(tables, device, &key.src) {
+        return Err(Reason::ForgedSource);
+    }
+    let Some(pod) = tables.pod(&backend.addr) else { return Err(Reason::NotServedHere) };
+    if pod.device == IfIndex::NONE {
+        return Err(Reason::PodDeviceUnknown);
+    }
+    if config.has(Config::THROUGH_STACK) {
+        return Ok(through_stack(Hook::FromDevice, Hook::ToDevice));
+    }
+    let route = tables.route(device, &key.dst, &key.src).ok_or(Reason::NoRoute)?;
+    let reply = Leg::new(Hook::FromPod as u8, Way::Neighbour, route.device);
+    Ok(Plan { forward: Leg::new(Hook::FromDevice as u8, Way::Pod, pod.device), reply, masquerade: F::Addr::ZERO, later: false })
 }
 
 /// The same for a process of this host that no hook of sockets serves: its packets come by the gate, and what answers goes out of it.
@@ -286,7 +346,9 @@ pub fn open<F: Family, T: Tables<F>>(
     config: &Config,
 ) -> Result<(), Reason> {
     let masquerades = !plan.later && plan.masquerade != F::Addr::ZERO;
-    let role = if masquerades { Role::MASQUERADE } else { 0 } | if scratch.own != 0 { Role::OWN_NODE } else { 0 };
+    let role = if masquerades { Role::MASQUERADE } else { 0 }
+        | if scratch.own != 0 { Role::OWN_NODE } else { 0 }
+        | if scratch.tunnelled != 0 { Role::TUNNELLED } else { 0 };
     let Scratch { headers, flow, reply, .. } = scratch;
     let key = &headers.key;
     let src = if masquerades { plan.masquerade } else { key.src };

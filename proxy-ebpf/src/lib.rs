@@ -13,6 +13,7 @@ pub mod rewrite;
 pub mod seams;
 pub mod service;
 pub mod socket;
+pub mod tunnel;
 
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
@@ -20,8 +21,9 @@ pub mod fake;
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, Hook, Role, Way};
 use proxy_common::net::{Address, Device, Family, IfIndex, Port, Protocol};
-use proxy_common::service::Config;
+use proxy_common::service::{Config, ServiceFlags};
 
+use parse::others::Other;
 use parse::{Headers, Ip};
 pub use seams::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Verdicts, Wire};
 
@@ -35,7 +37,7 @@ pub struct Scratch<F: Family> {
     /// The key of the reply's entry of a flow that is being opened; before, that of the connection that was over on the same tuple, with
     /// a port of 0 if there was none.
     pub reply: FlowKey<F::Addr>,
-    /// For [`Stage::Inner`]: the address that replaces the client's.
+    /// For [`Stage::Inner`]: the address that replaces the client's. Of what was [`Scratch::tunnelled`], until then, the backend's.
     pub masquerade: F::Addr,
     /// Why the packet is not sent on.
     pub reason: Reason,
@@ -55,6 +57,12 @@ pub struct Scratch<F: Family> {
     pub fresh: u32,
     /// 1 if this host has made the packet, with an address of its own (P18).
     pub own: u32,
+    /// 1 if another node has sent it here encapsulated, for the backend of [`Scratch::masquerade`] and [`Scratch::port`].
+    pub tunnelled: u32,
+    /// See there.
+    pub port: Port,
+    /// Always zero.
+    pub zero: u16,
 }
 
 impl<F: Family> Scratch<F> {
@@ -92,6 +100,9 @@ impl<F: Family> Scratch<F> {
             rewrite: 0,
             fresh: 0,
             own: 0,
+            tunnelled: 0,
+            port,
+            zero: 0,
         }
     }
 
@@ -223,6 +234,8 @@ pub enum Stage {
     SendError = 10,
     /// It is [`Scratch::odd`], rewritten as the flow in the scratch says, and sent on.
     SendOdd = 11,
+    /// It carries another one, which is to be met in its place.
+    Decapsulate = 12,
 }
 
 impl Stage {
@@ -241,6 +254,7 @@ impl Stage {
             9 => Self::Follow,
             10 => Self::SendError,
             11 => Self::SendOdd,
+            12 => Self::Decapsulate,
             _ => Self::Untouched,
         }
     }
@@ -261,6 +275,8 @@ pub trait Stages {
     fn inner(&mut self) -> Stage;
     /// [`odd::meet`].
     fn odd(&mut self) -> Stage;
+    /// [`tunnel::decapsulate`].
+    fn decapsulate(&mut self) -> Stage;
     /// [`policy::plain`].
     fn plain(&mut self) -> Stage;
     /// [`policy::judge`].
@@ -289,6 +305,16 @@ pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
     if next == Stage::Odd {
         next = stages.odd();
     }
+    if next == Stage::Decapsulate {
+        next = stages.decapsulate();
+    }
+    let tunnelled = next == Stage::Meet;
+    if tunnelled {
+        next = stages.meet();
+        if next == Stage::Odd {
+            next = stages.odd();
+        }
+    }
     if next == Stage::Open {
         next = stages.open();
     }
@@ -309,6 +335,8 @@ pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
         Stage::SendError => stages.send_error(),
         Stage::SendOdd => stages.send_odd(),
         Stage::Stop => stages.stop(),
+        // What it was carried in is gone, and the stack here would send it back.
+        _ if tunnelled => stages.stop(),
         _ => stages.untouched(),
     }
 }
@@ -330,6 +358,9 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
     }
     fn odd(&mut self) -> Stage {
         odd::meet(self.packet, self.tables, self.origin, &mut self.scratch)
+    }
+    fn decapsulate(&mut self) -> Stage {
+        tunnel::decapsulate(self.packet, self.tables, &mut self.scratch)
     }
     fn plain(&mut self) -> Stage {
         policy::plain(self.tables, self.origin, &mut self.scratch)
@@ -377,7 +408,11 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
     // What the stack sends to a pod asks for no Service.
     let unknown = if origin == Origin::Stack { Stage::Plain } else { Stage::Open };
     match flow::find(tables, &scratch.headers, origin.hook(), &mut scratch.flow) {
-        flow::Found::Ours => {}
+        flow::Found::Ours if leads_on(scratch, origin) => {}
+        flow::Found::Ours => {
+            flow::end(tables, scratch);
+            return unknown;
+        }
         flow::Found::Elsewhere if origin == Origin::Outside => return Stage::Untouched,
         flow::Found::Elsewhere => {
             scratch.rewrite = 0;
@@ -407,6 +442,13 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
     may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device)
 }
 
+/// Whether the flow in the scratch leads where the packet is to go: another node may have chosen anew for what it sends here.
+#[inline(always)]
+fn leads_on<F: Family>(scratch: &Scratch<F>, origin: Origin) -> bool {
+    let chosen = origin == Origin::Outside && scratch.tunnelled != 0;
+    !chosen || scratch.flow.dst == scratch.masquerade && scratch.flow.dport == scratch.port
+}
+
 /// For a packet without a flow: select service, choose backend, open flow.
 #[inline(always)]
 pub fn open<F: Ip, P: Packet, T: Tables<F>>(
@@ -430,8 +472,14 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     origin: Origin,
     scratch: &mut Scratch<F>,
 ) -> Result<Stage, Reason> {
-    let Some(service) = service::select(tables, &scratch.headers.key)? else { return Ok(Stage::Plain) };
-    if !scratch.headers.opens() {
+    let tunnelled = origin == Origin::Outside && scratch.tunnelled != 0;
+    let selected = match tunnelled {
+        true => service::select_elsewhere(tables, &scratch.headers.key),
+        false => service::select(tables, &scratch.headers.key)?,
+    };
+    let Some(service) = selected else { return Ok(Stage::Plain) };
+    // Where this node has lost a connection that another one knows, it goes on: its backend is known.
+    if !scratch.headers.opens() && (!tunnelled || scratch.headers.reset()) {
         return service::not_opening(&service);
     }
     let config = tables.config().unwrap_or_default();
@@ -439,10 +487,16 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     let process = origin == Origin::Outside && tables.device(device).is_some_and(|device| device.flags & Device::GATE != 0);
     scratch.own = u32::from(process);
     let key = &scratch.headers.key;
-    let backend = service::choose(tables, key, &service, if process { Origin::Pod } else { origin }, &config)?;
-    let plan = match process {
-        true => flow::plan_for_process(tables, device, key, &backend),
-        false => flow::plan(tables, device, key, &backend, origin, &config),
+    let backend = match tunnelled {
+        true => service::named(tables, &service, &scratch.masquerade, scratch.port)?,
+        false => service::choose(tables, key, &service, if process { Origin::Pod } else { origin }, &config)?,
+    };
+    let plan = if process {
+        flow::plan_for_process(tables, device, key, &backend)
+    } else if tunnelled {
+        flow::plan_for_tunnelled(tables, device, key, &backend, &config)
+    } else {
+        flow::plan(tables, device, key, &backend, origin, service.has(ServiceFlags::DSR), &config)
     }?;
     let stage = may_leave(packet, tables, scratch, plan.way(), plan.device());
     if stage == Stage::Judge {
@@ -480,10 +534,15 @@ fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
     if !way.is_to_stack() && scratch.headers.ttl <= 1 {
         return scratch.refuse(Reason::TtlExceeded);
     }
-    if way != Way::Neighbour || scratch.headers.len <= tables.config().map_or(u32::MAX, |config| config.least_mtu) {
+    let more = match way {
+        Way::Neighbour => 0,
+        Way::Tunnel => F::OVERHEAD,
+        Way::Stack | Way::Pod | Way::Gate => return Stage::Judge,
+    };
+    if scratch.headers.len + more <= tables.config().map_or(u32::MAX, |config| config.least_mtu) {
         return Stage::Judge;
     }
-    scratch.mtu = tables.device(device).map_or(u32::MAX, |device| device.mtu);
+    scratch.mtu = tables.device(device).map_or(u32::MAX, |device| device.mtu.saturating_sub(more));
     if scratch.headers.largest(packet) <= scratch.mtu { Stage::Judge } else { scratch.refuse(Reason::TooBig) }
 }
 
@@ -497,7 +556,11 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
 ) -> Result<Action, Reason> {
     let flow = &scratch.flow;
     let way = onward(tables, origin, flow);
-    rewrite::apply(packet, &scratch.headers, flow, way)?;
+    if may_encapsulate(origin, way) {
+        tunnel::encapsulate(packet, tables, &scratch.headers, flow)?;
+    } else {
+        rewrite::apply(packet, &scratch.headers, flow, way)?;
+    }
     tables.count(Counter::Forwarded);
     go(packet, way, flow.device)
 }
@@ -515,13 +578,19 @@ fn onward<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, flow: &Flow<F::Addr>)
     Way::Stack
 }
 
+/// Whether packets go on encapsulated: those of clients outside only.
+#[inline(always)]
+fn may_encapsulate(origin: Origin, way: Way) -> bool {
+    origin == Origin::Outside && way == Way::Tunnel
+}
+
 /// What is to become of a packet that was rewritten.
 #[inline(always)]
 fn go<P: Packet>(packet: &mut P, way: Way, device: IfIndex) -> Result<Action, Reason> {
     Ok(match way {
         Way::Stack => Action::Stack,
         Way::Pod => Action::Pod(device),
-        Way::Neighbour => Action::Neighbour(device),
+        Way::Neighbour | Way::Tunnel => Action::Neighbour(device),
         Way::Gate => {
             let [a, b, c, d, e, f] = Device::GATE_MAC;
             rewrite::link(packet, &[a, b, c, d, e, f, a, b, c, d, e, f])?;
@@ -548,7 +617,8 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
     if reason != Reason::Truncated {
         tables.stopped(&scratch.headers.key, reason);
     }
-    let silent = scratch.odd != 0 || denied && !tables.config().unwrap_or_default().has(Config::REJECT_DENIED);
+    let odd = scratch.odd != 0 && !(scratch.kind == Other::First as u32 && reason == Reason::TooBig);
+    let silent = odd || denied && !tables.config().unwrap_or_default().has(Config::REJECT_DENIED);
     match reason.answer() {
         Some(answer) if !silent => {
             let back = if origin == Origin::Stack { Action::Return(device) } else { Action::Transmit(device) };

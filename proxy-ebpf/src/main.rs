@@ -23,7 +23,7 @@ use proxy_common::event::Reason;
 use proxy_common::net::{Family, IfIndex, Protocol, V4, V6};
 use proxy_common::service::Config;
 use proxy_ebpf::parse::{self, Ip};
-use proxy_ebpf::{Action, Origin, Scratch, Stage, Stages, Tables, odd, policy};
+use proxy_ebpf::{Action, Origin, Scratch, Stage, Stages, Tables, odd, policy, tunnel};
 
 use kernel::maps::{CONFIG, Kernel, NOTED4, NOTED6, OPENED, SCRATCH4, SCRATCH6, STOPPED, count, jiffies};
 use kernel::packets::{ANSWER_MARK, Frame, Skb};
@@ -96,6 +96,10 @@ macro_rules! serving {
                     Stage::from_number(odd(self.0))
                 }
                 #[inline(always)]
+                fn decapsulate(&mut self) -> Stage {
+                    if AT_POD { Stage::Untouched } else { Stage::from_number(decapsulate(self.0)) }
+                }
+                #[inline(always)]
                 fn open(&mut self) -> Stage {
                     if OPENS { Stage::from_number(open(self.0)) } else { Stage::Untouched }
                 }
@@ -154,7 +158,7 @@ macro_rules! serving {
                         let Some($its) = scratch() else { return Stage::Untouched as u32 };
                         let context = TcContext::new(skb);
                         let ($tables, $device) = (&Kernel { context: context.as_ptr() }, IfIndex(ifindex(&context)));
-                        let $packet = &Skb { context: &context };
+                        let $packet = &mut Skb { context: &context };
                         let stage: Stage = $run;
                         stage as u32
                     }
@@ -164,6 +168,7 @@ macro_rules! serving {
             stage!(admit, |packet, tables, device, scratch| policy::admit(packet, tables, device, ORIGIN, scratch));
             stage!(meet, |packet, tables, _device, scratch| proxy_ebpf::meet(packet, tables, ORIGIN, scratch));
             stage!(odd, |packet, tables, _device, scratch| proxy_ebpf::odd::meet(packet, tables, ORIGIN, scratch));
+            stage!(decapsulate, |packet, tables, _device, scratch| tunnel::decapsulate(packet, tables, scratch));
             stage!(open, |packet, tables, device, scratch| proxy_ebpf::open(packet, tables, device, ORIGIN, scratch));
             stage!(inner, |_packet, tables, _device, scratch| proxy_ebpf::inner(tables, scratch));
             stage!(plain, |_packet, tables, _device, scratch| policy::plain(tables, ORIGIN, scratch));

@@ -10,7 +10,10 @@ use proxy_common::policy::PodRows;
 
 use crate::parse::Ip;
 use crate::parse::others::{Other, others};
-use crate::{Action, Origin, Packet, Scratch, Stage, Tables, flow, go, may_leave, onward, policy, rewrite, way};
+use crate::{
+    Action, Origin, Packet, Scratch, Stage, Tables, flow, go, leads_on, may_encapsulate, may_leave, onward, policy, rewrite,
+    tunnel, way,
+};
 
 /// Finds out what it is, and the flow that it belongs to.
 #[inline(always)]
@@ -22,6 +25,9 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
     };
     scratch.kind = kind as u32;
     scratch.odd = 1;
+    if origin == Origin::Outside && scratch.tunnelled == 0 && tunnel::is_ours(tables, scratch, kind) {
+        return Stage::Decapsulate;
+    }
     match kind {
         Other::Error => error(tables, origin, scratch),
         Other::Exempt => Stage::Untouched,
@@ -52,6 +58,10 @@ fn part<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, 
         (false, false) => Stage::Plain,
     };
     match flow::find(tables, &scratch.headers, origin.hook(), &mut scratch.flow) {
+        flow::Found::Ours if translated && kind != Other::Later && !leads_on(scratch, origin) => {
+            flow::end(tables, scratch);
+            return unknown;
+        }
         flow::Found::Ours if translated && !scratch.flow.is(Role::PLAIN) => {}
         flow::Found::Ours | flow::Found::Elsewhere if outside => return Stage::Untouched,
         flow::Found::Ours | flow::Found::Elsewhere => return Stage::Judge,
@@ -114,8 +124,12 @@ pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
     let way = onward(tables, origin, &scratch.flow);
     // A router keeps its own address, which the host does not expect out of the gate.
     let way = if way == Way::Gate && scratch.reply.src != scratch.headers.key.src { Way::Stack } else { way };
-    rewrite::error(packet, scratch, way)?;
-    tables.count(Counter::ErrorTranslated);
+    if may_encapsulate(origin, way) {
+        tunnel::encapsulate(packet, tables, &scratch.headers, &scratch.flow)?;
+    } else {
+        rewrite::error(packet, scratch, way)?;
+        tables.count(Counter::ErrorTranslated);
+    }
     go(packet, way, scratch.flow.device)
 }
 
@@ -130,7 +144,9 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     let Scratch { headers, flow, .. } = scratch;
     let key = &headers.key;
     let way = onward(tables, origin, flow);
-    if scratch.kind == Other::Later as u32 {
+    if may_encapsulate(origin, way) {
+        tunnel::encapsulate(packet, tables, headers, flow)?;
+    } else if scratch.kind == Other::Later as u32 {
         rewrite::addresses(packet, headers, flow, way)?;
     } else {
         rewrite::apply(packet, headers, flow, way)?;

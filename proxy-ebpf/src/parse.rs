@@ -50,6 +50,12 @@ pub struct Network<F: Family> {
 pub trait Ip: Family {
     /// The number of the family's ICMP.
     const ICMP: Protocol;
+    /// The protocol of a packet that carries one of the family.
+    const TUNNEL: Protocol;
+    /// Bytes that encapsulation adds to a packet.
+    const OVERHEAD: u32;
+    /// The least MTU that a link has to have.
+    const LEAST_MTU: u32;
     /// Reads the header at `offset`, and what follows it until the transport header; `Err` if the frame ends in it.
     fn walk<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason>;
     /// The same of a packet that an ICMP error quotes.
@@ -73,6 +79,14 @@ pub trait Ip: Family {
     fn is_host(addr: Self::Addr) -> bool;
     /// The address of a device that masquerade gives what leaves by it; zero if none.
     fn masquerade(device: &proxy_common::net::Device) -> Self::Addr;
+    /// The address that the cluster knows this node by; zero if none.
+    fn node(device: &proxy_common::net::Device) -> Self::Addr;
+    /// Puts the packet of `len` bytes into one of this node's to a backend, whose port stands where the header has room for a number of the sender's choice.
+    fn encapsulate<P: Packet>(packet: &mut P, len: u32, src: Self::Addr, backend: Self::Addr, port: Port) -> Option<()>;
+    /// The port in the header of such a packet.
+    fn encapsulated_port<P: Packet>(packet: &P) -> Option<Port>;
+    /// The MTU that an ICMP message tells, by its first eight bytes, if that is what it is about.
+    fn too_big(icmp: [u8; 8]) -> Option<u32>;
 }
 
 /// An unfragmented TCP, UDP or SCTP packet.

@@ -2,7 +2,9 @@
 
 use proxy_common::event::{Answer, Counter, Reason};
 use proxy_common::flow::{Flow, Way, fragment_ports};
-use proxy_common::net::{Addr4, Addr6, Address, Device, Family, Protocol, V4, V6, checksum_update, sum_add, sum_diff, sum_fold};
+use proxy_common::net::{
+    Addr4, Addr6, Address, Device, Family, Port, Protocol, V4, V6, checksum_update, sum_add, sum_diff, sum_fold,
+};
 
 use crate::crc32c::contribution;
 use crate::parse::others::{Icmp, Walked, icmp4, icmp6, step6, walk4, walk6};
@@ -13,6 +15,8 @@ use crate::{Action, Change, Packet, Scratch, Tables};
 const ICMP: u32 = 8;
 /// Time to live of the packets that we make.
 const TTL: u8 = 64;
+/// The bits of a traffic class that encapsulation keeps. Congestion is told by loss: who decapsulates hands no mark on (RFC 6040, 4.3).
+const DSCP: u8 = 0xfc;
 /// What a refusal quotes of TCP: through the checksum, which a device may still have to fill in. Of SCTP that is the header and an INIT's
 /// tag, without which its sender does not believe it.
 const QUOTED_TCP: u32 = 20;
@@ -23,15 +27,14 @@ const QUOTED_UDP: u32 = 8;
 #[inline(always)]
 pub fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow<F::Addr>, way: Way) -> Result<(), Reason> {
     let ttl = match way {
-        Way::Stack | Way::Gate => headers.ttl,
+        Way::Stack | Way::Gate | Way::Tunnel => headers.ttl,
         // Checked before: 1 and 0 do not get here.
         Way::Pod | Way::Neighbour => headers.ttl.wrapping_sub(1),
     };
     let key = &headers.key;
     let addresses = sum_add(sum_diff(key.src.sum(), flow.src.sum()), sum_diff(key.dst.sum(), flow.dst.sum()));
     let ports = sum_add(sum_diff(key.sport.word(), flow.sport.word()), sum_diff(key.dport.word(), flow.dport.word()));
-    let hops = |ttl: u8| u32::from(u16::from_ne_bytes([0, ttl]));
-    let uncovered = if F::V6 && ttl != headers.ttl { sum_diff(hops(headers.ttl), hops(ttl)) } else { 0 };
+    let uncovered = hops::<F>(headers.ttl, ttl);
     let udp = key.protocol == Protocol::UDP;
     let checksum = headers.transport + if udp { 6 } else { 16 };
     let change = Change { addresses, ports, udp, v6: F::V6, uncovered };
@@ -46,11 +49,25 @@ pub fn apply<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow
         .ok_or(Reason::RewriteFailed)
 }
 
+/// The partial sum of a change of IPv6's hop limit; IPv4's header has a checksum for that.
+#[inline(always)]
+fn hops<F: Family>(from: u8, to: u8) -> u32 {
+    let word = |ttl: u8| u32::from(u16::from_ne_bytes([0, ttl]));
+    if F::V6 && from != to { sum_diff(word(from), word(to)) } else { 0 }
+}
+
 /// Gives a fragment that is not its datagram's first the addresses of its flow.
 #[inline(always)]
 pub fn addresses<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, flow: &Flow<F::Addr>, way: Way) -> Result<(), Reason> {
     let ttl = if way.is_to_stack() { headers.ttl } else { headers.ttl.wrapping_sub(1) };
-    F::write(packet, headers, flow.src, flow.dst, ttl).ok_or(Reason::RewriteFailed)
+    F::write(packet, headers, flow.src, flow.dst, ttl).ok_or(Reason::RewriteFailed)?;
+    // The checksum that compensates the addresses is in the first one.
+    if F::V6 {
+        let key = &headers.key;
+        let addresses = sum_add(sum_diff(key.src.sum(), flow.src.sum()), sum_diff(key.dst.sum(), flow.dst.sum()));
+        packet.account(sum_add(addresses, hops::<F>(headers.ttl, ttl)));
+    }
+    Ok(())
 }
 
 /// Gives a fragment of an IPv4 datagram another number; the header checksum follows. IPv6 has enough of them.
@@ -75,19 +92,15 @@ pub fn renumber<F: Family, P: Packet>(packet: &mut P, move_by: u16) -> Result<()
 pub fn error<F: Ip, P: Packet>(packet: &mut P, scratch: &Scratch<F>, way: Way) -> Result<(), Reason> {
     let Scratch { headers, flow, reply: itself, quoted, .. } = scratch;
     let key = &headers.key;
-    let hops = u8::from(!way.is_to_stack());
+    let less = u8::from(!way.is_to_stack());
     let src = if itself.src == key.src { flow.src } else { itself.src };
-    let uncovered = if F::V6 && hops != 0 {
-        sum_diff(u32::from(u16::from_ne_bytes([0, headers.ttl])), u32::from(u16::from_ne_bytes([0, headers.ttl - 1])))
-    } else {
-        0
-    };
+    let uncovered = hops::<F>(headers.ttl, headers.ttl.wrapping_sub(less));
     let [a, b] = flow.dport.bytes();
     let [c, d] = flow.sport.bytes();
     let ports = sum_add(sum_diff(key.dport.word(), flow.dport.word()), sum_diff(key.sport.word(), flow.sport.word()));
     let ports = sum_add(ports, quoted_checksum(packet, scratch, ports).ok_or(Reason::RewriteFailed)?);
     let change = Change { addresses: 0, ports, udp: false, v6: F::V6, uncovered };
-    readdress(packet, scratch, src, hops, change).and_then(|()| packet.store(*quoted, &[a, b, c, d])).ok_or(Reason::RewriteFailed)
+    readdress(packet, scratch, src, less, change).and_then(|()| packet.store(*quoted, &[a, b, c, d])).ok_or(Reason::RewriteFailed)
 }
 
 /// Corrects the quoted checksum for a change of ports, and for that of the addresses; gives what its own change is to the checksum over it.
@@ -217,8 +230,27 @@ fn cut<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>, checksum: u32, le
     Some(unfinished)
 }
 
+/// An IPv4 header without options, of a packet of `len` bytes with the header; `number` is the word of identification and fragments.
+#[inline(always)]
+fn header4([tos, protocol]: [u8; 2], len: u32, number: [u8; 4], src: Addr4, dst: Addr4) -> [u32; 5] {
+    let [.., l1, l2] = len.to_be_bytes();
+    let head = [
+        u32::from_ne_bytes([0x45, tos, l1, l2]),
+        u32::from_ne_bytes(number),
+        u32::from_ne_bytes([TTL, protocol, 0, 0]),
+        src.word(),
+        dst.word(),
+    ];
+    let sum = sum_add(sum_add(head[0], head[1]), sum_add(head[2], sum_add(head[3], head[4])));
+    let [c1, c2] = (!sum_fold(sum)).to_ne_bytes();
+    [head[0], head[1], u32::from_ne_bytes([TTL, protocol, c1, c2]), head[3], head[4]]
+}
+
 impl Ip for V4 {
     const ICMP: Protocol = Protocol::ICMP;
+    const TUNNEL: Protocol = Protocol::IPIP;
+    const OVERHEAD: u32 = 20;
+    const LEAST_MTU: u32 = 68;
 
     #[inline(always)]
     fn walk<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason> {
@@ -297,20 +329,8 @@ impl Ip for V4 {
         let icmp = sum_add(u32::from_ne_bytes([kind, code, 0, 0]), rest);
         let check = (!sum_fold(sum_add(icmp, quote.sum))).to_ne_bytes();
         packet.insert(20 + ICMP)?;
-        let [l1, l2] = (20 + ICMP as u16 + quoted as u16).to_be_bytes();
-        let mut ip = [
-            u32::from_ne_bytes([0x45, 0, l1, l2]),
-            0,
-            u32::from_ne_bytes([TTL, 1, 0, 0]),
-            headers.key.dst.word(),
-            headers.key.src.word(),
-            u32::from_ne_bytes([kind, code, check[0], check[1]]),
-            rest,
-        ];
-        let sum = sum_add(sum_add(ip[0], ip[2]), sum_add(ip[3], ip[4]));
-        let [c1, c2] = (!sum_fold(sum)).to_ne_bytes();
-        ip[2] = u32::from_ne_bytes([TTL, 1, c1, c2]);
-        packet.store(LINK, &ip)
+        let [a, b, c, d, e] = header4([0, 1], 20 + ICMP + quoted, [0; 4], headers.key.dst, headers.key.src);
+        packet.store(LINK, &[a, b, c, d, e, u32::from_ne_bytes([kind, code, check[0], check[1]]), rest])
     }
 
     #[inline(always)]
@@ -323,10 +343,37 @@ impl Ip for V4 {
     fn masquerade(device: &Device) -> Addr4 {
         device.masquerade4
     }
+
+    #[inline(always)]
+    fn node(device: &Device) -> Addr4 {
+        device.node4
+    }
+
+    /// RFC 2003, not to be fragmented: what identifies fragments is free then (RFC 6864).
+    #[inline(always)]
+    fn encapsulate<P: Packet>(packet: &mut P, len: u32, src: Addr4, backend: Addr4, port: Port) -> Option<()> {
+        let [_, tos]: [u8; 2] = packet.load(LINK)?;
+        packet.encapsulate(Self::OVERHEAD, false)?;
+        let [a, b] = port.bytes();
+        packet.store(LINK, &header4([tos & DSCP, Self::TUNNEL.0], Self::OVERHEAD + len, [a, b, 0x40, 0], src, backend))
+    }
+
+    #[inline(always)]
+    fn encapsulated_port<P: Packet>(packet: &P) -> Option<Port> {
+        packet.load(LINK + 4).map(Port::from_bytes)
+    }
+
+    #[inline(always)]
+    fn too_big([kind, code, .., a, b]: [u8; 8]) -> Option<u32> {
+        if kind == 3 && code == 4 { Some(u16::from_be_bytes([a, b]).into()) } else { None }
+    }
 }
 
 impl Ip for V6 {
     const ICMP: Protocol = Protocol::ICMP6;
+    const TUNNEL: Protocol = Protocol::IPV6;
+    const OVERHEAD: u32 = 40;
+    const LEAST_MTU: u32 = 1280;
 
     #[inline(always)]
     fn walk<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason> {
@@ -397,11 +444,17 @@ impl Ip for V6 {
         let quote = quote(packet, headers)?;
         let head: [u32; 10] = packet.load(LINK)?;
         let head = head.iter().fold(0, |sum, word| sum_add(sum, *word));
-        let payload = ICMP + 40 + quote.len;
+        // Of what may come in between, the fragment header is quoted.
+        let between = match headers.transport - LINK - 40 {
+            0 => 0,
+            8 => packet.load::<[u32; 2]>(LINK + 40).map(|[a, b]| sum_add(a, b))?,
+            _ => return None,
+        };
+        let payload = ICMP + headers.transport - LINK + quote.len;
         let [l1, l2] = (payload as u16).to_be_bytes();
         let pseudo = sum_add(u32::from_ne_bytes([0, 0, l1, l2]), u32::from_ne_bytes([0, 0, 0, 58]));
         let pseudo = sum_add(pseudo, sum_add(headers.key.src.sum(), headers.key.dst.sum()));
-        let icmp = sum_add(sum_add(u32::from_ne_bytes([kind, code, 0, 0]), rest), sum_add(head, quote.sum));
+        let icmp = sum_add(sum_add(u32::from_ne_bytes([kind, code, 0, 0]), rest), sum_add(sum_add(head, between), quote.sum));
         let [c1, c2] = (!sum_fold(sum_add(pseudo, icmp))).to_ne_bytes();
         packet.insert(40 + ICMP)?;
         packet.store(LINK, &[u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([l1, l2, 58, TTL])])?;
@@ -420,5 +473,34 @@ impl Ip for V6 {
     #[inline(always)]
     fn masquerade(device: &Device) -> Addr6 {
         device.masquerade6
+    }
+
+    #[inline(always)]
+    fn node(device: &Device) -> Addr6 {
+        device.node6
+    }
+
+    /// RFC 2473; the port is the flow label.
+    #[inline(always)]
+    fn encapsulate<P: Packet>(packet: &mut P, len: u32, src: Addr6, backend: Addr6, port: Port) -> Option<()> {
+        let [version, class]: [u8; 2] = packet.load(LINK)?;
+        packet.encapsulate(Self::OVERHEAD, true)?;
+        let ([a, b], [.., l1, l2]) = (port.bytes(), len.to_be_bytes());
+        let head = [[version, class & DSCP << 4, a, b], [l1, l2, Self::TUNNEL.0, TTL]].map(u32::from_ne_bytes);
+        packet.store(LINK, &head)?;
+        let ([a, b, c, d], [e, f, g, h]) = (src.words(), backend.words());
+        packet.store(LINK + 8, &[a, b, c, d, e, f, g, h])?;
+        packet.account(sum_add(sum_add(head[0], head[1]), sum_add(src.sum(), backend.sum())));
+        Some(())
+    }
+
+    #[inline(always)]
+    fn encapsulated_port<P: Packet>(packet: &P) -> Option<Port> {
+        packet.load(LINK + 2).map(Port::from_bytes)
+    }
+
+    #[inline(always)]
+    fn too_big([kind, _, _, _, mtu @ ..]: [u8; 8]) -> Option<u32> {
+        if kind == 2 { Some(u32::from_be_bytes(mtu)) } else { None }
     }
 }

@@ -23,10 +23,16 @@ pub trait Packet {
     fn store<T: Wire>(&mut self, offset: u32, value: &T) -> Option<()>;
     /// Corrects the TCP or UDP checksum at `offset` for a change of addresses and of ports, given as partial sums.
     fn fix_checksum(&mut self, offset: u32, change: Change) -> Option<()>;
+    /// Tells the kernel, where it keeps a sum of the whole packet, of a change (a partial sum) that no checksum in the packet compensates.
+    fn account(&mut self, change: u32);
     /// Cuts the packet to `len` bytes; `None` if the kernel refuses.
     fn truncate(&mut self, len: u32) -> Option<()>;
     /// Makes `room` bytes between the link-layer header and what follows it.
     fn insert(&mut self, room: u32) -> Option<()>;
+    /// The same for the header of a packet that carries this one, IPv6's or IPv4's; `None` where it cannot be, as of one that already carries another.
+    fn encapsulate(&mut self, room: u32, v6: bool) -> Option<()>;
+    /// Takes `room` bytes away from behind the link-layer header; at least the IP header of the packet must be left.
+    fn decapsulate(&mut self, room: u32) -> Option<()>;
     /// Bytes of payload of each of the packets that this one will be cut into (GSO); 0 if it goes as it is.
     fn segment(&self) -> u32;
     /// Whether it came in by a device; else this host has made it.

@@ -2,7 +2,7 @@
 
 use proxy_common::event::Reason;
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{Address, AddressFlags, Family, RangeKind, hash3};
+use proxy_common::net::{Address, AddressFlags, Family, Port, RangeKind, hash3};
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MAGLEV_CHUNK, MaglevKey, Service, ServiceFlags, ServiceKey,
     SourceKey, maglev_entries,
@@ -29,6 +29,26 @@ pub fn select<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Re
     // V20: an address of this host is the host's, even one of the Service ranges.
     let taken = AddressFlags::HOST | AddressFlags::FOREIGN;
     if address.0 & taken == 0 && tables.range(&key.dst) == RangeKind::SERVICES { Err(Reason::NoSuchService) } else { Ok(None) }
+}
+
+/// The frontend that a packet's destination names on another node, whose address it may be.
+#[inline(always)]
+pub fn select_elsewhere<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Option<Service> {
+    tables
+        .service(&ServiceKey::new(key.dst, key.dport, key.protocol))
+        .or_else(|| tables.service(&ServiceKey::new(F::Addr::ZERO, key.dport, key.protocol)))
+}
+
+/// The backend that another node has chosen, if the Service has it.
+#[inline(always)]
+pub fn named<F: Family, T: Tables<F>>(
+    tables: &T,
+    service: &Service,
+    addr: &F::Addr,
+    port: Port,
+) -> Result<Backend<F::Addr>, Reason> {
+    let slot = tables.slot(&EndpointKey::new(service.generation, *addr, port)).ok_or(Reason::NotServedHere)?;
+    backend(tables, service, slot)
 }
 
 /// V17: whether what a flow's packets ask for still leads to the flow's backend, for a client of some origin.

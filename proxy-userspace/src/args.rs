@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::dataplane::CgroupChoice;
 use crate::explain::{End, Target};
-use crate::model::{Algorithm, HostFirewall, NodePortAddresses, PodStart, PortRange, Refusal, Timeouts};
+use crate::model::{Algorithm, Forwarding, HostFirewall, NodePortAddresses, PodStart, PortRange, Refusal, Timeouts};
 
 /// Kubernetes Services in eBPF: one agent per node in place of kube-proxy.
 #[derive(Debug, Parser)]
@@ -90,6 +90,9 @@ pub struct AgentArgs {
     /// How backends are chosen; a Service's annotation portway.dev/algorithm has the last word, and ClientIP affinity another one.
     #[arg(long, env = "PORTWAY_ALGORITHM", value_enum, default_value = "random")]
     pub algorithm: Algorithm,
+    /// How a client outside is answered by a pod of another node than it asked; a Service's annotation portway.dev/forwarding has the last word.
+    #[arg(long, env = "PORTWAY_FORWARDING", value_enum, default_value = "masquerade")]
+    pub forwarding: Forwarding,
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub refusal: RefusalArgs,

@@ -68,6 +68,8 @@ pub struct Settings {
     pub secret: u64,
     /// How backends are chosen where a Service does not say.
     pub algorithm: Algorithm,
+    /// How clients outside are answered where a Service does not say.
+    pub forwarding: Forwarding,
     /// Jiffies in a second, as the running kernel has it.
     pub hz: u32,
 }
@@ -80,6 +82,16 @@ pub enum Algorithm {
     Random,
     /// By consistent hashing: all nodes choose alike, and another one leaving changes few choices.
     Maglev,
+}
+
+/// How a client outside is answered by a backend of another node than it asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Forwarding {
+    /// By the node that it asked, as which the backend sees it.
+    #[default]
+    Masquerade,
+    /// By the backend's node (direct server return): the backend sees the client.
+    Dsr,
 }
 
 impl Default for Settings {
@@ -98,6 +110,7 @@ impl Default for Settings {
             timeouts: Timeouts::default(),
             secret: 0,
             algorithm: Algorithm::default(),
+            forwarding: Forwarding::default(),
             hz: 0,
         }
     }

@@ -3,7 +3,10 @@
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC};
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::bindings::{
+    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+};
 use aya_ebpf::helpers::{bpf_csum_update, bpf_skb_change_tail};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use proxy_common::net::{checksum_update, sum_add};
@@ -45,10 +48,14 @@ impl Packet for Skb<'_> {
         // Where the kernel keeps a sum of the whole packet (CHECKSUM_COMPLETE), that must not miss what no checksum compensates.
         let missed = if change.v6 && !done { sum_add(change.addresses, change.uncovered) } else { change.uncovered };
         if missed != 0 {
-            // SAFETY: the context of this program. It refuses where there is no such sum, and then nothing is missed.
-            unsafe { bpf_csum_update(self.context.skb.skb, missed) };
+            self.account(missed);
         }
         self.context.l4_csum_replace(offset, 0, u64::from(change.ports), mangled).ok()
+    }
+    #[inline(always)]
+    fn account(&mut self, change: u32) {
+        // SAFETY: the context of this program. It refuses where there is no such sum, and then nothing is missed.
+        unsafe { bpf_csum_update(self.context.skb.skb, change) };
     }
     #[inline(always)]
     fn truncate(&mut self, len: u32) -> Option<()> {
@@ -59,6 +66,15 @@ impl Packet for Skb<'_> {
     #[inline(always)]
     fn insert(&mut self, room: u32) -> Option<()> {
         self.context.skb.adjust_room(room as i32, BPF_ADJ_ROOM_MAC, 0).ok()
+    }
+    #[inline(always)]
+    fn encapsulate(&mut self, room: u32, v6: bool) -> Option<()> {
+        let carrier = if v6 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
+        self.context.skb.adjust_room(room as i32, BPF_ADJ_ROOM_MAC, u64::from(carrier | BPF_F_ADJ_ROOM_FIXED_GSO)).ok()
+    }
+    #[inline(always)]
+    fn decapsulate(&mut self, room: u32) -> Option<()> {
+        self.context.skb.adjust_room(-(room as i32), BPF_ADJ_ROOM_MAC, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)).ok()
     }
     #[inline(always)]
     fn segment(&self) -> u32 {
@@ -137,11 +153,21 @@ impl Packet for Frame<'_> {
         self.store(offset, &new.to_ne_bytes())
     }
     #[inline(always)]
+    fn account(&mut self, _change: u32) {}
+    #[inline(always)]
     fn truncate(&mut self, _len: u32) -> Option<()> {
         None
     }
     #[inline(always)]
     fn insert(&mut self, _room: u32) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn encapsulate(&mut self, _room: u32, _v6: bool) -> Option<()> {
+        None
+    }
+    #[inline(always)]
+    fn decapsulate(&mut self, _room: u32) -> Option<()> {
         None
     }
     #[inline(always)]

@@ -35,7 +35,7 @@ pub fn error_about<F: Net>((from, to): (Dotted, Dotted), about: &Segment) -> Vec
     error_quoting::<F>((from, to), &about.bytes()[14..])
 }
 
-fn error_quoting<F: Net>((from, to): (Dotted, Dotted), quoted: &[u8]) -> Vec<u8> {
+pub fn error_quoting<F: Net>((from, to): (Dotted, Dotted), quoted: &[u8]) -> Vec<u8> {
     let number = if F::V6 { IpNumber::IPV6_ICMP } else { IpNumber::ICMP };
     let step = PacketBuilder::ethernet2([2; 6], [4; 6]).ip(headers::<F>(from, to, number));
     let mut bytes = Vec::new();

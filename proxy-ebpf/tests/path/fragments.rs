@@ -28,14 +28,14 @@ const LONG: usize = 3000;
 const PIECE: usize = 1280;
 
 /// A long packet.
-fn long<F: Net>(protocol: Protocol, src: End, dst: End) -> Segment {
+pub fn long<F: Net>(protocol: Protocol, src: End, dst: End) -> Segment {
     let payload: Vec<u8> = (0..LONG).map(|n| (n % 251) as u8).collect();
     // TCP's are not first ones, which have no payload.
     packet::<F>(protocol, src, dst).flags(ACK).payload(&payload)
 }
 
 /// Its fragments.
-fn cut<F: Net>(packet: &Segment, (src, dst): (Dotted, Dotted)) -> Vec<Vec<u8>> {
+pub fn cut<F: Net>(packet: &Segment, (src, dst): (Dotted, Dotted)) -> Vec<Vec<u8>> {
     let bytes = packet.bytes();
     let transport = &bytes[if F::V6 { 54 } else { 34 }..];
     let pieces = transport.chunks(PIECE).enumerate();
@@ -51,7 +51,7 @@ fn cut<F: Net>(packet: &Segment, (src, dst): (Dotted, Dotted)) -> Vec<Vec<u8>> {
 
 /// The packet that they were; their number.
 #[track_caller]
-fn join<F: Net>(frames: &[Vec<u8>]) -> (Segment, u32) {
+pub fn join<F: Net>(frames: &[Vec<u8>]) -> (Segment, u32) {
     let mut whole = frames[0][..if F::V6 { 54 } else { 34 }].to_vec();
     let mut numbers = std::collections::BTreeSet::new();
     for (n, frame) in frames.iter().enumerate() {

@@ -7,6 +7,7 @@ mod segment;
 mod world;
 
 mod cluster_ip;
+mod dsr;
 mod early;
 mod errors;
 mod firewall;

@@ -106,7 +106,8 @@ impl<F: Net> Node<F> {
         tables.addresses.insert(F::at(NODE), host);
         tables.pods.insert(F::at(POD_A), LocalPod { device: VETH_A, slot: 0 });
         tables.pods.insert(F::at(POD_B), LocalPod { device: VETH_B, slot: 0 });
-        let eth = Device { masquerade6: V6::at(NODE), masquerade4: V4::at(NODE), mtu: 1500, flags: 0 };
+        let (node6, node4) = (V6::at(NODE), V4::at(NODE));
+        let eth = Device { masquerade6: node6, masquerade4: node4, node6, node4, mtu: 1500, flags: 0 };
         tables.devices.insert(ETH, eth);
         for dotted in [CLIENT, NODE2, REMOTE] {
             tables.routes.insert(F::at(dotted), Route { device: ETH, neighbour: Some(LINK) });

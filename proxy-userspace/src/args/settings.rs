@@ -11,7 +11,8 @@ use ipnet::IpNet;
 use super::{AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TableSize, TimeoutArgs, Xdp};
 use crate::dataplane::CgroupChoice;
 use crate::model::{
-    Algorithm, ForwardFirewall, HostFirewall, LocalRefusal, NodePortAddresses, PodStart, PortRange, Refusal, Settings, Timeouts,
+    Algorithm, ForwardFirewall, Forwarding, HostFirewall, LocalRefusal, NodePortAddresses, PodStart, PortRange, Refusal,
+    Settings, Timeouts,
 };
 
 /// What `portway agent` is to do.
@@ -78,6 +79,7 @@ impl AgentArgs {
             service_cidr,
             masquerade_ports,
             algorithm,
+            forwarding,
             refusal,
             timeouts,
             pins,
@@ -115,6 +117,7 @@ impl AgentArgs {
             timeouts: timeouts.meaning()?,
             secret: 0,
             algorithm,
+            forwarding,
             hz: 0,
         };
         let [health_bind, metrics_bind] = [self.health_bind, self.metrics_bind].map(|Bind(bind)| bind);
@@ -260,6 +263,21 @@ impl clap::ValueEnum for Algorithm {
         Some(match self {
             Self::Random => PossibleValue::new("random").help("by a key of each node's own: every backend is as likely"),
             Self::Maglev => PossibleValue::new("maglev").help("by consistent hashing: all nodes choose alike"),
+        })
+    }
+}
+
+impl clap::ValueEnum for Forwarding {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Masquerade, Self::Dsr]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Masquerade => PossibleValue::new("masquerade").help("by the node that it asked, as which the pod sees it"),
+            Self::Dsr => {
+                PossibleValue::new("dsr").help("straight by the pod's node (direct server return): the pod sees the client")
+            }
         })
     }
 }

@@ -10,6 +10,7 @@ use super::{lines, table};
 use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
 use crate::dataplane::{Maps, StateDir};
 use crate::model::Algorithm;
+use proxy_common::service::ServiceFlags;
 
 pub struct Services {
     contents: Contents,
@@ -74,6 +75,7 @@ impl From<&Services> for Value {
                     Algorithm::Random => "random",
                     Algorithm::Maglev => "maglev",
                 },
+                "forwarding": if target.flags & ServiceFlags::DSR != 0 { "dsr" } else { "masquerade" },
                 "backends": { "localOnly": list(local_only), "both": list(both), "clusterOnly": list(cluster_only) },
             })
         };

@@ -1,9 +1,10 @@
 //! Where nodePorts are served (V8).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use proxy_common::net::{Addr4, Addr6, Device, IfIndex};
 
 use crate::model::{Links, Node, NodePortAddresses, ObjectName, Snapshot};
 
@@ -17,6 +18,17 @@ pub fn node_port_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
             if primary.is_empty() { on_node_devices(&snapshot.links) } else { primary }
         }
     }
+}
+
+/// The node's devices, with the address that the cluster knows it by: of each family the first that its Node tells and this host has.
+pub fn devices(snapshot: &Snapshot) -> BTreeMap<IfIndex, Device> {
+    let own = snapshot.state.nodes.get(&ObjectName::cluster(&snapshot.settings.node_name));
+    let told = own.into_iter().flat_map(|node| node.internal_ips.iter().chain(&node.external_ips));
+    let has: Vec<_> = told.filter(|ip| snapshot.links.host_addresses.contains_key(ip)).collect();
+    let node4 = has.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(Addr4::from(*ip)) } else { None });
+    let node6 = has.iter().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(Addr6::from(*ip)) } else { None });
+    let (node4, node6) = (node4.unwrap_or_default(), node6.unwrap_or_default());
+    snapshot.links.devices.iter().map(|(index, device)| (*index, Device { node4, node6, ..*device })).collect()
 }
 
 fn within(links: &Links, prefixes: &[IpNet]) -> BTreeSet<IpAddr> {
@@ -39,7 +51,6 @@ fn on_node_devices(links: &Links) -> BTreeSet<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proxy_common::net::{Device, IfIndex};
 
     fn ips(texts: &[&str]) -> BTreeSet<IpAddr> {
         texts.iter().map(|t| t.parse().expect("an address")).collect()

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Protocol, RangeKind};
 use proxy_common::service::ServiceFlags;
 
+use super::addresses::devices;
 use super::endpoints::Place;
 use super::pods::PodNetwork;
 use super::services::{self, Claim, Claimant, Order};
@@ -95,7 +96,7 @@ impl Compiler {
         let pods = self.pods.prefixes().map(|prefix| (prefix, RangeKind::PODS));
         self.prefixes = pods.chain(service_ranges(snapshot).map(|range| (range, RangeKind::SERVICES))).collect();
         self.contents.ranges = self.prefixes.clone();
-        self.contents.devices = snapshot.links.devices.clone();
+        self.contents.devices = devices(snapshot);
         self.contents.config = config(snapshot);
         let hosts = snapshot.links.host_addresses.keys();
         let touched = Touched {
@@ -257,6 +258,7 @@ impl Compiler {
             (snapshot.links.host_addresses.contains_key(&addr), AddressFlags::HOST),
             (self.node_ports.contains(&addr), AddressFlags::NODE_PORTS),
             (self.foreign.contains_key(&addr), AddressFlags::FOREIGN),
+            (self.pods.is_announced(addr), AddressFlags::NODE),
             (frontends.any(|target| target.flags & ServiceFlags::CLUSTER_IP != 0), AddressFlags::CLUSTER_IP),
         ];
         let all = flags.into_iter().filter(|(is, _)| *is).fold(0, |all, (_, flag)| all | flag);

@@ -18,6 +18,8 @@ pub(super) struct PodNetwork {
     at: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
     /// Nodes' addresses, and this host's.
     nodes: BTreeSet<IpAddr>,
+    /// Those of them that Node objects tell.
+    announced: BTreeSet<IpAddr>,
     prefixes: BTreeSet<IpNet>,
     /// The lengths that prefixes have, so that an address is looked for by a few lookups instead of among all nodes' prefixes.
     lengths: BTreeSet<u8>,
@@ -28,12 +30,14 @@ impl PodNetwork {
     pub(super) fn without_pods(snapshot: &Snapshot) -> Self {
         let nodes = &snapshot.state.nodes;
         let of_nodes = nodes.values().flat_map(|node| node.internal_ips.iter().chain(&node.external_ips));
+        let announced: BTreeSet<IpAddr> = of_nodes.copied().collect();
         let pod_cidrs = nodes.values().flat_map(|node| &node.pod_cidrs);
         let prefixes: BTreeSet<IpNet> = snapshot.settings.cluster_cidrs.iter().chain(pod_cidrs).map(IpNet::trunc).collect();
         Self {
             lengths: prefixes.iter().map(IpNet::prefix_len).collect(),
             prefixes,
-            nodes: of_nodes.chain(snapshot.links.host_addresses.keys()).copied().collect(),
+            nodes: announced.iter().chain(snapshot.links.host_addresses.keys()).copied().collect(),
+            announced,
             ..Self::default()
         }
     }
@@ -55,6 +59,11 @@ impl PodNetwork {
             concerned.extend(&pod.addresses);
         }
         concerned
+    }
+
+    /// Whether a Node object says that its node has the address.
+    pub(super) fn is_announced(&self, addr: IpAddr) -> bool {
+        self.announced.contains(&addr)
     }
 
     /// Addresses of nodes, and prefixes of the pod network.

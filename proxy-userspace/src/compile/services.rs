@@ -11,7 +11,9 @@ use super::Conflict;
 use super::endpoints::{Place, backends, endpoints};
 use super::pods::PodNetwork;
 use crate::contents::{Frontend, Target};
-use crate::model::{EndpointSlice, LocalRefusal, ObjectName, Refusal, Service, ServicePort, Snapshot, TrafficPolicy, UnixTime};
+use crate::model::{
+    EndpointSlice, Forwarding, LocalRefusal, ObjectName, Refusal, Service, ServicePort, Snapshot, TrafficPolicy, UnixTime,
+};
 
 /// V3: whom the load balancer IPs of a Service serve, of both families.
 pub(super) fn sources(snapshot: &Snapshot, service: &Service) -> Vec<IpNet> {
@@ -95,6 +97,10 @@ fn claim_port(claimant: &Claimant<'_>, cluster_ip: IpAddr, port: &ServicePort, c
     let pod_flag = |addr: &std::net::SocketAddr| if pods.contains(snapshot, addr.ip()) { BackendFlags::POD } else { 0 };
     let algorithm = service.algorithm.unwrap_or(snapshot.settings.algorithm);
     let backends = Arc::new(backends(service, port, &endpoints(port, v4, slices), place, algorithm, pod_flag));
+    let forwarding = match service.forwarding.unwrap_or(snapshot.settings.forwarding) {
+        Forwarding::Dsr => ServiceFlags::DSR,
+        Forwarding::Masquerade => 0,
+    };
     let id = service_port_name(name, port);
     let mut add = |addr: IpAddr, number: u16, rank: Rank| {
         claims.push(Claim {
@@ -102,7 +108,7 @@ fn claim_port(claimant: &Claimant<'_>, cluster_ip: IpAddr, port: &ServicePort, c
             order: Order { rank, created: service.created.unwrap_or(UnixTime::MAX), name: (*name).clone(), number: claims.len() },
             target: Target {
                 service: id.clone(),
-                flags: flags(service, rank, snapshot.settings.local_refusal) | source_flag(service, rank, v4),
+                flags: flags(service, rank, snapshot.settings.local_refusal) | source_flag(service, rank, v4) | forwarding,
                 affinity: service.affinity,
                 backends: backends.clone(),
             },

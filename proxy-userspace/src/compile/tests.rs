@@ -10,8 +10,8 @@ use proxy_common::net::{Device, IfIndex, Protocol};
 use super::{Compiler, Touched, compile_reporting};
 use crate::contents::{Contents, Delta};
 use crate::model::{
-    Algorithm, EndpointSlice, Family, Invalid, Node, Object, ObjectName, Phase, Pod, Proxied, Service, ServiceCidr, ServicePort,
-    SliceEndpoint, SlicePort, Snapshot, TargetPort, TrafficPolicy, Update,
+    Algorithm, EndpointSlice, Family, Forwarding, Invalid, Node, Object, ObjectName, Phase, Pod, Proxied, Service, ServiceCidr,
+    ServicePort, SliceEndpoint, SlicePort, Snapshot, TargetPort, TrafficPolicy, Update,
 };
 use crate::place::{Actual, place, place_delta};
 
@@ -74,6 +74,7 @@ fn service(dice: &mut Dice) -> Service {
         internal_policy: dice.pick(&policy),
         affinity: dice.pick(&[0, 10]),
         algorithm: dice.pick(&[None, Some(Algorithm::Random), Some(Algorithm::Maglev)]),
+        forwarding: dice.pick(&[None, Some(Forwarding::Masquerade), Some(Forwarding::Dsr)]),
         health_check_node_port: None,
         publish_not_ready: false,
         created: dice.pick(&[None, Some(1), Some(2)]),
@@ -222,6 +223,7 @@ fn one_of_many(n: u32) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         affinity: 0,
         algorithm: None,
+        forwarding: None,
         health_check_node_port: None,
         publish_not_ready: false,
         created: None,

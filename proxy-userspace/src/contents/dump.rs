@@ -10,7 +10,7 @@ use proxy_common::service::{BackendFlags, ServiceFlags};
 use super::{Backends, Contents, Endpoint, Frontend, Target};
 use crate::model::Algorithm;
 
-const SERVICE_FLAGS: [(u32, &str); 7] = [
+const SERVICE_FLAGS: [(u32, &str); 8] = [
     (ServiceFlags::CLUSTER_IP, "cluster-ip"),
     (ServiceFlags::NODE_PORT, "node-port"),
     (ServiceFlags::EXTERNAL_IP, "external-ip"),
@@ -18,13 +18,15 @@ const SERVICE_FLAGS: [(u32, &str); 7] = [
     (ServiceFlags::LOCAL, "local"),
     (ServiceFlags::LOCAL_DROP, "local-drop"),
     (ServiceFlags::SOURCE_RANGES, "source-ranges"),
+    (ServiceFlags::DSR, "dsr"),
 ];
 
-const ADDRESS_FLAGS: [(u32, &str); 4] = [
+const ADDRESS_FLAGS: [(u32, &str); 5] = [
     (AddressFlags::HOST, "host"),
     (AddressFlags::NODE_PORTS, "node-ports"),
     (AddressFlags::CLUSTER_IP, "cluster-ip"),
     (AddressFlags::FOREIGN, "foreign"),
+    (AddressFlags::NODE, "node"),
 ];
 
 impl fmt::Display for Frontend {
@@ -93,10 +95,14 @@ fn section<K, V>(
 }
 
 fn device_words(device: &Device) -> String {
-    let masquerade = [device.masquerade4.ip(), device.masquerade6.ip()];
-    let known: Vec<_> = masquerade.iter().filter(|ip| !ip.is_unspecified()).map(IpAddr::to_string).collect();
+    let known = |ips: [IpAddr; 2]| {
+        let known: Vec<_> = ips.iter().filter(|ip| !ip.is_unspecified()).map(IpAddr::to_string).collect();
+        if known.is_empty() { "nothing".to_owned() } else { known.join(" ") }
+    };
     let xdp = if device.flags & Device::XDP_TARGET != 0 { " xdp-target" } else { "" };
-    format!("mtu {} masquerade {}{xdp}", device.mtu, if known.is_empty() { "nothing".to_owned() } else { known.join(" ") })
+    let [masquerade, node] =
+        [[device.masquerade4.ip(), device.masquerade6.ip()], [device.node4.ip(), device.node6.ip()]].map(known);
+    format!("mtu {} masquerade {masquerade} node {node}{xdp}", device.mtu)
 }
 
 /// Service port, IPv6 or not, backends.

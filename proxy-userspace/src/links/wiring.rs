@@ -175,7 +175,7 @@ fn device(facts: &Facts, wanted: &Wanted, pods: &BTreeMap<IpAddr, IfIndex>, inde
     // P18: what such a bridge receives may be a pod's of this node.
     let has_pods = pods.values().any(|pod| is_port_of(facts, *pod, index));
     let flags = if has_pods { Device::HAS_PODS } else { 0 } | if is_gate(link) { Device::GATE } else { 0 };
-    Some(Device { masquerade6, masquerade4, mtu: link.mtu, flags })
+    Some(Device { masquerade6, masquerade4, mtu: link.mtu, flags, ..Device::default() })
 }
 
 /// The source that packets leaving by a device get (V12): the Node's address if the device has it, else the device's first that

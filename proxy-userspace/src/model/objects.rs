@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use proxy_common::net::Protocol;
 
-use super::{Algorithm, NetworkPolicy};
+use super::{Algorithm, Forwarding, NetworkPolicy};
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -167,6 +167,8 @@ pub struct Service {
     pub affinity: u32,
     /// How backends are chosen, where an annotation says so.
     pub algorithm: Option<Algorithm>,
+    /// How clients outside are answered, where an annotation says.
+    pub forwarding: Option<Forwarding>,
     /// Where load balancers ask whether this node has a backend; only with type LoadBalancer and policy Local (V22).
     pub health_check_node_port: Option<u16>,
     /// Pods count as endpoints before they are ready.

@@ -44,6 +44,7 @@ fn service(protocol: Protocol) -> Update {
         internal_policy: TrafficPolicy::Cluster,
         affinity: 0,
         algorithm: None,
+        forwarding: None,
         health_check_node_port: None,
         publish_not_ready: false,
         created: None,

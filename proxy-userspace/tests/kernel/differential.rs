@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::Flow;
 use proxy_common::net::IfIndex;
@@ -16,8 +16,9 @@ use crate::maps::{self, Maps};
 use crate::namespace::Network;
 use crate::programs::{Hook, Loaded};
 
-/// How many nodes are made, and how many packets each meets.
+/// How many nodes are made, and at most until everything was met, and how many packets each meets.
 const NODES: usize = 60;
+const MOST_NODES: usize = 300;
 const PACKETS: usize = 150;
 
 type Said = Result<Action, Reason>;
@@ -50,8 +51,8 @@ impl Seen {
         other.said.into_iter().for_each(|(key, times)| *self.said.entry(key).or_default() += times);
         other.counted.into_iter().for_each(|(key, times)| *self.counted.entry(key).or_default() += times);
     }
-    /// Everything that a packet may meet was met, at each hook that it may happen at.
-    pub fn assert_variety(&self) {
+    /// What a packet may meet and none has met, at a hook that it may happen at.
+    pub fn lacks(&self) -> Option<String> {
         let expected: [(Hook, &[&str]); 5] = [
             (Hook::Early, &["untouched", "transmit", "Truncated"]),
             (Hook::FromDevice, &["untouched", "stack", "pod", "neighbour", "transmit", "NotSyn", "NoMasqueradePort"]),
@@ -60,14 +61,30 @@ impl Seen {
             (Hook::ToDevice, &["untouched", "stack"]),
         ];
         for (hook, what) in expected.into_iter().flat_map(|(hook, whats)| whats.iter().map(move |what| (hook, *what))) {
-            assert!(self.said.contains_key(&(hook, what.into())), "no packet came out {what} of {hook:?}");
+            if !self.said.contains_key(&(hook, what.into())) {
+                return Some(format!("no packet came out {what} of {hook:?}"));
+            }
         }
-        for counter in [Counter::Established, Counter::TableFull, Counter::Fallback, Counter::Fragment, Counter::LeftToTc] {
-            assert!(self.counted[counter.name()] > 0, "nothing was counted as {}", counter.name());
-        }
-        for reason in [Reason::NoBackend, Reason::TtlExceeded, Reason::TooBig, Reason::SourceNotAllowed, Reason::NoSuchService] {
-            assert!(self.counted[reason.name()] > 0, "nothing was stopped because of {}", reason.name());
-        }
+        let counters = [
+            Counter::Established,
+            Counter::TableFull,
+            Counter::Fallback,
+            Counter::Fragment,
+            Counter::LeftToTc,
+            Counter::Encapsulated,
+            Counter::Decapsulated,
+        ];
+        let reasons = [
+            Reason::NoBackend,
+            Reason::TtlExceeded,
+            Reason::TooBig,
+            Reason::SourceNotAllowed,
+            Reason::NoSuchService,
+            Reason::NotServedHere,
+        ];
+        let mut names = counters.map(|counter| counter.name()).into_iter().chain(reasons.map(|reason| reason.name()));
+        let name = names.find(|name| self.counted.get(name).is_none_or(|times| *times == 0))?;
+        Some(format!("nothing was counted as {name}"))
     }
 }
 
@@ -83,8 +100,13 @@ impl fmt::Display for Seen {
 pub fn run<F: Maps>(loaded: &mut Loaded, network: &Network, seed: u64) -> Result<Seen> {
     let mut seen = Seen::default();
     let mut dice = Dice::new(seed);
-    for node in 0..NODES {
+    let mut node = 0;
+    while node < NODES || node < MOST_NODES && seen.lacks().is_some() {
         one_node::<F>(&mut dice, loaded, network, &mut seen).with_context(|| format!("on node {node} of seed {seed}"))?;
+        node += 1;
+    }
+    if let Some(what) = seen.lacks() {
+        bail!("{what} on {node} nodes of seed {seed}\n{seen}");
     }
     Ok(seen)
 }

@@ -1,6 +1,7 @@
 //! Nodes, packets and accidents that nobody thought of, from a seed.
 
 use std::env;
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
@@ -133,7 +134,8 @@ fn frontend<F: Net>((dotted, port): End, protocol: Protocol) -> ServiceKey<F::Ad
 }
 
 fn device(masquerade: Dotted, mtu: u32, flags: u32) -> Device {
-    Device { masquerade6: V6::at(masquerade), masquerade4: V4::at(masquerade), mtu, flags }
+    let (node6, node4) = (V6::at(NODE), V4::at(NODE));
+    Device { masquerade6: V6::at(masquerade), masquerade4: V4::at(masquerade), node6, node4, mtu, flags }
 }
 
 fn backend<F: Net>(dotted: Dotted, port: u16, flags: u16) -> Backend<F::Addr> {
@@ -157,8 +159,9 @@ pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F
     memory.config.flags &= !Config::THROUGH_STACK;
     memory.config.flags |= if dice.chance(30) { Config::THROUGH_STACK } else { 0 };
     let served = if dice.chance(90) { AddressFlags::NODE_PORTS } else { 0 };
-    memory.addresses.insert(F::at(NODE), AddressFlags(AddressFlags::HOST | served));
+    memory.addresses.insert(F::at(NODE), AddressFlags(AddressFlags::HOST | AddressFlags::NODE | served));
     memory.addresses.insert(F::at(NODE_B), AddressFlags(AddressFlags::HOST));
+    memory.addresses.insert(F::at(NODE2), AddressFlags(AddressFlags::NODE));
     memory.addresses.insert(F::at(VIP), AddressFlags(AddressFlags::CLUSTER_IP));
     memory.addresses.insert(F::at(VIP_B), AddressFlags(AddressFlags::CLUSTER_IP));
     memory.pods.clear();
@@ -174,6 +177,9 @@ pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F
         let mut device = device(dotted, mtu, flags);
         if dice.chance(5) {
             (device.masquerade4, device.masquerade6) = Default::default();
+        }
+        if dice.chance(5) {
+            (device.node4, device.node6) = Default::default();
         }
         memory.devices.insert(network.device(number), device);
     }
@@ -243,7 +249,8 @@ fn flags(dice: &mut Dice, dotted: Dotted) -> u32 {
         _ => dice.pick(&[ServiceFlags::EXTERNAL_IP, ServiceFlags::LOAD_BALANCER]),
     };
     let sources = if dice.chance(15) { ServiceFlags::SOURCE_RANGES } else { 0 };
-    kind | sources | dice.pick(&[0, 0, 0, ServiceFlags::LOCAL, ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP])
+    let dsr = if dice.chance(30) { ServiceFlags::DSR } else { 0 };
+    kind | sources | dsr | dice.pick(&[0, 0, 0, ServiceFlags::LOCAL, ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP])
 }
 
 /// A packet at a hook.
@@ -270,8 +277,51 @@ pub fn shot<F: Net>(dice: &mut Dice, network: &Network, memory: &Memory<F>) -> S
     let segment = segment.ttl(dice.pick(&[64, 64, 64, 64, 64, 64, 64, 255, 2, 1, 0]));
     let payload = payload(dice);
     let mut bytes = bend(dice, segment.payload(&payload));
+    if hook == Hook::FromDevice && dice.chance(15) {
+        bytes = carried(dice, memory, &bytes);
+    }
     bytes.resize(bytes.len().max(shortest(hook, &bytes)), 0);
     Shot { hook, device, bytes }
+}
+
+/// A packet in one of another node, or of somebody who plays one; now and then in an error about it, that a router tells this node.
+fn carried<F: Net>(dice: &mut Dice, memory: &Memory<F>, frame: &[u8]) -> Vec<u8> {
+    let (link, packet) = frame.split_at(LINK);
+    let mine = dice.chance(20);
+    let src = if mine { NODE } else { dice.pick(&[NODE2, NODE2, NODE2, CLIENT]) };
+    let known: Vec<_> = memory.backends.values().filter(|backend| mine || memory.pods.contains_key(&backend.addr)).collect();
+    let (dst, port) = match dice.chance(90) && !known.is_empty() {
+        true => dice.pick(&known.iter().map(|backend| (backend.addr.ip(), backend.port.number())).collect::<Vec<_>>()),
+        false => (F::ip(dice.pick(&PODS)), dice.pick(&[8080, 9090])),
+    };
+    let carrier = [carrier((F::ip(src), dst), if F::V6 { 41 } else { 4 }, port, packet.len()), packet.to_vec()].concat();
+    if !dice.chance(20) {
+        return [link, &carrier].concat();
+    }
+    let too_big = if F::V6 { [2, 0] } else { [3, dice.pick(&[4, 4, 1])] };
+    let icmp = [&too_big[..], &[0, 0, 0, 0], &1280_u16.to_be_bytes(), &carrier].concat();
+    let header = carrier_of_error::<F>(dice, icmp.len());
+    [link, &header, &icmp].concat()
+}
+
+fn carrier_of_error<F: Net>(dice: &mut Dice, len: usize) -> Vec<u8> {
+    let ends = (F::ip(dice.pick(&[NODE2, CLIENT])), F::ip(dice.pick(&[NODE, NODE, NODE_B])));
+    carrier(ends, if F::V6 { 58 } else { 1 }, 0, len)
+}
+
+/// An IP header; the programs verify none of its checksums.
+fn carrier((src, dst): (IpAddr, IpAddr), protocol: u8, number: u16, len: usize) -> Vec<u8> {
+    let octets = |ip| match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let [a, b] = number.to_be_bytes();
+    let head = if src.is_ipv6() {
+        [&[0x60, 0, a, b][..], &(len as u16).to_be_bytes(), &[protocol, 64]].concat()
+    } else {
+        [&[0x45, 0][..], &(len as u16 + 20).to_be_bytes(), &[a, b, 0x40, 0, 64, protocol, 0, 0]].concat()
+    };
+    [head, octets(src), octets(dst)].concat()
 }
 
 /// The shortest frame that a test run takes, of this EtherType: XDP wants the link-layer header, tc something behind it, and on

@@ -93,7 +93,6 @@ fn kernel_and_library_do_the_same() -> Result<()> {
         let mut seen = differential::run::<V4>(&mut loaded, network, seed)?;
         seen.add(differential::run::<V6>(&mut loaded, network, seed)?);
         println!("{seen}");
-        seen.assert_variety();
         Ok(())
     })
 }

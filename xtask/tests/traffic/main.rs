@@ -2,6 +2,7 @@
 
 mod changes;
 mod cluster;
+mod dsr;
 mod firewall;
 mod gate;
 mod isolated;

@@ -35,16 +35,21 @@ const STANDSTILL: Duration = Duration::from_secs(5);
 
 #[test]
 fn through_a_narrow_hop_over_point_to_point_links() -> Result<()> {
-    narrow(Wiring::PointToPoint)
+    narrow(Wiring::PointToPoint, &[])
 }
 
 #[test]
 fn through_a_narrow_hop_over_a_bridge() -> Result<()> {
-    narrow(Wiring::Bridge)
+    narrow(Wiring::Bridge, &[])
 }
 
-fn narrow(wiring: Wiring) -> Result<()> {
-    let cluster = Cluster::start(wiring, Join::Routes)?;
+#[test]
+fn through_a_narrow_hop_with_direct_server_return() -> Result<()> {
+    narrow(Wiring::Bridge, &["--forwarding", "dsr"])
+}
+
+fn narrow(wiring: Wiring, arguments: &[&str]) -> Result<()> {
+    let cluster = Cluster::start_with(wiring, Join::Routes, arguments, |_| Ok(()))?;
     let echo = |family: usize| {
         let addr = SocketAddr::new(FAR_CLIENT.both()[family], OUTSIDE);
         _ = cluster.lab.far_client().start(move || serve(TcpListener::bind(addr)?));

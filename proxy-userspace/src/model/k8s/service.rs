@@ -9,11 +9,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Convert, Field, created, label, port, prefix, protocol, unicast};
-use crate::model::{Algorithm, Kind, Object, ObjectName, Proxied, Service, ServicePort, TargetPort, TrafficPolicy};
+use crate::model::{Algorithm, Forwarding, Kind, Object, ObjectName, Proxied, Service, ServicePort, TargetPort, TrafficPolicy};
 
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 /// The annotation that says how backends are chosen.
 const ALGORITHM: &str = "portway.dev/algorithm";
+/// The annotation that says how clients outside are answered.
+const FORWARDING: &str = "portway.dev/forwarding";
 const DEFAULT_AFFINITY: u32 = 10_800;
 
 impl Convert for core::Service {
@@ -42,7 +44,8 @@ impl Convert for core::Service {
             external_policy: policy(spec.external_traffic_policy.as_deref()),
             internal_policy: policy(spec.internal_traffic_policy.as_deref()),
             affinity: affinity(&spec)?,
-            algorithm: algorithm(&self.metadata)?,
+            algorithm: choice(&self.metadata, ALGORITHM, [("random", Algorithm::Random), ("maglev", Algorithm::Maglev)])?,
+            forwarding: choice(&self.metadata, FORWARDING, [("masquerade", Forwarding::Masquerade), ("dsr", Forwarding::Dsr)])?,
             health_check_node_port: if served { health_check_node_port(&spec)? } else { None },
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
             selector: spec.selector.unwrap_or_default(),
@@ -52,15 +55,13 @@ impl Convert for core::Service {
     }
 }
 
-fn algorithm(metadata: &ObjectMeta) -> Result<Option<Algorithm>, Field> {
-    match metadata.annotations.as_ref().and_then(|all| all.get(ALGORITHM)).map(String::as_str) {
-        None => Ok(None),
-        Some("random") => Ok(Some(Algorithm::Random)),
-        Some("maglev") => Ok(Some(Algorithm::Maglev)),
-        Some(other) => {
-            Err(Field::new(format!("metadata.annotations[{ALGORITHM}]"), format!("`{other}`: it is `random` or `maglev`")))
-        }
-    }
+/// What an annotation says, that has one of two values.
+fn choice<T: Copy>(metadata: &ObjectMeta, annotation: &str, values: [(&str, T); 2]) -> Result<Option<T>, Field> {
+    let Some(said) = metadata.annotations.as_ref().and_then(|all| all.get(annotation)) else { return Ok(None) };
+    let known = values.iter().find(|(word, _)| word == said);
+    let [(a, _), (b, _)] = values;
+    let unknown = || Field::new(format!("metadata.annotations[{annotation}]"), format!("`{said}`: it is `{a}` or `{b}`"));
+    known.map(|(_, value)| Some(*value)).ok_or_else(unknown)
 }
 
 /// V1.
