@@ -65,7 +65,10 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let actual = plane.read()?;
     let service = Settings { forward_firewall: look_around(&state_dir), ..complete(service, &actual)? };
     if service.translated_way() == TranslatedWay::Stack {
-        info!("translated packets take the stack's way, through this host's firewall for forwarded packets");
+        info!(
+            "translated packets take the stack's way, through this host's firewall for forwarded packets; \
+             meanwhile clients are answered by this node, whatever --forwarding says"
+        );
     }
     let metrics = Arc::new(Metrics::default());
     let (tell_serving, serving) = watch::channel(None);

@@ -50,6 +50,8 @@ fn on_node_devices(links: &Links) -> BTreeSet<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
     fn ips(texts: &[&str]) -> BTreeSet<IpAddr> {
@@ -64,6 +66,19 @@ mod tests {
         snapshot.links.devices.insert(IfIndex(2), Device::default());
         snapshot.settings.node_name = "node-a".into();
         snapshot
+    }
+
+    #[test]
+    fn devices_know_the_node_by_what_its_node_tells_and_this_host_has() {
+        let mut snapshot = host();
+        let known = |snapshot: &Snapshot| devices(snapshot)[&IfIndex(2)];
+        assert_eq!(known(&snapshot), Device::default(), "nobody tells");
+        let internal = ["203.0.113.7", "198.51.100.1"].map(|ip| ip.parse().expect("an address")).to_vec();
+        let node = Node { internal_ips: internal, external_ips: ips(&["2001:db8::1"]).into_iter().collect(), ..Node::default() };
+        snapshot.state.nodes.insert(ObjectName::cluster("node-a"), node);
+        let (node4, node6) =
+            (Ipv4Addr::new(198, 51, 100, 1).into(), "2001:db8::1".parse::<Ipv6Addr>().expect("an address").into());
+        assert_eq!(known(&snapshot), Device { node4, node6, ..Device::default() });
     }
 
     #[test]

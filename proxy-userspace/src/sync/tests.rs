@@ -173,7 +173,10 @@ fn nothing_is_written_before_the_lists_are_complete_and_then_everything_is() {
         let contents = agent.until("the pod's device", found).await;
         assert_eq!(contents.frontends.len(), 2);
         assert_eq!(contents.devices.len(), 1);
-        assert_eq!(contents.addresses[&addr("192.0.2.1")], AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS));
+        assert_eq!(
+            contents.addresses[&addr("192.0.2.1")],
+            AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS | AddressFlags::NODE)
+        );
         let flags: Vec<_> =
             contents.frontends.values().flat_map(|target| &target.backends.cluster_only).map(|e| e.flags).collect();
         assert!(flags.contains(&BackendFlags::POD), "{flags:?}");

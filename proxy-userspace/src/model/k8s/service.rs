@@ -239,21 +239,25 @@ mod tests {
     }
 
     #[test]
-    fn an_annotation_says_how_backends_are_chosen() {
+    fn annotations_say_how_backends_are_chosen_and_clients_answered() {
         let said = |annotations: Value| {
             let object = json!({"metadata": {"namespace": "shop", "name": "web", "annotations": annotations},
                 "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
             match seen(&serde_json::from_value::<core::Service>(object).expect("a Service")) {
-                Update::Apply(Object::Service(_, service)) => Ok(service.algorithm),
+                Update::Apply(Object::Service(_, service)) => Ok((service.algorithm, service.forwarding)),
                 Update::Invalid(invalid) => Err(invalid.to_string()),
                 other => panic!("{other:?}"),
             }
         };
-        assert_eq!(said(json!({})), Ok(None));
-        assert_eq!(said(json!({ALGORITHM: "maglev"})), Ok(Some(Algorithm::Maglev)));
-        assert_eq!(said(json!({ALGORITHM: "random"})), Ok(Some(Algorithm::Random)));
+        assert_eq!(said(json!({})), Ok((None, None)));
+        assert_eq!(said(json!({ALGORITHM: "maglev"})), Ok((Some(Algorithm::Maglev), None)));
+        assert_eq!(said(json!({ALGORITHM: "random"})), Ok((Some(Algorithm::Random), None)));
+        assert_eq!(said(json!({FORWARDING: "dsr"})), Ok((None, Some(Forwarding::Dsr))));
+        assert_eq!(said(json!({FORWARDING: "masquerade"})), Ok((None, Some(Forwarding::Masquerade))));
         let bad = "Service shop/web: metadata.annotations[portway.dev/algorithm]: `Maglev`: it is `random` or `maglev`";
         assert_eq!(said(json!({ALGORITHM: "Maglev"})), Err(bad.into()));
+        let bad = "Service shop/web: metadata.annotations[portway.dev/forwarding]: `direct`: it is `masquerade` or `dsr`";
+        assert_eq!(said(json!({FORWARDING: "direct"})), Err(bad.into()));
     }
 
     #[test]
