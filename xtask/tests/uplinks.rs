@@ -8,20 +8,20 @@ use xtask::lab::topology::{Uplink, Wiring};
 
 #[test]
 fn vlan() -> Result<()> {
-    frames::are_right(Uplink::Vlan, Wiring::PointToPoint, 1500)
+    frames::are_right(Uplink::Vlan, Wiring::PointToPoint, 1500, &[])
 }
 
 #[test]
 fn vlan_jumbo() -> Result<()> {
-    frames::are_right(Uplink::Vlan, Wiring::Bridge, 9000)
+    frames::are_right(Uplink::Vlan, Wiring::Bridge, 9000, &[])
 }
 
 #[test]
 fn bond() -> Result<()> {
-    frames::are_right(Uplink::Bond, Wiring::Bridge, 1500)
+    frames::are_right(Uplink::Bond, Wiring::Bridge, 1500, &[])
 }
 
 #[test]
 fn bond_jumbo() -> Result<()> {
-    frames::are_right(Uplink::Bond, Wiring::PointToPoint, 9000)
+    frames::are_right(Uplink::Bond, Wiring::PointToPoint, 9000, &[])
 }

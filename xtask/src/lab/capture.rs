@@ -41,6 +41,8 @@ pub struct Judgement {
     pub wrong: Vec<String>,
     /// What is said of ICMP errors that are right, but quote a packet that is not: who quotes it may have met it before its checksum was made.
     pub quoted: Vec<String>,
+    /// How many packets carry another one.
+    pub encapsulated: usize,
     /// The longest IP packet, in bytes.
     pub longest: usize,
 }
@@ -122,6 +124,7 @@ impl Judgement {
         const WRONG: [&str; 5] = ["(incorrect ->", "bad cksum", "bad udp cksum", "bad icmp6 cksum", "wrong icmp cksum"];
         const RIGHT: [(&str, &str); 4] =
             [("tcp", "(correct)"), ("udp", "[udp sum ok]"), ("icmp6", "[icmp6 sum ok]"), ("icmp", "proto ICMP (1)")];
+        const CARRIERS: [&str; 2] = ["proto IPIP (4)", "next-header IPv6 (41)"];
         let mut found = Self::default();
         // A packet takes several lines, of which the first is not indented.
         let mut packet = String::new();
@@ -132,6 +135,8 @@ impl Judgement {
             }
             let packet = std::mem::replace(&mut packet, line.to_owned());
             found.longest = found.longest.max(length(&packet));
+            found.encapsulated +=
+                usize::from(CARRIERS.iter().any(|mark| packet.lines().next().unwrap_or_default().contains(mark)));
             // What an ICMP error quotes begins with a tab.
             let (own, quoted) = packet.split_once('\t').unwrap_or((&packet, ""));
             let wrong = |text: &str| WRONG.iter().any(|mark| text.contains(mark));
@@ -172,11 +177,15 @@ IP (tos 0x0, ttl 64, id 1, offset 0, flags [none], proto ICMP (1), length 62)
     10.0.0.1 > 10.0.0.2: ICMP 10.0.0.1 udp port 53 unreachable, length 42
 	IP (tos 0x0, ttl 61, id 1, offset 0, flags [DF], proto UDP (17), length 34)
     10.0.0.2.40000 > 10.0.0.1.53: [bad udp cksum 0x7b64 -> 0x1f35!] UDP, length 6
+IP (tos 0x0, ttl 64, id 8080, offset 0, flags [DF], proto IPIP (4), length 80)
+    10.0.0.1 > 10.0.0.2: IP (tos 0x0, ttl 64, id 1, offset 0, flags [DF], proto TCP (6), length 60)
+    10.0.0.3.40000 > 10.0.0.1.80: Flags [S], cksum 0x1111 (correct), seq 1, win 2, length 0
 IP (tos 0x0, ttl 64, id 1, offset 0, flags [none], proto UDP (17), length 34, bad cksum 1 (->2)!)
     10.0.0.1.1 > 10.0.0.2.2: [udp sum ok] UDP, length 6
 ";
         let judgement = Judgement::read(text);
-        assert_eq!(judgement.right, BTreeMap::from([("tcp", 1), ("udp", 1), ("icmp6", 1), ("icmp", 1)]));
+        assert_eq!(judgement.right, BTreeMap::from([("tcp", 2), ("udp", 1), ("icmp6", 1), ("icmp", 1)]));
         assert_eq!((judgement.wrong.len(), judgement.quoted.len(), judgement.longest), (2, 1, 2048));
+        assert_eq!(judgement.encapsulated, 1);
     }
 }

@@ -90,7 +90,7 @@ fn from_a_pod(cluster: &Cluster, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Segments and acknowledgements in both directions, with the offloads that the devices have.
+/// Segments and acknowledgements in both directions, with the offloads that the devices have; datagrams of several fragments.
 fn bulk(cluster: &Cluster) -> Result<()> {
     for ip in cluster.lab.node("node3")?.addresses().both().into_iter().chain(cluster.lab.node("node1")?.addresses().both()) {
         cluster.lab.far_client().run(|| {
@@ -100,6 +100,8 @@ fn bulk(cluster: &Cluster) -> Result<()> {
             }
             Ok(())
         })?;
+        let tally = cluster.far(Kind::LargeUdp, ip, WEB_UDP, 12)?;
+        ensure!(tally.served() == 12, "datagrams of several fragments by way of {ip}: {tally}");
     }
     Ok(())
 }

@@ -36,15 +36,15 @@ const BODY: usize = 400_000;
 const IN_FORCE: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Everything that crosses the wires of a lab of this kind has right checksums, and arrives.
-pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32) -> Result<()> {
+/// Everything that crosses the wires of a lab of this kind has right checksums, and arrives; the agents get `arguments` besides the usual ones.
+pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32, arguments: &[&str]) -> Result<()> {
     let lab = Lab::start(topology(uplink, wiring, mtu), Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
     let manifests = lab.directory().join("manifests");
     fs::create_dir(&manifests).context("make a directory for manifests")?;
     let played = lab.nodes().iter().map(objects::node).chain(lab.pods().map(|(node, pod)| objects::pod(node, pod)));
     let all: Vec<Value> = played.chain(services()).collect();
     fs::write(manifests.join("cluster.yaml"), objects::yaml(&all)?).context("write manifests")?;
-    let spec = AgentSpec::new(lab.tools(), Source::Manifests(manifests), lab.directory()).finding_devices();
+    let spec = AgentSpec::new(lab.tools(), Source::Manifests(manifests), lab.directory()).finding_devices().with(arguments);
     let agents = lab.nodes().iter().map(|node| spec.start_unready(node)).collect::<Result<Vec<_>>>()?;
     served(&lab).with_context(|| agents.iter().map(Agent::log_tail).collect::<Vec<_>>().join("\n---\n"))?;
     // What a node or the router sends has its checksums and its segments made there, from what the programs left of them.
@@ -61,7 +61,7 @@ pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32) -> Result<()> {
     let web1 = lab.pod("web-1")?.ns();
     let left_to_devices = Capture::start(web1, "eth0", Direction::Out, lab.directory())?;
     let merged = Capture::start(lab.nodes()[0].ns(), "eth0", Direction::In, lab.directory())?;
-    captured(&lab, mtu).context("senders leave checksums to devices")?;
+    captured(&lab, mtu, arguments).context("senders leave checksums to devices")?;
     let left_to_devices = left_to_devices.judge()?;
     ensure!(!left_to_devices.wrong.is_empty(), "tcpdump finds no unfinished checksum: {left_to_devices:?}");
     let merged = merged.judge()?.longest;
@@ -75,7 +75,7 @@ pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32) -> Result<()> {
     // What was merged has no checksum of its own.
     lab.nodes().iter().try_for_each(|node| node.ns().merge_received("eth0", false))?;
     let pod = Capture::start(web1, "eth0", Direction::In, lab.directory())?;
-    let quoted = captured(&lab, mtu).context("senders make their checksums")?;
+    let quoted = captured(&lab, mtu, arguments).context("senders make their checksums")?;
     ensure!(quoted.is_empty(), "errors quote what nobody sent: {quoted:#?}");
     all_right("web-1", &pod.judge()?, &["tcp", "udp"])?;
     drop::<Vec<Agent>>(agents);
@@ -84,7 +84,7 @@ pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32) -> Result<()> {
 
 /// Sends everything there is, and has it judged where it arrives at the far client and on the way between the nodes; the errors whose quotation is
 /// wrong.
-fn captured(lab: &Lab, mtu: u32) -> Result<Vec<String>> {
+fn captured(lab: &Lab, mtu: u32, arguments: &[&str]) -> Result<Vec<String>> {
     let client = Capture::start(lab.far_client(), "eth0", Direction::In, lab.directory())?;
     let between = Capture::start(lab.lan(), "any", Direction::In, lab.directory())?;
     for family in [0, 1] {
@@ -96,7 +96,12 @@ fn captured(lab: &Lab, mtu: u32) -> Result<Vec<String>> {
         lab.pod("visitor")?.ns().run(|| exchanges(vip, [80, 53, 7], mtu as usize)).with_context(|| format!("ask {vip}"))?;
     }
     let (client, between) = (client.judge()?, between.judge()?);
-    println!("far client: {:?}, longest {}; between nodes: {:?}", client.right, client.longest, between.right);
+    println!(
+        "far client: {:?}, longest {}; between nodes: {:?}, longest {}, {} encapsulated",
+        client.right, client.longest, between.right, between.longest, between.encapsulated
+    );
+    let expected = arguments.contains(&"dsr");
+    ensure!((between.encapsulated > 100) == expected, "{} packets between nodes carry others", between.encapsulated);
     all_right("the far client", &client, &["tcp", "udp", "icmp", "icmp6"])?;
     all_right("the nodes' switch", &between, &["tcp", "udp", "icmp", "icmp6"])?;
     let longest = client.longest.max(between.longest);
