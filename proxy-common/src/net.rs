@@ -378,14 +378,15 @@ pub struct Device {
     pub masquerade6: Addr6,
     /// The same for IPv4.
     pub masquerade4: Addr4,
-    /// The address that the cluster knows this node by: whatever the device, encapsulated packets leave with it. Zero if none.
-    pub node6: Addr6,
-    /// The same for IPv4.
-    pub node4: Addr4,
     /// Bytes, without the link-layer header.
     pub mtu: u32,
     /// See [`Device::XDP_TARGET`].
     pub flags: u32,
+    /// The address that the cluster knows this node by: whatever the device, encapsulated packets leave with it. Zero if none. Behind
+    /// all that agents knew before: a device that one of them has written has none.
+    pub node6: Addr6,
+    /// The same for IPv4.
+    pub node4: Addr4,
 }
 const _: () = assert!(size_of::<Device>() == 48);
 

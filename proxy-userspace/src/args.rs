@@ -197,6 +197,9 @@ pub struct DoctorArgs {
     /// Where eBPF objects of other data planes would be pinned.
     #[arg(long, env = "PORTWAY_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,
+    /// What the agents were told of it, where a Service does not say.
+    #[arg(long, env = "PORTWAY_FORWARDING", value_enum, default_value = "masquerade")]
+    pub forwarding: Forwarding,
     /// How it is printed.
     #[arg(long, short, value_enum, default_value = "text")]
     pub output: Output,

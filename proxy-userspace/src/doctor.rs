@@ -58,9 +58,10 @@ impl fmt::Display for Finding {
 
 /// Reads the objects and the host, prints what it finds; the exit status is 1 if that is anything.
 pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
-    let DoctorArgs { source, bpffs, output } = args;
+    let DoctorArgs { source, bpffs, forwarding, output } = args;
     let mut snapshot = Snapshot::default();
     snapshot.settings.node_name = source.node_name()?.into();
+    snapshot.settings.forwarding = forwarding;
     snapshot.state = source::list(source.settings()?).await?;
     let listeners = listeners().context("read the host's sockets")?;
     let mut findings = examine(&snapshot, &listeners);
@@ -76,7 +77,7 @@ pub fn examine(snapshot: &Snapshot, listeners: &[Listener]) -> Vec<Finding> {
     findings.extend(node_ports::claimed_twice(&conflicts));
     findings.extend(node_ports::taken_by_host(&snapshot.state, listeners));
     findings.extend(services::examine(&snapshot.state));
-    findings.extend(policies::examine(&snapshot.state));
+    findings.extend(policies::examine(snapshot));
     findings.sort();
     findings
 }

@@ -224,6 +224,9 @@ fn p29_a_block_for_clients_whose_addresses_do_not_arrive() {
     assert_eq!((finding.check, &*finding.field), ("client-addresses-hidden", "spec.ingress[0].from[0].ipBlock"));
     let local = service.replace("type: NodePort", "type: NodePort, externalTrafficPolicy: Local");
     assert_eq!(findings(&format!("{POD}{local}{block}"), &[]), []);
+    let direct = service.replace("name: web", "name: web, annotations: {portway.dev/forwarding: dsr}");
+    assert_ne!(direct, service);
+    assert_eq!(findings(&format!("{POD}{direct}{block}"), &[]), [], "direct server return keeps them");
     assert_eq!(findings(&format!("{POD}{service}{}", policy("ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}]")), &[]), []);
 }
 

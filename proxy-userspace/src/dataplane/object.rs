@@ -68,6 +68,9 @@ const OWN: [&str; 11] =
 /// Those of them that begin with what the earlier agent knew: which device each pod has.
 const KNOWN: [&str; 2] = ["PODS4", "PODS6"];
 
+/// Maps whose values have grown at their end since earlier versions: what these have written is taken over, with zeros behind.
+const GROWN: [&str; 1] = ["DEVICES"];
+
 /// The map of counters.
 const COUNTERS: &str = "COUNTERS";
 
@@ -144,7 +147,8 @@ impl Migration {
                 info!(map = name, "this version counts other things; it starts at zero");
                 continue;
             }
-            if from.key_size() != to.key_size() || from.value_size() != to.value_size() {
+            let grown = GROWN.contains(name) && from.value_size() < to.value_size();
+            if from.key_size() != to.key_size() || from.value_size() != to.value_size() && !grown {
                 warn!(map = name, "the elements of the map have changed their form; it starts empty");
                 continue;
             }

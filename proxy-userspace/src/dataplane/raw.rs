@@ -29,10 +29,11 @@ struct ElementAttr {
     flags: u64,
 }
 
-/// Copies all elements between maps of equal key and value sizes; gives the number of those that found no room.
+/// Copies all elements between maps of equal key sizes, whose values get zeros behind them where those of `to` are longer; gives the number of
+/// those that found no room.
 pub fn copy(from: &MapData, to: &MapData, how: Put) -> Result<usize> {
     let info = from.info()?;
-    let size = value_bytes(&info)?;
+    let size = value_bytes(&info)?.max(value_bytes(&to.info()?)?);
     let (mut key, mut value, mut lost) = (None, vec![0_u8; size], 0);
     while let Some(next) = next_key(from, key.as_deref(), info.key_size() as usize)? {
         // An element may go while we look: then there is nothing to copy.

@@ -8,31 +8,35 @@ use super::Finding;
 use super::services::{Hint, count, listed, nearly};
 use crate::explain::{Party, Port, Side, Who, dns, judge, peer_words, port_words, selector_words};
 use crate::model::policy::{Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector};
-use crate::model::{Kind, Labels, NetworkPolicy, ObjectName, ObjectRef, Pod, PortRange, Proxied, Service, State, TrafficPolicy};
+use crate::model::{
+    Forwarding, Kind, Labels, NetworkPolicy, ObjectName, ObjectRef, Pod, PortRange, Proxied, Service, Snapshot, State,
+    TrafficPolicy,
+};
 
 /// As many wrong letters are a slip; labels that differ in more are other pods', which may still come.
 const MISSPELT: usize = 2;
 /// Where pods ask for names.
 const DNS: Port = Port { number: 53, protocol: Protocol::UDP };
 
-pub(super) fn examine(state: &State) -> Vec<Finding> {
-    let all = state.policies.iter().map(|(name, policy)| Examined::new(state, name, policy));
+pub(super) fn examine(Snapshot { state, settings, .. }: &Snapshot) -> Vec<Finding> {
+    let all = state.policies.iter().map(|(name, policy)| Examined::new(state, settings.forwarding, name, policy));
     all.flat_map(|examined| examined.findings()).collect()
 }
 
 /// A policy, with the pods that it selects.
 struct Examined<'a> {
     state: &'a State,
+    forwarding: Forwarding,
     object: ObjectRef,
     policy: &'a NetworkPolicy,
     selected: Vec<(&'a ObjectName, &'a Pod)>,
 }
 
 impl<'a> Examined<'a> {
-    fn new(state: &'a State, name: &ObjectName, policy: &'a NetworkPolicy) -> Self {
+    fn new(state: &'a State, forwarding: Forwarding, name: &ObjectName, policy: &'a NetworkPolicy) -> Self {
         let own = state.pods.iter().filter(|(pod, _)| pod.namespace == name.namespace);
         let selected = own.filter(|(_, pod)| !pod.finished() && policy.pods.selects(&pod.labels)).collect();
-        Self { state, object: ObjectRef { kind: Kind::NetworkPolicy, name: name.clone() }, policy, selected }
+        Self { state, forwarding, object: ObjectRef { kind: Kind::NetworkPolicy, name: name.clone() }, policy, selected }
     }
 
     fn findings(&self) -> Vec<Finding> {
@@ -262,7 +266,10 @@ impl<'a> Examined<'a> {
                     "clients of Service {service} that come in by another node than the pod's are seen here with that node's address, \
                      not their own (externalTrafficPolicy: Cluster)"
                 );
-                let advice = format!("set externalTrafficPolicy: Local on Service {service}, or allow the nodes' addresses too");
+                let advice = format!(
+                    "set externalTrafficPolicy: Local on Service {service}, or annotate it with portway.dev/forwarding: dsr, or allow the nodes' \
+                     addresses too"
+                );
                 findings.push(self.finding(
                     "client-addresses-hidden",
                     format!("spec.ingress[{i}].from[{j}].ipBlock"),
@@ -279,7 +286,9 @@ impl<'a> Examined<'a> {
         let outside = |s: &Service| {
             let reachable =
                 s.ports.iter().any(|p| p.node_port.is_some()) || !s.load_balancer_ips.is_empty() || !s.external_ips.is_empty();
-            s.proxied == Proxied::Yes && s.external_policy == TrafficPolicy::Cluster && reachable
+            let hidden =
+                s.external_policy == TrafficPolicy::Cluster && s.forwarding.unwrap_or(self.forwarding) == Forwarding::Masquerade;
+            s.proxied == Proxied::Yes && hidden && reachable
         };
         let picks = |name: &ObjectName, s: &Service| {
             self.state.pods_of(name, s).any(|(pod, _)| self.selected.iter().any(|(n, _)| *n == pod))
