@@ -41,7 +41,7 @@ pub use triggers::{Trigger, Triggers};
 
 /// What nothing refers to any more is collected for so long before it is waited for the programs that may be using it.
 const GATHER: Duration = Duration::from_millis(10);
-/// After a refused write everything is tried again.
+/// After a refused write everything is tried again, and after a refused hook what is attached where.
 const RETRY: Duration = Duration::from_secs(5);
 /// At the first sync, how long the devices of this node's pods are waited for: nobody was served before, so nobody waits in vain.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -163,6 +163,7 @@ impl Sync {
                 () = until(self.retry_at) => {
                     self.retry_at = None;
                     self.dirty.objects = true;
+                    self.dirty.links |= self.plane.was_refused();
                 }
             }
             self.step(&mut inputs.found)?;
@@ -267,6 +268,9 @@ impl Sync {
         self.ask_for_gate();
         if matches!(self.placed, Placed::Wholly) {
             self.outputs.vitals.send_if_modified(|vitals| !std::mem::replace(&mut vitals.in_step, true));
+        }
+        if self.plane.was_refused() {
+            self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
         }
         self.dirty = Dirty::default();
         Ok(())

@@ -120,13 +120,14 @@ pub struct Hooks {
     flavour: Flavour,
     xdp_program: &'static str,
     attached: BTreeSet<Hook>,
-    refused: BTreeSet<Hook>,
+    /// With the kernel's words.
+    refused: BTreeMap<Hook, String>,
 }
 
 impl Hooks {
     /// The hooks in `dir`; `xdp_program` is the one that this kernel took.
     pub fn new(dir: StateDir, xdp_program: &'static str) -> Self {
-        Self { dir, flavour: Flavour::Unknown, xdp_program, attached: BTreeSet::new(), refused: BTreeSet::new() }
+        Self { dir, flavour: Flavour::Unknown, xdp_program, attached: BTreeSet::new(), refused: BTreeMap::new() }
     }
 
     /// The hooks at which this agent's programs run.
@@ -134,17 +135,22 @@ impl Hooks {
         &self.attached
     }
 
+    /// Whether the kernel refused one that is wanted.
+    pub fn was_refused(&self) -> bool {
+        !self.refused.is_empty()
+    }
+
     /// Attaches what is wanted and not attached yet, and lets go of what is not wanted any more. `wanted` gives each hook its device's name,
     /// `present` says which devices exist: a pod's device keeps its hooks until it goes.
     ///
-    /// Gives what was refused for the first time; it is not tried again before it was given up and is wanted anew.
+    /// What was refused is tried again each time, and told of again only in other words.
     pub fn update(
         &mut self,
         ebpf: &mut Ebpf,
         wanted: &BTreeMap<Hook, String>,
         present: &BTreeSet<IfIndex>,
     ) -> Result<Vec<anyhow::Error>> {
-        self.refused.retain(|hook| wanted.contains_key(hook));
+        self.refused.retain(|hook, _| wanted.contains_key(hook));
         self.attached.retain(|hook| present.contains(&hook.device));
         let mut errors = Vec::new();
         for name in names_in(&self.dir.hooks())? {
@@ -155,14 +161,19 @@ impl Hooks {
             }
         }
         for (hook, device) in wanted {
-            if self.attached.contains(hook) || self.refused.contains(hook) {
+            if self.attached.contains(hook) {
                 continue;
             }
             match self.attach(ebpf, *hook, device) {
-                Ok(()) => drop(self.attached.insert(*hook)),
+                Ok(()) => {
+                    self.attached.insert(*hook);
+                    self.refused.remove(hook);
+                }
                 Err(error) => {
-                    errors.push(error.context(format!("attach {} to {device}", hook.point.name())));
-                    self.refused.insert(*hook);
+                    let words = format!("{error:#}");
+                    if self.refused.insert(*hook, words.clone()).is_none_or(|before| before != words) {
+                        errors.push(error.context(format!("attach {} to {device}", hook.point.name())));
+                    }
                 }
             }
         }

@@ -236,7 +236,13 @@ impl Dataplane {
         (writes, None)
     }
 
-    /// Brings the programs to the devices that were found, and lets go of those that are not ours any more. Gives what was refused.
+    /// Whether a device is left without a program that it should have: [`Self::attach`] tries again.
+    pub fn was_refused(&self) -> bool {
+        self.hooks.was_refused()
+    }
+
+    /// Brings the programs to the devices that were found, and lets go of those that are not ours any more. Gives what was refused now, or in other
+    /// words than the last time.
     pub fn attach(&mut self, found: &Found) -> Result<Vec<anyhow::Error>> {
         let wanted = wanted_hooks(found, self.xdp);
         let before = self.hooks.attached().clone();

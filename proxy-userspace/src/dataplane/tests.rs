@@ -1,7 +1,7 @@
 //! The data plane against the running kernel, with the real object, in namespaces.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -188,6 +188,27 @@ fn a_pinned_map_of_another_form_is_replaced_by_an_empty_one() {
     });
 }
 
+/// Until the new agent has heard of the cluster, new connections are masqueraded by what the old one knew.
+#[test]
+fn devices_of_an_earlier_version_are_known_at_once_although_they_have_grown() {
+    let node = Namespace::new();
+    let dir = node.state_dir();
+    node.run(move || {
+        StateDir::create(&dir).expect("make the directory");
+        let known = Device { masquerade4: Ipv4Addr::new(192, 0, 2, 1).into(), mtu: 1450, flags: 2, ..Device::default() };
+        // As far as the flags: what the node's addresses came behind.
+        let mut before = [0_u8; 28];
+        before[16..20].copy_from_slice(&known.masquerade4.bytes());
+        before[20..24].copy_from_slice(&known.mtu.to_ne_bytes());
+        before[24..].copy_from_slice(&known.flags.to_ne_bytes());
+        let mut older = HashMap::<MapData, u32, [u8; 28]>::create(1024, 1).expect("make a map");
+        older.map().pin(StateDir::at(&dir).map("DEVICES")).expect("pin it");
+        older.insert(7, before, 0).expect("insert");
+        let plane = open(&dir, XdpChoice::Off);
+        assert_eq!(plane.read().expect("read").contents().devices, BTreeMap::from([(IfIndex(7), known)]));
+    });
+}
+
 /// A node device `eth0` and a pod's device `pod0`, as `links` would find them.
 fn two_devices(node: &Namespace, other: &Namespace) -> Found {
     node.veth("eth0", other, "peer0");
@@ -254,6 +275,32 @@ fn hooks_of_a_device_that_went_are_forgotten_and_its_successor_gets_its_own() {
         gone.drivers.clear();
         plane.attach(&gone).expect("attach");
         nothing_at("eth0", TcAttachType::Egress);
+    });
+}
+
+/// A program of somebody else's has the place.
+#[test]
+fn a_hook_that_was_refused_is_told_of_once_and_tried_again() {
+    let (node, other) = (Namespace::new(), Namespace::new());
+    let (dir, found) = (node.state_dir(), two_devices(&node, &other));
+    let elsewhere = other.state_dir();
+    node.run(move || {
+        let mut first = open(&elsewhere, XdpChoice::Native);
+        assert_eq!(first.attach(&found).expect("attach").len(), 0);
+        let mut plane = open(&dir, XdpChoice::Native);
+        let refused = plane.attach(&found).expect("attach");
+        assert!(refused.len() == 1 && format!("{:#}", refused[0]).starts_with("attach xdp"), "{refused:?}");
+        assert!(plane.was_refused());
+        assert_eq!(plane.attach(&found).expect("attach").len(), 0, "nothing new");
+        assert!(plane.was_refused());
+        drop(first);
+        unload_all(elsewhere);
+        let begun = Instant::now();
+        while plane.was_refused() && begun.elapsed() < Duration::from_secs(5) {
+            assert_eq!(plane.attach(&found).expect("attach").len(), 0);
+        }
+        assert!(!plane.was_refused());
+        assert!(plane.hooks().iter().any(|hook| hook.point == Point::XdpNative));
     });
 }
 

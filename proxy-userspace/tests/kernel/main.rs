@@ -9,7 +9,6 @@ mod family;
 #[expect(dead_code, reason = "the packet path's own tests need the rest")]
 mod segment;
 
-mod adopted;
 mod attached;
 #[path = "../support/cgroup.rs"]
 mod cgroup;
