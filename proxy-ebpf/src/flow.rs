@@ -7,7 +7,7 @@ use proxy_common::service::{Backend, BackendFlags, Config, Service};
 
 use crate::parse::{Headers, Ip};
 use crate::{Insert, NotPromoted, Origin, Refused, Scratch, Table, Tables};
-use crate::{policy, service, tunnel};
+use crate::{service, tunnel};
 
 /// How many of the tries go on from the last port that was given to a connection with the same backend.
 const IN_TURN: u32 = 8;
@@ -99,6 +99,8 @@ fn over<F: Ip, T: Tables<F>>(
             age > config.opening_timeout.wrapping_mul(config.hz) || tables.table_of_mate(&headers.key, mate).is_none()
         }
         Table::Established if !headers.key.protocol.has_handshake() => age > config.udp_timeout.wrapping_mul(config.hz),
+        // Of a backend that answers past this node the end is never seen.
+        Table::Established if flow.way == Way::Tunnel as u8 => flow.state & (State::FIN_BOTH | State::RESET) != 0,
         Table::Established => State::closed(flow.state),
     };
     // What other nodes send here they have looked after themselves.
@@ -121,10 +123,8 @@ fn note<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, flow: &Flow<F::Ad
     if headers.reset() {
         state |= State::RESET;
     }
-    if headers.fin() {
-        // Of a backend that answers past this node, the client's is all that is ever seen.
-        let forward = if flow.way == Way::Tunnel as u8 { State::FIN_BOTH } else { State::FIN_FORWARD };
-        state |= if flow.is(Role::FORWARD) { forward } else { State::FIN_REPLY };
+    if headers.fin() || flow.way == Way::Tunnel as u8 && headers.closes() {
+        state |= if flow.is(Role::FORWARD) { State::FIN_FORWARD } else { State::FIN_REPLY };
     }
     // A closed flow has no news: its other half may be another's by now, who needed its port.
     let news = !State::closed(flow.state) && state & !flow.state != 0;
@@ -283,7 +283,7 @@ pub fn plan_for_tunnelled<F: Ip, T: Tables<F>>(
     config: &Config,
 ) -> Result<Plan<F::Addr>, Reason> {
     // P18: no node sends such here.
-    if policy::is_ours(tables, device, &key.src) {
+    if !is_outside(tables, &key.src) || tables.pod(&key.src).is_some() {
         return Err(Reason::ForgedSource);
     }
     let Some(pod) = tables.pod(&backend.addr) else { return Err(Reason::NotServedHere) };

@@ -122,6 +122,11 @@ impl<F: Ip> Headers<F> {
     pub fn fin(&self) -> bool {
         self.key.protocol == Protocol::TCP && self.flags & FIN != 0
     }
+    /// The last word of a TCP or SCTP client but for acknowledgements, if the other end is never heard.
+    #[inline(always)]
+    pub fn closes(&self) -> bool {
+        self.key.protocol.has_handshake() && self.flags & FIN != 0
+    }
     /// A TCP RST; of SCTP an ABORT or SHUTDOWN COMPLETE.
     #[inline(always)]
     pub fn reset(&self) -> bool {
@@ -162,6 +167,8 @@ pub(crate) const fn association(chunk: u8) -> u8 {
         2 => SYN | ACK,
         // ABORT, SHUTDOWN COMPLETE.
         6 | 14 => RST,
+        // SHUTDOWN ACK: the last word of who did not begin the end.
+        8 => ACK | FIN,
         _ => ACK,
     }
 }

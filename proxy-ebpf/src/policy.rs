@@ -57,7 +57,7 @@ pub fn admit<F: Ip, P: Packet, T: Tables<F>>(
 
 /// P18: whether an address is this host's or one of its pods'. A bridge that pods are on sees their packets too, and the gate the host's.
 #[inline(always)]
-pub(crate) fn is_ours<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, addr: &F::Addr) -> bool {
+fn is_ours<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, addr: &F::Addr) -> bool {
     let ours = tables.address(addr).has(AddressFlags::HOST) || tables.pod(addr).is_some();
     ours && tables.device(device).is_none_or(|device| device.flags & (Device::HAS_PODS | Device::GATE) == 0)
 }

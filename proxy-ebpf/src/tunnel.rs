@@ -6,11 +6,11 @@
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, Way};
-use proxy_common::net::{Address as _, AddressFlags, Device};
+use proxy_common::net::{Address as _, AddressFlags, Device, IfIndex};
 
 use crate::parse::others::Other;
 use crate::parse::{self, Headers, Ip, LINK};
-use crate::{Packet, Scratch, Stage, Tables};
+use crate::{Action, Packet, Scratch, Stage, Tables};
 
 /// Bytes of an ICMP header.
 const ICMP: u32 = 8;
@@ -72,6 +72,13 @@ pub fn decapsulate<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, s
     Stage::Meet
 }
 
+/// How the client of a packet that was carried here is told: he is not behind who carried it.
+#[inline(always)]
+pub fn way_back<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, scratch: &Scratch<F>) -> Action {
+    let key = &scratch.headers.key;
+    tables.route(device, &key.dst, &key.src).map_or(Action::Transmit(device), |route| Action::Neighbour(route.device))
+}
+
 #[inline(always)]
 fn too_big<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, scratch: &mut Scratch<F>) -> Stage {
     let Some(mtu) = packet.load(scratch.headers.transport).and_then(F::too_big) else { return Stage::Untouched };
@@ -87,6 +94,7 @@ fn too_big<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, scratch: 
         return scratch.refuse(Reason::NotServedHere);
     }
     scratch.odd = 0;
+    scratch.tunnelled = 1;
     scratch.mtu = mtu.saturating_sub(F::OVERHEAD).max(F::LEAST_MTU);
     scratch.refuse(Reason::TooBig)
 }

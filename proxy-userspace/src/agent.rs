@@ -76,7 +76,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let (tell_wanted, wanted) = watch::channel(Wanted { devices, ..Wanted::default() });
     let (tell_found, found) = watch::channel(None);
     let mut tasks = JoinSet::new();
-    let law = Law { timeouts: service.timeouts, hz: service.hz, serving: None };
+    let law = Law { timeouts: service.timeouts, hz: service.hz, serving: None, direct: Law::DIRECT };
     let clock = Clock::from_pins(&StateDir::at(&state_dir))?;
     let (tell_left, left) = mpsc::unbounded_channel();
     let sweep = flows::run(plane.open_maps()?, clock, law, serving, left, metrics.clone());

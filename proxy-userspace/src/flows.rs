@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use proxy_common::event::Counter;
-use proxy_common::flow::{Flow, FlowKey, Role, State, TABLE_ENTRIES};
+use proxy_common::flow::{Flow, FlowKey, Role, State, TABLE_ENTRIES, Way};
 use proxy_common::net::{Address, Protocol};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
@@ -90,6 +90,17 @@ pub struct Law {
     pub hz: u32,
     /// Where UDP flows may lead; before the first sync nobody knows.
     pub serving: Option<Arc<Serving>>,
+    /// Seconds of connections whose backends answer past this node (direct server return): nobody tells when such a one resets them.
+    pub direct: u32,
+}
+
+impl Law {
+    /// [`Law::direct`] where there is room: longer than two hours, after which TCP asks whether the other end is there.
+    pub const DIRECT: u32 = 10_800;
+    /// The same in a full table.
+    const LEAST_DIRECT: u32 = 600;
+    /// Such a connection whose client has closed it: the backend may still send, and is only known to while the client acknowledges.
+    const LEAST_HALF_CLOSED: u32 = 10;
 }
 
 /// How many entries the last sweep left in the established tables, and what has become of the half-open flows so far.
@@ -120,9 +131,12 @@ impl Law {
     /// at three quarters at once. The rest is for what begins until the next sweep.
     pub fn for_table(&self, in_use: u64) -> Self {
         let quarter = u64::from(TABLE_ENTRIES / 4);
-        let closed = u64::from(self.timeouts.tcp_closed) * (3 * quarter).saturating_sub(in_use) / quarter;
-        let closed = u32::try_from(closed).unwrap_or(u32::MAX).min(self.timeouts.tcp_closed);
-        Self { timeouts: Timeouts { tcp_closed: closed, ..self.timeouts }, ..self.clone() }
+        let less = |seconds: u32| {
+            let scaled = u64::from(seconds) * (3 * quarter).saturating_sub(in_use) / quarter;
+            u32::try_from(scaled).unwrap_or(u32::MAX).min(seconds)
+        };
+        let timeouts = Timeouts { tcp_closed: less(self.timeouts.tcp_closed), ..self.timeouts };
+        Self { timeouts, direct: less(self.direct).max(Self::LEAST_DIRECT), ..self.clone() }
     }
 
     /// Whether a flow has ended at `now`, its last packet in either direction having been seen `age` jiffies ago.
@@ -130,7 +144,11 @@ impl Law {
         if protocol == Protocol::UDP && self.backend_is_gone(flow) {
             return Some(Ended::BackendGone);
         }
-        let idle = u64::from(age) >= u64::from(self.seconds(protocol, flow.state)) * u64::from(self.hz);
+        let seconds = match Way::from_number(flow.way) {
+            Way::Tunnel => self.direct_seconds(protocol, flow.state),
+            _ => self.seconds(protocol, flow.state),
+        };
+        let idle = u64::from(age) >= u64::from(seconds) * u64::from(self.hz);
         idle.then_some(match flow.state {
             state if protocol.has_handshake() && State::closed(state) => Ended::Closed,
             state if state & State::REPLIED == 0 => Ended::Unanswered,
@@ -147,6 +165,18 @@ impl Law {
             protocol if !protocol.has_handshake() => self.timeouts.udp,
             _ if state & State::FIN_BOTH != 0 => self.timeouts.tcp_close_wait,
             _ => self.timeouts.tcp,
+        }
+    }
+
+    /// The same where only the client is heard.
+    fn direct_seconds(&self, protocol: Protocol, state: u8) -> u32 {
+        let usual = self.seconds(protocol, state);
+        match state {
+            _ if !protocol.has_handshake() || State::closed(state) || state & State::REPLIED == 0 => usual,
+            _ if state & State::FIN_BOTH != 0 => {
+                usual.min(self.timeouts.tcp_closed.saturating_mul(2).max(Self::LEAST_HALF_CLOSED))
+            }
+            _ => usual.min(self.direct),
         }
     }
 

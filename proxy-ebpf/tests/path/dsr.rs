@@ -20,6 +20,8 @@ both_families!(
     of_a_virtual_address_too,
     a_connection_is_established_when_its_client_goes_on,
     it_is_over_when_its_client_closes_it,
+    pieces_of_a_larger_packet_count_the_port_up,
+    a_refusal_goes_to_the_client_and_not_to_the_asked_node,
     who_expects_an_answer_from_its_own_node_is_masqueraded,
     where_there_is_no_room_it_is_masqueraded,
     a_backend_that_is_no_pod_is_masqueraded,
@@ -152,18 +154,62 @@ fn a_connection_is_established_when_its_client_goes_on<F: Net>() {
     }
 }
 
-/// V17, V18: the backend's FIN is not seen here.
+/// V17, V18: the backend's last word is not seen here. What it still sends is acknowledged by a client that has closed.
 fn it_is_over_when_its_client_closes_it<F: Net>() {
-    for flags in [FIN | ACK, RST] {
+    for (protocol, flags, state) in [
+        (Protocol::TCP, FIN | ACK, State::FIN_FORWARD),
+        (Protocol::TCP, RST, State::RESET),
+        (Protocol::SCTP, FIN | ACK, State::FIN_FORWARD),
+        (Protocol::SCTP, RST, State::RESET),
+    ] {
         let (asked, _) = both::<F>();
-        for flags in [crate::segment::SYN, ACK, flags] {
-            carried::<F>(&asked.from_device(&packet::<F>(Protocol::TCP, FROM, TO).flags(flags)), BACKEND);
+        let sent = |flags| packet::<F>(protocol, FROM, TO).flags(flags);
+        for flags in [crate::segment::SYN, ACK] {
+            carried::<F>(&asked.from_device(&sent(flags)), BACKEND);
         }
-        let key = key::<F>(Protocol::TCP, FROM, TO);
-        assert!(State::closed(asked.flow(&asked.tables.established, &key).state));
-        carried::<F>(&asked.from_device(&opening::<F>(Protocol::TCP, FROM, TO)), BACKEND);
+        let mut last = sent(flags).bytes();
+        if protocol == Protocol::SCTP && flags != RST {
+            // SHUTDOWN ACK: the backend has begun the end.
+            last[14 + overhead::<F>() + 12] = 8;
+        }
+        carried::<F>(&asked.raw_from_device(&last), BACKEND);
+        let key = key::<F>(protocol, FROM, TO);
+        assert_eq!(asked.flow(&asked.tables.established, &key).state, State::REPLIED | state);
+        carried::<F>(&asked.from_device(&sent(ACK)), BACKEND);
+        carried::<F>(&asked.from_device(&opening::<F>(protocol, FROM, TO)), BACKEND);
         assert_eq!(asked.flows(), (2, 0), "the next connection");
     }
+}
+
+/// The kernel numbers what it cuts: 8080 is followed by 8081 (`inet_gso_segment`).
+fn pieces_of_a_larger_packet_count_the_port_up<F: Net>() {
+    for protocol in PROTOCOLS {
+        let (asked, answering) = both::<F>();
+        through((&asked, &answering), &opening::<F>(protocol, FROM, TO));
+        let sent = sized::<F>(protocol, ACK, 1000);
+        let mut piece = asked.from_device(&sent).bytes().to_vec();
+        piece[if F::V6 { 17 } else { 19 }] += 3;
+        let met = answering.raw_from_device(&piece).goes(Action::Pod(VETH_A));
+        assert_eq!(met, sent.to(end::<F>(BACKEND)).hop());
+        assert_eq!(answering.flows(), (2, 0));
+        // Of a connection that is not known here it is no word to go by: its sender tries again.
+        answering.tables.opening.borrow_mut().clear();
+        answering.raw_from_device(&piece).dropped(Reason::NotServedHere);
+    }
+}
+
+/// By the route to him: he is not behind the node that has carried his packet here.
+fn a_refusal_goes_to_the_client_and_not_to_the_asked_node<F: Net>() {
+    let (asked, answering) = both::<F>();
+    let mut answering = answering.isolate(Row::CLOSED, Row::CLOSED);
+    answering.tables.pods.insert(F::at(REMOTE), LocalPod { device: VETH_A, slot: 1 });
+    answering.tables.config.flags |= Config::POLICY | Config::REJECT_DENIED;
+    let sent = opening::<F>(Protocol::TCP, FROM, TO);
+    let hop = asked.from_device(&sent);
+    let told = answering.raw_from_device(hop.bytes()).tells(Action::Neighbour(ETH));
+    assert_eq!((told.src, told.dst), (F::ip(NODE), F::ip(CLIENT)));
+    assert_eq!((told.kind, told.code), if F::V6 { (1, 1) } else { (3, 13) });
+    assert_eq!(told.quote[..overhead::<F>() + 20], sent.bytes()[14..14 + overhead::<F>() + 20]);
 }
 
 /// V11: pods and nodes, whose own tables know whom they have asked.
@@ -283,9 +329,13 @@ fn only_nodes_are_believed<F: Net>() {
 }
 
 fn p18_nobody_carries_what_claims_to_be_from_here<F: Net>() {
-    let (mut asked, answering) = both::<F>();
-    for client in [NODE2, SIBLING] {
-        asked.tables.addresses.remove(&F::at(client));
+    let (mut asked, mut answering) = both::<F>();
+    // Of a node that does not know of these.
+    asked.tables.addresses.remove(&F::at(NODE2));
+    asked.tables.addresses.remove(&F::at(NODE));
+    answering.tables.ranges.insert((F::at(POD_A), if F::V6 { 128 } else { 32 }), RangeKind::PODS);
+    asked.tables.addresses.insert(F::at(NODE), AddressFlags(AddressFlags::NODE_PORTS));
+    for client in [NODE2, SIBLING, POD_A, NODE] {
         let hop = asked.from_device(&opening::<F>(Protocol::TCP, (client, 40000), TO));
         carried::<F>(&hop, BACKEND);
         answering.raw_from_device(hop.bytes()).dropped(Reason::ForgedSource);
@@ -377,7 +427,7 @@ fn errors_about_the_carrier_reach_the_client<F: Net>() {
         let hop = asked.from_device(&sent);
         // It quotes 548 bytes at most.
         let told = asked.raw_from_device(&error_quoting::<F>((ROUTER, NODE), &hop.bytes()[14..14 + 500]));
-        let icmp = told.refused(ETH);
+        let icmp = told.tells(Action::Neighbour(ETH));
         assert_eq!((icmp.src, icmp.dst), (F::ip(NODE), F::ip(CLIENT)));
         let room = if F::V6 { 1280 } else { 1280 - 20 };
         assert_eq!((icmp.kind, u32::from_be_bytes(icmp.rest)), (if F::V6 { 2 } else { 3 }, room));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::contents::{Backends, Endpoint};
-use crate::model::{Algorithm, EndpointSlice, Service, ServicePort, SliceEndpoint, TrafficPolicy};
+use crate::model::{Algorithm, EndpointSlice, Forwarding, Service, ServicePort, SliceEndpoint, TrafficPolicy};
 
 /// Where this node stands, for locality and hints.
 pub(super) struct Place<'a> {
@@ -44,17 +44,18 @@ pub fn serving_endpoints(service: &Service, port: &ServicePort, slices: &[&Endpo
     known_endpoints(port, slices).into_iter().filter(|(_, endpoint)| answers(endpoint)).map(|(addr, _)| addr).collect()
 }
 
-/// V7: both sets, laid out as intervals; the Local set is empty where no policy of the Service asks for it.
+/// V7: both sets, laid out as intervals; the Local set is empty where no policy of the Service asks for it, and no other node sends clients here
+/// to be answered directly: that node's hints (V6) are not this one's.
 pub(super) fn backends(
     service: &Service,
     port: &ServicePort,
     all: &Endpoints,
     place: &Place,
-    algorithm: Algorithm,
+    (algorithm, forwarding): (Algorithm, Forwarding),
     flags: impl Fn(&SocketAddr) -> u16,
 ) -> Backends {
     let cluster = cluster_set(all, place);
-    let local = if uses_local(service, port) { local_set(all, place) } else { BTreeSet::new() };
+    let local = if uses_local(service, port) || forwarding == Forwarding::Dsr { local_set(all, place) } else { BTreeSet::new() };
     let endpoint = |addr: &SocketAddr| Endpoint { addr: *addr, flags: flags(addr) };
     Backends {
         local_only: local.difference(&cluster).map(endpoint).collect(),

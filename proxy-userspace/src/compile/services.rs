@@ -96,8 +96,9 @@ fn claim_port(claimant: &Claimant<'_>, cluster_ip: IpAddr, port: &ServicePort, c
     let v4 = cluster_ip.is_ipv4();
     let pod_flag = |addr: &std::net::SocketAddr| if pods.contains(snapshot, addr.ip()) { BackendFlags::POD } else { 0 };
     let algorithm = service.algorithm.unwrap_or(snapshot.settings.algorithm);
-    let backends = Arc::new(backends(service, port, &endpoints(port, v4, slices), place, algorithm, pod_flag));
-    let forwarding = match service.forwarding.unwrap_or(snapshot.settings.forwarding) {
+    let forwarding = service.forwarding.unwrap_or(snapshot.settings.forwarding);
+    let backends = Arc::new(backends(service, port, &endpoints(port, v4, slices), place, (algorithm, forwarding), pod_flag));
+    let forwarding = match forwarding {
         Forwarding::Dsr => ServiceFlags::DSR,
         Forwarding::Masquerade => 0,
     };

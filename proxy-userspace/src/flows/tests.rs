@@ -13,7 +13,7 @@ fn timeouts() -> Timeouts {
 }
 
 fn law(serving: Option<Serving>) -> Law {
-    Law { timeouts: timeouts(), hz: HZ, serving: serving.map(Arc::new) }
+    Law { timeouts: timeouts(), hz: HZ, serving: serving.map(Arc::new), direct: Law::DIRECT }
 }
 
 const CLIENT: Addr4 = Addr4::from_bytes([198, 51, 100, 1]);
@@ -68,6 +68,8 @@ fn closed_flows_go_the_sooner_the_fuller_the_table_is() {
     let eighths = |n: u64| law.for_table(u64::from(TABLE_ENTRIES) / 8 * n).timeouts;
     assert_eq!([0, 4, 5, 6, 8].map(|n| eighths(n).tcp_closed), [60, 60, 30, 0, 0]);
     assert_eq!(law.for_table(u64::MAX).timeouts.tcp_closed, 0);
+    let direct = |n: u64| law.for_table(u64::from(TABLE_ENTRIES) / 8 * n).direct;
+    assert_eq!([0, 4, 5, 6, 8].map(direct), [10_800, 10_800, 5_400, 600, 600]);
     assert_eq!(eighths(8).tcp, law.timeouts.tcp, "those that are open stay");
 }
 

@@ -33,7 +33,7 @@ fn check_case(case: &UdpCase, tally: &mut Tally) -> Result<()> {
     let by_id = |(name, endpoints): (Arc<str>, BTreeSet<SocketAddr>)| Some((actual.id_of(&name)?, endpoints));
     let endpoints: BTreeMap<_, _> = serving_endpoints(&snapshot.state).into_iter().filter_map(by_id).collect();
     let serving = Arc::new(Serving { endpoints, unknown_from: actual.next_id() });
-    let law = Law { timeouts: Timeouts::default(), hz: 1000, serving: Some(serving.clone()) };
+    let law = Law { timeouts: Timeouts::default(), hz: 1000, serving: Some(serving.clone()), direct: Law::DIRECT };
     for flow in &case.flows {
         let protocol = protocol(&flow.protocol)?;
         let service = service_of(flow, protocol, &actual);

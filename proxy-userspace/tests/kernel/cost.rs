@@ -4,11 +4,12 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use proxy_common::net::{IfIndex, Protocol, V4, V6};
+use proxy_common::net::{AddressFlags, IfIndex, Protocol, V4, V6};
+use proxy_common::service::ServiceFlags;
 use proxy_ebpf::Action;
 
 use crate::family::{Net, end};
-use crate::generate::{self, CLIENT, NODE, NODE_PORT, Remote};
+use crate::generate::{self, CLIENT, NODE, NODE_PORT, NODE2, POD_A, Remote};
 use crate::is_emulated;
 use crate::maps::Maps;
 use crate::namespace::{Network, in_namespace};
@@ -38,6 +39,8 @@ fn packets_of_an_established_connection_cost_less_than_its_first() -> Result<()>
             compare::<V4>(network, remote, other.as_deref())?;
             compare::<V6>(network, remote, other.as_deref())?;
         }
+        direct::<V4>(network)?;
+        direct::<V6>(network)?;
         let load = fs::read_to_string("/proc/loadavg").context("read the load")?;
         println!("load {}", load.trim_end());
         Ok(())
@@ -79,6 +82,43 @@ fn compare<F: Maps>(network: &Network, remote: Remote, other: Option<&[u8]>) -> 
             println!("  {} ns by the other object: {ratio:.2} times", others[index]);
             ensure!(ratio <= NOISE, "{}: {ours} ns, {} by the other object", hop.name, others[index]);
         }
+    }
+    Ok(())
+}
+
+/// The same of packets that are put into others, and taken out of them (direct server return): it costs no more than the first packet.
+fn direct<F: Maps>(network: &Network) -> Result<()> {
+    let (outside, pod) = (network.device(0), network.device(1));
+    let family = if F::V6 { "IPv6" } else { "IPv4" };
+    for (remote, name) in [(Remote::Pod, "put into another"), (Remote::Here, "taken out of another")] {
+        let loaded = &mut Loaded::of_full_size()?;
+        let mut memory = generate::node_port_to::<F>(network, &[remote]);
+        memory.services.values_mut().for_each(|service| service.flags |= ServiceFlags::DSR);
+        memory.addresses.insert(F::at(NODE2), AddressFlags(AddressFlags::NODE));
+        F::fill(loaded, &memory)?;
+        let (to, way) = match remote {
+            Remote::Pod => (NODE, Action::Neighbour(outside)),
+            Remote::Here => (NODE2, Action::Pod(pod)),
+        };
+        let sent = |client: u16, flags: u8| {
+            let packet = Segment::new(Protocol::TCP, end::<F>((CLIENT, client)), end::<F>((to, NODE_PORT))).flags(flags);
+            match remote {
+                Remote::Pod => packet.bytes(),
+                Remote::Here => generate::carried_for::<F>((POD_A, 8080), &packet.bytes()),
+            }
+        };
+        for flags in [SYN, ACK] {
+            let (said, _) = loaded.tc(Hook::FromDevice, outside, &sent(40000, flags))?;
+            ensure!(said == Ok(way), "it came out {said:?}");
+        }
+        let (mut first, mut next) = (Vec::new(), Vec::new());
+        for round in 0..if is_emulated() { FEW } else { ROUNDS } {
+            next.push(loaded.time_once(Hook::FromDevice, outside, &sent(40000, ACK))?);
+            first.push(loaded.time_once(Hook::FromDevice, outside, &sent(50_000 + (round % 10_000) as u16, SYN))?);
+        }
+        let (first, next) = (median(first), median(next));
+        println!("{family}, {name}: {next} ns, its first packet {first} ns");
+        ensure!(is_emulated() || next < first, "{name} takes {next} ns, and the first packet {first}");
     }
     Ok(())
 }

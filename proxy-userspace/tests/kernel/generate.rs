@@ -309,6 +309,13 @@ fn carrier_of_error<F: Net>(dice: &mut Dice, len: usize) -> Vec<u8> {
     carrier(ends, if F::V6 { 58 } else { 1 }, 0, len)
 }
 
+/// A frame in a packet of another node for a backend here.
+pub fn carried_for<F: Net>((pod, port): End, frame: &[u8]) -> Vec<u8> {
+    let (link, packet) = frame.split_at(LINK);
+    let protocol = if F::V6 { 41 } else { 4 };
+    [link, &carrier((F::ip(NODE2), F::ip(pod)), protocol, port, packet.len()), packet].concat()
+}
+
 /// An IP header; the programs verify none of its checksums.
 fn carrier((src, dst): (IpAddr, IpAddr), protocol: u8, number: u16, len: usize) -> Vec<u8> {
     let octets = |ip| match ip {

@@ -13,6 +13,7 @@ use xtask::lab::node::Node;
 use xtask::lab::probe::{Kind, PATIENCE};
 use xtask::lab::sctp;
 use xtask::lab::topology::{FAR_CLIENT, Join, NEAR_CLIENT, ROUTER, Wiring};
+use xtask::lab::wire::switch_port;
 
 use crate::cluster::{Cluster, IN_FORCE, WEB, WEB_ECHO, WEB_UDP, ask};
 use crate::reach::{Elsewhere, everything};
@@ -169,6 +170,38 @@ fn an_ip_block_sees_the_client(cluster: &Cluster) -> Result<()> {
         ensure!(tally.served() == 20 && tally.pods() == PODS, "far client by {ip}: {tally}");
     }
     ensure!(NEAR_CLIENT.both() != FAR_CLIENT.both());
+    Ok(())
+}
+
+/// The asked node merges what it receives, and cuts what it has encapsulated again: the pieces arrive as what they are, for nobody merges them there.
+#[test]
+fn dsr_of_merged_segments_that_are_cut_again() -> Result<()> {
+    let cluster = Cluster::start_with(Wiring::PointToPoint, Join::Routes, &["--forwarding", "dsr"], |_| Ok(()))?;
+    let lab = &cluster.lab;
+    let node3 = lab.node("node3")?;
+    let hosts = [(lab.far_client(), "eth0"), (lab.router(), "eth0"), (lab.router(), "eth1"), (node3.ns(), "eth0")];
+    hosts.into_iter().try_for_each(|(ns, device)| ns.switch_checksum_offload_off(device))?;
+    (2..2 + lab.nodes().len()).map(switch_port).try_for_each(|port| lab.lan().switch_checksum_offload_off(&port))?;
+    lab.nodes().iter().try_for_each(|node| node.ns().merge_received("eth0", node.name() == "node3"))?;
+    let counts = || -> Result<[u64; 3]> {
+        let [sent] = cluster.events(node3, ["encapsulated"])?;
+        let others = [lab.node("node1")?, lab.node("node2")?];
+        let met = others.map(|node| cluster.event(node, "decapsulated")).into_iter().sum::<Result<u64>>()?;
+        let lost =
+            others.map(|node| cluster.metric(node, "portway_drops", "not_served_here")).into_iter().sum::<Result<u64>>()?;
+        Ok([sent, met, lost])
+    };
+    for ip in node3.addresses().both() {
+        let before = counts()?;
+        lab.far_client()
+            .run(|| (0..4).try_for_each(|_| upload(SocketAddr::new(ip, WEB_ECHO))))
+            .with_context(|| format!("by {ip}"))?;
+        let after = counts()?;
+        let [sent, met, lost] = [0, 1, 2].map(|at| after[at] - before[at]);
+        println!("by {ip}: {sent} packets encapsulated, {met} taken out, {lost} dropped");
+        ensure!(met > 2 * sent, "{sent} packets came to {met}: nothing was merged, or nothing cut");
+        ensure!(lost == 0, "{lost} of {met} pieces were dropped");
+    }
     Ok(())
 }
 
