@@ -1,4 +1,4 @@
-//! Frames over VLANs and bonds, ordinary and jumbo, on kernels that have them: `cargo xtask vm --uplinks`.
+//! Frames over VLANs and bonds, ordinary and jumbo, masqueraded and encapsulated, on kernels that have them: `cargo xtask vm --uplinks`.
 
 #[path = "wires/frames.rs"]
 mod frames;
@@ -24,4 +24,9 @@ fn bond() -> Result<()> {
 #[test]
 fn bond_jumbo() -> Result<()> {
     frames::are_right(Uplink::Bond, Wiring::PointToPoint, 9000, &[])
+}
+
+#[test]
+fn vlan_encapsulated() -> Result<()> {
+    frames::are_right(Uplink::Vlan, Wiring::Bridge, 1500, &["--forwarding", "dsr"])
 }

@@ -62,6 +62,28 @@ fn v18_each_kind_lives_as_long_as_its_timeout() {
     assert_eq!(lives(Protocol::TCP, 0, 30), Some(Ended::Unanswered));
 }
 
+/// Of a backend that answers past this node neither FIN nor RST is seen.
+#[test]
+fn v18_connections_that_are_answered_elsewhere_live_by_what_their_client_says() {
+    let judge = |law: &Law, protocol, state, seconds: u32| {
+        let [(_, flow), _] = connection(protocol, 1, [0, 0], state);
+        law.judge(protocol, &Flow { way: Way::Tunnel as u8, ..flow }, seconds * HZ)
+    };
+    let (empty, full) = (law(None), law(None).for_table(u64::from(TABLE_ENTRIES)));
+    for (law, protocol, state, seconds, ended) in [
+        (&empty, Protocol::TCP, State::REPLIED, 10_800, Ended::Idle),
+        (&full, Protocol::SCTP, State::REPLIED, 600, Ended::Idle),
+        (&empty, Protocol::TCP, State::REPLIED | State::FIN_FORWARD, 20, Ended::Idle),
+        (&full, Protocol::SCTP, State::REPLIED | State::FIN_FORWARD, 10, Ended::Idle),
+        (&empty, Protocol::TCP, State::REPLIED | State::RESET, 10, Ended::Closed),
+        (&empty, Protocol::TCP, 0, 30, Ended::Unanswered),
+        (&full, Protocol::UDP, State::REPLIED, 120, Ended::Idle),
+    ] {
+        assert_eq!(judge(law, protocol, state, seconds - 1), None, "{protocol:?} {state}");
+        assert_eq!(judge(law, protocol, state, seconds), Some(ended), "{protocol:?} {state}");
+    }
+}
+
 #[test]
 fn closed_flows_go_the_sooner_the_fuller_the_table_is() {
     let law = Law { timeouts: Timeouts::default(), ..law(None) };
