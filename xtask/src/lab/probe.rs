@@ -104,6 +104,15 @@ impl Session {
         connect(addr).map(Self)
     }
 
+    /// Waits so long for each piece of an answer, where the machine is known to be slow.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn patient(self, patience: Duration) -> io::Result<Self> {
+        self.0.set_read_timeout(Some(patience))?;
+        Ok(self)
+    }
+
     /// Asks on this connection.
     ///
     /// # Errors

@@ -132,7 +132,7 @@ fn from_outside(ip: IpAddr, mtu: usize) -> Result<()> {
 /// Downloads, exchanges datagrams of all sizes and uploads, so often that pods of the asked node and of others serve.
 fn exchanges(ip: IpAddr, [http, udp, echo]: [u16; 3], mtu: usize) -> Result<()> {
     for _ in 0..4 {
-        let body = Session::open((ip, http).into())?.get(&format!("/bytes/{BODY}")).context("download")?;
+        let body = Session::open((ip, http).into())?.patient(PATIENCE)?.get(&format!("/bytes/{BODY}")).context("download")?;
         ensure!(body.len() == BODY, "{} bytes instead of {BODY}", body.len());
         up_and_down((ip, echo).into()).context("upload")?;
         let any: IpAddr = if ip.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
