@@ -9,6 +9,7 @@ pub mod early;
 pub mod flow;
 pub mod odd;
 pub mod parse;
+pub mod plan;
 pub mod policy;
 pub mod rewrite;
 pub mod seams;
@@ -209,11 +210,11 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
         false => service::choose(tables, key, &service, if process { Origin::Pod } else { origin }, &config)?,
     };
     let plan = if process {
-        flow::plan_for_process(tables, device, key, &backend)
+        plan::for_process(tables, device, key, &backend)
     } else if tunnelled {
-        flow::plan_for_tunnelled(tables, device, key, &backend, &config)
+        plan::for_tunnelled(tables, device, key, &backend, &config)
     } else {
-        flow::plan(tables, device, key, &backend, origin, service.has(ServiceFlags::DSR), &config)
+        plan::plan(tables, device, key, &backend, origin, service.has(ServiceFlags::DSR), &config)
     }?;
     let stage = may_leave(packet, tables, scratch, plan.way(), plan.device());
     if stage == Stage::Judge {

@@ -51,11 +51,17 @@ pub fn named<F: Family, T: Tables<F>>(
     backend(tables, service, slot)
 }
 
-/// V17: whether what a flow's packets ask for still leads to the flow's backend, for a client of some origin.
+/// V17: whether what a flow's packets ask for still leads to the flow's backend, for a client of some origin: a slot that only policy Local has leads
+/// nobody where no policy is Local.
 #[inline(always)]
 pub fn still_leads<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
     match select(tables, key) {
-        Ok(Some(service)) => tables.slot(&EndpointKey::new(service.generation, flow.dst, flow.dport)).is_some(),
+        Ok(Some(service)) => {
+            let slot = tables.slot(&EndpointKey::new(service.generation, flow.dst, flow.dport));
+            let serves =
+                |slot: u32| service.has(ServiceFlags::LOCAL) || slot.wrapping_sub(service.cluster_first) < service.cluster_len;
+            slot.is_some_and(serves)
+        }
         Ok(None) | Err(_) => false,
     }
 }

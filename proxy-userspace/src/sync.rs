@@ -41,7 +41,7 @@ pub use triggers::{Trigger, Triggers};
 
 /// What nothing refers to any more is collected for so long before it is waited for the programs that may be using it.
 const GATHER: Duration = Duration::from_millis(10);
-/// After a refused write everything is tried again, and after a refused hook what is attached where.
+/// After a refused write everything is tried again, and after a refused hook what is attached where, then less and less often.
 const RETRY: Duration = Duration::from_secs(5);
 /// At the first sync, how long the devices of this node's pods are waited for: nobody was served before, so nobody waits in vain.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -96,6 +96,7 @@ pub struct Sync {
     /// What is retired then: what was idle when that was decided. Later writes do not put it off.
     idle: Idle,
     retry_at: Option<Instant>,
+    hooks: HookRetry,
     /// Until when the first sync waits for devices; set when all else is there.
     first_until: Option<Instant>,
 }
@@ -108,6 +109,37 @@ enum Placed {
     Partly,
     /// What the compiler says.
     Wholly,
+}
+
+/// When hooks that the kernel has refused are tried again, whether there is news or not.
+struct HookRetry {
+    at: Option<Instant>,
+    pause: Duration,
+}
+
+impl Default for HookRetry {
+    fn default() -> Self {
+        Self { at: None, pause: RETRY }
+    }
+}
+
+impl HookRetry {
+    /// The longest pause.
+    const MOST: Duration = Duration::from_secs(60);
+
+    /// They are tried now.
+    fn begin(&mut self) {
+        *self = Self { at: None, pause: (self.pause * 2).min(Self::MOST) };
+    }
+
+    /// Some are left, or none.
+    fn wait(&mut self, refused: bool) {
+        if refused {
+            self.at.get_or_insert_with(|| Instant::now() + self.pause);
+        } else {
+            *self = Self::default();
+        }
+    }
 }
 
 /// What has changed since the last sync.
@@ -138,6 +170,7 @@ impl Sync {
             programs,
             idle: Idle::default(),
             retry_at,
+            hooks: HookRetry::default(),
             first_until,
         }
     }
@@ -163,7 +196,10 @@ impl Sync {
                 () = until(self.retry_at) => {
                     self.retry_at = None;
                     self.dirty.objects = true;
-                    self.dirty.links |= self.plane.was_refused();
+                }
+                () = until(self.hooks.at) => {
+                    self.hooks.begin();
+                    self.dirty.links = true;
                 }
             }
             self.step(&mut inputs.found)?;
@@ -269,9 +305,7 @@ impl Sync {
         if matches!(self.placed, Placed::Wholly) {
             self.outputs.vitals.send_if_modified(|vitals| !std::mem::replace(&mut vitals.in_step, true));
         }
-        if self.plane.was_refused() {
-            self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
-        }
+        self.hooks.wait(self.plane.was_refused());
         self.dirty = Dirty::default();
         Ok(())
     }

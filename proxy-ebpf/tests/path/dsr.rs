@@ -3,7 +3,7 @@
 use etherparse::{IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice};
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::State;
-use proxy_common::net::{AddressFlags, Device, LocalPod, Protocol, RangeKind, V4, V6};
+use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol, RangeKind, V4, V6};
 use proxy_common::policy::Row;
 use proxy_common::service::{Backend, Config, ServiceFlags};
 use proxy_ebpf::{Action, Route};
@@ -49,6 +49,8 @@ const BACKEND: End = (REMOTE, TARGET);
 const ROUTER: Dotted = [203, 0, 113, 1];
 /// Another pod of the backend's node.
 const SIBLING: Dotted = [10, 244, 2, 11];
+/// A device towards clients only.
+const OTHER_ETH: IfIndex = IfIndex(4);
 /// A node's own address.
 const OWN: AddressFlags = AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS | AddressFlags::NODE);
 
@@ -206,7 +208,8 @@ fn a_refusal_goes_to_the_client_and_not_to_the_asked_node<F: Net>() {
     answering.tables.config.flags |= Config::POLICY | Config::REJECT_DENIED;
     let sent = opening::<F>(Protocol::TCP, FROM, TO);
     let hop = asked.from_device(&sent);
-    let told = answering.raw_from_device(hop.bytes()).tells(Action::Neighbour(ETH));
+    answering.tables.routes.insert(F::at(CLIENT), Route { device: OTHER_ETH, neighbour: None });
+    let told = answering.raw_from_device(hop.bytes()).tells(Action::Neighbour(OTHER_ETH));
     assert_eq!((told.src, told.dst), (F::ip(NODE), F::ip(CLIENT)));
     assert_eq!((told.kind, told.code), if F::V6 { (1, 1) } else { (3, 13) });
     assert_eq!(told.quote[..overhead::<F>() + 20], sent.bytes()[14..14 + overhead::<F>() + 20]);
@@ -421,13 +424,14 @@ fn errors_about_answers_reach_the_backend<F: Net>() {
 /// A router between the nodes whose next link is narrower: the client hears of it as if the node had told.
 fn errors_about_the_carrier_reach_the_client<F: Net>() {
     for protocol in PROTOCOLS {
-        let (asked, answering) = both::<F>();
+        let (mut asked, answering) = both::<F>();
         through((&asked, &answering), &opening::<F>(protocol, FROM, TO));
+        asked.tables.routes.insert(F::at(CLIENT), Route { device: OTHER_ETH, neighbour: None });
         let sent = sized::<F>(protocol, ACK, 1400);
         let hop = asked.from_device(&sent);
         // It quotes 548 bytes at most.
         let told = asked.raw_from_device(&error_quoting::<F>((ROUTER, NODE), &hop.bytes()[14..14 + 500]));
-        let icmp = told.tells(Action::Neighbour(ETH));
+        let icmp = told.tells(Action::Neighbour(OTHER_ETH));
         assert_eq!((icmp.src, icmp.dst), (F::ip(NODE), F::ip(CLIENT)));
         let room = if F::V6 { 1280 } else { 1280 - 20 };
         assert_eq!((icmp.kind, u32::from_be_bytes(icmp.rest)), (if F::V6 { 2 } else { 3 }, room));

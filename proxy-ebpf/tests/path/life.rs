@@ -3,6 +3,7 @@
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{FlowKey, State};
 use proxy_common::net::Protocol;
+use proxy_common::service::ServiceFlags;
 use proxy_ebpf::{Action, Table, Tables};
 
 use crate::both_families;
@@ -21,6 +22,7 @@ both_families!(
     syn_on_a_closed_connection_opens_a_new_one,
     syn_on_a_living_connection_does_not,
     syn_whose_backend_has_left_opens_a_new_flow,
+    syn_whose_backend_is_for_policy_local_only_opens_a_new_flow,
     one_way_udp_keeps_its_backend,
     expired_udp_flow_is_opened_anew,
     udp_flow_with_replies_only_is_alive,
@@ -205,6 +207,21 @@ fn syn_whose_backend_has_left_opens_a_new_flow<F: Net>() {
     node.tables.services.clear();
     node.from_device(&syn::<F>()).untouched();
     assert_eq!(node.flows(), (0, 0));
+}
+
+/// V17, V7: the first slot is there for policy Local, which leads nobody where it is not the frontend's.
+fn syn_whose_backend_is_for_policy_local_only_opens_a_new_flow<F: Net>() {
+    for (flags, same) in [(0, false), (ServiceFlags::LOCAL, true)] {
+        let (mut node, there) = connected::<F>(Protocol::TCP);
+        node = node.with_node_port(flags, &[pod::<F>(REMOTE), pod::<F>(POD_A)]);
+        node.tables.services.values_mut().for_each(|service| (service.cluster_first, service.cluster_len) = (1, 1));
+        let hop = node.from_device(&syn::<F>());
+        if same {
+            assert_eq!(hop.goes(Action::Neighbour(ETH)).dst, there.dst);
+        } else {
+            hop.goes(Action::Pod(VETH_A));
+        }
+    }
 }
 
 /// V18: a client that is never answered keeps backend and port for as long as it goes on (syslog, metrics), and no longer.

@@ -214,14 +214,16 @@ impl Hooks {
         }
         if self.flavour != Flavour::Clsact {
             match attach_tcx(program, kind, device, pin) {
+                Ok(()) => {
+                    self.flavour = Flavour::Tcx;
+                    return Ok(());
+                }
                 Err(error) if self.flavour == Flavour::Unknown && os_error(&error) == Some(libc::EINVAL) => {
                     info!("this kernel has no tcx; clsact filters are used");
                     self.flavour = Flavour::Clsact;
                 }
-                other => {
-                    self.flavour = Flavour::Tcx;
-                    return other.context("attach a tcx link");
-                }
+                // A device may have gone: that says nothing about the kernel.
+                Err(error) => return Err(error).context("attach a tcx link"),
             }
         }
         self.attach_clsact(program, kind, index, device, pin)

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use proxy_common::net::{AddressFlags, IfIndex};
+use proxy_common::net::{AddressFlags, Device, IfIndex};
 use proxy_common::service::BackendFlags;
 
 use super::*;
 use crate::contents::Contents;
-use crate::dataplane::{CgroupChoice, Maps, Options, StateDir, XdpChoice};
+use crate::dataplane::{CgroupChoice, Maps, Options, StateDir, XdpChoice, names_in, unload};
 use crate::events::Events;
 use crate::links;
 use crate::model::{
@@ -83,7 +83,11 @@ struct Agent {
 
 impl Agent {
     fn start(root: &std::path::Path) -> Self {
-        let plane = Dataplane::open(&Options { state_dir: root.to_owned(), xdp: XdpChoice::Auto, cgroup: CgroupChoice::Off })
+        Self::start_with(root, XdpChoice::Auto)
+    }
+
+    fn start_with(root: &std::path::Path, xdp: XdpChoice) -> Self {
+        let plane = Dataplane::open(&Options { state_dir: root.to_owned(), xdp, cgroup: CgroupChoice::Off })
             .expect("open the data plane");
         let actual = plane.read().expect("read");
         let (tell_serving, serving) = watch::channel(None);
@@ -294,6 +298,42 @@ fn a_device_that_is_found_just_as_objects_change_gets_its_programs() {
         sync.dirty.objects = true;
         sync.step(&mut found).expect("a sync because of an object");
         assert!(sync.plane.hooks().iter().any(|hook| hook.device == device), "{:?}", sync.plane.hooks());
+    });
+}
+
+/// Somebody else's program has the place, and goes: nothing tells of it.
+#[test]
+fn a_hook_that_was_refused_is_tried_again_without_news() {
+    let (host, lan, _pod) = wired();
+    let (root, elsewhere) = (host.state_dir(), lan.state_dir());
+    host.block_on(async move {
+        let options = Options { state_dir: elsewhere.clone(), xdp: XdpChoice::Native, cgroup: CgroupChoice::Off };
+        let mut occupant = Dataplane::open(&options).expect("open the data plane");
+        let eth0 = IfIndex(nix::net::if_::if_nametoindex("eth0").expect("the device exists"));
+        let mut found = Found { present: [eth0].into(), ..Found::default() };
+        found.names.insert(eth0, "eth0".into());
+        found.drivers.insert(eth0, links::Driver::Software);
+        found.links.devices.insert(eth0, Device::default());
+        assert_eq!(occupant.attach(&found).expect("attach").len(), 0);
+
+        let agent = Agent::start_with(&root, XdpChoice::Native);
+        agent.tell(all(Protocol::TCP).into_iter().chain([Update::Synced])).await;
+        let hooks = || names_in(&agent.dir.hooks()).expect("list the hooks");
+        let xdp = || hooks().iter().any(|hook| hook.contains("xdp"));
+        let begun = Instant::now();
+        while hooks().len() < 4 {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", hooks());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(!xdp(), "{:?}", hooks());
+        drop(occupant);
+        unload(&elsewhere).await.expect("unload");
+        let begun = Instant::now();
+        while !xdp() {
+            assert!(begun.elapsed() < 4 * RETRY, "{:?}", hooks());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        agent.kill().await;
     });
 }
 
