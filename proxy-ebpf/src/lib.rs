@@ -355,7 +355,15 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
 fn restore<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, hook: Hook) -> Result<Action, Reason> {
     let Some(headers) = parse::headers::<F, P, T>(packet, tables)? else { return Ok(Action::Untouched) };
     let mut flow = Scratch::<F>::NO_FLOW;
-    let flow::Found::Ours = flow::find(tables, &headers, hook, &mut flow) else { return Ok(Action::Untouched) };
+    match flow::find(tables, &headers, hook, &mut flow) {
+        flow::Found::Ours => {}
+        flow::Found::Over(table) => {
+            // Or the next packets of what has begun would be taken for its.
+            flow::forget(tables, table, &headers.key, &flow.mate(headers.key.protocol));
+            return Ok(Action::Untouched);
+        }
+        flow::Found::Elsewhere | flow::Found::None => return Ok(Action::Untouched),
+    }
     if way(&flow) != Way::Stack {
         tables.count(Counter::Fallback);
     }

@@ -28,6 +28,7 @@ both_families!(
     udp_flow_with_replies_only_is_alive,
     flow_is_left_alone_at_other_hooks,
     an_answer_to_a_direct_connection_is_not_taken_for_a_closed_flows,
+    nor_is_that_of_a_process_here_and_what_follows_it,
     a_second_first_answer_does_not_undo_the_promotion,
     a_replaced_connections_late_packets_are_no_news_of_the_newcomer,
     fin_and_reset_are_noted_in_both_entries,
@@ -286,6 +287,21 @@ fn an_answer_to_a_direct_connection_is_not_taken_for_a_closed_flows<F: Net>() {
     node.from_pod(VETH_A, &there.answer().flags(ACK)).goes(Action::Pod(VETH_B));
     assert_eq!(node.flows(), (0, 2));
     node.from_pod(VETH_A, &there.answer().flags(SYN | ACK)).untouched();
+    assert_eq!(node.flows(), (0, 0));
+}
+
+fn nor_is_that_of_a_process_here_and_what_follows_it<F: Net>() {
+    let node = Node::<F>::new().with_node_port(0, &[process::<F>(NODE)]);
+    let there = node.from_device(&syn::<F>()).goes(Action::Stack);
+    for flags in [SYN | ACK, FIN | ACK] {
+        node.to_device(&there.answer().flags(flags)).goes(Action::Stack);
+    }
+    node.from_device(&data::<F>().flags(FIN | ACK)).goes(Action::Stack);
+    assert_eq!(node.flows(), (0, 2));
+    // From the same port the client asks the process itself now.
+    for flags in [SYN | ACK, ACK, FIN | ACK] {
+        node.to_device(&there.answer().flags(flags)).untouched();
+    }
     assert_eq!(node.flows(), (0, 0));
 }
 
