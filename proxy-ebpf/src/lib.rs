@@ -159,12 +159,12 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
 /// kernel's `inet_gso_segment`).
 #[inline(always)]
 fn leads_on<F: Ip>(scratch: &Scratch<F>, origin: Origin) -> bool {
-    let chosen = origin == Origin::Outside && scratch.tunnelled != 0;
-    if !chosen || scratch.flow.dst != scratch.masquerade {
-        return !chosen;
+    if origin != Origin::Outside || scratch.tunnelled == 0 {
+        return true;
     }
-    let headers = &scratch.headers;
-    !(headers.key.protocol.has_handshake() && headers.opens()) || scratch.flow.dport == scratch.port
+    let Scratch { headers, flow, .. } = scratch;
+    let begins = headers.key.protocol.has_handshake() && headers.opens();
+    flow.dst == scratch.backend && (flow.dport == scratch.port || !begins)
 }
 
 /// For a packet without a flow: select service, choose backend, open flow.
@@ -206,7 +206,7 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     scratch.own = u32::from(process);
     let key = &scratch.headers.key;
     let backend = match tunnelled {
-        true => service::named(tables, &service, &scratch.masquerade, scratch.port)?,
+        true => service::named(tables, &service, &scratch.backend, scratch.port)?,
         false => service::choose(tables, key, &service, if process { Origin::Pod } else { origin }, &config)?,
     };
     let plan = if process {

@@ -1,4 +1,4 @@
-//! What the library asks of its surroundings: the bytes of a packet, and the tables. In the kernel `main.rs` answers, on the host `fake`.
+//! What the library asks of its surroundings: the bytes of a packet, and the tables. In the kernel the files of `kernel/` answer, on the host `fake`.
 
 use core::ops::Deref;
 

@@ -17,8 +17,10 @@ pub struct Scratch<F: Family> {
     /// The key of the reply's entry of a flow that is being opened; before, that of the connection that was over on the same tuple, with
     /// a port of 0 if there was none.
     pub reply: FlowKey<F::Addr>,
-    /// For [`Stage::Inner`]: the address that replaces the client's. Of what was [`Scratch::tunnelled`], until then, the backend's.
+    /// For [`Stage::Inner`]: the address that replaces the client's.
     pub masquerade: F::Addr,
+    /// Of what is [`Scratch::tunnelled`]: the backend's address.
+    pub backend: F::Addr,
     /// Why the packet is not sent on.
     pub reason: Reason,
     /// For [`Reason::TooBig`]: what the device takes, in bytes.
@@ -37,9 +39,9 @@ pub struct Scratch<F: Family> {
     pub fresh: u32,
     /// 1 if this host has made the packet, with an address of its own (P18).
     pub own: u32,
-    /// 1 if another node has sent it here encapsulated, for the backend of [`Scratch::masquerade`] and [`Scratch::port`].
+    /// 1 if another node has sent it here encapsulated, for the backend of [`Scratch::backend`] and [`Scratch::port`].
     pub tunnelled: u32,
-    /// See there.
+    /// Of what is [`Scratch::tunnelled`]: the backend's port.
     pub port: Port,
     /// Always zero.
     pub zero: u16,
@@ -71,6 +73,7 @@ impl<F: Family> Scratch<F> {
             flow: Self::NO_FLOW,
             reply: key,
             masquerade: zero,
+            backend: zero,
             reason: Reason::Truncated,
             mtu: 0,
             slot: 0,

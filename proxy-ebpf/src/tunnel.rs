@@ -63,7 +63,7 @@ pub fn decapsulate<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, s
         return scratch.refuse(Reason::RewriteFailed);
     }
     tables.count(Counter::Decapsulated);
-    scratch.masquerade = scratch.headers.key.dst;
+    scratch.backend = scratch.headers.key.dst;
     scratch.port = port;
     scratch.tunnelled = 1;
     scratch.odd = 0;
