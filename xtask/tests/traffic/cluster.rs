@@ -204,6 +204,16 @@ fn services() -> Vec<Value> {
     vec![service("web", web), service("host", json!([{ "name": "http", "port": 80, "targetPort": 8088, "nodePort": HOST }]))]
 }
 
+/// One more Service of the web pods, of both families, with one port and its nodePort.
+pub fn of_web(name: &str, annotations: Value, port: Value) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": name, "namespace": "default", "annotations": annotations },
+        "spec": { "type": "NodePort", "ipFamilyPolicy": "RequireDualStack", "selector": { "app": "web" }, "ports": [port] },
+    })
+}
+
 pub fn ask(from: &Namespace, kind: Kind, ip: IpAddr, port: u16, count: usize) -> Result<Tally> {
     from.run(|| Ok(probe::survey(kind, SocketAddr::new(ip, port), count)))
 }

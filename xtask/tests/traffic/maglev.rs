@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use xtask::lab::controlplane::wait_for;
 use xtask::lab::probe::{self, Kind};
 use xtask::lab::topology::{Join, Wiring};
 
-use crate::cluster::{Cluster, IN_FORCE};
+use crate::cluster::{Cluster, IN_FORCE, of_web};
 
 /// The nodePort of the web pods' UDP echo, by the table.
 const BY_TABLE: u16 = 30071;
@@ -20,8 +20,9 @@ const FROM: std::ops::Range<u16> = 20000..20120;
 #[test]
 fn with_maglev_nodes_choose_alike_and_few_choices_change() -> Result<()> {
     let cluster = Cluster::start_with(Wiring::PointToPoint, Join::Routes, &["--algorithm", "maglev"], |_| Ok(()))?;
-    cluster.plane.client().apply(&service("by-table", BY_TABLE, json!({})))?;
-    cluster.plane.client().apply(&service("by-hash", BY_HASH, json!({ "portway.dev/algorithm": "random" })))?;
+    let udp = |node_port: u16| json!({ "protocol": "UDP", "port": 53, "targetPort": "names", "nodePort": node_port });
+    cluster.plane.client().apply(&of_web("by-table", json!({}), udp(BY_TABLE)))?;
+    cluster.plane.client().apply(&of_web("by-hash", json!({ "portway.dev/algorithm": "random" }), udp(BY_HASH)))?;
     let mut nodes = Vec::new();
     for node in cluster.lab.nodes() {
         nodes.push(node.addresses().both());
@@ -69,18 +70,4 @@ fn choices(cluster: &Cluster, ip: IpAddr, port: u16) -> Result<Vec<String>> {
     let ask =
         |from: u16| Ok(probe::udp_from(from, SocketAddr::new(ip, port)).with_context(|| format!("ask {ip} from {from}"))?.pod);
     cluster.lab.far_client().run(|| FROM.map(ask).collect())
-}
-
-fn service(name: &str, node_port: u16, annotations: Value) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": { "name": name, "namespace": "default", "annotations": annotations },
-        "spec": {
-            "type": "NodePort",
-            "ipFamilyPolicy": "RequireDualStack",
-            "selector": { "app": "web" },
-            "ports": [{ "protocol": "UDP", "port": 53, "targetPort": "names", "nodePort": node_port }],
-        },
-    })
 }
