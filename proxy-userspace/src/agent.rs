@@ -64,12 +64,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let mut plane = Dataplane::open_sized(&options, room(policy_tables))?;
     let actual = plane.read()?;
     let service = Settings { forward_firewall: look_around(&state_dir), ..complete(service, &actual)? };
-    if service.translated_way() == TranslatedWay::Stack {
-        info!(
-            "translated packets take the stack's way, through this host's firewall for forwarded packets; \
-             meanwhile clients are answered by this node, whatever --forwarding says"
-        );
-    }
+    tell_way(&service);
     let metrics = Arc::new(Metrics::default());
     let (tell_serving, serving) = watch::channel(None);
     let (tell_vitals, vitals) = watch::channel(Vitals::starting(Instant::now()));
@@ -113,6 +108,15 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     tokio::select! {
         ended = until_told(&mut tasks) => ended,
         status = status => status.map(|text| print!("{text}")),
+    }
+}
+
+fn tell_way(service: &Settings) {
+    if service.translated_way() == TranslatedWay::Stack {
+        info!(
+            "translated packets take the stack's way, through this host's firewall for forwarded packets; \
+             meanwhile clients are answered by this node, whatever --forwarding says"
+        );
     }
 }
 

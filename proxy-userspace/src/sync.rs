@@ -5,6 +5,7 @@
 
 mod denied;
 mod given;
+mod hooks;
 mod policies;
 mod reports;
 mod triggers;
@@ -33,6 +34,7 @@ use crate::metrics::{Metrics, Pass};
 use crate::model::{Changed, Kind, Node, Object, ObjectName, Snapshot, State, Update};
 use crate::place::{Actual, Idle, place, place_delta, retire_those};
 use given::Given;
+use hooks::HookRetry;
 use policies::PolicySync;
 use reports::{Change, seconds};
 
@@ -109,37 +111,6 @@ enum Placed {
     Partly,
     /// What the compiler says.
     Wholly,
-}
-
-/// When hooks that the kernel has refused are tried again, whether there is news or not.
-struct HookRetry {
-    at: Option<Instant>,
-    pause: Duration,
-}
-
-impl Default for HookRetry {
-    fn default() -> Self {
-        Self { at: None, pause: RETRY }
-    }
-}
-
-impl HookRetry {
-    /// The longest pause.
-    const MOST: Duration = Duration::from_secs(60);
-
-    /// They are tried now.
-    fn begin(&mut self) {
-        *self = Self { at: None, pause: (self.pause * 2).min(Self::MOST) };
-    }
-
-    /// Some are left, or none.
-    fn wait(&mut self, refused: bool) {
-        if refused {
-            self.at.get_or_insert_with(|| Instant::now() + self.pause);
-        } else {
-            *self = Self::default();
-        }
-    }
 }
 
 /// What has changed since the last sync.
