@@ -255,6 +255,8 @@ pub struct IfIndex(pub u32);
 impl IfIndex {
     /// No device.
     pub const NONE: Self = Self(0);
+    /// The device by which a host reaches itself: it has this index in every network namespace.
+    pub const LOOPBACK: Self = Self(1);
 }
 
 /// One's complement addition of two 32-bit partial sums.

@@ -1,6 +1,6 @@
 //! Services as the packet path sees them: frontends, intervals of slots, backends.
 
-use crate::net::{Port, Protocol};
+use crate::net::{IfIndex, Port, Protocol};
 
 /// A frontend: where clients knock. Key of `SERVICES*`. nodePorts have the zero address.
 #[repr(C)]
@@ -274,8 +274,13 @@ pub struct Config {
     pub least_mtu: u32,
     /// Bits: see [`Config::THROUGH_STACK`].
     pub flags: u32,
+    /// The device by which what this host's own processes send to Services comes to the programs, where no hooks of sockets serve them (V21);
+    /// [`IfIndex::NONE`] where they do. Behind all that agents knew before, like what follows.
+    pub gate: IfIndex,
+    /// Always zero.
+    pub zero: u32,
 }
-const _: () = assert!(size_of::<Config>() == 32);
+const _: () = assert!(size_of::<Config>() == 40);
 
 impl Config {
     /// Translated packets take the stack's way, so that the host's firewall for forwarded packets sees them.

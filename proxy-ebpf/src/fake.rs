@@ -206,6 +206,8 @@ impl<F: Family> Default for Memory<F> {
                 udp_timeout: 120,
                 least_mtu: 0,
                 flags: 0,
+                gate: IfIndex::NONE,
+                zero: 0,
             },
             now: 1_000_000,
             random: Cell::new(0),

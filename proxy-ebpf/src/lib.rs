@@ -11,6 +11,7 @@ pub mod odd;
 pub mod parse;
 pub mod plan;
 pub mod policy;
+pub mod process;
 pub mod rewrite;
 pub mod seams;
 pub mod service;
@@ -23,13 +24,14 @@ pub mod fake;
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, Hook, Role, Way};
-use proxy_common::net::{Address, Device, IfIndex, Port};
+use proxy_common::net::{Address, IfIndex, Port};
 use proxy_common::service::{Config, ServiceFlags};
 
 pub use early::early;
 use parse::Ip;
 use parse::others::Other;
 pub use seams::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Verdicts, Wire};
+use socket::Sockets;
 use stages::InOneGo;
 pub use stages::{Scratch, Stage, Stages, serve};
 
@@ -48,6 +50,8 @@ pub enum Action {
     Transmit(IfIndex),
     /// An answer to a packet that was leaving by this device: comes in by it.
     Return(IfIndex),
+    /// Comes in by this device, whose programs meet it: into the gate, or by loopback out of it.
+    Enter(IfIndex),
 }
 
 /// Where a packet comes from, as far as Services care (V9, V11).
@@ -88,8 +92,8 @@ pub fn to_pod<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device
     serve(&mut InOneGo::new(packet, tables, device, Origin::Stack))
 }
 
-/// A packet that this host sends through a node device: tc egress.
-pub fn to_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
+/// A packet that this host sends through a node device, or to itself: tc egress.
+pub fn to_device<F: Ip, P: Packet, T: Sockets<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
     let done = leave(packet, tables, device)?;
     if done != Action::Untouched {
         return Ok(done);
@@ -98,7 +102,7 @@ pub fn to_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, dev
     match odd::leave(packet, tables, &mut scratch) {
         Stage::SendError => odd::send_error(packet, tables, Origin::Stack, &scratch),
         Stage::SendOdd => odd::send(packet, tables, Origin::Stack, &scratch),
-        _ => Ok(Action::Untouched),
+        _ => process::enter(packet, tables, &mut scratch),
     }
 }
 
@@ -191,8 +195,11 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     scratch: &mut Scratch<F>,
 ) -> Result<Stage, Reason> {
     let tunnelled = origin == Origin::Outside && scratch.tunnelled != 0;
+    // V21: a process of this host reaches what its pods reach. P18: pods let it in.
+    let process = origin == Origin::Outside && process::is_gate(tables, device);
     let selected = match tunnelled {
         true => service::select_elsewhere(tables, &scratch.headers.key),
+        false if process => service::select_here(tables, &scratch.headers.key)?,
         false => service::select(tables, &scratch.headers.key)?,
     };
     let Some(service) = selected else { return Ok(Stage::Plain) };
@@ -201,8 +208,6 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
         return service::not_opening(&service);
     }
     let config = tables.config().unwrap_or_default();
-    // V21: a process of this host reaches what its pods reach. P18: pods let it in.
-    let process = origin == Origin::Outside && tables.device(device).is_some_and(|device| device.flags & Device::GATE != 0);
     scratch.own = u32::from(process);
     let key = &scratch.headers.key;
     let backend = match tunnelled {
@@ -310,9 +315,8 @@ fn go<P: Packet>(packet: &mut P, way: Way, device: IfIndex) -> Result<Action, Re
         Way::Pod => Action::Pod(device),
         Way::Neighbour | Way::Tunnel => Action::Neighbour(device),
         Way::Gate => {
-            let [a, b, c, d, e, f] = Device::GATE_MAC;
-            rewrite::link(packet, &[a, b, c, d, e, f, a, b, c, d, e, f])?;
-            Action::Transmit(device)
+            process::address_link(packet, device)?;
+            process::out(device)
         }
     })
 }
@@ -324,7 +328,7 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
     tables: &T,
     device: IfIndex,
     origin: Origin,
-    scratch: &Scratch<F>,
+    scratch: &mut Scratch<F>,
 ) -> Result<Action, Reason> {
     let reason = scratch.reason;
     let denied = matches!(reason, Reason::DeniedIngress | Reason::DeniedEgress);
@@ -342,9 +346,14 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
             let back = match origin {
                 Origin::Stack => Action::Return(device),
                 Origin::Outside if scratch.tunnelled != 0 => tunnel::way_back(tables, device, scratch),
+                Origin::Outside if process::is_gate(tables, device) => process::way_back(tables, device, scratch),
                 Origin::Outside | Origin::Pod => Action::Transmit(device),
             };
-            rewrite::answer(packet, tables, scratch, answer, back)
+            let done = rewrite::answer(packet, tables, scratch, answer, back)?;
+            if let Action::Enter(loopback) = done {
+                process::address_link(packet, loopback)?;
+            }
+            Ok(done)
         }
         _ => Err(reason),
     }

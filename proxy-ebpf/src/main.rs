@@ -23,7 +23,7 @@ use proxy_common::event::Reason;
 use proxy_common::net::{Family, IfIndex, Protocol, V4, V6};
 use proxy_common::service::Config;
 use proxy_ebpf::parse::{self, Ip};
-use proxy_ebpf::{Action, Origin, Scratch, Stage, Stages, Tables, odd, policy, tunnel};
+use proxy_ebpf::{Action, Origin, Scratch, Stage, Stages, Tables, odd, policy, process, tunnel};
 
 use kernel::maps::{CONFIG, Kernel, NOTED4, NOTED6, OPENED, SCRATCH4, SCRATCH6, STOPPED, count, jiffies};
 use kernel::packets::{ANSWER_MARK, Frame, Skb};
@@ -242,8 +242,16 @@ macro_rules! restoring_odd {
                 match Stage::from_number(find(skb)) {
                     Stage::SendError => send_error(skb),
                     Stage::SendOdd => send_odd(skb),
-                    _ => done,
+                    _ => enter(skb),
                 }
+            }
+
+            #[unsafe(export_name = concat!(stringify!($name), "_enter"))]
+            extern "C" fn enter(skb: *mut __sk_buff) -> i32 {
+                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
+                let context = TcContext::new(skb);
+                let tables = Kernel { context: context.as_ptr() };
+                verdict(&context, process::enter(&mut Skb { context: &context }, &tables, scratch))
             }
 
             #[unsafe(export_name = concat!(stringify!($name), "_find"))]
@@ -328,7 +336,7 @@ hook!(
     to_pod: to_pod4::serve, to_pod6::serve
 );
 hook!(
-    /// tc egress of node devices and tunnels.
+    /// tc egress of node devices and tunnels, and of loopback where processes are not served by their sockets.
     to_device: leaving4::run, leaving6::run, unless forwarded
 );
 
@@ -342,12 +350,12 @@ fn is_tagged(context: &TcContext) -> bool {
     unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN != 0 }
 }
 
-/// Whether a packet leaving by a node device was forwarded past the stack's hooks for such: then only packets of a socket of this host
-/// can be replies of a backend here, and it is none.
+/// Whether a packet leaving by a node device was forwarded past the stack's hooks for such: then only what this host itself has made can be
+/// replies of a backend here, and it is none. A socket need not be known of those: refusals by IPv6 have none before Linux 6.13.
 #[inline(always)]
 fn forwarded(context: &TcContext) -> bool {
     // SAFETY: the context of this program.
-    let forwarded = unsafe { (*context.skb.skb).__bindgen_anon_2.sk.is_null() };
+    let forwarded = unsafe { (*context.skb.skb).ingress_ifindex != 0 };
     forwarded && !CONFIG.get(0).is_some_and(|config| config.has(Config::THROUGH_STACK))
 }
 
@@ -398,6 +406,11 @@ fn verdict(context: &TcContext, result: Result<Action, Reason>) -> i32 {
                 (*skb).mark = ANSWER_MARK;
                 bpf_redirect(device.0, BPF_F_INGRESS.into()) as i32
             }
+        }
+        Ok(Action::Enter(device)) => {
+            trace(skb, 8, device.0);
+            // SAFETY: no pointer.
+            unsafe { bpf_redirect(device.0, BPF_F_INGRESS.into()) as i32 }
         }
         Err(reason) => {
             trace(skb, 6, reason as u32);
@@ -459,7 +472,9 @@ where
         Ok(Action::Transmit(out)) if out == device => xdp_action::XDP_TX,
         // SAFETY: no pointer.
         Ok(Action::Transmit(out)) => unsafe { bpf_redirect(out.0, 0) as u32 },
-        Ok(Action::Untouched | Action::Stack | Action::Pod(_) | Action::Neighbour(_) | Action::Return(_)) => xdp_action::XDP_PASS,
+        Ok(Action::Untouched | Action::Stack | Action::Pod(_) | Action::Neighbour(_) | Action::Return(_) | Action::Enter(_)) => {
+            xdp_action::XDP_PASS
+        }
         Err(reason) => {
             count(reason.index());
             xdp_action::XDP_DROP

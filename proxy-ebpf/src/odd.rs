@@ -122,8 +122,9 @@ pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
     scratch: &Scratch<F>,
 ) -> Result<Action, Reason> {
     let way = onward(tables, origin, &scratch.flow);
-    // A router keeps its own address, which the host does not expect out of the gate.
-    let way = if way == Way::Gate && scratch.reply.src != scratch.headers.key.src { Way::Stack } else { way };
+    // A router keeps its own address, which the host does not expect out of the gate. Loopback's it expects by no other device.
+    let router = scratch.reply.src != scratch.headers.key.src && !scratch.flow.dst.is_loopback();
+    let way = if way == Way::Gate && router { Way::Stack } else { way };
     if may_encapsulate(origin, way) {
         tunnel::encapsulate(packet, tables, &scratch.headers, &scratch.flow)?;
     } else {

@@ -6,7 +6,7 @@ use proxy_common::net::{Address, AddressFlags, IfIndex, RangeKind};
 use proxy_common::service::{Backend, BackendFlags, Config};
 
 use crate::parse::Ip;
-use crate::{Origin, Tables, tunnel};
+use crate::{Origin, Tables, process, tunnel};
 
 /// How a new flow will go, both directions at once ("one way for both directions").
 #[derive(Clone, Copy)]
@@ -162,24 +162,36 @@ pub fn for_process<F: Ip, T: Tables<F>>(
     backend: &Backend<F::Addr>,
 ) -> Result<Plan<F::Addr>, Reason> {
     let hook = Hook::FromDevice as u8;
+    let home = process::comes_back_by(tables, device, &key.dst);
     if let Some(pod) = tables.pod(&backend.addr) {
         if pod.device == IfIndex::NONE {
             return Err(Reason::PodDeviceUnknown);
         }
-        let reply = Leg::new(Hook::FromPod as u8, Way::Gate, device);
-        return Ok(Plan { forward: Leg::new(hook, Way::Pod, pod.device), reply, masquerade: F::Addr::ZERO, later: false });
+        // V21: nobody but this host has such addresses.
+        let masquerade = if key.src.is_loopback() { own_address(tables, device)? } else { F::Addr::ZERO };
+        let reply = Leg::new(Hook::FromPod as u8, Way::Gate, home);
+        return Ok(Plan { forward: Leg::new(hook, Way::Pod, pod.device), reply, masquerade, later: false });
     }
-    let reply = Leg::new(hook, Way::Gate, device);
+    let reply = Leg::new(hook, Way::Gate, home);
     // Another process of this host sees the address that was asked for as its client, or its answers would not come by the gate.
     if tables.address(&backend.addr).has(AddressFlags::HOST) {
-        return Ok(Plan { forward: reply, reply, masquerade: key.dst, later: false });
+        let masquerade = if key.dst.is_loopback() { own_address(tables, device)? } else { key.dst };
+        return Ok(Plan { forward: reply, reply, masquerade, later: false });
     }
-    let route = tables.route(device, &key.src, &backend.addr).ok_or(Reason::NoRoute)?;
-    let masquerade = tables.device(route.device).map_or(F::Addr::ZERO, |out| F::masquerade(&out));
-    if masquerade == F::Addr::ZERO {
-        return Err(Reason::NoMasqueradeAddress);
-    }
+    // The kernel looks up no route from loopback.
+    let src = if key.src.is_loopback() { own_address(tables, device)? } else { key.src };
+    let route = tables.route(device, &src, &backend.addr).ok_or(Reason::NoRoute)?;
+    let masquerade = own_address(tables, route.device)?;
     Ok(Plan { forward: Leg::new(hook, Way::Neighbour, route.device), reply, masquerade, later: false })
+}
+
+/// The address of this host that what leaves by a device gets (V12).
+#[inline(always)]
+fn own_address<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex) -> Result<F::Addr, Reason> {
+    match tables.device(device).map_or(F::Addr::ZERO, |out| F::masquerade(&out)) {
+        none if none == F::Addr::ZERO => Err(Reason::NoMasqueradeAddress),
+        address => Ok(address),
+    }
 }
 
 #[inline(always)]

@@ -161,7 +161,10 @@ pub fn answer<F: Ip, P: Packet, T: Tables<F>>(
     back: Action,
 ) -> Result<Action, Reason> {
     let headers = &scratch.headers;
-    if !F::is_host(headers.key.src) {
+    let src = headers.key.src;
+    // A process is told by loopback, which is nobody else's.
+    let may_be_told = F::is_host(src) || src.is_loopback() && matches!(back, Action::Enter(_));
+    if !may_be_told {
         return Err(Reason::NotAnswerable);
     }
     if !tables.may_answer() {

@@ -21,7 +21,7 @@ pub fn select<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Re
     }
     let address = tables.address(&key.dst);
     if address.has(AddressFlags::NODE_PORTS) {
-        return Ok(tables.service(&ServiceKey::new(F::Addr::ZERO, key.dport, key.protocol)));
+        return Ok(by_node_port(tables, key));
     }
     if address.has(AddressFlags::CLUSTER_IP) {
         return Err(Reason::UnknownPort);
@@ -31,12 +31,21 @@ pub fn select<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Re
     if address.0 & taken == 0 && tables.range(&key.dst) == RangeKind::SERVICES { Err(Reason::NoSuchService) } else { Ok(None) }
 }
 
+/// The same for a process of this host: V21, nodePorts are served on loopback addresses too.
+#[inline(always)]
+pub fn select_here<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Result<Option<Service>, Reason> {
+    if key.dst.is_loopback() { Ok(by_node_port(tables, key)) } else { select(tables, key) }
+}
+
+#[inline(always)]
+fn by_node_port<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Option<Service> {
+    tables.service(&ServiceKey::new(F::Addr::ZERO, key.dport, key.protocol))
+}
+
 /// The frontend that a packet's destination names on another node, whose address it may be.
 #[inline(always)]
 pub fn select_elsewhere<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Option<Service> {
-    tables
-        .service(&ServiceKey::new(key.dst, key.dport, key.protocol))
-        .or_else(|| tables.service(&ServiceKey::new(F::Addr::ZERO, key.dport, key.protocol)))
+    tables.service(&ServiceKey::new(key.dst, key.dport, key.protocol)).or_else(|| by_node_port(tables, key))
 }
 
 /// The backend that another node has chosen, if the Service has it.
@@ -55,7 +64,7 @@ pub fn named<F: Family, T: Tables<F>>(
 /// nobody where no policy is Local.
 #[inline(always)]
 pub fn still_leads<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
-    match select(tables, key) {
+    match select_here(tables, key) {
         Ok(Some(service)) => {
             let slot = tables.slot(&EndpointKey::new(service.generation, flow.dst, flow.dport));
             let serves =

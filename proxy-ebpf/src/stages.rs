@@ -294,7 +294,7 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
         odd::send(self.packet, self.tables, self.origin, &self.scratch)
     }
     fn stop(&mut self) -> Self::Verdict {
-        crate::stop(self.packet, self.tables, self.device, self.origin, &self.scratch)
+        crate::stop(self.packet, self.tables, self.device, self.origin, &mut self.scratch)
     }
     fn untouched(&mut self) -> Self::Verdict {
         Ok(Action::Untouched)

@@ -1,7 +1,10 @@
 //! The gate: a pair of devices by which processes of this node reach Services where no hooks of sockets serve them (V21). The routes to the Service
-//! ranges lead into one of the pair, and what comes out of the other meets the programs like what a node device received.
+//! ranges lead into one of the pair, and what comes out of the other meets the programs like what a node device received. What asks a nodePort of this
+//! host, or an address that is elsewhere, the programs put there on its way out by loopback or a node device.
 //!
-//! Owns both devices and the routes by the first; nothing else is touched.
+//! Owns both devices and the routes by the first; of the host's own it changes two settings of loopback, and puts them back.
+
+mod loopback;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -35,7 +38,9 @@ const REFRESH: Duration = Duration::from_secs(60);
 /// What goes by the gate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wish {
-    /// The Service ranges; none where processes are served by their sockets.
+    /// Whether there is to be one: not where processes are served by their sockets.
+    pub open: bool,
+    /// The Service ranges.
     pub ranges: BTreeSet<IpNet>,
     /// The Node's addresses, the preferred ones first: the sources that processes get.
     pub sources: Vec<IpAddr>,
@@ -49,7 +54,7 @@ impl Wish {
         let services = |(range, kind): (&IpNet, &RangeKind)| (*kind == RangeKind::SERVICES).then_some(*range);
         let others = devices.values().filter(|device| device.flags & Device::GATE == 0);
         let mtu = others.map(|device| device.mtu).min().unwrap_or(LEAST_MTU);
-        Self { ranges: ranges.iter().filter_map(services).collect(), sources: sources.to_vec(), mtu }
+        Self { open: true, ranges: ranges.iter().filter_map(services).collect(), sources: sources.to_vec(), mtu }
     }
 }
 
@@ -69,8 +74,9 @@ pub async fn run(mut wishes: watch::Receiver<Option<Wish>>) -> Result<()> {
             pause = RETRY;
             continue;
         }
-        if done.as_ref() != Some(&wish) && !wish.ranges.is_empty() {
+        if done.as_ref() != Some(&wish) && wish.open {
             info!(ranges = wish.ranges.len(), "processes of this node reach Services by packets, through {ENTRY}");
+            loopback::warn_of_filter();
         }
         (pause, done) = (REFRESH, Some(wish));
     }
@@ -91,7 +97,7 @@ pub async fn remove() -> Result<()> {
 }
 
 async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
-    if wish.ranges.is_empty() {
+    if !wish.open {
         return remove_by(handle).await;
     }
     let entry = match index_of(handle, ENTRY).await? {
@@ -102,6 +108,8 @@ async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
         let message = LinkUnspec::new_with_name(name).up().build();
         handle.link().set(message).execute().await.with_context(|| format!("set {name} up"))?;
     }
+    let exit = index_of(handle, EXIT).await?.with_context(|| format!("find {EXIT}"))?;
+    loopback::open(handle, exit).await.context("let loopback take this host's own addresses")?;
     let there = routes(handle, entry).await.with_context(|| format!("list the routes by {ENTRY}"))?;
     for range in &wish.ranges {
         let request = handle.route().add(route(*range, entry, wish)).replace();
@@ -118,6 +126,9 @@ async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
 
 async fn remove_by(handle: &Handle) -> Result<()> {
     let Some(entry) = index_of(handle, ENTRY).await? else { return Ok(()) };
+    if let Some(exit) = index_of(handle, EXIT).await? {
+        loopback::close(handle, exit).await.context("put the settings of loopback back")?;
+    }
     handle.link().del(entry).execute().await.with_context(|| format!("remove the devices {ENTRY} and {EXIT}"))?;
     info!("the gate of processes is gone");
     Ok(())
@@ -195,14 +206,22 @@ mod tests {
     use ipnet::IpNet;
     use rtnetlink::{Handle, LinkUnspec, new_connection};
 
-    use super::{ENTRY, EXIT, Wish, bring, index_of, remove, routes};
+    use super::{ENTRY, EXIT, Wish, bring, index_of, remove, remove_by, routes};
     use crate::links::destination;
     use crate::testing::Namespace;
 
     fn wish(ranges: &[&str]) -> Wish {
         let ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
         let sources = ["192.0.2.1", "2001:db8::1"].map(|source| source.parse().expect("an address")).into();
-        Wish { ranges, sources, mtu: 1400 }
+        Wish { open: true, ranges, sources, mtu: 1400 }
+    }
+
+    /// What loopback lets in: `accept_local`, `route_localnet`.
+    fn lets_in() -> [String; 2] {
+        ["accept_local", "route_localnet"].map(|setting| {
+            let path = format!("/proc/sys/net/ipv4/conf/lo/{setting}");
+            std::fs::read_to_string(path).expect("a setting").trim().to_owned()
+        })
     }
 
     /// Where the routes by the entry lead.
@@ -219,7 +238,8 @@ mod tests {
         host.block_on(async {
             let (connection, handle, _) = new_connection().expect("netlink");
             let task = tokio::spawn(connection);
-            bring(&handle, &wish(&[])).await.expect("nothing to do");
+            bring(&handle, &Wish::default()).await.expect("nothing to do");
+            assert_eq!(lets_in(), ["0", "0"]);
             let (both, other) = (wish(&["10.96.0.0/12", "fd00:10:96::/112"]), wish(&["10.97.0.0/16", "fd00:10:96::/112"]));
             for wish in [&both, &both, &other] {
                 bring(&handle, wish).await.expect("a gate");
@@ -232,9 +252,31 @@ mod tests {
             assert_ne!(lead_to(&handle).await, other.ranges);
             bring(&handle, &other).await.expect("a gate");
             assert_eq!(lead_to(&handle).await, other.ranges);
-            bring(&handle, &wish(&[])).await.expect("no gate");
+            assert_eq!(lets_in(), ["1", "1"]);
+            // No range is known: nodePorts are served.
+            bring(&handle, &wish(&[])).await.expect("a gate");
+            assert_eq!(lead_to(&handle).await, BTreeSet::new());
+            bring(&handle, &Wish::default()).await.expect("no gate");
             assert_eq!(index_of(&handle, EXIT).await.expect("an answer"), None);
+            assert_eq!(lets_in(), ["0", "0"]);
             remove().await.expect("it is gone already");
+            task.abort();
+        });
+    }
+
+    #[test]
+    fn what_loopback_let_in_before_it_lets_in_after() {
+        let host = Namespace::new();
+        host.block_on(async {
+            std::fs::write("/proc/sys/net/ipv4/conf/lo/accept_local", "1").expect("a setting");
+            let (connection, handle, _) = new_connection().expect("netlink");
+            let task = tokio::spawn(connection);
+            for _ in 0..2 {
+                bring(&handle, &wish(&[])).await.expect("a gate");
+                assert_eq!(lets_in(), ["1", "1"]);
+            }
+            remove_by(&handle).await.expect("no gate");
+            assert_eq!(lets_in(), ["1", "0"]);
             task.abort();
         });
     }

@@ -158,6 +158,10 @@ impl<F: Net> Node<F> {
     pub fn from_gate(&self, packet: &Segment) -> Hop {
         hop::<F, false>(packet.bytes(), |bytes| from_device::<F, _, _>(bytes, &self.tables, GATE))
     }
+    /// The same as bytes.
+    pub fn raw_from_gate(&self, bytes: &[u8]) -> Hop {
+        hop::<F, false>(bytes.to_vec(), |bytes| from_device::<F, _, _>(bytes, &self.tables, GATE))
+    }
     /// The same in XDP.
     pub fn early(&self, packet: &Segment) -> Hop {
         hop::<F, true>(packet.bytes(), |bytes| early::<F, _, _>(bytes, &self.tables, ETH))
@@ -217,6 +221,17 @@ impl<F: Net> Node<F> {
     /// A packet that a process of this node sends by [`ETH`].
     pub fn to_device(&self, packet: &Segment) -> Hop {
         hop::<F, false>(packet.bytes(), |bytes| to_device::<F, _, _>(bytes, &self.tables, ETH))
+    }
+    /// A packet that a process of this host sends by `device`, whatever it is for.
+    pub fn sends(&self, device: IfIndex, packet: &Segment) -> Hop {
+        self.raw_sends(device, &packet.bytes())
+    }
+    /// The same as bytes.
+    pub fn raw_sends(&self, device: IfIndex, bytes: &[u8]) -> Hop {
+        hop::<F, false>(bytes.to_vec(), |bytes| {
+            bytes.from_host = true;
+            to_device::<F, _, _>(bytes, &self.tables, device)
+        })
     }
     /// Bytes that this host's stack sends by [`ETH`].
     pub fn raw_to_device(&self, bytes: &[u8]) -> Hop {

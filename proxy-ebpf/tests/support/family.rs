@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use proxy_common::net::{Addr4, Addr6, V4, V6};
 use proxy_ebpf::parse::Ip;
 
-/// An address, the same for both families: IPv6 has it behind 2001:db8::/96.
+/// An address, the same for both families: IPv6 has it behind 2001:db8::/96, but for loopback's.
 pub type Dotted = [u8; 4];
 /// Address and port.
 pub type End = (Dotted, u16);
@@ -36,7 +36,13 @@ impl Net for V6 {
     }
 }
 
+/// By which a host reaches itself.
+pub const LOOPBACK: Dotted = [127, 0, 0, 1];
+
 fn six([a, b, c, d]: Dotted) -> Ipv6Addr {
+    if [a, b, c, d] == LOOPBACK {
+        return Ipv6Addr::LOCALHOST;
+    }
     let [ab, cd] = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, ab, cd)
 }

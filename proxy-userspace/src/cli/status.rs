@@ -133,7 +133,7 @@ impl std::fmt::Display for Sockets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.cgroup {
             Some(cgroup) => write!(f, "processes of this node in {cgroup} are sent to backends when they connect or send"),
-            None => f.write_str("no hooks, and the agent's log says why: processes of this node reach ClusterIPs by packets, and no nodePorts of its own"),
+            None => f.write_str("no hooks, and the agent's log says why: processes of this node reach Services by packets"),
         }
     }
 }

@@ -297,7 +297,10 @@ fn wanted_hooks(found: &Found, xdp: XdpChoice) -> BTreeMap<Hook, String> {
         points.extend([(Point::FromPod, *device), (Point::ToPod, *device)]);
     }
     for (device, driver) in &found.drivers {
-        points.extend([(Point::FromDevice, *device), (Point::ToDevice, *device)]);
+        points.push((Point::ToDevice, *device));
+        if *driver != Driver::Loopback {
+            points.push((Point::FromDevice, *device));
+        }
         points.extend(xdp_point(xdp, *driver).map(|point| (point, *device)));
     }
     let named = |(point, device)| Some((Hook { point, device }, found.names.get(&device)?.clone()));
@@ -307,7 +310,7 @@ fn wanted_hooks(found: &Found, xdp: XdpChoice) -> BTreeMap<Hook, String> {
 /// Native XDP belongs on cards: over a veth it breaks partial checksums and segmentation offload.
 fn xdp_point(xdp: XdpChoice, driver: Driver) -> Option<Point> {
     match (xdp, driver) {
-        (XdpChoice::Off, _) | (_, Driver::Tunnel) | (XdpChoice::Auto, Driver::Software) => None,
+        (XdpChoice::Off, _) | (_, Driver::Tunnel | Driver::Loopback) | (XdpChoice::Auto, Driver::Software) => None,
         (XdpChoice::Auto, Driver::Card) | (XdpChoice::Native, _) => Some(Point::XdpNative),
         (XdpChoice::Generic, _) => Some(Point::XdpGeneric),
     }

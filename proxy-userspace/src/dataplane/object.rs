@@ -69,7 +69,7 @@ const OWN: [&str; 11] =
 const KNOWN: [&str; 2] = ["PODS4", "PODS6"];
 
 /// Maps whose values have grown at their end since earlier versions: what these have written is taken over, with zeros behind.
-const GROWN: [&str; 1] = ["DEVICES"];
+const GROWN: [&str; 2] = ["DEVICES", "CONFIG"];
 
 /// The map of counters.
 const COUNTERS: &str = "COUNTERS";

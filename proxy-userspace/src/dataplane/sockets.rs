@@ -97,7 +97,7 @@ impl SocketHooks {
     /// Finds the cgroup and has the verifier take the programs; what does not succeed is said in the log.
     pub fn prepare(ebpf: &mut Ebpf, choice: &CgroupChoice, globals: &Result<Globals>) -> Self {
         if *choice == CgroupChoice::Off {
-            info!("no socket hooks are wanted: processes of this node reach ClusterIPs by packets, and no nodePorts of its own");
+            info!("no socket hooks are wanted: processes of this node reach Services by packets");
             return Self::Absent("--cgroup off".into());
         }
         match find(choice, globals).and_then(|cgroup| load(ebpf).map(|()| cgroup)) {
@@ -108,7 +108,7 @@ impl SocketHooks {
 
     fn absent(error: &anyhow::Error) -> Self {
         let why = format!("{error:#}");
-        warn!(why, "no socket hooks: processes of this node reach ClusterIPs by packets, and no nodePorts of its own");
+        warn!(why, "no socket hooks: processes of this node reach Services by packets");
         Self::Absent(why)
     }
 

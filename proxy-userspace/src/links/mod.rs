@@ -65,7 +65,7 @@ pub struct Found {
     pub strangers: BTreeSet<IfIndex>,
     /// Every device of this host.
     pub present: BTreeSet<IfIndex>,
-    /// Node devices by what XDP can do there.
+    /// Node devices by what XDP can do there, and loopback where processes go by a gate.
     pub drivers: BTreeMap<IfIndex, Driver>,
 }
 
@@ -78,6 +78,8 @@ pub enum Driver {
     Software,
     /// A tunnel, or a device without Ethernet headers: not for XDP.
     Tunnel,
+    /// None: what the host sends to itself. Beside a gate only, and nothing is received there that is not this host's own.
+    Loopback,
 }
 
 /// Keeps `found` true for as long as somebody wants it. `earlier` is where an agent before us found the pods.

@@ -103,9 +103,12 @@ impl Wiring {
     /// What the facts and the pods found so far come to.
     pub fn found(&self, facts: &Facts, wanted: &Wanted) -> Found {
         let mut ours = node_devices(facts, wanted, &self.pods);
-        ours.extend(facts.links.iter().filter(|(_, link)| is_gate(link)).map(|(index, _)| *index));
+        let gate = facts.links.iter().find(|(_, link)| is_gate(link)).map(|(index, _)| *index);
+        ours.extend(gate);
         let devices = ours.iter().filter_map(|index| Some((*index, device(facts, wanted, &self.pods, *index)?))).collect();
         let strangers = strangers(facts, wanted, &self.pods, &ours);
+        // V21: processes ask nodePorts of this host by it.
+        ours.extend(gate.and(facts.links.contains_key(&IfIndex::LOOPBACK).then_some(IfIndex::LOOPBACK)));
         let name = |index: &IfIndex| Some((*index, facts.links.get(index)?.name.clone()));
         Found {
             wanted: wanted.clone(),
@@ -124,7 +127,11 @@ fn is_gate(link: &Link) -> bool {
 
 /// What this host itself sends by the gate has checksums that XDP cannot tell from whole ones.
 fn driver(link: &Link) -> Driver {
-    if is_gate(link) { Driver::Tunnel } else { link.driver }
+    match link.kind {
+        Kind::Loopback => Driver::Loopback,
+        _ if is_gate(link) => Driver::Tunnel,
+        _ => link.driver,
+    }
 }
 
 fn is_port_of(facts: &Facts, port: IfIndex, bridge: IfIndex) -> bool {
@@ -270,6 +277,17 @@ mod tests {
     fn the_uplink_and_the_tunnel_are_ours_and_the_pods_bridge_is_not() {
         let (facts, wanted) = node();
         assert_eq!(names(&Wiring::default().found(&facts, &wanted)), ["eth0", "flannel.1"]);
+    }
+
+    /// V21: what processes ask of this host's own addresses is met there.
+    #[test]
+    fn loopback_is_ours_beside_a_gate_and_no_node_device() {
+        let (mut facts, wanted) = node();
+        facts.links.insert(IfIndex(7), link(gate::EXIT, Kind::Veth));
+        let found = Wiring::default().found(&facts, &wanted);
+        assert_eq!(names(&found), ["lo", "eth0", "flannel.1", "portway1"]);
+        assert_eq!((found.drivers[&IfIndex(1)], found.drivers[&IfIndex(7)]), (Driver::Loopback, Driver::Tunnel));
+        assert!(!found.links.devices.contains_key(&IfIndex(1)));
     }
 
     #[test]

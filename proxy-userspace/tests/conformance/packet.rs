@@ -46,7 +46,7 @@ pub fn outcome(said: Result<Action, Reason>, src: SocketAddr, before: &[u8], aft
             ensure!(before == after, "what goes on as it came was written to");
             Ok(Outcome::Pass)
         }
-        Ok(Action::Transmit(_) | Action::Return(_)) => rejected(src.ip(), after),
+        Ok(Action::Transmit(_) | Action::Return(_) | Action::Enter(_)) => rejected(src.ip(), after),
         Ok(Action::Stack | Action::Pod(_) | Action::Neighbour(_)) => {
             let (from, to) = ends(after)?;
             Ok(Outcome::Forward { to, masqueraded: from.ip() != src.ip() })

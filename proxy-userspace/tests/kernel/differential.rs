@@ -40,6 +40,7 @@ impl Seen {
             Ok(Action::Neighbour(_)) => "neighbour".into(),
             Ok(Action::Transmit(_)) => "transmit".into(),
             Ok(Action::Return(_)) => "return".into(),
+            Ok(Action::Enter(_)) => "enter".into(),
             Err(reason) => format!("{reason:?}"),
         };
         self.packets += 1;
@@ -55,10 +56,10 @@ impl Seen {
     pub fn lacks(&self) -> Option<String> {
         let expected: [(Hook, &[&str]); 5] = [
             (Hook::Early, &["untouched", "transmit", "Truncated"]),
-            (Hook::FromDevice, &["untouched", "stack", "pod", "neighbour", "transmit", "NotSyn", "NoMasqueradePort"]),
-            (Hook::FromPod, &["untouched", "stack", "pod", "neighbour", "transmit", "AwaitLocalBackend", "NoRoute"]),
+            (Hook::FromDevice, &["untouched", "stack", "pod", "neighbour", "transmit", "enter", "NotSyn", "NoMasqueradePort"]),
+            (Hook::FromPod, &["untouched", "stack", "pod", "neighbour", "transmit", "enter", "AwaitLocalBackend", "NoRoute"]),
             (Hook::ToPod, &["untouched", "stack"]),
-            (Hook::ToDevice, &["untouched", "stack"]),
+            (Hook::ToDevice, &["untouched", "stack", "enter"]),
         ];
         for (hook, what) in expected.into_iter().flat_map(|(hook, whats)| whats.iter().map(move |what| (hook, *what))) {
             if !self.said.contains_key(&(hook, what.into())) {

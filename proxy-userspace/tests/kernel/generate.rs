@@ -13,7 +13,7 @@ use proxy_ebpf::fake::Memory;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::family::{Dotted, End, Net, end};
+use crate::family::{Dotted, End, LOOPBACK, Net, end};
 use crate::namespace::Network;
 use crate::programs::{CAPACITY, Hook};
 use crate::segment::{ACK, FIN, RST, SYN, Segment};
@@ -183,6 +183,7 @@ pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F
         }
         memory.devices.insert(network.device(number), device);
     }
+    memory.config.gate = if dice.chance(50) { network.device(1) } else { IfIndex::NONE };
     memory.config.least_mtu = memory.devices.values().map(|device| device.mtu).min().unwrap_or(0);
     let ends = [&CLIENTS[..], &PODS, &BACKENDS, &[NODE, NODE_B, VIP, EXTERNAL]].concat();
     crate::policies::furnish(dice, memory, &ends);
@@ -373,9 +374,14 @@ pub fn any_flow<F: Net>(dice: &mut Dice, memory: &Memory<F>) -> Option<(Table, F
 
 fn opening<F: Net>(dice: &mut Dice) -> (Hook, Segment) {
     let (dotted, port) = dice.pick(&FRONTENDS);
-    let dotted = if dotted == NODE_PORTS { dice.pick(&[NODE, NODE, NODE, NODE_B]) } else { dotted };
+    let dotted = if dotted == NODE_PORTS { dice.pick(&[NODE, NODE, NODE, NODE_B, LOOPBACK]) } else { dotted };
     let dotted = if dice.chance(3) { NOBODY } else { dotted };
-    let (hook, src) = if dice.chance(60) { (Hook::FromDevice, dice.pick(&CLIENTS)) } else { (Hook::FromPod, dice.pick(&PODS)) };
+    let (hook, src) = match dice.below(10) {
+        0..5 => (Hook::FromDevice, dice.pick(&CLIENTS)),
+        5..9 => (Hook::FromPod, dice.pick(&PODS)),
+        // A process, whose packets meet a program twice.
+        _ => (dice.pick(&[Hook::FromDevice, Hook::ToDevice]), if dotted == LOOPBACK { LOOPBACK } else { NODE }),
+    };
     let port = if dice.chance(5) { 81 } else { port };
     let client = (src, 40000 + dice.below(12) as u16);
     let flags = if dice.chance(90) { SYN } else { dice.number() as u8 };

@@ -245,6 +245,7 @@ fn said([action, detail]: [u32; 2]) -> Result<Result<Action, Reason>> {
         4 => Ok(Action::Neighbour(device)),
         5 => Ok(Action::Transmit(device)),
         7 => Ok(Action::Return(device)),
+        8 => Ok(Action::Enter(device)),
         6 => Err(*Reason::ALL.get(detail as usize).context("understand the reason in cb")?),
         // The program had nothing to do with it: another EtherType.
         0 => Ok(Action::Untouched),
@@ -258,6 +259,6 @@ fn code_of(said: Result<Action, Reason>) -> i32 {
         Ok(Action::Untouched) => -1,
         Ok(Action::Stack) => 0,
         Err(_) => 2,
-        Ok(Action::Pod(_) | Action::Neighbour(_) | Action::Transmit(_) | Action::Return(_)) => 7,
+        Ok(Action::Pod(_) | Action::Neighbour(_) | Action::Transmit(_) | Action::Return(_) | Action::Enter(_)) => 7,
     }
 }

@@ -1,19 +1,23 @@
 //! V21 without hooks of sockets: processes of nodes reach Services by packets, through a pair of devices.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use xtask::lab::controlplane::wait_for;
+use xtask::lab::controlplane::{ObjectRef, wait_for};
 use xtask::lab::node::Node;
 use xtask::lab::probe::Kind;
 use xtask::lab::sctp;
 use xtask::lab::topology::{Join, Wiring};
 
-use crate::cluster::{Cluster, IN_FORCE};
+use crate::cluster::{Cluster, HOST, IN_FORCE, WEB as WEB_PORT, WEB_ECHO, WEB_UDP};
 
 const SCTP: u16 = 9899;
+/// A nodePort of a Service that has no pods.
+const NOBODY: u16 = 30099;
+/// Addresses that the web Service has besides, and no device anywhere.
+const ELSEWHERE: [&str; 2] = ["203.0.113.200", "2001:db8:ffff::200"];
 const WEB: [&str; 3] = ["web-1", "web-2", "web-3"];
 
 #[test]
@@ -40,7 +44,25 @@ fn by_packets(wiring: Wiring, join: Join) -> Result<()> {
             "ports": [{ "protocol": "SCTP", "port": 80, "targetPort": SCTP }],
         },
     }))?;
-    cluster.lab.nodes().iter().try_for_each(|node| everything_is_reached(&cluster, node))?;
+    client.apply(&json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "nobody", "namespace": "default" },
+        "spec": {
+            "type": "NodePort",
+            "ipFamilyPolicy": "RequireDualStack",
+            "selector": { "app": "nobody" },
+            "ports": [{ "protocol": "UDP", "port": 53, "nodePort": NOBODY }],
+        },
+    }))?;
+    client.patch(&ObjectRef::namespaced("v1", "Service", "default", "web"), &json!({ "spec": { "externalIPs": ELSEWHERE } }))?;
+    for node in cluster.lab.nodes() {
+        everything_is_reached(&cluster, node)?;
+        own_node_ports_are_reached(node)?;
+        addresses_that_are_elsewhere_are_reached(node, &WEB)?;
+        whoever_listens_is_heard(node)?;
+        filters_let_answers_in(&cluster, node)?;
+    }
     // P18: whoever is isolated lets its own node in.
     client.apply(&json!({
         "apiVersion": "networking.k8s.io/v1",
@@ -65,14 +87,7 @@ fn by_packets(wiring: Wiring, join: Join) -> Result<()> {
 fn everything_is_reached(cluster: &Cluster, node: &Node) -> Result<()> {
     for ip in cluster.cluster_ips("web")? {
         for (kind, port) in [(Kind::Http, 80), (Kind::Bulk, 80), (Kind::Udp, 53), (Kind::LargeUdp, 53), (Kind::TcpEcho, 7)] {
-            let mut last = None;
-            let all = wait_for("all pods", IN_FORCE, || {
-                let tally = node.survey_as_process(kind, (ip, port).into(), 24)?;
-                let whole = tally.pods() == WEB && tally.unserved() == 0;
-                last = Some(tally);
-                Ok(whole.then_some(()))
-            });
-            all.with_context(|| format!("a process of {} asks {ip} port {port} {kind:?}: {last:?}", node.name()))?;
+            all_pods_serve(node, kind, (ip, port).into(), &WEB)?;
         }
         let tally = node.survey_as_process(Kind::Udp, (ip, 54).into(), 2)?;
         ensure!(tally.refused == 2, "a port that the Service does not have: {tally}");
@@ -88,6 +103,73 @@ fn everything_is_reached(cluster: &Cluster, node: &Node) -> Result<()> {
             .with_context(|| format!("a process of {} asks {addr}", node.name()))?;
     }
     Ok(())
+}
+
+/// By the node's own addresses and by loopback; where nobody serves they are refused.
+fn own_node_ports_are_reached(node: &Node) -> Result<()> {
+    let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+    for ip in node.addresses().both().into_iter().chain(loopback) {
+        for (kind, port) in [
+            (Kind::Http, WEB_PORT),
+            (Kind::Bulk, WEB_PORT),
+            (Kind::Udp, WEB_UDP),
+            (Kind::LargeUdp, WEB_UDP),
+            (Kind::TcpEcho, WEB_ECHO),
+        ] {
+            all_pods_serve(node, kind, (ip, port).into(), &WEB)?;
+        }
+        let tally = node.survey_as_process(Kind::Http, (ip, HOST).into(), 12)?;
+        ensure!(tally.served() == 12, "a process of {} asks {ip}, and so host-1: {tally}", node.name());
+        let tally = node.survey_as_process(Kind::Udp, (ip, NOBODY).into(), 2)?;
+        ensure!(tally.refused == 2, "a process of {} asks {ip} where nobody serves: {tally}", node.name());
+    }
+    Ok(())
+}
+
+fn addresses_that_are_elsewhere_are_reached(node: &Node, pods: &[&str]) -> Result<()> {
+    for ip in ELSEWHERE {
+        let ip: IpAddr = ip.parse().context("read an address")?;
+        for (kind, port) in [(Kind::Http, 80), (Kind::Bulk, 80), (Kind::Udp, 53), (Kind::LargeUdp, 53), (Kind::TcpEcho, 7)] {
+            all_pods_serve(node, kind, (ip, port).into(), pods)?;
+        }
+    }
+    Ok(())
+}
+
+fn all_pods_serve(node: &Node, kind: Kind, addr: SocketAddr, pods: &[&str]) -> Result<()> {
+    let mut last = None;
+    let all = wait_for("all pods", IN_FORCE, || {
+        let tally = node.survey_as_process(kind, addr, 24)?;
+        let whole = tally.pods() == pods && tally.unserved() == 0;
+        last = Some(tally);
+        Ok(whole.then_some(()))
+    });
+    all.with_context(|| format!("a process of {} asks {addr} {kind:?}: {last:?}", node.name()))
+}
+
+/// V21: a nodePort hides nobody who listens on loopback.
+fn whoever_listens_is_heard(node: &Node) -> Result<()> {
+    node.ns().run(|| {
+        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let listener = TcpListener::bind((ip, WEB_ECHO))?;
+            let asked = TcpStream::connect((ip, WEB_ECHO))?;
+            ensure!(listener.accept()?.1 == asked.local_addr()?, "somebody else has asked");
+        }
+        Ok(())
+    })
+}
+
+/// Reverse-path filters, as distributions set them (2) and as careful operators do (1).
+fn filters_let_answers_in(cluster: &Cluster, node: &Node) -> Result<()> {
+    let filter = |mode: &'static str| node.ns().run(move || Ok(std::fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", mode)?));
+    filter("2")?;
+    addresses_that_are_elsewhere_are_reached(node, &WEB)?;
+    filter("1")?;
+    own_node_ports_are_reached(node)?;
+    for ip in cluster.cluster_ips("web")? {
+        all_pods_serve(node, Kind::Http, (ip, 80).into(), &WEB)?;
+    }
+    filter("0")
 }
 
 /// The devices go with the rest.

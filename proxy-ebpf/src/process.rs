@@ -1,0 +1,99 @@
+//! Processes of this host where no hooks of sockets serve them (V21): which of their packets, on the way out by loopback or a node device, go into
+//! the gate, and by which device comes what goes back to them.
+
+use proxy_common::event::Reason;
+use proxy_common::flow::{FlowKey, Hook};
+use proxy_common::net::{Address as _, AddressFlags, Device, Family, IfIndex, Protocol, RangeKind};
+
+use crate::parse::others::{Other, others};
+use crate::parse::{self, Ip};
+use crate::socket::Sockets;
+use crate::{Action, Packet, Scratch, Tables, rewrite, service};
+
+/// A packet that this host sends goes into the gate where it asks for a Service, or belongs to who did.
+#[inline(always)]
+pub fn enter<F: Ip, P: Packet, T: Sockets<F>>(packet: &mut P, tables: &T, scratch: &mut Scratch<F>) -> Result<Action, Reason> {
+    let gate = tables.config().unwrap_or_default().gate;
+    // What was received is on its way to somebody else, or comes out of the gate.
+    if gate == IfIndex::NONE || packet.was_received() || !is_for_service(packet, tables, scratch) {
+        return Ok(Action::Untouched);
+    }
+    address_link(packet, gate)?;
+    Ok(Action::Enter(gate))
+}
+
+#[inline(always)]
+fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(packet: &P, tables: &T, scratch: &mut Scratch<F>) -> bool {
+    let may_ask = match parse::headers::<F, P, T>(packet, tables) {
+        Ok(Some(headers)) => {
+            scratch.headers = headers;
+            true
+        }
+        Ok(None) => match others(packet, tables, scratch) {
+            // In the gate the first fragment may still wait.
+            Ok(Other::Packet | Other::First | Other::Later) => true,
+            Ok(Other::Error) => false,
+            Ok(Other::Exempt | Other::LostFragment) | Err(_) => return false,
+        },
+        Err(_) => return false,
+    };
+    let known = tables.find_flow(&scratch.headers.key, &mut scratch.flow).is_some();
+    if known && scratch.flow.hooks & Hook::FromDevice as u8 != 0 {
+        return true;
+    }
+    may_ask && scratch.headers.opens() && asks(tables, &scratch.headers.key)
+}
+
+/// Whether it is a Service's to answer, if only by a refusal. By loopback addresses nodePorts are served where nobody listens; of SCTP the kernel
+/// does not tell whether somebody does.
+#[inline(always)]
+fn asks<F: Family, T: Sockets<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
+    match service::select_here(tables, key) {
+        Ok(Some(_)) if key.dst.is_loopback() => {
+            key.protocol != Protocol::SCTP && !tables.is_taken(key.protocol, &key.dst, key.dport)
+        }
+        Ok(found) => found.is_some(),
+        Err(_) => true,
+    }
+}
+
+/// Whether a device is the gate.
+#[inline(always)]
+pub fn is_gate<F: Family, T: Tables<F>>(tables: &T, device: IfIndex) -> bool {
+    tables.device(device).is_some_and(|device| device.flags & Device::GATE != 0)
+}
+
+/// By which device what answers comes to a process that asked an address. The Service ranges are routed by the gate, and the kernel takes what has
+/// these addresses by no other device where it filters strictly. The host's own addresses it takes by loopback only; those that are elsewhere
+/// by loopback too.
+#[inline(always)]
+pub fn comes_back_by<F: Family, T: Tables<F>>(tables: &T, gate: IfIndex, asked: &F::Addr) -> IfIndex {
+    let routed = tables.range(asked) == RangeKind::SERVICES && !tables.address(asked).has(AddressFlags::HOST);
+    if routed { gate } else { IfIndex::LOOPBACK }
+}
+
+/// How a process is told that its packet is not sent on.
+///
+/// Of IPv6 the kernel heeds what a packet to an own address may have only where that is less than the MTU of the device that has the address
+/// (`rt6_insert_exception`); one byte less makes fragments of the same size.
+#[inline(always)]
+pub fn way_back<F: Ip, T: Tables<F>>(tables: &T, gate: IfIndex, scratch: &mut Scratch<F>) -> Action {
+    let device = comes_back_by(tables, gate, &scratch.headers.key.dst);
+    if F::V6 && device == IfIndex::LOOPBACK {
+        scratch.mtu = scratch.mtu.saturating_sub(1).max(F::LEAST_MTU);
+    }
+    out(device)
+}
+
+/// The way to a process by this device.
+#[inline(always)]
+pub fn out(device: IfIndex) -> Action {
+    if device == IfIndex::LOOPBACK { Action::Enter(device) } else { Action::Transmit(device) }
+}
+
+/// Gives a frame the link-layer address that the gate or loopback has.
+#[inline(always)]
+pub fn address_link<P: Packet>(packet: &mut P, device: IfIndex) -> Result<(), Reason> {
+    let [a, b, c, d, e, f] = if device == IfIndex::LOOPBACK { [0; 6] } else { Device::GATE_MAC };
+    rewrite::link(packet, &[a, b, c, d, e, f, a, b, c, d, e, f])
+}

@@ -1,0 +1,103 @@
+//! What the host's loopback must let in, for what answers a process to reach it: packets with the host's own addresses, and with loopback's, that
+//! the programs put there (IPv4; IPv6 asks for no such settings).
+//!
+//! What was changed is noted at the gate's exit, as the same settings, which mean nothing there: the note goes where the gate goes.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use futures::TryStreamExt as _;
+use netlink_packet_core::{DefaultNla, Emitable as _, NLA_F_NESTED};
+use proxy_common::net::IfIndex;
+use rtnetlink::packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkMessage};
+use rtnetlink::{Handle, LinkUnspec};
+use tracing::warn;
+
+/// `IFLA_INET_CONF` of linux/if_link.h.
+const INET_CONF: u16 = 1;
+
+/// A setting of a device for IPv4.
+struct Setting {
+    /// Its `IPV4_DEVCONF_*` of linux/ip.h.
+    number: u16,
+    of: fn(&InetDevConf) -> i32,
+}
+
+/// `accept_local` and `route_localnet`.
+const SETTINGS: [Setting; 2] =
+    [Setting { number: 23, of: |conf| conf.accept_local }, Setting { number: 26, of: |conf| conf.route_localnet }];
+
+/// Lets in what the programs put there.
+pub async fn open(handle: &Handle, exit: u32) -> Result<()> {
+    let Some(now) = settings(handle, IfIndex::LOOPBACK.0).await? else { return Ok(()) };
+    for setting in SETTINGS.iter().filter(|setting| (setting.of)(&now) == 0) {
+        set(handle, exit, setting, 1).await?;
+        set(handle, IfIndex::LOOPBACK.0, setting, 1).await?;
+    }
+    Ok(())
+}
+
+/// Puts back what [`open`] has changed.
+pub async fn close(handle: &Handle, exit: u32) -> Result<()> {
+    let Some(noted) = settings(handle, exit).await? else { return Ok(()) };
+    for setting in SETTINGS.iter().filter(|setting| (setting.of)(&noted) != 0) {
+        set(handle, IfIndex::LOOPBACK.0, setting, 0).await?;
+    }
+    Ok(())
+}
+
+/// A host that takes a packet only by the device that leads to its sender refuses by loopback what comes from elsewhere.
+pub fn warn_of_filter() {
+    let read = |device| fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter")).unwrap_or_default();
+    if is_strict(&["all", "lo"].map(read)) {
+        warn!(
+            "net.ipv4.conf.all.rp_filter is 1 (strict): processes of this node reach cluster IPs and nodePorts, but not external and load balancer \
+             IPs that are on no device here; with 2 (loose) or 0 they would"
+        );
+    }
+}
+
+/// The larger one counts, and only 1 is strict.
+fn is_strict(filters: &[String]) -> bool {
+    filters.iter().filter_map(|filter| filter.trim().parse::<u8>().ok()).max() == Some(1)
+}
+
+/// The settings of a device; none where it knows no IPv4.
+async fn settings(handle: &Handle, device: u32) -> Result<Option<InetDevConf>> {
+    let found: Vec<LinkMessage> =
+        handle.link().get().match_index(device).execute().try_collect().await.context("read settings")?;
+    let specs = found.iter().flat_map(|link| &link.attributes).filter_map(|attribute| match attribute {
+        LinkAttribute::AfSpecUnspec(specs) => Some(specs),
+        _ => None,
+    });
+    let inet = specs.flatten().filter_map(|spec| match spec {
+        AfSpecUnspec::Inet(inet) => Some(inet),
+        _ => None,
+    });
+    Ok(inet.flatten().find_map(|spec| match spec {
+        AfSpecInet::DevConf(conf) => Some(*conf),
+        _ => None,
+    }))
+}
+
+async fn set(handle: &Handle, device: u32, setting: &Setting, value: u32) -> Result<()> {
+    let one = DefaultNla::new(setting.number, value.to_ne_bytes().to_vec());
+    let mut bytes = vec![0; one.buffer_len()];
+    one.emit(&mut bytes);
+    let conf = AfSpecInet::Other(DefaultNla::new(INET_CONF | NLA_F_NESTED, bytes));
+    let spec = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![conf])]);
+    let message = LinkUnspec::new_with_index(device).append_extra_attribute(spec).build();
+    handle.link().set(message).execute().await.with_context(|| format!("change setting {} of device {device}", setting.number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_strict;
+
+    #[test]
+    fn the_larger_filter_counts() {
+        let strict = |all: &str, lo: &str| is_strict(&[all.into(), lo.into()]);
+        assert!(strict("1\n", "0\n") && strict("0\n", "1\n"));
+        assert!(!strict("0\n", "0\n") && !strict("2\n", "1\n") && !strict("1\n", "2\n") && !strict("", ""));
+    }
+}
