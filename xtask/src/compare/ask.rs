@@ -86,7 +86,7 @@ fn own_address(cluster: &Cluster, row: &Row) -> Result<IpAddr> {
 
 /// Asks so many times at once, each time as a new client.
 fn burst(cluster: &Cluster, row: &Row, count: usize) -> Result<Vec<Answer>> {
-    if let Client::Process(node) = row.client {
+    if let Client::Process(node) | Client::Unhooked(node) = row.client {
         return by_processes(cluster.lab().node(&format!("node{node}"))?, cluster, row, count);
     }
     cluster.namespace(row.client)?.run(|| {

@@ -27,6 +27,8 @@ pub enum Side {
     KubeProxy,
     /// Portway.
     Portway,
+    /// Portway where it may not use the cgroup: processes of nodes reach Services by packets.
+    PortwayByPackets,
 }
 
 /// What forwards on the nodes, for as long as it is not dropped.
@@ -66,7 +68,7 @@ impl Cluster {
         apply(&plane)?;
         let data_plane = DataPlane::start(side, &plane, &lab)?;
         let cluster = Self { _data_plane: data_plane, _plane: plane, lab };
-        cluster.wait_until_served()?;
+        cluster.wait_until_served(side)?;
         Ok(cluster)
     }
 
@@ -84,18 +86,21 @@ impl Cluster {
             Client::Near => self.lab.near_client(),
             Client::Far => self.lab.far_client(),
             Client::Pod(name, _) => self.lab.pod(name)?.ns(),
-            Client::Process(node) => self.lab.node(&format!("node{node}"))?.ns(),
+            Client::Process(node) | Client::Unhooked(node) => self.lab.node(&format!("node{node}"))?.ns(),
         })
     }
 
     /// Waits until the first and the last Service are served at every node and to every pod: they come to the kernel all at once, devices of
     /// pods one by one.
-    fn wait_until_served(&self) -> Result<()> {
+    fn wait_until_served(&self, side: Side) -> Result<()> {
         let clients =
             [("client-1", 1), ("client-3", 3), ("web-1", 1)].map(|(name, node)| (Client::Pod(name, node), Target::ClusterIp));
         let nodes = [1, 2, 3].map(|node| (Client::Far, Target::NodePort(node)));
+        // The devices that their packets go through are made when all else is there.
+        let processes = [1, 3].map(|node| (Client::Unhooked(node), Target::NodePort(node)));
+        let processes = processes.into_iter().filter(|_| side == Side::PortwayByPackets);
         let services = [&SERVICES[0], &SERVICES[7]];
-        for (client, target) in clients.into_iter().chain(nodes) {
+        for (client, target) in clients.into_iter().chain(nodes).chain(processes) {
             for (service, family) in services.into_iter().flat_map(|service| Family::BOTH.map(|family| (service, family))) {
                 let row = Row { client, service, target, family, protocol: Protocol::Tcp };
                 wait_for(&row.to_string(), PATIENCE, || self.serves(&row))?;
@@ -142,7 +147,8 @@ impl DataPlane {
     pub fn start(side: Side, plane: &ControlPlane, lab: &Lab) -> Result<Self> {
         let running = match side {
             Side::KubeProxy => Running::KubeProxies { _each: start_kube_proxies(plane, lab)? },
-            Side::Portway => Running::Agents { _each: start_agents(plane, lab)? },
+            Side::Portway => Running::Agents { _each: start_agents(plane, lab, &[])? },
+            Side::PortwayByPackets => Running::Agents { _each: start_agents(plane, lab, &["--cgroup", "off"])? },
         };
         Ok(Self { _running: running })
     }
@@ -178,7 +184,7 @@ fn start_kube_proxies(plane: &ControlPlane, lab: &Lab) -> Result<Vec<KubeProxy>>
     lab.nodes().iter().map(|node| KubeProxy::start(plane, &spec(node))).collect()
 }
 
-fn start_agents(plane: &ControlPlane, lab: &Lab) -> Result<Vec<Agent>> {
-    let spec = AgentSpec::new(lab.tools(), cluster::source(plane)?, lab.directory());
+fn start_agents(plane: &ControlPlane, lab: &Lab, arguments: &[&str]) -> Result<Vec<Agent>> {
+    let spec = AgentSpec::new(lab.tools(), cluster::source(plane)?, lab.directory()).with(arguments);
     lab.nodes().iter().map(|node| spec.start(node)).collect()
 }

@@ -51,19 +51,30 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Puts the rows of `extent` to both sides, one after the other, and judges what came of them.
+/// Puts the rows of `extent` to both sides, one after the other, those of processes to Portway once more where no hooks of sockets serve them, and
+/// judges what came of them.
 ///
 /// # Errors
 /// If a side does not start, or cannot be asked.
 pub fn compare(extent: Extent, wiring: Wiring, join: Join, tools: &Tools) -> Result<Vec<Compared>> {
     let rows = rows::rows(extent);
-    let outcomes = |side: Side| ask_side(side, wiring, join, tools, &rows);
-    let (kube_proxy, portway) = (outcomes(Side::KubeProxy)?, outcomes(Side::Portway)?);
-    let judge = |((row, kube_proxy), portway): ((&Row, Outcome), Outcome)| {
-        let verdict = rules::judge(row, &kube_proxy, &portway);
-        Compared { row: *row, kube_proxy, portway, verdict }
+    let outcomes = |side: Side, rows: &[Row]| ask_side(side, wiring, join, tools, rows);
+    let kube_proxy = outcomes(Side::KubeProxy, &rows)?;
+    let portway = outcomes(Side::Portway, &rows)?;
+    let unhooked = rows.iter().zip(&kube_proxy).filter_map(|(row, outcome)| Some((row.unhooked()?, outcome.clone())));
+    let (unhooked, of_kube_proxy): (Vec<_>, Vec<_>) = unhooked.unzip();
+    let by_packets = outcomes(Side::PortwayByPackets, &unhooked)?;
+    let mut all = judged(rows, kube_proxy, portway);
+    all.extend(judged(unhooked, of_kube_proxy, by_packets));
+    Ok(all)
+}
+
+fn judged(rows: Vec<Row>, kube_proxy: Vec<Outcome>, portway: Vec<Outcome>) -> Vec<Compared> {
+    let judge = |((row, kube_proxy), portway): ((Row, Outcome), Outcome)| {
+        let verdict = rules::judge(&row, &kube_proxy, &portway);
+        Compared { row, kube_proxy, portway, verdict }
     };
-    Ok(rows.iter().zip(kube_proxy).zip(portway).map(judge).collect())
+    rows.into_iter().zip(kube_proxy).zip(portway).map(judge).collect()
 }
 
 fn ask_side(side: Side, wiring: Wiring, join: Join, tools: &Tools, rows: &[Row]) -> Result<Vec<Outcome>> {

@@ -106,7 +106,7 @@ pub fn fixed_address(row: &Row) -> Option<IpAddr> {
     match row.client {
         Client::Near => Some(NEAR_CLIENT.of(row.family)),
         Client::Far => Some(FAR_CLIENT.of(row.family)),
-        Client::Process(node) => Some(topology::node(node).of(row.family)),
+        Client::Process(node) | Client::Unhooked(node) => Some(topology::node(node).of(row.family)),
         Client::Pod(..) => None,
     }
 }

@@ -18,6 +18,8 @@ pub enum Client {
     Far,
     /// A process of a node, which is also what a hostNetwork pod is: the node's network namespace and cgroup.
     Process(u8),
+    /// The same, where no hooks of sockets serve it.
+    Unhooked(u8),
 }
 
 /// What is asked.
@@ -187,16 +189,29 @@ impl Row {
     pub fn asked(&self) -> u8 {
         match (self.target, self.client) {
             (Target::NodePort(n) | Target::UnassignedNodePort(n), _) => n,
-            (_, Client::Pod(_, node) | Client::Process(node)) => node,
+            (_, Client::Pod(_, node) | Client::Process(node) | Client::Unhooked(node)) => node,
             (Target::ExternalIp(way) | Target::LoadBalancerIp(way) | Target::UnknownLoadBalancerPort(way), _) => way,
             (_, Client::Near) => NEAR_WAY,
             (_, Client::Far) => FAR_WAY,
         }
     }
 
-    /// Whether a process of a node asks, by a socket that hooks of its cgroup see.
+    /// Whether a process of a node asks, by a socket that hooks of its cgroup see if there are any.
     pub fn is_from_process(&self) -> bool {
-        matches!(self.client, Client::Process(_))
+        matches!(self.client, Client::Process(_) | Client::Unhooked(_))
+    }
+
+    /// Whether a process asks whose packets, not its sockets, are met.
+    pub fn is_unhooked(&self) -> bool {
+        matches!(self.client, Client::Unhooked(_))
+    }
+
+    /// What a process asks, asked by one that no hooks serve.
+    pub fn unhooked(&self) -> Option<Self> {
+        match self.client {
+            Client::Process(node) => Some(Self { client: Client::Unhooked(node), ..*self }),
+            Client::Pod(..) | Client::Near | Client::Far | Client::Unhooked(_) => None,
+        }
     }
 
     /// Whether the client is outside of the cluster.
@@ -211,7 +226,7 @@ impl Row {
 
     /// Whether the client is on the node that is asked: its pod, its process or its hostNetwork pod.
     pub fn is_from_own_node(&self) -> bool {
-        matches!(self.client, Client::Pod(_, node) | Client::Process(node) if node == self.asked())
+        matches!(self.client, Client::Pod(_, node) | Client::Process(node) | Client::Unhooked(node) if node == self.asked())
     }
 
     /// Whether the client is a pod of another node than the one that is asked.
@@ -249,6 +264,7 @@ impl fmt::Display for Client {
             Self::Near => f.write_str("LAN client"),
             Self::Far => f.write_str("routed client"),
             Self::Process(node) => write!(f, "process, hostNetwork pod of node{node}"),
+            Self::Unhooked(node) => write!(f, "process of node{node}, no cgroup"),
         }
     }
 }

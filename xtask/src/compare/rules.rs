@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::outcome::{End, Outcome, Seen};
 use super::rows::{Client, Row, Target};
-use super::scene::{Policy, Ranges};
+use super::scene::{Backends, Policy, Ranges};
 
 /// A difference that is meant.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +20,7 @@ pub struct Rule {
 }
 
 /// All that are meant, in the order in which they apply.
-pub const INTENDED: [Rule; 7] = [
+pub const INTENDED: [Rule; 9] = [
     Rule {
         number: "V11",
         says: "pods of other nodes reach all endpoints of an externalTrafficPolicy Local Service, and the replies come back",
@@ -55,6 +55,16 @@ pub const INTENDED: [Rule; 7] = [
         number: "V21, dropped",
         says: "a process of the node whose connection is not let through hears \"not permitted\" at once by TCP too, instead of waiting",
         foresee: process_hears_dropped,
+    },
+    Rule {
+        number: "V21, packets",
+        says: "where no hooks serve it, a process whose packet is dropped hears nothing by UDP either, instead of \"not permitted\"",
+        foresee: packets_are_dropped_silently,
+    },
+    Rule {
+        number: "V21, same node",
+        says: "where no hooks serve it, a process that reaches another one of its node is seen by the address that it asked for",
+        foresee: packets_to_own_host_come_from_the_frontend,
     },
 ];
 
@@ -144,8 +154,25 @@ fn process_hears_dropped(row: &Row, outcome: &Outcome) -> Outcome {
     let ranges = row.service.ranges != Ranges::Open && matches!(row.target, Target::LoadBalancerIp(_));
     let local = row.service.internal == Policy::Local && row.target == Target::ClusterIp;
     let dropped = ranges || local || row.target == Target::UnassignedClusterIp;
-    match row.is_from_process() && dropped && *outcome == Outcome::only(End::TimedOut) {
+    match row.is_from_process() && !row.is_unhooked() && dropped && *outcome == Outcome::only(End::TimedOut) {
         true => Outcome::only(not_permitted()),
+        false => outcome.clone(),
+    }
+}
+
+fn packets_are_dropped_silently(row: &Row, outcome: &Outcome) -> Outcome {
+    match row.is_unhooked() && *outcome == Outcome::only(not_permitted()) {
+        true => Outcome::only(End::TimedOut),
+        false => outcome.clone(),
+    }
+}
+
+fn packets_to_own_host_come_from_the_frontend(row: &Row, outcome: &Outcome) -> Outcome {
+    // A nodePort's address is the process's own.
+    let elsewhere = matches!(row.target, Target::ClusterIp | Target::ExternalIp(_) | Target::LoadBalancerIp(_));
+    let own_host = row.service.backends == Backends::Host && row.service.is_on(row.asked());
+    match row.is_unhooked() && elsewhere && own_host {
+        true => outcome.with_clients(|_, _| Seen::Frontend),
         false => outcome.clone(),
     }
 }
@@ -214,6 +241,24 @@ mod tests {
         assert_eq!(judge(&ranges, &dropped, &refused), Verdict::Wrong(denied));
         let other = row("etp-local", Client::Process(1), Target::NodePort(3));
         assert_eq!(judge(&other, &dropped, &refused), Verdict::Intended(vec!["verdict table"]));
+    }
+
+    #[test]
+    fn a_process_without_hooks_is_told_by_packets() {
+        let [dropped, refused, denied] = [End::TimedOut, End::Refused, not_permitted()].map(Outcome::only);
+        let ranges = row("ranges-far", Client::Unhooked(1), Target::LoadBalancerIp(1));
+        assert_eq!(judge(&ranges, &dropped, &dropped), Verdict::Same);
+        assert_eq!(judge(&ranges, &denied, &dropped), Verdict::Intended(vec!["V21, packets"]));
+        let unknown = row("cluster", Client::Unhooked(1), Target::UnknownClusterPort);
+        assert_eq!(judge(&unknown, &denied, &refused), Verdict::Intended(vec!["V21, refused"]));
+        let (client, frontend) = (served(&[("host-1", Seen::Client)]), served(&[("host-1", Seen::Frontend)]));
+        let own = row("host", Client::Unhooked(1), Target::ClusterIp);
+        assert_eq!(judge(&own, &client, &frontend), Verdict::Intended(vec!["V21, same node"]));
+        assert_eq!(judge(&own, &client, &client), Verdict::Wrong(frontend));
+        for (client_node, target) in [(3, Target::ClusterIp), (1, Target::NodePort(1))] {
+            let row = row("host", Client::Unhooked(client_node), target);
+            assert_eq!(judge(&row, &client, &client), Verdict::Same);
+        }
     }
 
     #[test]
