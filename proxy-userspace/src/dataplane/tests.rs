@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, IterableMap as _, MapData};
+use aya::maps::{Array, HashMap, IterableMap as _, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Addr4, AddressFlags, Device, IfIndex, Port, Protocol, RangeKind};
@@ -206,6 +206,36 @@ fn devices_of_an_earlier_version_are_known_at_once_although_they_have_grown() {
         older.insert(7, before, 0).expect("insert");
         let plane = open(&dir, XdpChoice::Off);
         assert_eq!(plane.read().expect("read").contents().devices, BTreeMap::from([(IfIndex(7), known)]));
+    });
+}
+
+/// V15: the key by which backends are chosen stays the same.
+#[test]
+fn settings_of_an_earlier_version_are_known_at_once_although_they_have_grown() {
+    let node = Namespace::new();
+    let dir = node.state_dir();
+    node.run(move || {
+        StateDir::create(&dir).expect("make the directory");
+        let known = Config {
+            secret: 0x0123_4567_89ab_cdef,
+            masquerade_first: 1024,
+            masquerade_len: 28976,
+            flags: 2,
+            ..Config::default()
+        };
+        // As far as the flags: what the gate came behind.
+        let mut before = [0_u8; 32];
+        before[..8].copy_from_slice(&known.secret.to_ne_bytes());
+        before[8..10].copy_from_slice(&known.masquerade_first.to_ne_bytes());
+        before[10..12].copy_from_slice(&known.masquerade_len.to_ne_bytes());
+        before[28..].copy_from_slice(&known.flags.to_ne_bytes());
+        let mut older = Array::<MapData, [u8; 32]>::create(1, 0).expect("make a map");
+        older.map().pin(StateDir::at(&dir).map("CONFIG")).expect("pin it");
+        older.set(0, before, 0).expect("set");
+        let mut plane = open(&dir, XdpChoice::Off);
+        assert_eq!(plane.read().expect("read").config(), known);
+        plane.attach(&Found::default()).expect("attach nothing");
+        assert_eq!(plane.read().expect("read").config(), known);
     });
 }
 
