@@ -1,4 +1,4 @@
-//! Frames over VLANs and bonds, ordinary and jumbo, masqueraded and encapsulated, on kernels that have them: `cargo xtask vm --uplinks`.
+//! Frames over VLANs and bonds, ordinary and jumbo, masqueraded and encapsulated, from processes of nodes too, on kernels that have them: `cargo xtask vm --uplinks`.
 
 #[path = "wires/frames.rs"]
 mod frames;
@@ -29,4 +29,9 @@ fn bond_jumbo() -> Result<()> {
 #[test]
 fn vlan_encapsulated() -> Result<()> {
     frames::are_right(Uplink::Vlan, Wiring::Bridge, 1500, &["--forwarding", "dsr"])
+}
+
+#[test]
+fn vlan_processes_by_packets() -> Result<()> {
+    frames::are_right(Uplink::Vlan, Wiring::Bridge, 1500, frames::BY_PACKETS)
 }

@@ -20,6 +20,8 @@ use xtask::lab::topology::{Join, PodSpec, Serves, Topology, Uplink, Wiring};
 use xtask::lab::wire::switch_port;
 use xtask::lab::{Lab, objects};
 
+/// Arguments of agents that serve processes of their node by packets.
+pub const BY_PACKETS: &[&str] = &["--cgroup", "off"];
 /// nodePorts of the web pods' HTTP, UDP echo and TCP echo, of a port that nobody listens on, and of a Service without pods.
 const HTTP: u16 = 30080;
 const UDP: u16 = 30053;
@@ -46,7 +48,7 @@ pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32, arguments: &[&str]) -
     fs::write(manifests.join("cluster.yaml"), objects::yaml(&all)?).context("write manifests")?;
     let spec = AgentSpec::new(lab.tools(), Source::Manifests(manifests), lab.directory()).finding_devices().with(arguments);
     let agents = lab.nodes().iter().map(|node| spec.start_unready(node)).collect::<Result<Vec<_>>>()?;
-    served(&lab).with_context(|| agents.iter().map(Agent::log_tail).collect::<Vec<_>>().join("\n---\n"))?;
+    served(&lab, arguments).with_context(|| agents.iter().map(Agent::log_tail).collect::<Vec<_>>().join("\n---\n"))?;
     // What a node or the router sends has its checksums and its segments made there, from what the programs left of them.
     let wires = lab.nodes().iter().map(Node::ns).chain([lab.router()]);
     wires.clone().try_for_each(|ns| ns.switch_checksum_offload_off("eth0"))?;
@@ -77,7 +79,11 @@ pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32, arguments: &[&str]) -
     let pod = Capture::start(web1, "eth0", Direction::In, lab.directory())?;
     let quoted = captured(&lab, mtu, arguments).context("senders make their checksums")?;
     ensure!(quoted.is_empty(), "errors quote what nobody sent: {quoted:#?}");
-    all_right("web-1", &pod.judge()?, &["tcp", "udp"])?;
+    let at_pod = pod.judge()?;
+    // What a process sends to a pod of its node crosses no wire, and nobody finishes its checksum.
+    if arguments != BY_PACKETS {
+        all_right("web-1", &at_pod, &["tcp", "udp"])?;
+    }
     drop::<Vec<Agent>>(agents);
     Ok(())
 }
@@ -94,6 +100,9 @@ fn captured(lab: &Lab, mtu: u32, arguments: &[&str]) -> Result<Vec<String>> {
         }
         let vip: IpAddr = CLUSTER_IPS[family].parse()?;
         lab.pod("visitor")?.ns().run(|| exchanges(vip, [80, 53, 7], mtu as usize)).with_context(|| format!("ask {vip}"))?;
+        if arguments == BY_PACKETS {
+            lab.nodes().iter().try_for_each(|node| from_processes(node, vip, mtu as usize))?;
+        }
     }
     let (client, between) = (client.judge()?, between.judge()?);
     println!(
@@ -113,6 +122,20 @@ fn all_right(whose: &str, judgement: &Judgement, kinds: &[&str]) -> Result<()> {
     ensure!(judgement.wrong.is_empty(), "{whose}: {} wrong: {:#?}", judgement.wrong.len(), &judgement.wrong[..1]);
     for kind in kinds {
         ensure!(judgement.right.get(kind).is_some_and(|count| *count >= 6), "{whose}: no {kind}: {:?}", judgement.right);
+    }
+    Ok(())
+}
+
+/// V21: by a cluster IP, the node's own address and loopback.
+fn from_processes(node: &Node, vip: IpAddr, mtu: usize) -> Result<()> {
+    let own = node.addresses().both().into_iter().find(|ip| ip.is_ipv4() == vip.is_ipv4()).context("find the node's address")?;
+    let loopback: IpAddr = if vip.is_ipv4() { [127, 0, 0, 1].into() } else { [0, 0, 0, 0, 0, 0, 0, 1].into() };
+    for (ip, ports) in [(vip, [80, 53, 7]), (own, [HTTP, UDP, ECHO]), (loopback, [HTTP, UDP, ECHO])] {
+        node.ns().run(|| exchanges(ip, ports, mtu)).with_context(|| format!("a process of {} asks {ip}", node.name()))?;
+    }
+    for ip in [own, loopback] {
+        let answer = node.ns().run(|| Ok(probe::ask(Kind::Udp, SocketAddr::new(ip, EMPTY))))?;
+        ensure!(answer == Answer::Refused, "a process of {} asks {ip} port {EMPTY}: {answer}", node.name());
     }
     Ok(())
 }
@@ -171,12 +194,15 @@ fn up_and_down(addr: SocketAddr) -> Result<()> {
 }
 
 /// Waits until every node serves all pods by both families.
-fn served(lab: &Lab) -> Result<()> {
+fn served(lab: &Lab, arguments: &[&str]) -> Result<()> {
     for node in lab.nodes() {
         for ip in node.addresses().both() {
-            let served = |from: &Namespace| from.run(|| Ok(probe::survey(Kind::Http, (ip, HTTP).into(), 20)));
-            wait_for("all pods", IN_FORCE, || Ok((served(lab.far_client())?.pods() == ["web-1", "web-2"]).then_some(())))
-                .with_context(|| format!("by {ip}"))?;
+            let by_packets = (arguments == BY_PACKETS).then_some(node.ns());
+            for from in [Some(lab.far_client()), by_packets].into_iter().flatten() {
+                let served = |from: &Namespace| from.run(|| Ok(probe::survey(Kind::Http, (ip, HTTP).into(), 20)));
+                wait_for("all pods", IN_FORCE, || Ok((served(from)?.pods() == ["web-1", "web-2"]).then_some(())))
+                    .with_context(|| format!("by {ip}, asked by {}", from.name()))?;
+            }
         }
     }
     Ok(())

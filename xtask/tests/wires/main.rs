@@ -1,4 +1,4 @@
-//! Frames over plain devices and bridges, ordinary and jumbo, masqueraded and encapsulated.
+//! Frames over plain devices and bridges, ordinary and jumbo, masqueraded and encapsulated, from clients, pods and processes of nodes.
 
 mod frames;
 
@@ -33,4 +33,9 @@ fn encapsulated() -> Result<()> {
 #[test]
 fn encapsulated_jumbo() -> Result<()> {
     frames::are_right(Uplink::Plain, Wiring::Bridge, 9000, &["--forwarding", "dsr"])
+}
+
+#[test]
+fn processes_by_packets() -> Result<()> {
+    frames::are_right(Uplink::Plain, Wiring::PointToPoint, 1500, frames::BY_PACKETS)
 }
