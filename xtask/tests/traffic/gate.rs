@@ -11,9 +11,10 @@ use xtask::lab::probe::Kind;
 use xtask::lab::sctp;
 use xtask::lab::topology::{Join, Wiring};
 
-use crate::cluster::{Cluster, HOST, IN_FORCE, WEB as WEB_PORT, WEB_ECHO, WEB_UDP};
+use crate::cluster::{Cluster, HOST, IN_FORCE, WEB as WEB_PORT, WEB_ECHO, WEB_UDP, of_web};
 
 const SCTP: u16 = 9899;
+const SCTP_NODE_PORT: u16 = 30132;
 /// A nodePort of a Service that has no pods.
 const NOBODY: u16 = 30099;
 /// Addresses that the web Service has besides, and no device anywhere.
@@ -34,16 +35,8 @@ fn by_packets(wiring: Wiring, join: Join) -> Result<()> {
     let mut cluster = Cluster::start_with(wiring, join, &["--cgroup", "off"], |_| Ok(()))?;
     WEB.iter().try_for_each(|name| cluster.lab.pod(name).map(|pod| sctp::start(pod, SCTP)))?;
     let client = cluster.plane.client();
-    client.apply(&json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": { "name": "sctp", "namespace": "default" },
-        "spec": {
-            "ipFamilyPolicy": "RequireDualStack",
-            "selector": { "app": "web" },
-            "ports": [{ "protocol": "SCTP", "port": 80, "targetPort": SCTP }],
-        },
-    }))?;
+    let port = json!({ "protocol": "SCTP", "port": 80, "targetPort": SCTP, "nodePort": SCTP_NODE_PORT });
+    client.apply(&of_web("sctp", json!({}), port))?;
     client.apply(&json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -96,8 +89,8 @@ fn everything_is_reached(cluster: &Cluster, node: &Node) -> Result<()> {
         let tally = node.survey_as_process(Kind::Http, (ip, 80).into(), 12)?;
         ensure!(tally.served() == 12, "a process of {} asks {ip}, and so host-1: {tally}", node.name());
     }
-    for ip in cluster.cluster_ips("sctp")? {
-        let addr = SocketAddr::new(ip, 80);
+    let by_node = node.addresses().both().into_iter().map(|ip| SocketAddr::new(ip, SCTP_NODE_PORT));
+    for addr in cluster.cluster_ips("sctp")?.into_iter().map(|ip| SocketAddr::new(ip, 80)).chain(by_node) {
         let served = |port| node.ns().run(|| Ok(sctp::associate(port, addr, &[200, 1000])?)).is_ok();
         wait_for("SCTP", IN_FORCE, || Ok((40000..40012).all(served).then_some(())))
             .with_context(|| format!("a process of {} asks {addr}", node.name()))?;
