@@ -165,7 +165,11 @@ fn filters_let_answers_in(cluster: &Cluster, node: &Node) -> Result<()> {
     filter("0")
 }
 
-/// The devices go with the rest.
+fn of_loopback(setting: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/lo/{setting}")).unwrap_or_default().trim().to_owned()
+}
+
+/// The devices go with the rest, and what loopback lets in is as it was.
 fn nothing_stays(cluster: &mut Cluster) -> Result<()> {
     cluster.agents.clear();
     for node in cluster.lab.nodes() {
@@ -174,6 +178,8 @@ fn nothing_stays(cluster: &mut Cluster) -> Result<()> {
         let unload = ["unload", "--state-dir", &node.state_dir().to_string_lossy()].map(str::to_owned);
         node.ns().output(Command::new(&cluster.lab.tools().portway).args(unload))?;
         ensure!(!devices()?.contains("portway0"), "left: {}", devices()?);
+        let settings = || node.ns().run(|| Ok(["accept_local", "route_localnet"].map(of_loopback)));
+        ensure!(settings()?.iter().all(|value| value == "0"), "what loopback lets in stays: {:?}", settings()?);
     }
     Ok(())
 }
