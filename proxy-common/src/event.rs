@@ -83,6 +83,8 @@ counted! {
         FragmentUnknown = "fragment_unknown",
         /// Another node has sent it here encapsulated, and no Service leads to such a backend of this node.
         NotServedHere = "not_served_here",
+        /// A process of this host has sent it to the Service ranges, and it is nothing that could be translated: the stack would send it here again.
+        LeftInGate = "left_in_gate",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, Hook, Way};
-use proxy_common::net::{Device, IfIndex};
+use proxy_common::net::{Address as _, Device, IfIndex};
 
 use crate::parse::{self, Headers, Ip};
 use crate::{Action, Packet, Scratch, Tables, flow, rewrite, way};
@@ -13,6 +13,8 @@ pub fn early<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device:
     let Some(headers) = parse::headers::<F, P, T>(packet, tables)? else { return Ok(Action::Untouched) };
     let mut flow = Scratch::<F>::NO_FLOW;
     match flow::find(tables, &headers, Hook::FromDevice, &mut flow) {
+        // What plays this host to itself is left to its stack, which drops it.
+        flow::Found::Ours if headers.key.dst.is_loopback() => Ok(Action::Untouched),
         flow::Found::Ours => forward_early(packet, tables, device, &headers, &flow),
         flow::Found::Elsewhere | flow::Found::Over(_) | flow::Found::None => Ok(Action::Untouched),
     }

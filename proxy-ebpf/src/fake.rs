@@ -431,8 +431,8 @@ impl<F: Family> Sockets<F> for Memory<F> {
     fn remember(&self, key: &PeerKey<F::Addr>, peer: &Peer<F::Addr>) {
         self.peers.borrow_mut().insert(*key, *peer);
     }
-    fn is_taken(&self, protocol: Protocol, addr: &F::Addr, port: Port) -> bool {
-        self.taken.contains(&(protocol, *addr, port))
+    fn is_taken(&self, key: &FlowKey<F::Addr>) -> bool {
+        self.taken.contains(&(key.protocol, key.dst, key.dport))
     }
 }
 

@@ -122,6 +122,9 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
     }
     // What the stack sends to a pod asks for no Service.
     let unknown = if origin == Origin::Stack { Stage::Plain } else { Stage::Open };
+    if origin == Origin::Outside && process::is_martian(scratch) {
+        return Stage::Untouched;
+    }
     match flow::find(tables, &scratch.headers, origin.hook(), &mut scratch.flow) {
         flow::Found::Ours if leads_on(scratch, origin) => {}
         flow::Found::Ours => {
@@ -154,7 +157,8 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
     if origin == Origin::Stack {
         return Stage::Judge;
     }
-    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device)
+    let own = scratch.flow.is(Role::OWN_NODE);
+    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device, own)
 }
 
 /// Whether the flow in the scratch leads where the packet is to go: another node may have chosen anew for what it sends here.
@@ -196,7 +200,7 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
 ) -> Result<Stage, Reason> {
     let tunnelled = origin == Origin::Outside && scratch.tunnelled != 0;
     // V21: a process of this host reaches what its pods reach. P18: pods let it in.
-    let process = origin == Origin::Outside && process::is_gate(tables, device);
+    let process = origin == Origin::Outside && scratch.by_gate != 0;
     let selected = match tunnelled {
         true => service::select_elsewhere(tables, &scratch.headers.key),
         false if process => service::select_here(tables, &scratch.headers.key)?,
@@ -212,7 +216,9 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     let key = &scratch.headers.key;
     let backend = match tunnelled {
         true => service::named(tables, &service, &scratch.backend, scratch.port)?,
-        false => service::choose(tables, key, &service, if process { Origin::Pod } else { origin }, &config)?,
+        // V13: all processes are one client, whatever address they ask from.
+        false if process => service::choose(tables, key, F::Addr::ZERO, &service, Origin::Pod, &config)?,
+        false => service::choose(tables, key, key.src, &service, origin, &config)?,
     };
     let plan = if process {
         plan::for_process(tables, device, key, &backend)
@@ -221,7 +227,7 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     } else {
         plan::plan(tables, device, key, &backend, origin, service.has(ServiceFlags::DSR), &config)
     }?;
-    let stage = may_leave(packet, tables, scratch, plan.way(), plan.device());
+    let stage = may_leave(packet, tables, scratch, plan.way(), plan.device(), process);
     if stage == Stage::Judge {
         flow::open(tables, scratch, &service, &backend, &plan, &config)?;
         scratch.rewrite = 1;
@@ -245,7 +251,8 @@ pub fn inner<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage
     }
 }
 
-/// What the stack would check of a packet that we send on in its place: time to live, and the size that `device` takes.
+/// What the stack would check of a packet that we send on in its place: time to live, and the size that `device` takes. What this host's own processes
+/// send may be as large as loopback takes, also to pods here, which kernels before 5.12 do not hand over: it goes in packets of the size that any device takes.
 #[inline(always)]
 fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
@@ -253,6 +260,7 @@ fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
     scratch: &mut Scratch<F>,
     way: Way,
     device: IfIndex,
+    own: bool,
 ) -> Stage {
     if !way.is_to_stack() && scratch.headers.ttl <= 1 {
         return scratch.refuse(Reason::TtlExceeded);
@@ -260,12 +268,15 @@ fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
     let more = match way {
         Way::Neighbour => 0,
         Way::Tunnel => F::OVERHEAD,
+        Way::Pod if own => 0,
         Way::Stack | Way::Pod | Way::Gate => return Stage::Judge,
     };
-    if scratch.headers.len + more <= tables.config().map_or(u32::MAX, |config| config.least_mtu) {
+    let least = tables.config().map_or(u32::MAX, |config| config.least_mtu);
+    if scratch.headers.len + more <= least {
         return Stage::Judge;
     }
-    scratch.mtu = tables.device(device).map_or(u32::MAX, |device| device.mtu.saturating_sub(more));
+    scratch.mtu =
+        if way == Way::Pod { least } else { tables.device(device).map_or(u32::MAX, |device| device.mtu.saturating_sub(more)) };
     if scratch.headers.largest(packet) <= scratch.mtu { Stage::Judge } else { scratch.refuse(Reason::TooBig) }
 }
 
@@ -346,7 +357,7 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
             let back = match origin {
                 Origin::Stack => Action::Return(device),
                 Origin::Outside if scratch.tunnelled != 0 => tunnel::way_back(tables, device, scratch),
-                Origin::Outside if process::is_gate(tables, device) => process::way_back(tables, device, scratch),
+                Origin::Outside if scratch.by_gate != 0 => process::way_back(tables, device, scratch),
                 Origin::Outside | Origin::Pod => Action::Transmit(device),
             };
             let done = rewrite::answer(packet, tables, scratch, answer, back)?;

@@ -137,8 +137,11 @@ macro_rules! serving {
                 }
                 #[inline(always)]
                 fn untouched(&mut self) -> i32 {
-                    trace(self.0, 1, 0);
-                    TC_ACT_UNSPEC
+                    if AT_POD {
+                        trace(self.0, 1, 0);
+                        return TC_ACT_UNSPEC;
+                    }
+                    left(self.0)
                 }
             }
 
@@ -178,6 +181,12 @@ macro_rules! serving {
             sending!($hook, send, ORIGIN, proxy_ebpf::send);
             sending!($hook, send_error, ORIGIN, odd::send_error);
             sending!($hook, send_odd, ORIGIN, odd::send);
+
+            #[unsafe(export_name = concat!(stringify!($hook), "_left"))]
+            extern "C" fn left(skb: *mut __sk_buff) -> i32 {
+                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
+                verdict(&TcContext::new(skb), process::left(scratch))
+            }
 
             #[unsafe(export_name = concat!(stringify!($hook), "_stop"))]
             extern "C" fn stop(skb: *mut __sk_buff) -> i32 {

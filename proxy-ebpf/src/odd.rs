@@ -11,8 +11,8 @@ use proxy_common::policy::PodRows;
 use crate::parse::Ip;
 use crate::parse::others::{Other, others};
 use crate::{
-    Action, Origin, Packet, Scratch, Stage, Tables, flow, go, leads_on, may_encapsulate, may_leave, onward, policy, rewrite,
-    tunnel, way,
+    Action, Origin, Packet, Scratch, Stage, Tables, flow, go, leads_on, may_encapsulate, may_leave, onward, policy, process,
+    rewrite, tunnel, way,
 };
 
 /// Finds out what it is, and the flow that it belongs to.
@@ -27,6 +27,9 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
     scratch.odd = 1;
     if origin == Origin::Outside && scratch.tunnelled == 0 && tunnel::is_ours(tables, scratch, kind) {
         return Stage::Decapsulate;
+    }
+    if origin == Origin::Outside && process::is_martian(scratch) {
+        return Stage::Untouched;
     }
     match kind {
         Other::Error => error(tables, origin, scratch),
@@ -79,7 +82,8 @@ fn part<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, 
     if origin == Origin::Stack {
         return Stage::Judge;
     }
-    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device)
+    let own = scratch.flow.is(Role::OWN_NODE);
+    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device, own)
 }
 
 /// For an error, by the key of the packets that go where it goes.

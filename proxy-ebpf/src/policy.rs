@@ -30,14 +30,19 @@ pub fn admit<F: Ip, P: Packet, T: Tables<F>>(
     scratch.rewrite = 0;
     scratch.fresh = 0;
     scratch.own = 0;
+    scratch.by_gate = 0;
     scratch.tunnelled = 0;
     // What was redirected into the device again, or is on its way back to the sender, was made by us.
     if origin != Origin::Outside && packet.is_answer_of_ours() {
         return Stage::Untouched;
     }
-    // Without policies nobody gains by a claim to be from here.
-    if origin == Origin::Outside && !tables.config().unwrap_or_default().has(Config::POLICY) {
-        return Stage::Meet;
+    if origin == Origin::Outside {
+        let config = tables.config().unwrap_or_default();
+        scratch.by_gate = u32::from(config.gate == device && device != IfIndex::NONE);
+        // Without policies nobody gains by a claim to be from here.
+        if !config.has(Config::POLICY) {
+            return Stage::Meet;
+        }
     }
     let (src, dst) = match F::read(packet) {
         Ok(Some(network)) => (network.src, network.dst),

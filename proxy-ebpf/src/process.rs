@@ -37,30 +37,45 @@ fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(packet: &P, tables: &T, scrat
         },
         Err(_) => return false,
     };
-    let known = tables.find_flow(&scratch.headers.key, &mut scratch.flow).is_some();
-    if known && scratch.flow.hooks & Hook::FromDevice as u8 != 0 {
-        return true;
+    let opens = may_ask && scratch.headers.opens();
+    // Whoever listens there by now is not hidden by what was before.
+    if opens && scratch.headers.key.dst.is_loopback() {
+        return asks(tables, &scratch.headers.key);
     }
-    may_ask && scratch.headers.opens() && asks(tables, &scratch.headers.key)
+    let known = tables.find_flow(&scratch.headers.key, &mut scratch.flow).is_some();
+    known && scratch.flow.hooks & Hook::FromDevice as u8 != 0 || opens && asks(tables, &scratch.headers.key)
 }
 
-/// Whether it is a Service's to answer, if only by a refusal. By loopback addresses nodePorts are served where nobody listens; of SCTP the kernel
+/// Whether a process of this host asks for what is a Service's to answer, if only by a refusal. By loopback addresses nodePorts are served where nobody listens; of SCTP the kernel
 /// does not tell whether somebody does.
 #[inline(always)]
 fn asks<F: Family, T: Sockets<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
     match service::select_here(tables, key) {
-        Ok(Some(_)) if key.dst.is_loopback() => {
-            key.protocol != Protocol::SCTP && !tables.is_taken(key.protocol, &key.dst, key.dport)
-        }
-        Ok(found) => found.is_some(),
-        Err(_) => true,
+        Ok(Some(_)) if key.dst.is_loopback() => key.protocol != Protocol::SCTP && !tables.is_taken(key),
+        Ok(None) => false,
+        Ok(Some(_)) | Err(_) => has_own_source(tables, key),
     }
 }
 
-/// Whether a device is the gate.
+/// Whether what answers would find its way back: who has a device on top of a node device (macvlan), and a proxy that plays its client, have
+/// addresses that are not this host's.
 #[inline(always)]
-pub fn is_gate<F: Family, T: Tables<F>>(tables: &T, device: IfIndex) -> bool {
-    tables.device(device).is_some_and(|device| device.flags & Device::GATE != 0)
+fn has_own_source<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
+    // An address of loopback itself is not known, but nobody else could ask it by loopback.
+    let known = || tables.address(&key.src).0 & (AddressFlags::HOST | AddressFlags::NODE_PORTS) != 0;
+    key.src.is_loopback() || key.src == key.dst || known()
+}
+
+/// What becomes of a packet that nothing was to be done with: out of the gate the stack would send it there again and again.
+#[inline(always)]
+pub fn left<F: Family>(scratch: &Scratch<F>) -> Result<Action, Reason> {
+    if scratch.by_gate != 0 { Err(Reason::LeftInGate) } else { Ok(Action::Untouched) }
+}
+
+/// Whether a packet from outside plays one of this host to itself, as none can be that comes from elsewhere: the kernel calls it a martian.
+#[inline(always)]
+pub fn is_martian<F: Family>(scratch: &Scratch<F>) -> bool {
+    scratch.headers.key.dst.is_loopback() && scratch.by_gate == 0
 }
 
 /// By which device what answers comes to a process that asked an address. The Service ranges are routed by the gate, and the kernel takes what has

@@ -82,12 +82,13 @@ pub fn not_opening(service: &Service) -> Result<Stage, Reason> {
     if service.has(ServiceFlags::CLUSTER_IP) { Err(Reason::NotSyn) } else { Ok(Stage::Untouched) }
 }
 
-/// The backend for a new connection: the one that the client stays with (V13), else one by a keyed hash of the connection, so that every
+/// The backend for a new connection: the one that the client, who need not be the packet's source, stays with (V13), else one by a keyed hash of the connection, so that every
 /// program on the path agrees (V15).
 #[inline(always)]
 pub fn choose<F: Family, T: Tables<F>>(
     tables: &T,
     key: &FlowKey<F::Addr>,
+    client: F::Addr,
     service: &Service,
     origin: Origin,
     config: &Config,
@@ -96,7 +97,7 @@ pub fn choose<F: Family, T: Tables<F>>(
         return Err(Reason::SourceNotAllowed);
     }
     let slots = interval(tables, service, origin, &key.src)?;
-    let client = AffinityKey { client: key.src, service: service.id };
+    let client = AffinityKey { client, service: service.id };
     let stays = if service.affinity == 0 { None } else { stays_with(tables, &client, service, slots, config) };
     let slot = match stays {
         Some(slot) => slot,

@@ -29,8 +29,8 @@ pub trait Sockets<F: Family>: Tables<F> {
     fn peer(&self, key: &PeerKey<F::Addr>) -> Option<Peer<F::Addr>>;
     /// Remembers it.
     fn remember(&self, key: &PeerKey<F::Addr>, peer: &Peer<F::Addr>);
-    /// Whether a socket of this host takes what comes to this address and port.
-    fn is_taken(&self, protocol: Protocol, addr: &F::Addr, port: Port) -> bool;
+    /// Whether a socket of this host takes a TCP segment or UDP datagram with this source and destination.
+    fn is_taken(&self, key: &FlowKey<F::Addr>) -> bool;
 }
 
 /// connect, and sendmsg with an address: the address to use instead, or `None` where it is no Service's. An error means that the process is
@@ -72,7 +72,9 @@ fn select<F: Family, T: Sockets<F>>(tables: &T, ask: &Ask<F::Addr>) -> Result<Op
     }
     let Some(service) = tables.service(&ServiceKey::new(F::Addr::ZERO, ask.port, ask.protocol)) else { return Ok(None) };
     let at = if unspecified { F::Addr::LOOPBACK } else { ask.addr };
-    if tables.is_taken(ask.protocol, &at, ask.port) { Ok(None) } else { Ok(Some(service)) }
+    // From a port that nobody has: one that listens takes it, or a UDP socket that is bound.
+    let key = FlowKey::new(ask.protocol, F::Addr::LOOPBACK, Port::NONE, at, ask.port);
+    if tables.is_taken(&key) { Ok(None) } else { Ok(Some(service)) }
 }
 
 /// A UDP socket's datagrams to one address keep their backend for as long as it may be used: the socket is their connection.

@@ -5,7 +5,7 @@ use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Address, Family, IfIndex, Port, Protocol};
 
 use crate::parse::{Headers, Ip};
-use crate::{Action, Origin, Packet, Tables, odd, policy, tunnel};
+use crate::{Action, Origin, Packet, Tables, odd, policy, process, tunnel};
 
 /// What the stages of one packet hand on: in the kernel one element per CPU, for IPv6's do not fit on the stack beside all else.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +39,8 @@ pub struct Scratch<F: Family> {
     pub fresh: u32,
     /// 1 if this host has made the packet, with an address of its own (P18).
     pub own: u32,
+    /// 1 if this host's own processes have sent it, to a Service, and it came by the gate (V21).
+    pub by_gate: u32,
     /// 1 if another node has sent it here encapsulated, for the backend of [`Scratch::backend`] and [`Scratch::port`].
     pub tunnelled: u32,
     /// Of what is [`Scratch::tunnelled`]: the backend's port.
@@ -83,6 +85,7 @@ impl<F: Family> Scratch<F> {
             rewrite: 0,
             fresh: 0,
             own: 0,
+            by_gate: 0,
             tunnelled: 0,
             port,
             zero: 0,
@@ -188,7 +191,7 @@ pub trait Stages {
     fn send_odd(&mut self) -> Self::Verdict;
     /// [`crate::stop`].
     fn stop(&mut self) -> Self::Verdict;
-    /// The packet goes on as it came.
+    /// The packet goes on as it came: [`process::left`].
     fn untouched(&mut self) -> Self::Verdict;
 }
 
@@ -297,6 +300,6 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
         crate::stop(self.packet, self.tables, self.device, self.origin, &mut self.scratch)
     }
     fn untouched(&mut self) -> Self::Verdict {
-        Ok(Action::Untouched)
+        process::left(&self.scratch)
     }
 }

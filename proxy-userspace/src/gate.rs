@@ -108,8 +108,6 @@ async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
         let message = LinkUnspec::new_with_name(name).up().build();
         handle.link().set(message).execute().await.with_context(|| format!("set {name} up"))?;
     }
-    let exit = index_of(handle, EXIT).await?.with_context(|| format!("find {EXIT}"))?;
-    loopback::open(handle, exit).await.context("let loopback take this host's own addresses")?;
     let there = routes(handle, entry).await.with_context(|| format!("list the routes by {ENTRY}"))?;
     for range in &wish.ranges {
         let request = handle.route().add(route(*range, entry, wish)).replace();
@@ -121,14 +119,12 @@ async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
             handle.route().del(message).execute().await.with_context(|| format!("remove a route by {ENTRY}"))?;
         }
     }
-    Ok(())
+    loopback::open(handle, entry).await.context("let loopback take this host's own addresses")
 }
 
 async fn remove_by(handle: &Handle) -> Result<()> {
     let Some(entry) = index_of(handle, ENTRY).await? else { return Ok(()) };
-    if let Some(exit) = index_of(handle, EXIT).await? {
-        loopback::close(handle, exit).await.context("put the settings of loopback back")?;
-    }
+    loopback::close(handle, entry).await.context("put the settings of loopback back")?;
     handle.link().del(entry).execute().await.with_context(|| format!("remove the devices {ENTRY} and {EXIT}"))?;
     info!("the gate of processes is gone");
     Ok(())
@@ -268,7 +264,10 @@ mod tests {
     fn what_loopback_let_in_before_it_lets_in_after() {
         let host = Namespace::new();
         host.block_on(async {
-            std::fs::write("/proc/sys/net/ipv4/conf/lo/accept_local", "1").expect("a setting");
+            // Also for devices that are made later.
+            for device in ["lo", "default"] {
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/{device}/accept_local"), "1").expect("a setting");
+            }
             let (connection, handle, _) = new_connection().expect("netlink");
             let task = tokio::spawn(connection);
             for _ in 0..2 {

@@ -16,7 +16,8 @@ use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::event::Reason;
-use proxy_common::net::{Addr4, Addr6, Address as _, Family, Port, Protocol, V4, V6};
+use proxy_common::flow::FlowKey;
+use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
 use proxy_common::socket::{INITIAL_NETNS, PEER_ENTRIES, Peer, PeerKey};
 use proxy_ebpf::socket::{Ask, Sockets};
 
@@ -57,11 +58,11 @@ macro_rules! family {
                 let _forgotten = $peers.insert(key, peer, BPF_ANY.into());
             }
             #[inline(always)]
-            fn is_taken(&self, protocol: Protocol, addr: &$addr, port: Port) -> bool {
+            fn is_taken(&self, key: &FlowKey<$addr>) -> bool {
                 // SAFETY: plain integers.
                 let mut tuple: bpf_sock_tuple = unsafe { zeroed() };
-                let len = $tuple(&mut tuple, addr, port);
-                self.has_socket(protocol, &mut tuple, len)
+                let len = $tuple(&mut tuple, key);
+                self.has_socket(key.protocol, &mut tuple, len)
             }
         }
     };
@@ -71,27 +72,29 @@ family!(V4, Addr4, PEERS4 "PEERS4", tuple4);
 family!(V6, Addr6, PEERS6 "PEERS6", tuple6);
 
 #[inline(always)]
-fn tuple4(tuple: &mut bpf_sock_tuple, addr: &Addr4, port: Port) -> u32 {
-    tuple.__bindgen_anon_1.ipv4.saddr = Addr4::LOOPBACK.word();
+fn tuple4(tuple: &mut bpf_sock_tuple, key: &FlowKey<Addr4>) -> u32 {
     // SAFETY: all members of the union are plain integers.
     let ipv4 = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
-    ipv4.daddr = addr.word();
-    ipv4.dport = port.word() as u16;
+    ipv4.saddr = key.src.word();
+    ipv4.daddr = key.dst.word();
+    ipv4.sport = key.sport.word() as u16;
+    ipv4.dport = key.dport.word() as u16;
     size_of_val(ipv4) as u32
 }
 
 #[inline(always)]
-fn tuple6(tuple: &mut bpf_sock_tuple, addr: &Addr6, port: Port) -> u32 {
+fn tuple6(tuple: &mut bpf_sock_tuple, key: &FlowKey<Addr6>) -> u32 {
     // SAFETY: all members of the union are plain integers.
     let ipv6 = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
-    ipv6.saddr = Addr6::LOOPBACK.words();
-    ipv6.daddr = addr.words();
-    ipv6.dport = port.word() as u16;
+    ipv6.saddr = key.src.words();
+    ipv6.daddr = key.dst.words();
+    ipv6.sport = key.sport.word() as u16;
+    ipv6.dport = key.dport.word() as u16;
     size_of_val(ipv6) as u32
 }
 
 impl Kernel {
-    /// Whether a socket would take what comes from a port that nobody has: one that listens, or a UDP socket that is bound.
+    /// Whether there is a socket for it: one that is connected so, one that listens, or a UDP socket that is bound.
     #[inline(always)]
     fn has_socket(&self, protocol: Protocol, tuple: *mut bpf_sock_tuple, len: u32) -> bool {
         // SAFETY: the context of this program, and a tuple of that size.

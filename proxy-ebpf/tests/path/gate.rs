@@ -34,6 +34,11 @@ both_families!(
     where_sockets_serve_nothing_is_caught,
     a_node_port_without_pods_is_refused_by_loopback,
     what_does_not_fit_is_told_by_loopback,
+    who_has_no_address_of_this_host_is_no_process,
+    what_comes_from_elsewhere_to_loopback_belongs_to_no_flow,
+    v13_all_processes_are_one_client,
+    pods_here_get_no_larger_packets_than_any_device_takes,
+    what_cannot_be_translated_goes_no_further_than_the_gate,
 );
 
 const FROM: End = (NODE, 40000);
@@ -268,7 +273,11 @@ fn v21_who_listens_on_loopback_is_not_hidden<F: Net>() {
     node.tables.taken.insert((Protocol::TCP, F::at(LOOPBACK), Port::new(NODE_PORT)));
     node.sends(IfIndex::LOOPBACK, &opening::<F>(Protocol::TCP, from, to)).untouched();
     node.sends(IfIndex::LOOPBACK, &opening::<F>(Protocol::SCTP, from, to)).untouched();
-    node.sends(IfIndex::LOOPBACK, &opening::<F>(Protocol::UDP, from, to)).goes(Action::Enter(GATE));
+    let question = opening::<F>(Protocol::UDP, from, to);
+    through(&node, IfIndex::LOOPBACK, &question).goes(Action::Pod(VETH_A));
+    // Who begins to listen later is heard with the next datagram.
+    node.tables.taken.insert((Protocol::UDP, F::at(LOOPBACK), Port::new(NODE_PORT)));
+    node.sends(IfIndex::LOOPBACK, &question).untouched();
 }
 
 fn v21_only_a_process_asks_by_loopback<F: Net>() {
@@ -354,4 +363,67 @@ fn what_does_not_fit_is_told_by_loopback<F: Net>() {
         assert_eq!((told.src, told.dst), (F::ip(at), F::ip(from)));
         assert_eq!(u32::from_be_bytes(told.rest), if F::V6 && at != VIP { 1499 } else { 1500 });
     }
+}
+
+/// A container that has a device on top of [`ETH`] sends by it, and so does a proxy with its client's address; what answers would not find them.
+fn who_has_no_address_of_this_host_is_no_process<F: Net>() {
+    let node = with_elsewhere::<F>(pod::<F>(POD_A));
+    for to in [(ELSEWHERE, 443), (VIP, 81)] {
+        node.sends(ETH, &opening::<F>(Protocol::TCP, (CLIENT, 40000), to)).untouched();
+        node.sends(ETH, &opening::<F>(Protocol::TCP, FROM, to)).goes(Action::Enter(GATE));
+    }
+    // Where the node's address is loopback's own.
+    let mut node = node;
+    node.tables.addresses.insert(F::at(NODE), AddressFlags(AddressFlags::NODE_PORTS));
+    node.sends(ETH, &opening::<F>(Protocol::TCP, FROM, (ELSEWHERE, 443))).goes(Action::Enter(GATE));
+    node.sends(IfIndex::LOOPBACK, &opening::<F>(Protocol::TCP, FROM, BY_NODE)).goes(Action::Enter(GATE));
+}
+
+/// The kernel would call it a martian.
+fn what_comes_from_elsewhere_to_loopback_belongs_to_no_flow<F: Net>() {
+    for (backend, way) in [(POD_A, Action::Pod(VETH_A)), (REMOTE, Action::Neighbour(ETH))] {
+        let node = node::<F>(pod::<F>(backend));
+        let question = opening::<F>(Protocol::UDP, (LOOPBACK, 40000), (LOOPBACK, NODE_PORT));
+        let met = node.from_gate(&question).goes(way);
+        node.from_device(&question).untouched();
+        node.early(&question).untouched();
+        node.raw_from_device(&error_about::<F>((CLIENT, NODE), &question.answer())).untouched();
+        let told = if backend == POD_A { node.from_pod(VETH_A, &met.answer()) } else { node.from_device(&met.answer()) };
+        told.goes(Action::Enter(IfIndex::LOOPBACK));
+        node.from_device(&question).untouched();
+        node.early(&question).untouched();
+    }
+}
+
+/// Whatever address they ask from.
+fn v13_all_processes_are_one_client<F: Net>() {
+    let mut node = node::<F>(pod::<F>(POD_A)).with_node_port(0, &[pod::<F>(POD_A), pod::<F>(POD_B)]);
+    node.tables.services.values_mut().for_each(|service| service.affinity = 100);
+    let asks = |at, port| node.from_gate(&opening::<F>(Protocol::TCP, (at, port), (at, NODE_PORT))).said;
+    let first = asks(LOOPBACK, 40000);
+    assert!((40001..40020).all(|port| asks(LOOPBACK, port) == first && asks(NODE, port) == first));
+}
+
+/// Loopback takes more than kernels before 5.12 hand over to a pod.
+fn pods_here_get_no_larger_packets_than_any_device_takes<F: Net>() {
+    let node = node::<F>(pod::<F>(POD_A));
+    let datagram = |len| packet::<F>(Protocol::UDP, FROM, BY_NODE).payload(&vec![7; len]);
+    for _ in 0..2 {
+        node.from_gate(&datagram(1400)).goes(Action::Pod(VETH_A));
+        let told = node.from_gate(&datagram(1500)).tells(Action::Enter(IfIndex::LOOPBACK));
+        assert_eq!(u32::from_be_bytes(told.rest), if F::V6 { 1499 } else { 1500 });
+    }
+    // What others send has come by a device that takes it.
+    let client = packet::<F>(Protocol::UDP, (CLIENT, 40000), BY_NODE).payload(&[7; 1500]);
+    node.from_device(&client).goes(Action::Pod(VETH_A));
+}
+
+/// The stack would send it into the gate again.
+fn what_cannot_be_translated_goes_no_further_than_the_gate<F: Net>() {
+    let node = node::<F>(pod::<F>(POD_A));
+    let mut other = packet::<F>(Protocol::UDP, FROM, TO).bytes();
+    other[if F::V6 { 20 } else { 23 }] = 47;
+    node.raw_from_gate(&other).dropped(Reason::LeftInGate);
+    node.raw_from_device(&other).untouched();
+    node.from_gate(&packet::<F>(Protocol::TCP, FROM, BY_NODE)).dropped(Reason::LeftInGate);
 }

@@ -1,7 +1,7 @@
 //! What the host's loopback must let in, for what answers a process to reach it: packets with the host's own addresses, and with loopback's, that
 //! the programs put there (IPv4; IPv6 asks for no such settings).
 //!
-//! What was changed is noted at the gate's exit, as the same settings, which mean nothing there: the note goes where the gate goes.
+//! What was changed is noted at the gate, as the alias of its entry (`ip link show` prints it): the note goes where the gate goes.
 
 use std::fs;
 
@@ -18,30 +18,42 @@ const INET_CONF: u16 = 1;
 
 /// A setting of a device for IPv4.
 struct Setting {
+    name: &'static str,
     /// Its `IPV4_DEVCONF_*` of linux/ip.h.
     number: u16,
     of: fn(&InetDevConf) -> i32,
 }
 
-/// `accept_local` and `route_localnet`.
-const SETTINGS: [Setting; 2] =
-    [Setting { number: 23, of: |conf| conf.accept_local }, Setting { number: 26, of: |conf| conf.route_localnet }];
+const SETTINGS: [Setting; 2] = [
+    Setting { name: "accept_local", number: 23, of: |conf| conf.accept_local },
+    Setting { name: "route_localnet", number: 26, of: |conf| conf.route_localnet },
+];
 
 /// Lets in what the programs put there.
-pub async fn open(handle: &Handle, exit: u32) -> Result<()> {
-    let Some(now) = settings(handle, IfIndex::LOOPBACK.0).await? else { return Ok(()) };
-    for setting in SETTINGS.iter().filter(|setting| (setting.of)(&now) == 0) {
-        set(handle, exit, setting, 1).await?;
-        set(handle, IfIndex::LOOPBACK.0, setting, 1).await?;
+pub async fn open(handle: &Handle, entry: u32) -> Result<()> {
+    let loopback = link(handle, IfIndex::LOOPBACK.0).await?;
+    let Some(now) = settings(&loopback) else { return Ok(()) };
+    let missing: Vec<_> = SETTINGS.iter().filter(|setting| (setting.of)(now) == 0).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let noted = note(&link(handle, entry).await?);
+    let names = SETTINGS.iter().filter(|setting| noted.contains(setting.name) || missing.iter().any(|m| m.name == setting.name));
+    let names: Vec<_> = names.map(|setting| setting.name).collect();
+    let alias = LinkAttribute::IfAlias(format!("portway has set of lo: {}", names.join(" ")));
+    let message = LinkUnspec::new_with_index(entry).append_extra_attribute(alias).build();
+    handle.link().set(message).execute().await.context("note what is changed")?;
+    for setting in missing {
+        set(handle, setting, 1).await?;
     }
     Ok(())
 }
 
 /// Puts back what [`open`] has changed.
-pub async fn close(handle: &Handle, exit: u32) -> Result<()> {
-    let Some(noted) = settings(handle, exit).await? else { return Ok(()) };
-    for setting in SETTINGS.iter().filter(|setting| (setting.of)(&noted) != 0) {
-        set(handle, IfIndex::LOOPBACK.0, setting, 0).await?;
+pub async fn close(handle: &Handle, entry: u32) -> Result<()> {
+    let noted = note(&link(handle, entry).await?);
+    for setting in SETTINGS.iter().filter(|setting| noted.contains(setting.name)) {
+        set(handle, setting, 0).await?;
     }
     Ok(())
 }
@@ -62,32 +74,46 @@ fn is_strict(filters: &[String]) -> bool {
     filters.iter().filter_map(|filter| filter.trim().parse::<u8>().ok()).max() == Some(1)
 }
 
+async fn link(handle: &Handle, device: u32) -> Result<LinkMessage> {
+    let mut found: Vec<LinkMessage> =
+        handle.link().get().match_index(device).execute().try_collect().await.with_context(|| format!("read device {device}"))?;
+    found.pop().with_context(|| format!("read device {device}"))
+}
+
 /// The settings of a device; none where it knows no IPv4.
-async fn settings(handle: &Handle, device: u32) -> Result<Option<InetDevConf>> {
-    let found: Vec<LinkMessage> =
-        handle.link().get().match_index(device).execute().try_collect().await.context("read settings")?;
-    let specs = found.iter().flat_map(|link| &link.attributes).filter_map(|attribute| match attribute {
+fn settings(link: &LinkMessage) -> Option<&InetDevConf> {
+    let specs = link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::AfSpecUnspec(specs) => Some(specs),
         _ => None,
     });
-    let inet = specs.flatten().filter_map(|spec| match spec {
+    let inet = specs?.iter().find_map(|spec| match spec {
         AfSpecUnspec::Inet(inet) => Some(inet),
         _ => None,
     });
-    Ok(inet.flatten().find_map(|spec| match spec {
-        AfSpecInet::DevConf(conf) => Some(*conf),
+    inet?.iter().find_map(|spec| match spec {
+        AfSpecInet::DevConf(conf) => Some(conf),
         _ => None,
-    }))
+    })
 }
 
-async fn set(handle: &Handle, device: u32, setting: &Setting, value: u32) -> Result<()> {
+/// What was noted at a device; nothing where nobody has.
+fn note(link: &LinkMessage) -> String {
+    let alias = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => Some(alias.clone()),
+        _ => None,
+    });
+    alias.unwrap_or_default()
+}
+
+/// Changes a setting of loopback.
+async fn set(handle: &Handle, setting: &Setting, value: u32) -> Result<()> {
     let one = DefaultNla::new(setting.number, value.to_ne_bytes().to_vec());
     let mut bytes = vec![0; one.buffer_len()];
     one.emit(&mut bytes);
     let conf = AfSpecInet::Other(DefaultNla::new(INET_CONF | NLA_F_NESTED, bytes));
     let spec = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![conf])]);
-    let message = LinkUnspec::new_with_index(device).append_extra_attribute(spec).build();
-    handle.link().set(message).execute().await.with_context(|| format!("change setting {} of device {device}", setting.number))
+    let message = LinkUnspec::new_with_index(IfIndex::LOOPBACK.0).append_extra_attribute(spec).build();
+    handle.link().set(message).execute().await.with_context(|| format!("set {} of loopback to {value}", setting.name))
 }
 
 #[cfg(test)]
