@@ -397,8 +397,6 @@ impl Device {
     pub const XDP_TARGET: u32 = 1;
     /// Pods of this node are on it (a bridge): what comes from it may be theirs.
     pub const HAS_PODS: u32 = 2;
-    /// The gate: what this host's own processes send to Services comes from it, where no hooks of sockets serve them (V21).
-    pub const GATE: u32 = 4;
     /// The link-layer address of both ends of the gate.
     pub const GATE_MAC: [u8; 6] = [0x02, 0x70, 0x6f, 0x72, 0x74, 0x01];
 }

@@ -157,8 +157,7 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
     if origin == Origin::Stack {
         return Stage::Judge;
     }
-    let own = scratch.flow.is(Role::OWN_NODE);
-    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device, own)
+    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device)
 }
 
 /// Whether the flow in the scratch leads where the packet is to go: another node may have chosen anew for what it sends here.
@@ -212,7 +211,7 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
         return service::not_opening(&service);
     }
     let config = tables.config().unwrap_or_default();
-    scratch.own = u32::from(process);
+    scratch.own = u32::from(process && process::has_own_source(tables, &scratch.headers.key));
     let key = &scratch.headers.key;
     let backend = match tunnelled {
         true => service::named(tables, &service, &scratch.backend, scratch.port)?,
@@ -227,7 +226,7 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     } else {
         plan::plan(tables, device, key, &backend, origin, service.has(ServiceFlags::DSR), &config)
     }?;
-    let stage = may_leave(packet, tables, scratch, plan.way(), plan.device(), process);
+    let stage = may_leave(packet, tables, scratch, plan.way(), plan.device());
     if stage == Stage::Judge {
         flow::open(tables, scratch, &service, &backend, &plan, &config)?;
         scratch.rewrite = 1;
@@ -260,7 +259,6 @@ fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
     scratch: &mut Scratch<F>,
     way: Way,
     device: IfIndex,
-    own: bool,
 ) -> Stage {
     if !way.is_to_stack() && scratch.headers.ttl <= 1 {
         return scratch.refuse(Reason::TtlExceeded);
@@ -268,7 +266,7 @@ fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
     let more = match way {
         Way::Neighbour => 0,
         Way::Tunnel => F::OVERHEAD,
-        Way::Pod if own => 0,
+        Way::Pod if scratch.by_gate != 0 => 0,
         Way::Stack | Way::Pod | Way::Gate => return Stage::Judge,
     };
     let least = tables.config().map_or(u32::MAX, |config| config.least_mtu);

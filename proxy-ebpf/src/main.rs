@@ -5,6 +5,7 @@
 #![allow(missing_docs, reason = "a program; the attribute macros also make items of their own")]
 
 mod kernel {
+    pub mod log;
     pub mod maps;
     pub mod packets;
     pub mod sockets;
@@ -17,16 +18,15 @@ use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT, TC_AC
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use aya_log_ebpf::debug;
-use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::event::Reason;
 use proxy_common::net::{Family, IfIndex, Protocol, V4, V6};
 use proxy_common::service::Config;
 use proxy_ebpf::parse::{self, Ip};
 use proxy_ebpf::{Action, Origin, Scratch, Stage, Stages, Tables, odd, policy, process, tunnel};
 
-use kernel::maps::{CONFIG, Kernel, NOTED4, NOTED6, OPENED, SCRATCH4, SCRATCH6, STOPPED, count, jiffies};
-use kernel::packets::{ANSWER_MARK, Frame, Skb};
+use kernel::log::{tell4, tell6};
+use kernel::maps::{CONFIG, Kernel, SCRATCH4, SCRATCH6, count, jiffies};
+use kernel::packets::{ANSWER_MARK, Frame, Skb, ifindex};
 
 /// A tc program: `$v4` or `$v6` by the packet's family.
 macro_rules! hook {
@@ -288,50 +288,6 @@ restoring_odd!(leaving6, V6, SCRATCH6, after leave6);
 restoring!(leave4, proxy_ebpf::leave::<V4, _, _>);
 restoring!(leave6, proxy_ebpf::leave::<V6, _, _>);
 
-/// Tells the log what was noted of a packet, if anybody listens. Numbers become words in user space, which has the words.
-macro_rules! tell {
-    ($tell:ident, $told:ident, $noted:ident, $bytes:ty) => {
-        #[inline(always)]
-        fn $tell(skb: *mut __sk_buff) {
-            if level_enabled(Level::Debug) {
-                $told(skb);
-            }
-        }
-
-        #[inline(never)]
-        fn $told(skb: *mut __sk_buff) -> i32 {
-            let Some(noted) = $noted.get_ptr_mut(0) else { return 0 };
-            let context = TcContext::new(skb);
-            // SAFETY: this CPU's own element; nobody else writes it before this program has ended.
-            let noted = unsafe { &mut *noted };
-            let (what, key, device) = (noted.what, &noted.key, ifindex(&context));
-            noted.what = 0;
-            let (src, dst): ($bytes, $bytes) = (key.src.bytes(), key.dst.bytes());
-            let (sport, dport, protocol) = (key.sport.number(), key.dport.number(), key.protocol.0);
-            if what == OPENED {
-                let backend: $bytes = noted.dst.bytes();
-                debug!(
-                    &context,
-                    target: "portway::packets",
-                    "device#{}: protocol#{} {:i} port {} to {:i} port {}: opened to {:i} port {}",
-                    device, protocol, src, sport, dst, dport, backend, noted.dport
-                );
-            } else if what >= STOPPED {
-                debug!(
-                    &context,
-                    target: "portway::packets",
-                    "device#{}: protocol#{} {:i} port {} to {:i} port {}: stopped, reason#{}",
-                    device, protocol, src, sport, dst, dport, what - STOPPED
-                );
-            }
-            0
-        }
-    };
-}
-
-tell!(tell4, told4, NOTED4, [u8; 4]);
-tell!(tell6, told6, NOTED6, [u8; 16]);
-
 hook!(
     /// tc ingress of node devices and tunnels.
     from_device: from_device4::serve, from_device6::serve
@@ -366,12 +322,6 @@ fn forwarded(context: &TcContext) -> bool {
     // SAFETY: the context of this program.
     let forwarded = unsafe { (*context.skb.skb).ingress_ifindex != 0 };
     forwarded && !CONFIG.get(0).is_some_and(|config| config.has(Config::THROUGH_STACK))
-}
-
-#[inline(always)]
-fn ifindex(context: &TcContext) -> u32 {
-    // SAFETY: the context of this program.
-    unsafe { (*context.skb.skb).ifindex }
 }
 
 /// The one place where tc verdicts are chosen. What was decided is left in `cb` for whoever runs the program by test run.

@@ -82,8 +82,7 @@ fn part<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, 
     if origin == Origin::Stack {
         return Stage::Judge;
     }
-    let own = scratch.flow.is(Role::OWN_NODE);
-    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device, own)
+    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device)
 }
 
 /// For an error, by the key of the packets that go where it goes.

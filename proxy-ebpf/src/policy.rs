@@ -53,18 +53,18 @@ pub fn admit<F: Ip, P: Packet, T: Tables<F>>(
         }
     };
     match origin {
-        Origin::Outside if is_ours(tables, device, &src) => scratch.refuse(Reason::ForgedSource),
+        Origin::Outside if scratch.by_gate == 0 && is_ours(tables, device, &src) => scratch.refuse(Reason::ForgedSource),
         Origin::Outside => Stage::Meet,
         Origin::Pod => from_pod(tables, device, &src, scratch),
         Origin::Stack => to_pod(packet, tables, device, &src, &dst, scratch),
     }
 }
 
-/// P18: whether an address is this host's or one of its pods'. A bridge that pods are on sees their packets too, and the gate the host's.
+/// P18: whether an address is this host's or one of its pods'. A bridge that pods are on sees their packets too.
 #[inline(always)]
 fn is_ours<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, addr: &F::Addr) -> bool {
     let ours = tables.address(addr).has(AddressFlags::HOST) || tables.pod(addr).is_some();
-    ours && tables.device(device).is_none_or(|device| device.flags & (Device::HAS_PODS | Device::GATE) == 0)
+    ours && tables.device(device).is_none_or(|device| device.flags & Device::HAS_PODS == 0)
 }
 
 /// P33: a pod sends with its own addresses. P31: a pod that is not known is denied once there are policies.

@@ -57,10 +57,10 @@ fn asks<F: Family, T: Sockets<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
     }
 }
 
-/// Whether what answers would find its way back: who has a device on top of a node device (macvlan), and a proxy that plays its client, have
-/// addresses that are not this host's.
+/// Whether a process of this host has sent it, with an address of this host: who has a device on top of a node device (macvlan), a proxy that
+/// plays its client, and who has this host for a router, have others.
 #[inline(always)]
-fn has_own_source<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
+pub fn has_own_source<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
     // An address of loopback itself is not known, but nobody else could ask it by loopback.
     let known = || tables.address(&key.src).0 & (AddressFlags::HOST | AddressFlags::NODE_PORTS) != 0;
     key.src.is_loopback() || key.src == key.dst || known()

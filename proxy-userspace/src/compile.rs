@@ -16,11 +16,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use proxy_common::net::{Device, IfIndex};
+use proxy_common::net::IfIndex;
 use proxy_common::service::Config;
 
 use crate::contents::{Contents, Frontend};
-use crate::model::{Links, ObjectName, PodStart, Refusal, Snapshot, TranslatedWay};
+use crate::model::{ObjectName, PodStart, Refusal, Snapshot, TranslatedWay};
 
 pub use addresses::node_port_addresses;
 pub use compiler::Compiler;
@@ -54,14 +54,9 @@ fn config(snapshot: &Snapshot) -> Config {
         udp_timeout: settings.timeouts.udp,
         least_mtu: links.devices.values().map(|device| device.mtu).min().unwrap_or(0),
         flags: flags(snapshot),
-        gate: gate(links).unwrap_or(IfIndex::NONE),
+        gate: links.gate.unwrap_or(IfIndex::NONE),
         zero: 0,
     }
-}
-
-/// V21: where packets of processes come to the programs, if there is such a device.
-fn gate(links: &Links) -> Option<IfIndex> {
-    links.devices.iter().find(|(_, device)| device.flags & Device::GATE != 0).map(|(index, _)| *index)
 }
 
 fn flags(snapshot: &Snapshot) -> u32 {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
-use proxy_common::net::{Device, IfIndex, RangeKind};
+use proxy_common::net::{Device, RangeKind};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteScope};
@@ -21,6 +21,8 @@ use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connectio
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
+
+use crate::model::Links;
 
 /// Where the routes lead.
 const ENTRY: &str = "portway0";
@@ -49,11 +51,11 @@ pub struct Wish {
 }
 
 impl Wish {
-    /// All Service ranges among these, for a node with such devices and addresses.
-    pub fn of(ranges: &BTreeMap<IpNet, RangeKind>, devices: &BTreeMap<IfIndex, Device>, sources: &[IpAddr]) -> Self {
+    /// All Service ranges among these, for a node with such links and addresses.
+    pub fn of(ranges: &BTreeMap<IpNet, RangeKind>, links: &Links, sources: &[IpAddr]) -> Self {
         let services = |(range, kind): (&IpNet, &RangeKind)| (*kind == RangeKind::SERVICES).then_some(*range);
-        let others = devices.values().filter(|device| device.flags & Device::GATE == 0);
-        let mtu = others.map(|device| device.mtu).min().unwrap_or(LEAST_MTU);
+        let others = links.devices.iter().filter(|(index, _)| Some(**index) != links.gate);
+        let mtu = others.map(|(_, device)| device.mtu).min().unwrap_or(LEAST_MTU);
         Self { open: true, ranges: ranges.iter().filter_map(services).collect(), sources: sources.to_vec(), mtu }
     }
 }

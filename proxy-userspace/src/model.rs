@@ -33,8 +33,10 @@ pub struct Snapshot {
 pub struct Links {
     /// Local pod address -> host-side veth, once found.
     pub pods: BTreeMap<IpAddr, IfIndex>,
-    /// Node devices and tunnels.
+    /// Node devices and tunnels, and the gate.
     pub devices: BTreeMap<IfIndex, Device>,
+    /// That of [`Self::devices`] by which processes come that no hooks of sockets serve (V21), if there is one.
+    pub gate: Option<IfIndex>,
     /// Every address of this host; not loopback's, nor those of kube-ipvs0 and kube-dummy-if (V20).
     pub host_addresses: BTreeMap<IpAddr, IfIndex>,
 }

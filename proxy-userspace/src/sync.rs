@@ -379,7 +379,7 @@ impl Sync {
         let wish = match self.plane.sockets().why_not() {
             Some(_) => {
                 let sources = &self.outputs.wanted.borrow().node_addresses;
-                Wish::of(&self.compiler.contents().ranges, &self.snapshot.links.devices, sources)
+                Wish::of(&self.compiler.contents().ranges, &self.snapshot.links, sources)
             }
             None => Wish::default(),
         };

@@ -93,6 +93,13 @@ impl Packet for Skb<'_> {
     }
 }
 
+/// The index of the device at which a socket buffer meets a program.
+#[inline(always)]
+pub fn ifindex(context: &TcContext) -> u32 {
+    // SAFETY: the context of this program.
+    unsafe { (*context.skb.skb).ifindex }
+}
+
 /// A frame in XDP, by direct access: the helpers that copy are younger than the oldest kernel that we run on.
 pub struct Frame<'a> {
     /// Of the running program.

@@ -39,6 +39,7 @@ both_families!(
     v13_all_processes_are_one_client,
     pods_here_get_no_larger_packets_than_any_device_takes,
     what_cannot_be_translated_goes_no_further_than_the_gate,
+    p18_whom_this_host_routes_is_judged_by_its_own_address,
 );
 
 const FROM: End = (NODE, 40000);
@@ -48,7 +49,7 @@ const TO: End = (VIP, 80);
 fn node<F: Net>(backend: Backend<F::Addr>) -> Node<F> {
     let mut node = Node::<F>::new().with_node_port(0, &[backend]).with_cluster_ip(0, &[backend]);
     let eth = node.tables.devices[&ETH];
-    node.tables.devices.insert(GATE, Device { mtu: 65535, flags: Device::GATE, ..eth });
+    node.tables.devices.insert(GATE, Device { mtu: 65535, ..eth });
     node.tables.config.gate = GATE;
     node.tables.config.least_mtu = 1500;
     for vip in [VIP, OTHER_VIP] {
@@ -198,7 +199,7 @@ fn node_ports_by_loopback_reach_pods_by_the_nodes_address<F: Net>() {
         }
     }
     let mut node = node::<F>(pod::<F>(POD_A));
-    node.tables.devices.insert(GATE, Device { mtu: 65535, flags: Device::GATE, ..Device::default() });
+    node.tables.devices.insert(GATE, Device { mtu: 65535, ..Device::default() });
     through(&node, IfIndex::LOOPBACK, &opening::<F>(Protocol::TCP, from, to)).dropped(Reason::NoMasqueradeAddress);
 }
 
@@ -426,4 +427,12 @@ fn what_cannot_be_translated_goes_no_further_than_the_gate<F: Net>() {
     node.raw_from_gate(&other).dropped(Reason::LeftInGate);
     node.raw_from_device(&other).untouched();
     node.from_gate(&packet::<F>(Protocol::TCP, FROM, BY_NODE)).dropped(Reason::LeftInGate);
+}
+
+/// A container that the agent knows nothing of, behind a bridge of its own.
+fn p18_whom_this_host_routes_is_judged_by_its_own_address<F: Net>() {
+    let node = node::<F>(pod::<F>(POD_A)).isolated();
+    node.from_gate(&opening::<F>(Protocol::TCP, (CLIENT, 40000), TO)).dropped(Reason::DeniedIngress);
+    let node = node.isolate(ALLOWING, Row::CLOSED).allowing(CLIENT, port_of(TARGET));
+    node.from_gate(&opening::<F>(Protocol::TCP, (CLIENT, 40000), TO)).goes(Action::Pod(VETH_A));
 }

@@ -116,7 +116,7 @@ impl Wiring {
             names: ours.iter().chain(self.pods.values()).chain(&strangers).filter_map(name).collect(),
             drivers: ours.iter().filter_map(|index| Some((*index, driver(facts.links.get(index)?)))).collect(),
             strangers,
-            links: model::Links { pods: self.pods.clone(), devices, host_addresses: host_addresses(facts) },
+            links: model::Links { pods: self.pods.clone(), devices, gate, host_addresses: host_addresses(facts) },
         }
     }
 }
@@ -181,7 +181,7 @@ fn device(facts: &Facts, wanted: &Wanted, pods: &BTreeMap<IpAddr, IfIndex>, inde
     }
     // P18: what such a bridge receives may be a pod's of this node.
     let has_pods = pods.values().any(|pod| is_port_of(facts, *pod, index));
-    let flags = if has_pods { Device::HAS_PODS } else { 0 } | if is_gate(link) { Device::GATE } else { 0 };
+    let flags = if has_pods { Device::HAS_PODS } else { 0 };
     Some(Device { masquerade6, masquerade4, mtu: link.mtu, flags, ..Device::default() })
 }
 
@@ -287,7 +287,7 @@ mod tests {
         let found = Wiring::default().found(&facts, &wanted);
         assert_eq!(names(&found), ["lo", "eth0", "flannel.1", "portway1"]);
         assert_eq!((found.drivers[&IfIndex(1)], found.drivers[&IfIndex(7)]), (Driver::Loopback, Driver::Tunnel));
-        assert!(!found.links.devices.contains_key(&IfIndex(1)));
+        assert_eq!((found.links.devices.contains_key(&IfIndex(1)), found.links.gate), (false, Some(IfIndex(7))));
     }
 
     #[test]

@@ -109,6 +109,7 @@ fn links(config: &FlowConfig, pods: &BTreeMap<IpAddr, IfIndex>) -> Links {
     Links {
         pods: pods.clone(),
         devices: [(DEVICE, device)].into(),
+        gate: None,
         host_addresses: config.node_ips.iter().map(|ip| (*ip, DEVICE)).collect(),
     }
 }

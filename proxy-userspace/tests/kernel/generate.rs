@@ -172,7 +172,7 @@ pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F
     memory.devices.clear();
     for (number, dotted) in [(0, NODE), (1, NODE_B)] {
         let known = if dice.chance(95) { Some(dice.pick(&[1500, 1500, 576])) } else { None };
-        let flags = dice.pick(&[0, Device::XDP_TARGET, Device::GATE]);
+        let flags = dice.pick(&[0, Device::XDP_TARGET]);
         let Some(mtu) = known else { continue };
         let mut device = device(dotted, mtu, flags);
         if dice.chance(5) {
