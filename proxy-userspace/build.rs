@@ -42,7 +42,14 @@ fn provide_object() -> Result<(), String> {
 
 fn watch_sources() {
     println!("cargo::rerun-if-env-changed=PORTWAY_EBPF_OBJECT");
-    for file in ["build.rs", "build", "../proxy-ebpf", "../proxy-common/src", "../proxy-common/Cargo.toml", "../Cargo.toml"] {
+    for file in [
+        "build.rs",
+        "build",
+        "../proxy-ebpf",
+        "../proxy-common/src",
+        "../proxy-common/Cargo.toml",
+        "../Cargo.toml",
+    ] {
         println!("cargo::rerun-if-changed={file}");
     }
 }
@@ -54,10 +61,13 @@ fn build(target_dir: &Path) -> Result<PathBuf, String> {
         refusals.iter().for_each(|refusal| why.push_str(&format!("\n{refusal}")));
         why
     })?;
-    let linker =
-        find_linker().ok_or("bpf-linker, which links the eBPF object, is not installed; `cargo xtask setup` brings it")?;
+    let linker = find_linker().ok_or(
+        "bpf-linker, which links the eBPF object, is not installed; `cargo xtask setup` brings it",
+    )?;
     let mut cargo = cargo(&toolchain, &linker, target_dir)?;
-    let status = cargo.status().map_err(|why| format!("cannot start {}: {why}", cargo.get_program().display()))?;
+    let status = cargo
+        .status()
+        .map_err(|why| format!("cannot start {}: {why}", cargo.get_program().display()))?;
     if !status.success() {
         return Err(format!(
             "the eBPF object did not compile with {} ({status}); the compiler's words are below",
@@ -102,10 +112,14 @@ fn cargo(toolchain: &Toolchain, linker: &Path, target_dir: &Path) -> Result<Comm
 }
 
 fn is_outer(name: &OsString) -> bool {
-    let Some(name) = name.to_str() else { return false };
+    let Some(name) = name.to_str() else {
+        return false;
+    };
     const KEPT: [&str; 3] = ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_TERM_COLOR"];
-    let ours =
-        name.starts_with("CARGO") || name.starts_with("RUSTC") || name.starts_with("RUSTFLAGS") || name == "RUSTUP_TOOLCHAIN";
+    let ours = name.starts_with("CARGO")
+        || name.starts_with("RUSTC")
+        || name.starts_with("RUSTFLAGS")
+        || name == "RUSTUP_TOOLCHAIN";
     ours && !KEPT.contains(&name)
 }
 

@@ -138,7 +138,9 @@ impl Reason {
     #[inline(always)]
     pub const fn answer(self) -> Option<Answer> {
         match self {
-            Self::NoBackend | Self::NoLocalBackend | Self::UnknownPort => Some(Answer::PortUnreachable),
+            Self::NoBackend | Self::NoLocalBackend | Self::UnknownPort => {
+                Some(Answer::PortUnreachable)
+            }
             Self::DeniedIngress | Self::DeniedEgress => Some(Answer::Prohibited),
             Self::TtlExceeded => Some(Answer::TimeExceeded),
             Self::TooBig => Some(Answer::TooBig),

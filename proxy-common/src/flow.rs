@@ -26,7 +26,14 @@ impl<A: Address> FlowKey<A> {
     /// A key from its five parts.
     #[inline(always)]
     pub fn new(protocol: Protocol, src: A, sport: Port, dst: A, dport: Port) -> Self {
-        Self { src, dst, sport, dport, protocol, zero: [0; 3] }
+        Self {
+            src,
+            dst,
+            sport,
+            dport,
+            protocol,
+            zero: [0; 3],
+        }
     }
     /// The same connection seen from the other end.
     #[inline(always)]

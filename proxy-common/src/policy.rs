@@ -36,7 +36,11 @@ impl Row {
     /// The chunk of `MATRIX` where the row's first classes are; `None` if it is hashed, open or closed.
     #[inline(always)]
     pub const fn chunk(self) -> Option<u32> {
-        if self.0 > Self::CLOSED.0 && self.0 & Self::HASHED == 0 { Some(self.0) } else { None }
+        if self.0 > Self::CLOSED.0 && self.0 & Self::HASHED == 0 {
+            Some(self.0)
+        } else {
+            None
+        }
     }
 }
 
@@ -97,7 +101,11 @@ impl Word {
     /// The node that it leads to.
     #[inline(always)]
     pub const fn as_node(self) -> Option<u32> {
-        if self.0 & Self::NODE != 0 { Some(self.0 & !Self::NODE) } else { None }
+        if self.0 & Self::NODE != 0 {
+            Some(self.0 & !Self::NODE)
+        } else {
+            None
+        }
     }
 }
 

@@ -22,7 +22,12 @@ impl<A> ServiceKey<A> {
     /// A key from its three parts.
     #[inline(always)]
     pub const fn new(addr: A, port: Port, protocol: Protocol) -> Self {
-        Self { addr, port, protocol, zero: 0 }
+        Self {
+            addr,
+            port,
+            protocol,
+            zero: 0,
+        }
     }
 }
 
@@ -169,7 +174,12 @@ impl<A> EndpointKey<A> {
     /// A key from its three parts.
     #[inline(always)]
     pub const fn new(generation: u32, addr: A, port: Port) -> Self {
-        Self { addr, generation, port, zero: 0 }
+        Self {
+            addr,
+            generation,
+            port,
+            zero: 0,
+        }
     }
 }
 
@@ -245,7 +255,10 @@ impl Name {
         }
         let mut bytes = [0; 188];
         bytes[..end].copy_from_slice(&text.as_bytes()[..end]);
-        Self { len: end as u32, bytes }
+        Self {
+            len: end as u32,
+            bytes,
+        }
     }
     /// The text; empty if it is no UTF-8.
     pub fn as_str(&self) -> &str {

@@ -27,12 +27,22 @@ impl<A: Address> PeerKey<A> {
     /// The key of what a socket asked for.
     #[inline(always)]
     pub const fn asked(cookie: [u32; 2], addr: A, port: Port) -> Self {
-        Self { cookie, addr, port, side: Self::ASKED }
+        Self {
+            cookie,
+            addr,
+            port,
+            side: Self::ASKED,
+        }
     }
     /// The key of a backend that a socket was sent to.
     #[inline(always)]
     pub const fn backend(cookie: [u32; 2], addr: A, port: Port) -> Self {
-        Self { cookie, addr, port, side: Self::BACKEND }
+        Self {
+            cookie,
+            addr,
+            port,
+            side: Self::BACKEND,
+        }
     }
 }
 

@@ -65,12 +65,19 @@ mod tests {
     fn a_changed_word_changes_the_checksum_by_its_contribution() {
         for len in [12_usize, 13, 16, 100, 255, 256, 1480, 8980, 65_515] {
             let mut packet = vec![0; len];
-            packet.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 7 + len) as u8);
+            packet
+                .iter_mut()
+                .enumerate()
+                .for_each(|(at, byte)| *byte = (at * 7 + len) as u8);
             for (old, new) in [(0x3039_0050_u32, 0xd431_1f90_u32), (0, u32::MAX), (7, 7)] {
                 packet[..4].copy_from_slice(&old.to_le_bytes());
                 let before = crc32c::crc32c(&packet);
                 packet[..4].copy_from_slice(&new.to_le_bytes());
-                assert_eq!(before ^ contribution(old ^ new, len as u32), crc32c::crc32c(&packet), "{len} bytes");
+                assert_eq!(
+                    before ^ contribution(old ^ new, len as u32),
+                    crc32c::crc32c(&packet),
+                    "{len} bytes"
+                );
             }
         }
     }

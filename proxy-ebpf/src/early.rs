@@ -9,8 +9,14 @@ use crate::{Action, Packet, Scratch, Tables, flow, rewrite, way};
 
 /// A frame that `device` received, before the stack: XDP. Only flows that leave the node again; everything else is left to tc.
 #[inline(always)]
-pub fn early<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
-    let Some(headers) = parse::headers::<F, P, T>(packet, tables)? else { return Ok(Action::Untouched) };
+pub fn early<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    device: IfIndex,
+) -> Result<Action, Reason> {
+    let Some(headers) = parse::headers::<F, P, T>(packet, tables)? else {
+        return Ok(Action::Untouched);
+    };
     let mut flow = Scratch::<F>::NO_FLOW;
     match flow::find(tables, &headers, Hook::FromDevice, &mut flow) {
         // What plays this host to itself is left to its stack, which drops it.
@@ -55,5 +61,9 @@ fn next_hop<F: Ip, T: Tables<F>>(
     let out = tables.device(route.device)?;
     let fits = headers.len <= out.mtu;
     let reachable = route.device == device || out.flags & Device::XDP_TARGET != 0;
-    if fits && reachable { route.neighbour.map(|link| (route.device, link)) } else { None }
+    if fits && reachable {
+        route.neighbour.map(|link| (route.device, link))
+    } else {
+        None
+    }
 }

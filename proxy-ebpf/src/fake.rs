@@ -7,10 +7,13 @@ use std::vec::Vec;
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
-use proxy_common::net::{Address, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, V6, Veth, checksum_update};
+use proxy_common::net::{
+    Address, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, V6, Veth, checksum_update,
+};
 use proxy_common::policy::{CHUNK_CLASSES, PodRows, PortSet, VerdictKey, Word};
 use proxy_common::service::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey, Service, ServiceKey, SourceKey,
+    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey,
+    Service, ServiceKey, SourceKey,
 };
 
 use proxy_common::net::{Port, Protocol};
@@ -31,7 +34,10 @@ pub struct Bytes<const EARLY: bool> {
 impl<const EARLY: bool> Bytes<EARLY> {
     /// A packet that came in by a device.
     pub fn received(bytes: Vec<u8>) -> Self {
-        Self { bytes, from_host: false }
+        Self {
+            bytes,
+            from_host: false,
+        }
     }
 }
 
@@ -44,7 +50,10 @@ impl<const EARLY: bool> Packet for Bytes<EARLY> {
         Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
     }
     fn store<T: Wire>(&mut self, offset: u32, value: &T) -> Option<()> {
-        let bytes = self.bytes.get_mut(offset as usize..)?.get_mut(..size_of::<T>())?;
+        let bytes = self
+            .bytes
+            .get_mut(offset as usize..)?
+            .get_mut(..size_of::<T>())?;
         // SAFETY: as many bytes as a T has.
         unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(*value) };
         Some(())
@@ -58,7 +67,10 @@ impl<const EARLY: bool> Packet for Bytes<EARLY> {
             0 if change.udp => 0xffff,
             new => new,
         };
-        self.store(offset, &fix(fix(old, change.addresses), change.ports).to_ne_bytes())
+        self.store(
+            offset,
+            &fix(fix(old, change.addresses), change.ports).to_ne_bytes(),
+        )
     }
     fn account(&mut self, _change: u32) {}
     fn truncate(&mut self, len: u32) -> Option<()> {
@@ -67,7 +79,8 @@ impl<const EARLY: bool> Packet for Bytes<EARLY> {
     }
     fn insert(&mut self, room: u32) -> Option<()> {
         let at = crate::parse::LINK as usize;
-        self.bytes.splice(at..at, core::iter::repeat_n(0, room as usize));
+        self.bytes
+            .splice(at..at, core::iter::repeat_n(0, room as usize));
         Some(())
     }
     fn encapsulate(&mut self, room: u32, _v6: bool) -> Option<()> {
@@ -236,7 +249,9 @@ impl<F: Family> Memory<F> {
     pub fn slots(&self) -> BTreeMap<EndpointKey<F::Addr>, u32> {
         let mut slots = BTreeMap::new();
         for (key, backend) in &self.backends {
-            slots.entry(EndpointKey::new(key.generation, backend.addr, backend.port)).or_insert(key.slot);
+            slots
+                .entry(EndpointKey::new(key.generation, backend.addr, backend.port))
+                .or_insert(key.slot);
         }
         slots
     }
@@ -249,16 +264,37 @@ impl<F: Family> Memory<F> {
         self.counted.borrow().get(&counter).copied().unwrap_or(0)
     }
     /// A service port with `backends` (all of them for both policies), and its frontends with their flags.
-    pub fn serve(&mut self, id: u32, frontends: &[(ServiceKey<F::Addr>, u32)], backends: &[Backend<F::Addr>]) {
+    pub fn serve(
+        &mut self,
+        id: u32,
+        frontends: &[(ServiceKey<F::Addr>, u32)],
+        backends: &[Backend<F::Addr>],
+    ) {
         let len = backends.len() as u32;
         for (key, flags) in frontends {
-            let service =
-                Service { flags: *flags, id, generation: id, affinity: 0, local_len: len, cluster_first: 0, cluster_len: len };
+            let service = Service {
+                flags: *flags,
+                id,
+                generation: id,
+                affinity: 0,
+                local_len: len,
+                cluster_first: 0,
+                cluster_len: len,
+            };
             self.services.insert(*key, service);
         }
         for (slot, backend) in backends.iter().enumerate() {
-            let key = BackendKey { generation: id, slot: slot as u32 };
-            self.backends.insert(key, Backend { generation: id, ..*backend });
+            let key = BackendKey {
+                generation: id,
+                slot: slot as u32,
+            };
+            self.backends.insert(
+                key,
+                Backend {
+                    generation: id,
+                    ..*backend
+                },
+            );
         }
     }
 }
@@ -273,7 +309,10 @@ impl<F: Family> Verdicts<F> for Memory<F> {
         self.rows.get(&slot).copied().unwrap_or_default()
     }
     fn word(&self, node: u32, byte: u8) -> Word {
-        self.directory.get(&(node, byte)).copied().unwrap_or_default()
+        self.directory
+            .get(&(node, byte))
+            .copied()
+            .unwrap_or_default()
     }
     fn exact_class(&self, addr: &F::Addr) -> Option<u32> {
         self.exact.get(addr).copied()
@@ -300,7 +339,10 @@ impl<F: Family> Tables<F> for Memory<F> {
             return Some((Table::Established, *flow));
         }
         self.lookups.set(self.lookups.get() + 1);
-        self.opening.borrow().get(key).map(|flow| (Table::Opening, *flow))
+        self.opening
+            .borrow()
+            .get(key)
+            .map(|flow| (Table::Opening, *flow))
     }
     fn find_flow(&self, key: &FlowKey<F::Addr>, into: &mut Flow<F::Addr>) -> Option<Table> {
         let (table, flow) = self.flow(key)?;
@@ -313,17 +355,25 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn table_of_mate(&self, key: &FlowKey<F::Addr>, mate: &FlowKey<F::Addr>) -> Option<Table> {
         let of = |flows: &Flows<F>| flows.get(mate).map(|flow| flow.mate(key.protocol) == *key);
         let (established, opening) = (of(&self.established.borrow()), of(&self.opening.borrow()));
-        let (table, is_mate) =
-            established.map(|mate| (Table::Established, mate)).or(opening.map(|mate| (Table::Opening, mate)))?;
+        let (table, is_mate) = established
+            .map(|mate| (Table::Established, mate))
+            .or(opening.map(|mate| (Table::Opening, mate)))?;
         is_mate.then_some(table)
     }
     fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
         // Like the kernel's: the half-open entry is changed in place, then copied.
         self.note_flow(Table::Opening, key, now, state);
         let flow = *self.opening.borrow().get(key).ok_or(NotPromoted::Gone)?;
-        self.insert_flow(Table::Established, key, &flow, Insert::Any).map_err(|_| NotPromoted::Full)
+        self.insert_flow(Table::Established, key, &flow, Insert::Any)
+            .map_err(|_| NotPromoted::Full)
     }
-    fn insert_flow(&self, table: Table, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, how: Insert) -> Result<(), Refused> {
+    fn insert_flow(
+        &self,
+        table: Table,
+        key: &FlowKey<F::Addr>,
+        flow: &Flow<F::Addr>,
+        how: Insert,
+    ) -> Result<(), Refused> {
         let mut flows = self.table(table).borrow_mut();
         if how == Insert::New && flows.contains_key(key) {
             return Err(Refused::Exists);
@@ -356,7 +406,9 @@ impl<F: Family> Tables<F> for Memory<F> {
         self.maglev.get(key)?.get(entry as usize).copied()
     }
     fn is_source(&self, key: &SourceKey<F::Addr>) -> bool {
-        self.sources.iter().any(|(range, bits)| range.service == key.service && within(&range.addr, *bits, &key.addr))
+        self.sources.iter().any(|(range, bits)| {
+            range.service == key.service && within(&range.addr, *bits, &key.addr)
+        })
     }
     fn range(&self, addr: &F::Addr) -> RangeKind {
         longest(&self.ranges, addr).unwrap_or_default()
@@ -401,7 +453,8 @@ impl<F: Family> Tables<F> for Memory<F> {
         self.now
     }
     fn random(&self) -> u32 {
-        self.random.replace(self.random.get().wrapping_add(0x1234_5677))
+        self.random
+            .replace(self.random.get().wrapping_add(0x1234_5677))
     }
     fn turn(&self, counter: u32) -> u32 {
         let mut turns = self.turns.borrow_mut();
@@ -438,8 +491,12 @@ impl<F: Family> Sockets<F> for Memory<F> {
 
 /// What the longest prefix says that has an address.
 fn longest<A: Address, V: Copy>(prefixes: &BTreeMap<(A, u32), V>, addr: &A) -> Option<V> {
-    let around = prefixes.iter().filter(|((range, bits), _)| within(range, *bits, addr));
-    around.max_by_key(|((_, bits), _)| *bits).map(|(_, value)| *value)
+    let around = prefixes
+        .iter()
+        .filter(|((range, bits), _)| within(range, *bits, addr));
+    around
+        .max_by_key(|((_, bits), _)| *bits)
+        .map(|(_, value)| *value)
 }
 
 /// Whether an address begins with the first `bits` of another.

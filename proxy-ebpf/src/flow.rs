@@ -30,28 +30,50 @@ pub enum Found {
 
 /// Looks a packet up and leaves its flow in `flow`: one lookup for an established flow, a second one while it is half-open.
 #[inline(always)]
-pub fn find<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, hook: Hook, flow: &mut Flow<F::Addr>) -> Found {
-    let Some(table) = tables.find_flow(&headers.key, flow) else { return Found::None };
+pub fn find<F: Ip, T: Tables<F>>(
+    tables: &T,
+    headers: &Headers<F>,
+    hook: Hook,
+    flow: &mut Flow<F::Addr>,
+) -> Found {
+    let Some(table) = tables.find_flow(&headers.key, flow) else {
+        return Found::None;
+    };
     if flow.hooks & hook as u8 == 0 {
         return Found::Elsewhere;
     }
     let mate = flow.mate(headers.key.protocol);
     let now = tables.now();
     let age = now.wrapping_sub(flow.seen);
-    if flow.is(Role::FORWARD) && !flow.is(Role::INNER) && headers.opens() && over(tables, table, headers, flow, &mate, age) {
+    if flow.is(Role::FORWARD)
+        && !flow.is(Role::INNER)
+        && headers.opens()
+        && over(tables, table, headers, flow, &mate, age)
+    {
         return Found::Over(table);
     }
     // The client has connected to the backend itself, from the port that it asked the Service from before.
-    if table == Table::Established && flow.is(Role::REPLY) && headers.accepts() && State::closed(flow.state) {
+    if table == Table::Established
+        && flow.is(Role::REPLY)
+        && headers.accepts()
+        && State::closed(flow.state)
+    {
         return Found::Over(table);
     }
     match table {
         Table::Established => note(tables, headers, flow, &mate, now),
-        Table::Opening if flow.is(Role::REPLY) && !headers.reset() => promote(tables, &headers.key, &mate, now),
+        Table::Opening if flow.is(Role::REPLY) && !headers.reset() => {
+            promote(tables, &headers.key, &mate, now)
+        }
         // The backend answers past this node: that the client goes on tells of it.
-        Table::Opening if flow.way == Way::Tunnel as u8 && goes_on(headers) => promote(tables, &mate, &headers.key, now),
+        Table::Opening if flow.way == Way::Tunnel as u8 && goes_on(headers) => {
+            promote(tables, &mate, &headers.key, now)
+        }
         // A client that is never answered (syslog, metrics) keeps its backend for as long as it goes on.
-        Table::Opening if !headers.key.protocol.has_handshake() && age >= tables.config().unwrap_or_default().hz => {
+        Table::Opening
+            if !headers.key.protocol.has_handshake()
+                && age >= tables.config().unwrap_or_default().hz =>
+        {
             tables.note_flow(Table::Opening, &headers.key, now, 0);
             tables.note_flow(Table::Opening, &mate, now, 0);
         }
@@ -76,7 +98,12 @@ pub fn end<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
 
 /// Removes both entries of a flow: the other one only if it is this flow's, for the LRU may have evicted it and another taken its key.
 #[inline(always)]
-pub fn forget<F: Family, T: Tables<F>>(tables: &T, table: Table, key: &FlowKey<F::Addr>, mate: &FlowKey<F::Addr>) {
+pub fn forget<F: Family, T: Tables<F>>(
+    tables: &T,
+    table: Table,
+    key: &FlowKey<F::Addr>,
+    mate: &FlowKey<F::Addr>,
+) {
     tables.remove_flow(table, key);
     if let Some(there) = tables.table_of_mate(key, mate) {
         tables.remove_flow(there, mate);
@@ -97,11 +124,16 @@ fn over<F: Ip, T: Tables<F>>(
     let config = tables.config().unwrap_or_default();
     let over = match table {
         Table::Opening => {
-            age > config.opening_timeout.wrapping_mul(config.hz) || tables.table_of_mate(&headers.key, mate).is_none()
+            age > config.opening_timeout.wrapping_mul(config.hz)
+                || tables.table_of_mate(&headers.key, mate).is_none()
         }
-        Table::Established if !headers.key.protocol.has_handshake() => age > config.udp_timeout.wrapping_mul(config.hz),
+        Table::Established if !headers.key.protocol.has_handshake() => {
+            age > config.udp_timeout.wrapping_mul(config.hz)
+        }
         // Of a backend that answers past this node the end is never seen.
-        Table::Established if flow.way == Way::Tunnel as u8 => flow.state & (State::FIN_BOTH | State::RESET) != 0,
+        Table::Established if flow.way == Way::Tunnel as u8 => {
+            flow.state & (State::FIN_BOTH | State::RESET) != 0
+        }
         Table::Established => State::closed(flow.state),
     };
     // What other nodes send here they have looked after themselves.
@@ -119,13 +151,23 @@ fn over<F: Ip, T: Tables<F>>(
 
 /// Keeps both entries of an established flow alive (V18), at most once a second, and records FIN and RST in them.
 #[inline(always)]
-fn note<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, flow: &Flow<F::Addr>, mate: &FlowKey<F::Addr>, now: u32) {
+fn note<F: Ip, T: Tables<F>>(
+    tables: &T,
+    headers: &Headers<F>,
+    flow: &Flow<F::Addr>,
+    mate: &FlowKey<F::Addr>,
+    now: u32,
+) {
     let mut state = 0;
     if headers.reset() {
         state |= State::RESET;
     }
     if headers.fin() || flow.way == Way::Tunnel as u8 && headers.closes() {
-        state |= if flow.is(Role::FORWARD) { State::FIN_FORWARD } else { State::FIN_REPLY };
+        state |= if flow.is(Role::FORWARD) {
+            State::FIN_FORWARD
+        } else {
+            State::FIN_REPLY
+        };
     }
     // A closed flow has no news: its other half may be another's by now, who needed its port.
     let news = !State::closed(flow.state) && state & !flow.state != 0;
@@ -138,8 +180,15 @@ fn note<F: Ip, T: Tables<F>>(tables: &T, headers: &Headers<F>, flow: &Flow<F::Ad
 /// The backend has answered: both entries move to the table that no flood can evict. The reply's goes first, so that no forward
 /// packet finds an established flow whose replies nobody knows.
 #[inline(always)]
-fn promote<F: Family, T: Tables<F>>(tables: &T, reply: &FlowKey<F::Addr>, forward: &FlowKey<F::Addr>, now: u32) {
-    let both = tables.promote_flow(reply, now, State::REPLIED).and_then(|()| tables.promote_flow(forward, now, State::REPLIED));
+fn promote<F: Family, T: Tables<F>>(
+    tables: &T,
+    reply: &FlowKey<F::Addr>,
+    forward: &FlowKey<F::Addr>,
+    now: u32,
+) {
+    let both = tables
+        .promote_flow(reply, now, State::REPLIED)
+        .and_then(|()| tables.promote_flow(forward, now, State::REPLIED));
     if let Err(why) = both {
         // Two answers at once: the other one has moved both, and only then was this one's gone.
         if why == NotPromoted::Gone && tables.state(forward).is_some() {
@@ -171,12 +220,29 @@ pub fn open<F: Family, T: Tables<F>>(
     let masquerades = !plan.later && plan.masquerade != F::Addr::ZERO;
     let role = if masquerades { Role::MASQUERADE } else { 0 }
         | if scratch.own != 0 { Role::OWN_NODE } else { 0 }
-        | if scratch.tunnelled != 0 { Role::TUNNELLED } else { 0 };
-    let Scratch { headers, flow, reply, .. } = scratch;
+        | if scratch.tunnelled != 0 {
+            Role::TUNNELLED
+        } else {
+            0
+        };
+    let Scratch {
+        headers,
+        flow,
+        reply,
+        ..
+    } = scratch;
     let key = &headers.key;
-    let src = if masquerades { plan.masquerade } else { key.src };
+    let src = if masquerades {
+        plan.masquerade
+    } else {
+        key.src
+    };
     let same_ends = reply.src == backend.addr && reply.sport == backend.port && reply.dst == src;
-    let before = if same_ends { reply.dport } else { Port::default() };
+    let before = if same_ends {
+        reply.dport
+    } else {
+        Port::default()
+    };
     *reply = FlowKey::new(key.protocol, backend.addr, backend.port, src, key.sport);
     *flow = Flow {
         src: key.dst,
@@ -200,7 +266,9 @@ pub fn open<F: Family, T: Tables<F>>(
     flow.way = plan.forward.way as u8;
     flow.hooks = plan.forward.hooks;
     flow.role = role | Role::FORWARD;
-    tables.insert_flow(Table::Opening, key, flow, Insert::Any).map_err(|_| Reason::FlowTableFull)?;
+    tables
+        .insert_flow(Table::Opening, key, flow, Insert::Any)
+        .map_err(|_| Reason::FlowTableFull)?;
     tables.count(Counter::Opened);
     Ok(())
 }
@@ -209,7 +277,12 @@ pub fn open<F: Family, T: Tables<F>>(
 /// judged each by itself.
 #[inline(always)]
 pub fn follow<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
-    let Scratch { headers, flow, reply, .. } = scratch;
+    let Scratch {
+        headers,
+        flow,
+        reply,
+        ..
+    } = scratch;
     let key = &headers.key;
     *reply = key.reversed();
     let forward = flow.role;
@@ -221,7 +294,10 @@ pub fn follow<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
     }
     (flow.src, flow.dst, flow.sport, flow.dport) = (key.src, key.dst, key.sport, key.dport);
     flow.role = forward;
-    if tables.insert_flow(Table::Opening, key, flow, Insert::Any).is_ok() {
+    if tables
+        .insert_flow(Table::Opening, key, flow, Insert::Any)
+        .is_ok()
+    {
         tables.count(Counter::Opened);
         tables.count(Counter::Followed);
     }
@@ -230,8 +306,18 @@ pub fn follow<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
 /// Opens the flow that begins where the one in the scratch ends, which leads through the stack: on its way out the packet gets the address
 /// in the scratch as its source, and the reply loses it on its way in. If that cannot be, both are forgotten.
 #[inline(always)]
-pub fn open_inner<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>, config: &Config) -> Result<(), Reason> {
-    let Scratch { headers, flow: outer, reply, masquerade, .. } = scratch;
+pub fn open_inner<F: Family, T: Tables<F>>(
+    tables: &T,
+    scratch: &mut Scratch<F>,
+    config: &Config,
+) -> Result<(), Reason> {
+    let Scratch {
+        headers,
+        flow: outer,
+        reply,
+        masquerade,
+        ..
+    } = scratch;
     let protocol = headers.key.protocol;
     let key = FlowKey::new(protocol, outer.src, outer.sport, outer.dst, outer.dport);
     let before = outgoing_port(tables, &key);
@@ -256,7 +342,9 @@ pub fn open_inner<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>,
     flow.dport = outer.dport;
     flow.hooks = Hook::ToDevice as u8;
     flow.role = Role::MASQUERADE | Role::INNER | Role::FORWARD;
-    tables.insert_flow(Table::Opening, &key, &flow, Insert::Any).map_err(|_| Reason::FlowTableFull)?;
+    tables
+        .insert_flow(Table::Opening, &key, &flow, Insert::Any)
+        .map_err(|_| Reason::FlowTableFull)?;
     tables.count(Counter::Opened);
     Ok(())
 }
@@ -288,7 +376,9 @@ fn claim<F: Family, T: Tables<F>>(
     before: Port,
     config: &Config,
 ) -> Result<(), Reason> {
-    if !flow.is(Role::MASQUERADE) && (claim_key(tables, key, flow, Closed::Keep) || claim_own(tables, key, flow, forward)) {
+    if !flow.is(Role::MASQUERADE)
+        && (claim_key(tables, key, flow, Closed::Keep) || claim_own(tables, key, flow, forward))
+    {
         return Ok(());
     }
     if config.masquerade_len == 0 {
@@ -300,14 +390,23 @@ fn claim<F: Family, T: Tables<F>>(
             return Ok(());
         }
     }
-    let start = hash3(key.src.fold(), key.sport.word(), u32::from(key.protocol.0), config.secret);
+    let start = hash3(
+        key.src.fold(),
+        key.sport.word(),
+        u32::from(key.protocol.0),
+        config.secret,
+    );
     let mut random = tables.random();
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
         let closed;
         (key.dport, closed) = if attempt < IN_TURN {
             // The next in turn has rested longest: where all still rest, it is taken before any other.
-            let closed = if attempt < IN_TURN / 2 { Closed::Keep } else { Closed::Replace };
+            let closed = if attempt < IN_TURN / 2 {
+                Closed::Keep
+            } else {
+                Closed::Replace
+            };
             (port_in_turn(config, start, tables.turn(start)), closed)
         } else {
             // Multiplied, not stepped: two that meet at one port must part again, or the taken ports grow together (Numerical Recipes' generator).
@@ -331,8 +430,12 @@ fn claim_own<F: Family, T: Tables<F>>(
     forward: &FlowKey<F::Addr>,
 ) -> bool {
     match tables.flow(key) {
-        Some((Table::Opening, there)) if there.is(Role::REPLY) && there.mate(forward.protocol) == *forward => {
-            tables.insert_flow(Table::Opening, key, flow, Insert::Any).is_ok()
+        Some((Table::Opening, there))
+            if there.is(Role::REPLY) && there.mate(forward.protocol) == *forward =>
+        {
+            tables
+                .insert_flow(Table::Opening, key, flow, Insert::Any)
+                .is_ok()
         }
         _ => false,
     }
@@ -355,15 +458,29 @@ fn port_by(config: &Config, random: u32) -> Port {
 /// Takes a reply's key if neither table has it. `Opening` comes first: promotion inserts into `Established` before it removes from
 /// `Opening`, so a key that moves meanwhile is seen in one of them.
 #[inline(always)]
-fn claim_key<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, reply: &Flow<F::Addr>, closed: Closed) -> bool {
+fn claim_key<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F::Addr>,
+    reply: &Flow<F::Addr>,
+    closed: Closed,
+) -> bool {
     match tables.insert_flow(Table::Opening, key, reply, Insert::New) {
         Ok(()) => {}
         Err(Refused::Exists | Refused::Full) => return false,
     }
-    let Some(state) = tables.state(key) else { return true };
+    let Some(state) = tables.state(key) else {
+        return true;
+    };
     let replace = closed == Closed::Replace && key.protocol.has_handshake() && State::closed(state);
     // The forward half of a replaced connection stays until it is swept, or its client comes again: it is closed, and leads nowhere else.
-    tables.remove_flow(if replace { Table::Established } else { Table::Opening }, key);
+    tables.remove_flow(
+        if replace {
+            Table::Established
+        } else {
+            Table::Opening
+        },
+        key,
+    );
     if replace {
         tables.count(Counter::ClosedReplaced);
     }

@@ -30,7 +30,9 @@ use proxy_common::service::{Config, ServiceFlags};
 pub use early::early;
 use parse::Ip;
 use parse::others::Other;
-pub use seams::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Verdicts, Wire};
+pub use seams::{
+    Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Verdicts, Wire,
+};
 use socket::Sockets;
 use stages::InOneGo;
 pub use stages::{Scratch, Stage, Stages, serve};
@@ -78,22 +80,38 @@ impl Origin {
 }
 
 /// A packet that `device`, a node device or a tunnel, received: tc ingress.
-pub fn from_device<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
+pub fn from_device<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    device: IfIndex,
+) -> Result<Action, Reason> {
     serve(&mut InOneGo::new(packet, tables, device, Origin::Outside))
 }
 
 /// A packet that the pod behind `device` sent: tc ingress of the host side of its veth.
-pub fn from_pod<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
+pub fn from_pod<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    device: IfIndex,
+) -> Result<Action, Reason> {
     serve(&mut InOneGo::new(packet, tables, device, Origin::Pod))
 }
 
 /// A packet that the stack or a bridge sends to the pod behind `device`: tc egress of the host side of its veth.
-pub fn to_pod<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
+pub fn to_pod<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    device: IfIndex,
+) -> Result<Action, Reason> {
     serve(&mut InOneGo::new(packet, tables, device, Origin::Stack))
 }
 
 /// A packet that this host sends through a node device, or to itself: tc egress.
-pub fn to_device<F: Ip, P: Packet, T: Sockets<F>>(packet: &mut P, tables: &T, device: IfIndex) -> Result<Action, Reason> {
+pub fn to_device<F: Ip, P: Packet, T: Sockets<F>>(
+    packet: &mut P,
+    tables: &T,
+    device: IfIndex,
+) -> Result<Action, Reason> {
     let done = leave(packet, tables, device)?;
     if done != Action::Untouched {
         return Ok(done);
@@ -108,20 +126,33 @@ pub fn to_device<F: Ip, P: Packet, T: Sockets<F>>(packet: &mut P, tables: &T, de
 
 /// The same for whole segments, datagrams and SCTP packets: see [`odd::leave`].
 #[inline(always)]
-pub fn leave<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, _device: IfIndex) -> Result<Action, Reason> {
+pub fn leave<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    _device: IfIndex,
+) -> Result<Action, Reason> {
     restore(packet, tables, Hook::ToDevice)
 }
 
 /// Parse, find flow.
 #[inline(always)]
-pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+pub fn meet<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+    origin: Origin,
+    scratch: &mut Scratch<F>,
+) -> Stage {
     match parse::headers::<F, P, T>(packet, tables) {
         Ok(Some(headers)) => scratch.headers = headers,
         Ok(None) => return Stage::Odd,
         Err(reason) => return scratch.refuse(reason),
     }
     // What the stack sends to a pod asks for no Service.
-    let unknown = if origin == Origin::Stack { Stage::Plain } else { Stage::Open };
+    let unknown = if origin == Origin::Stack {
+        Stage::Plain
+    } else {
+        Stage::Open
+    };
     if origin == Origin::Outside && process::is_martian(scratch) {
         return Stage::Untouched;
     }
@@ -157,7 +188,13 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
     if origin == Origin::Stack {
         return Stage::Judge;
     }
-    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device)
+    may_leave(
+        packet,
+        tables,
+        scratch,
+        way(&scratch.flow),
+        scratch.flow.device,
+    )
 }
 
 /// Whether the flow in the scratch leads where the packet is to go: another node may have chosen anew for what it sends here.
@@ -205,7 +242,9 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
         false if process => service::select_here(tables, &scratch.headers.key)?,
         false => service::select(tables, &scratch.headers.key)?,
     };
-    let Some(service) = selected else { return Ok(Stage::Plain) };
+    let Some(service) = selected else {
+        return Ok(Stage::Plain);
+    };
     // Where this node has lost a connection that another one knows, it goes on: its backend is known.
     if !scratch.headers.opens() && (!tunnelled || scratch.headers.reset()) {
         return service::not_opening(&service);
@@ -216,7 +255,9 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     let backend = match tunnelled {
         true => service::named(tables, &service, &scratch.backend, scratch.port)?,
         // V13: all processes are one client, whatever address they ask from.
-        false if process => service::choose(tables, key, F::Addr::ZERO, &service, Origin::Pod, &config)?,
+        false if process => {
+            service::choose(tables, key, F::Addr::ZERO, &service, Origin::Pod, &config)?
+        }
         false => service::choose(tables, key, key.src, &service, origin, &config)?,
     };
     let plan = if process {
@@ -224,7 +265,15 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     } else if tunnelled {
         plan::for_tunnelled(tables, device, key, &backend, &config)
     } else {
-        plan::plan(tables, device, key, &backend, origin, service.has(ServiceFlags::DSR), &config)
+        plan::plan(
+            tables,
+            device,
+            key,
+            &backend,
+            origin,
+            service.has(ServiceFlags::DSR),
+            &config,
+        )
     }?;
     let stage = may_leave(packet, tables, scratch, plan.way(), plan.device());
     if stage == Stage::Judge {
@@ -273,9 +322,18 @@ fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
     if scratch.headers.len + more <= least {
         return Stage::Judge;
     }
-    scratch.mtu =
-        if way == Way::Pod { least } else { tables.device(device).map_or(u32::MAX, |device| device.mtu.saturating_sub(more)) };
-    if scratch.headers.largest(packet) <= scratch.mtu { Stage::Judge } else { scratch.refuse(Reason::TooBig) }
+    scratch.mtu = if way == Way::Pod {
+        least
+    } else {
+        tables
+            .device(device)
+            .map_or(u32::MAX, |device| device.mtu.saturating_sub(more))
+    };
+    if scratch.headers.largest(packet) <= scratch.mtu {
+        Stage::Judge
+    } else {
+        scratch.refuse(Reason::TooBig)
+    }
 }
 
 /// The last stage: rewrites a packet of the flow in the scratch and sends it the flow's way; what is on its way through the stack stays there.
@@ -348,14 +406,24 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
     if reason != Reason::Truncated {
         tables.stopped(&scratch.headers.key, reason);
     }
-    let odd = scratch.odd != 0 && !(scratch.kind == Other::First as u32 && reason == Reason::TooBig);
-    let silent = odd || denied && !tables.config().unwrap_or_default().has(Config::REJECT_DENIED);
+    let odd =
+        scratch.odd != 0 && !(scratch.kind == Other::First as u32 && reason == Reason::TooBig);
+    let silent = odd
+        || denied
+            && !tables
+                .config()
+                .unwrap_or_default()
+                .has(Config::REJECT_DENIED);
     match reason.answer() {
         Some(answer) if !silent => {
             let back = match origin {
                 Origin::Stack => Action::Return(device),
-                Origin::Outside if scratch.tunnelled != 0 => tunnel::way_back(tables, device, scratch),
-                Origin::Outside if scratch.by_gate != 0 => process::way_back(tables, device, scratch),
+                Origin::Outside if scratch.tunnelled != 0 => {
+                    tunnel::way_back(tables, device, scratch)
+                }
+                Origin::Outside if scratch.by_gate != 0 => {
+                    process::way_back(tables, device, scratch)
+                }
                 Origin::Outside | Origin::Pod => Action::Transmit(device),
             };
             let done = rewrite::answer(packet, tables, scratch, answer, back)?;
@@ -370,14 +438,25 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
 
 /// A packet on its way out of the stack: only the flows that went through the stack have an entry for these hooks.
 #[inline(always)]
-fn restore<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, hook: Hook) -> Result<Action, Reason> {
-    let Some(headers) = parse::headers::<F, P, T>(packet, tables)? else { return Ok(Action::Untouched) };
+fn restore<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    hook: Hook,
+) -> Result<Action, Reason> {
+    let Some(headers) = parse::headers::<F, P, T>(packet, tables)? else {
+        return Ok(Action::Untouched);
+    };
     let mut flow = Scratch::<F>::NO_FLOW;
     match flow::find(tables, &headers, hook, &mut flow) {
         flow::Found::Ours => {}
         flow::Found::Over(table) => {
             // Or the next packets of what has begun would be taken for its.
-            flow::forget(tables, table, &headers.key, &flow.mate(headers.key.protocol));
+            flow::forget(
+                tables,
+                table,
+                &headers.key,
+                &flow.mate(headers.key.protocol),
+            );
             return Ok(Action::Untouched);
         }
         flow::Found::Elsewhere | flow::Found::None => return Ok(Action::Untouched),

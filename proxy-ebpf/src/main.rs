@@ -2,7 +2,10 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
-#![allow(missing_docs, reason = "a program; the attribute macros also make items of their own")]
+#![allow(
+    missing_docs,
+    reason = "a program; the attribute macros also make items of their own"
+)]
 
 mod kernel {
     pub mod log;
@@ -14,7 +17,9 @@ mod kernel {
 use core::ptr;
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md,
+};
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -51,9 +56,13 @@ macro_rules! sending {
     ($module:ident, $name:ident, $origin:expr, $send:path) => {
         #[unsafe(export_name = concat!(stringify!($module), "_", stringify!($name)))]
         extern "C" fn $name(skb: *mut __sk_buff) -> i32 {
-            let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
+            let Some(scratch) = scratch() else {
+                return TC_ACT_UNSPEC;
+            };
             let context = TcContext::new(skb);
-            let tables = Kernel { context: context.as_ptr() };
+            let tables = Kernel {
+                context: context.as_ptr(),
+            };
             let result = $send(&mut Skb { context: &context }, &tables, $origin, scratch);
             verdict(&context, result)
         }
@@ -210,8 +219,15 @@ serving!(to_pod6, V6, Origin::Stack, SCRATCH6, tell6);
 /// [`policy::has`], verified once for both ends and all stages.
 #[unsafe(no_mangle)]
 extern "C" fn ports_have(set: u32, protocol: u32, port: u32) -> u32 {
-    let tables = Kernel { context: ptr::null_mut() };
-    u32::from(policy::has::<V4, _>(&tables, set, Protocol(protocol as u8), port as u16))
+    let tables = Kernel {
+        context: ptr::null_mut(),
+    };
+    u32::from(policy::has::<V4, _>(
+        &tables,
+        set,
+        Protocol(protocol as u8),
+        port as u16,
+    ))
 }
 
 /// Uses the context, whatever else is done: the verifier judges each stage by itself and wants it in every call, where the compiler would leave an
@@ -229,7 +245,9 @@ macro_rules! restoring {
         extern "C" fn $function(skb: *mut __sk_buff) -> i32 {
             let context = TcContext::new(skb);
             let device = IfIndex(ifindex(&context));
-            let tables = Kernel { context: context.as_ptr() };
+            let tables = Kernel {
+                context: context.as_ptr(),
+            };
             let result = $entry(&mut Skb { context: &context }, &tables, device);
             verdict(&context, result)
         }
@@ -257,17 +275,28 @@ macro_rules! restoring_odd {
 
             #[unsafe(export_name = concat!(stringify!($name), "_enter"))]
             extern "C" fn enter(skb: *mut __sk_buff) -> i32 {
-                let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
+                let Some(scratch) = scratch() else {
+                    return TC_ACT_UNSPEC;
+                };
                 let context = TcContext::new(skb);
-                let tables = Kernel { context: context.as_ptr() };
-                verdict(&context, process::enter(&mut Skb { context: &context }, &tables, scratch))
+                let tables = Kernel {
+                    context: context.as_ptr(),
+                };
+                verdict(
+                    &context,
+                    process::enter(&mut Skb { context: &context }, &tables, scratch),
+                )
             }
 
             #[unsafe(export_name = concat!(stringify!($name), "_find"))]
             extern "C" fn find(skb: *mut __sk_buff) -> u32 {
-                let Some(scratch) = scratch() else { return Stage::Untouched as u32 };
+                let Some(scratch) = scratch() else {
+                    return Stage::Untouched as u32;
+                };
                 let context = TcContext::new(skb);
-                let tables = Kernel { context: context.as_ptr() };
+                let tables = Kernel {
+                    context: context.as_ptr(),
+                };
                 odd::leave(&Skb { context: &context }, &tables, scratch) as u32
             }
 
@@ -277,7 +306,9 @@ macro_rules! restoring_odd {
             #[inline(always)]
             fn scratch<'a>() -> Option<&'a mut Scratch<$family>> {
                 // SAFETY: this CPU's own element: tc programs of one CPU do not interrupt each other.
-                $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+                $scratch
+                    .get_ptr_mut(0)
+                    .map(|scratch| unsafe { &mut *scratch })
             }
         }
     };
@@ -321,7 +352,10 @@ fn is_tagged(context: &TcContext) -> bool {
 fn forwarded(context: &TcContext) -> bool {
     // SAFETY: the context of this program.
     let forwarded = unsafe { (*context.skb.skb).ingress_ifindex != 0 };
-    forwarded && !CONFIG.get(0).is_some_and(|config| config.has(Config::THROUGH_STACK))
+    forwarded
+        && !CONFIG
+            .get(0)
+            .is_some_and(|config| config.has(Config::THROUGH_STACK))
 }
 
 /// The one place where tc verdicts are chosen. What was decided is left in `cb` for whoever runs the program by test run.
@@ -426,14 +460,21 @@ where
     Kernel: Tables<F>,
 {
     let device = IfIndex(context.ingress_ifindex() as u32);
-    let tables = Kernel { context: context.as_ptr() };
+    let tables = Kernel {
+        context: context.as_ptr(),
+    };
     match proxy_ebpf::early::<F, _, _>(&mut Frame { context }, &tables, device) {
         Ok(Action::Transmit(out)) if out == device => xdp_action::XDP_TX,
         // SAFETY: no pointer.
         Ok(Action::Transmit(out)) => unsafe { bpf_redirect(out.0, 0) as u32 },
-        Ok(Action::Untouched | Action::Stack | Action::Pod(_) | Action::Neighbour(_) | Action::Return(_) | Action::Enter(_)) => {
-            xdp_action::XDP_PASS
-        }
+        Ok(
+            Action::Untouched
+            | Action::Stack
+            | Action::Pod(_)
+            | Action::Neighbour(_)
+            | Action::Return(_)
+            | Action::Enter(_),
+        ) => xdp_action::XDP_PASS,
         Err(reason) => {
             count(reason.index());
             xdp_action::XDP_DROP

@@ -11,13 +11,18 @@ use proxy_common::policy::PodRows;
 use crate::parse::Ip;
 use crate::parse::others::{Other, others};
 use crate::{
-    Action, Origin, Packet, Scratch, Stage, Tables, flow, go, leads_on, may_encapsulate, may_leave, onward, policy, process,
-    rewrite, tunnel, way,
+    Action, Origin, Packet, Scratch, Stage, Tables, flow, go, leads_on, may_encapsulate, may_leave,
+    onward, policy, process, rewrite, tunnel, way,
 };
 
 /// Finds out what it is, and the flow that it belongs to.
 #[inline(always)]
-pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+pub fn meet<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+    origin: Origin,
+    scratch: &mut Scratch<F>,
+) -> Stage {
     let kind = match others(packet, tables, scratch) {
         Ok(kind) => kind,
         Err(_) if origin == Origin::Outside => return Stage::Untouched,
@@ -25,7 +30,8 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Orig
     };
     scratch.kind = kind as u32;
     scratch.odd = 1;
-    if origin == Origin::Outside && scratch.tunnelled == 0 && tunnel::is_ours(tables, scratch, kind) {
+    if origin == Origin::Outside && scratch.tunnelled == 0 && tunnel::is_ours(tables, scratch, kind)
+    {
         return Stage::Decapsulate;
     }
     if origin == Origin::Outside && process::is_martian(scratch) {
@@ -51,7 +57,13 @@ fn is_translated(protocol: Protocol, kind: Other) -> bool {
 
 /// For a packet of a connection, or of something like it.
 #[inline(always)]
-fn part<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, scratch: &mut Scratch<F>, kind: Other) -> Stage {
+fn part<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+    origin: Origin,
+    scratch: &mut Scratch<F>,
+    kind: Other,
+) -> Stage {
     let outside = origin == Origin::Outside;
     let translated = is_translated(scratch.headers.key.protocol, kind);
     let opens = translated && kind != Other::Later && origin != Origin::Stack;
@@ -82,21 +94,43 @@ fn part<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, origin: Origin, 
     if origin == Origin::Stack {
         return Stage::Judge;
     }
-    may_leave(packet, tables, scratch, way(&scratch.flow), scratch.flow.device)
+    may_leave(
+        packet,
+        tables,
+        scratch,
+        way(&scratch.flow),
+        scratch.flow.device,
+    )
 }
 
 /// For an error, by the key of the packets that go where it goes.
 #[inline(always)]
 fn error<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
     let outside = origin == Origin::Outside;
-    if tables.find_flow(&scratch.headers.key, &mut scratch.flow).is_none() {
-        return if outside { Stage::Untouched } else { Stage::Plain };
+    if tables
+        .find_flow(&scratch.headers.key, &mut scratch.flow)
+        .is_none()
+    {
+        return if outside {
+            Stage::Untouched
+        } else {
+            Stage::Plain
+        };
     }
-    let translated = scratch.flow.hooks & origin.hook() as u8 != 0 && !scratch.flow.is(Role::PLAIN) && scratch.quoted != 0;
+    let translated = scratch.flow.hooks & origin.hook() as u8 != 0
+        && !scratch.flow.is(Role::PLAIN)
+        && scratch.quoted != 0;
     if !translated {
-        return if outside { Stage::Untouched } else { Stage::Judge };
+        return if outside {
+            Stage::Untouched
+        } else {
+            Stage::Judge
+        };
     }
-    if scratch.headers.ttl <= 1 && !Way::from_number(scratch.flow.way).is_to_stack() && origin != Origin::Stack {
+    if scratch.headers.ttl <= 1
+        && !Way::from_number(scratch.flow.way).is_to_stack()
+        && origin != Origin::Stack
+    {
         return scratch.refuse(Reason::TtlExceeded);
     }
     scratch.rewrite = 1;
@@ -107,8 +141,13 @@ fn error<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<
 /// host's own address is left to its stack, which waits for the first.
 #[inline(always)]
 fn lost<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
-    let for_service = origin != Origin::Stack && tables.address(&scratch.headers.key.dst).has(AddressFlags::CLUSTER_IP);
-    let isolated = origin != Origin::Outside && scratch.own == 0 && policy::rows(tables, scratch.slot) != PodRows::default();
+    let for_service = origin != Origin::Stack
+        && tables
+            .address(&scratch.headers.key.dst)
+            .has(AddressFlags::CLUSTER_IP);
+    let isolated = origin != Origin::Outside
+        && scratch.own == 0
+        && policy::rows(tables, scratch.slot) != PodRows::default();
     if for_service || isolated {
         return scratch.refuse(Reason::FragmentUnknown);
     }
@@ -127,7 +166,11 @@ pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
     let way = onward(tables, origin, &scratch.flow);
     // A router keeps its own address, which the host does not expect out of the gate. Loopback's it expects by no other device.
     let router = scratch.reply.src != scratch.headers.key.src && !scratch.flow.dst.is_loopback();
-    let way = if way == Way::Gate && router { Way::Stack } else { way };
+    let way = if way == Way::Gate && router {
+        Way::Stack
+    } else {
+        way
+    };
     if may_encapsulate(origin, way) {
         tunnel::encapsulate(packet, tables, &scratch.headers, &scratch.flow)?;
     } else {
@@ -158,7 +201,12 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     // Its own number may be in use there by what somebody else sends to the same receiver; its sender's all move by as much.
     if scratch.kind != Other::Packet as u32 && flow.src != key.src {
         let secret = tables.config().unwrap_or_default().secret;
-        let move_by = hash3(key.src.fold(), fragment_ports(key.sport, key.dport), key.protocol.0.into(), secret);
+        let move_by = hash3(
+            key.src.fold(),
+            fragment_ports(key.sport, key.dport),
+            key.protocol.0.into(),
+            secret,
+        );
         rewrite::renumber::<F, P>(packet, move_by as u16)?;
     }
     tables.count(Counter::Forwarded);
@@ -168,18 +216,42 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
 /// What a packet on its way out of the stack is, that belongs to a flow that went through the stack: [`Stage::SendError`], [`Stage::SendOdd`], or
 /// nothing.
 #[inline(always)]
-pub fn leave<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, scratch: &mut Scratch<F>) -> Stage {
-    let Ok(Some(network)) = F::read(packet) else { return Stage::Untouched };
-    if !network.fragment && matches!(network.protocol, Protocol::TCP | Protocol::UDP | Protocol::SCTP) {
+pub fn leave<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch<F>,
+) -> Stage {
+    let Ok(Some(network)) = F::read(packet) else {
+        return Stage::Untouched;
+    };
+    if !network.fragment
+        && matches!(
+            network.protocol,
+            Protocol::TCP | Protocol::UDP | Protocol::SCTP
+        )
+    {
         return Stage::Untouched;
     }
-    let Ok(kind) = others(packet, tables, scratch) else { return Stage::Untouched };
+    let Ok(kind) = others(packet, tables, scratch) else {
+        return Stage::Untouched;
+    };
     scratch.kind = kind as u32;
     match kind {
-        Other::Error if scratch.quoted != 0 && tables.find_flow(&scratch.headers.key, &mut scratch.flow).is_some() => {
-            if scratch.flow.hooks & Hook::ToDevice as u8 != 0 { Stage::SendError } else { Stage::Untouched }
+        Other::Error
+            if scratch.quoted != 0
+                && tables
+                    .find_flow(&scratch.headers.key, &mut scratch.flow)
+                    .is_some() =>
+        {
+            if scratch.flow.hooks & Hook::ToDevice as u8 != 0 {
+                Stage::SendError
+            } else {
+                Stage::Untouched
+            }
         }
-        Other::Packet | Other::First | Other::Later if is_translated(scratch.headers.key.protocol, kind) => {
+        Other::Packet | Other::First | Other::Later
+            if is_translated(scratch.headers.key.protocol, kind) =>
+        {
             match flow::find(tables, &scratch.headers, Hook::ToDevice, &mut scratch.flow) {
                 flow::Found::Ours => Stage::SendOdd,
                 _ => Stage::Untouched,

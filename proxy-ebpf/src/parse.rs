@@ -69,12 +69,29 @@ pub trait Ip: Family {
     /// Reads the header behind the link-layer header; `Err` if the frame ends in it, `None` if it is none of this family.
     fn read<P: Packet>(packet: &P) -> Result<Option<Network<Self>>, Reason>;
     /// Writes addresses and time to live; the header checksum follows.
-    fn write<P: Packet>(packet: &mut P, headers: &Headers<Self>, src: Self::Addr, dst: Self::Addr, ttl: u8) -> Option<()>;
+    fn write<P: Packet>(
+        packet: &mut P,
+        headers: &Headers<Self>,
+        src: Self::Addr,
+        dst: Self::Addr,
+        ttl: u8,
+    ) -> Option<()>;
     /// Writes other addresses into the header at `at`, and takes `hops` from its time to live; gives the partial sum of what a checksum over
     /// the whole header misses now.
-    fn readdress<P: Packet>(packet: &mut P, at: u32, before: [Self::Addr; 2], after: [Self::Addr; 2], hops: u8) -> Option<u32>;
+    fn readdress<P: Packet>(
+        packet: &mut P,
+        at: u32,
+        before: [Self::Addr; 2],
+        after: [Self::Addr; 2],
+        hops: u8,
+    ) -> Option<u32>;
     /// Turns the packet into an ICMP error to its sender, from the address that it was sent to; `mtu` is for [`Answer::TooBig`].
-    fn answer<P: Packet>(packet: &mut P, headers: &Headers<Self>, answer: Answer, mtu: u32) -> Option<()>;
+    fn answer<P: Packet>(
+        packet: &mut P,
+        headers: &Headers<Self>,
+        answer: Answer,
+        mtu: u32,
+    ) -> Option<()>;
     /// Whether an address is one host's, so that an ICMP error may be sent to it.
     fn is_host(addr: Self::Addr) -> bool;
     /// The address of a device that masquerade gives what leaves by it; zero if none.
@@ -82,7 +99,13 @@ pub trait Ip: Family {
     /// The address that the cluster knows this node by; zero if none.
     fn node(device: &proxy_common::net::Device) -> Self::Addr;
     /// Puts the packet of `len` bytes into one of this node's to a backend, whose port stands where the header has room for a number of the sender's choice.
-    fn encapsulate<P: Packet>(packet: &mut P, len: u32, src: Self::Addr, backend: Self::Addr, port: Port) -> Option<()>;
+    fn encapsulate<P: Packet>(
+        packet: &mut P,
+        len: u32,
+        src: Self::Addr,
+        backend: Self::Addr,
+        port: Port,
+    ) -> Option<()>;
     /// The port in the header of such a packet.
     fn encapsulated_port<P: Packet>(packet: &P) -> Option<Port>;
     /// The MTU that an ICMP message tells, by its first eight bytes, if that is what it is about.
@@ -110,7 +133,11 @@ impl<F: Ip> Headers<F> {
     /// Whether the packet may open a flow: a TCP SYN without ACK or an SCTP INIT (V16), and anything else that is no answer.
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        if self.key.protocol.has_handshake() { self.flags & (SYN | ACK | RST | FIN) == SYN } else { self.flags & ANSWER == 0 }
+        if self.key.protocol.has_handshake() {
+            self.flags & (SYN | ACK | RST | FIN) == SYN
+        } else {
+            self.flags & ANSWER == 0
+        }
     }
     /// A TCP SYN with ACK, an SCTP INIT ACK: the answer to one that opened a connection.
     #[inline(always)]
@@ -144,7 +171,9 @@ impl<F: Ip> Headers<F> {
             return 0;
         }
         let transport = match self.key.protocol {
-            Protocol::TCP => packet.load::<[u8; 1]>(self.transport + 12).map_or(60, |[offset]| u32::from(offset >> 4) * 4),
+            Protocol::TCP => packet
+                .load::<[u8; 1]>(self.transport + 12)
+                .map_or(60, |[offset]| u32::from(offset >> 4) * 4),
             _ => 8,
         };
         self.transport - LINK + transport + segment
@@ -176,8 +205,13 @@ pub(crate) const fn association(chunk: u8) -> u8 {
 /// Reads the headers of a TCP, UDP or SCTP packet of family `F`; `None` for anything else; fragments and extension
 /// headers are counted.
 #[inline(always)]
-pub fn headers<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Result<Option<Headers<F>>, Reason> {
-    let Some(network) = F::read(packet)? else { return Ok(None) };
+pub fn headers<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+) -> Result<Option<Headers<F>>, Reason> {
+    let Some(network) = F::read(packet)? else {
+        return Ok(None);
+    };
     if network.fragment {
         tables.count(Counter::Fragment);
         return Ok(None);
@@ -187,16 +221,28 @@ pub fn headers<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Result
         Protocol::TCP => {
             // Through the checksum, which the rewrite needs.
             let tcp: [u8; 18] = packet.load(transport).ok_or(Reason::Truncated)?;
-            (Port::from_bytes([tcp[0], tcp[1]]), Port::from_bytes([tcp[2], tcp[3]]), tcp[13])
+            (
+                Port::from_bytes([tcp[0], tcp[1]]),
+                Port::from_bytes([tcp[2], tcp[3]]),
+                tcp[13],
+            )
         }
         Protocol::UDP => {
             let udp: [u8; 8] = packet.load(transport).ok_or(Reason::Truncated)?;
-            (Port::from_bytes([udp[0], udp[1]]), Port::from_bytes([udp[2], udp[3]]), 0)
+            (
+                Port::from_bytes([udp[0], udp[1]]),
+                Port::from_bytes([udp[2], udp[3]]),
+                0,
+            )
         }
         Protocol::SCTP => {
             // The common header and the first chunk's type.
             let sctp: [u8; 13] = packet.load(transport).ok_or(Reason::Truncated)?;
-            (Port::from_bytes([sctp[0], sctp[1]]), Port::from_bytes([sctp[2], sctp[3]]), association(sctp[12]))
+            (
+                Port::from_bytes([sctp[0], sctp[1]]),
+                Port::from_bytes([sctp[2], sctp[3]]),
+                association(sctp[12]),
+            )
         }
         _ => {
             if F::V6 && extension(network.protocol) {
@@ -206,7 +252,14 @@ pub fn headers<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T) -> Result
         }
     };
     let key = FlowKey::new(network.protocol, network.src, sport, network.dst, dport);
-    Ok(Some(Headers { key, ttl: network.ttl, flags, check: network.check, transport, len: network.total }))
+    Ok(Some(Headers {
+        key,
+        ttl: network.ttl,
+        flags,
+        check: network.check,
+        transport,
+        len: network.total,
+    }))
 }
 
 /// Whether an IPv6 header's next header is one before the transport's: hop-by-hop, routing, authentication, destination options, mobility.

@@ -88,9 +88,18 @@ pub fn plan<F: Ip, T: Tables<F>>(
             Origin::Pod | Origin::Stack => Way::Pod,
         };
         // V10: a pod that reaches itself sees the address that it asked for as the client.
-        let masquerade = if backend.addr == key.src { key.dst } else { F::Addr::ZERO };
+        let masquerade = if backend.addr == key.src {
+            key.dst
+        } else {
+            F::Addr::ZERO
+        };
         let reply = Leg::new(Hook::FromPod as u8, back, device);
-        return Ok(Plan { forward: Leg::new(hook as u8, Way::Pod, pod.device), reply, masquerade, later: false });
+        return Ok(Plan {
+            forward: Leg::new(hook as u8, Way::Pod, pod.device),
+            reply,
+            masquerade,
+            later: false,
+        });
     }
     if tables.address(&backend.addr).has(AddressFlags::HOST) {
         return Ok(through_stack(hook, out));
@@ -99,17 +108,34 @@ pub fn plan<F: Ip, T: Tables<F>>(
     if origin == Origin::Pod && (firewall || !pod_network) {
         return Ok(through_stack(hook, Hook::ToPod));
     }
-    let route = tables.route(device, &key.src, &backend.addr).ok_or(Reason::NoRoute)?;
+    let route = tables
+        .route(device, &key.src, &backend.addr)
+        .ok_or(Reason::NoRoute)?;
     let forward = Leg::new(hook as u8, Way::Neighbour, route.device);
     if origin == Origin::Pod {
         let reply = Leg::new(Hook::FromDevice as u8 | Hook::ToPod as u8, Way::Pod, device);
-        return Ok(Plan { forward, reply, masquerade: F::Addr::ZERO, later: false });
+        return Ok(Plan {
+            forward,
+            reply,
+            masquerade: F::Addr::ZERO,
+            later: false,
+        });
     }
     let leaves_by = tables.device(route.device).unwrap_or_default();
-    if dsr && pod_network && !firewall && tunnel::leads_through::<F>(&leaves_by) && is_outside(tables, &key.src) {
+    if dsr
+        && pod_network
+        && !firewall
+        && tunnel::leads_through::<F>(&leaves_by)
+        && is_outside(tables, &key.src)
+    {
         let forward = Leg::new(hook as u8, Way::Tunnel, route.device);
         // Nothing of it comes back here.
-        return Ok(Plan { forward, reply: Leg::new(0, Way::Stack, IfIndex::NONE), masquerade: F::Addr::ZERO, later: false });
+        return Ok(Plan {
+            forward,
+            reply: Leg::new(0, Way::Stack, IfIndex::NONE),
+            masquerade: F::Addr::ZERO,
+            later: false,
+        });
     }
     let masquerade = F::masquerade(&leaves_by);
     if masquerade == F::Addr::ZERO {
@@ -117,15 +143,25 @@ pub fn plan<F: Ip, T: Tables<F>>(
     }
     if firewall {
         // An address of this host in the source would not get in; it is put there where the packet gets out.
-        return Ok(Plan { masquerade, later: true, ..through_stack(hook, out) });
+        return Ok(Plan {
+            masquerade,
+            later: true,
+            ..through_stack(hook, out)
+        });
     }
-    Ok(Plan { forward, reply: Leg::new(Hook::FromDevice as u8, Way::Neighbour, device), masquerade, later: false })
+    Ok(Plan {
+        forward,
+        reply: Leg::new(Hook::FromDevice as u8, Way::Neighbour, device),
+        masquerade,
+        later: false,
+    })
 }
 
 /// Whether a client is neither a pod nor a node of the cluster: these expect their answers from whom they asked, and the way that they came.
 #[inline(always)]
 fn is_outside<F: Ip, T: Tables<F>>(tables: &T, client: &F::Addr) -> bool {
-    tables.range(client) != RangeKind::PODS && tables.address(client).0 & (AddressFlags::NODE | AddressFlags::HOST) == 0
+    tables.range(client) != RangeKind::PODS
+        && tables.address(client).0 & (AddressFlags::NODE | AddressFlags::HOST) == 0
 }
 
 /// The same for what another node has sent here encapsulated: the reply goes straight to the client, from the address that this asked.
@@ -141,16 +177,25 @@ pub fn for_tunnelled<F: Ip, T: Tables<F>>(
     if !is_outside(tables, &key.src) || tables.pod(&key.src).is_some() {
         return Err(Reason::ForgedSource);
     }
-    let Some(pod) = tables.pod(&backend.addr) else { return Err(Reason::NotServedHere) };
+    let Some(pod) = tables.pod(&backend.addr) else {
+        return Err(Reason::NotServedHere);
+    };
     if pod.device == IfIndex::NONE {
         return Err(Reason::PodDeviceUnknown);
     }
     if config.has(Config::THROUGH_STACK) {
         return Ok(through_stack(Hook::FromDevice, Hook::ToDevice));
     }
-    let route = tables.route(device, &key.dst, &key.src).ok_or(Reason::NoRoute)?;
+    let route = tables
+        .route(device, &key.dst, &key.src)
+        .ok_or(Reason::NoRoute)?;
     let reply = Leg::new(Hook::FromPod as u8, Way::Neighbour, route.device);
-    Ok(Plan { forward: Leg::new(Hook::FromDevice as u8, Way::Pod, pod.device), reply, masquerade: F::Addr::ZERO, later: false })
+    Ok(Plan {
+        forward: Leg::new(Hook::FromDevice as u8, Way::Pod, pod.device),
+        reply,
+        masquerade: F::Addr::ZERO,
+        later: false,
+    })
 }
 
 /// The same for a process of this host that no hook of sockets serves: its packets come by the gate, and what answers goes out of it.
@@ -168,27 +213,59 @@ pub fn for_process<F: Ip, T: Tables<F>>(
             return Err(Reason::PodDeviceUnknown);
         }
         // V21: nobody but this host has such addresses.
-        let masquerade = if key.src.is_loopback() { own_address(tables, device)? } else { F::Addr::ZERO };
+        let masquerade = if key.src.is_loopback() {
+            own_address(tables, device)?
+        } else {
+            F::Addr::ZERO
+        };
         let reply = Leg::new(Hook::FromPod as u8, Way::Gate, home);
-        return Ok(Plan { forward: Leg::new(hook, Way::Pod, pod.device), reply, masquerade, later: false });
+        return Ok(Plan {
+            forward: Leg::new(hook, Way::Pod, pod.device),
+            reply,
+            masquerade,
+            later: false,
+        });
     }
     let reply = Leg::new(hook, Way::Gate, home);
     // Another process of this host sees the address that was asked for as its client, or its answers would not come by the gate.
     if tables.address(&backend.addr).has(AddressFlags::HOST) {
-        let masquerade = if key.dst.is_loopback() { own_address(tables, device)? } else { key.dst };
-        return Ok(Plan { forward: reply, reply, masquerade, later: false });
+        let masquerade = if key.dst.is_loopback() {
+            own_address(tables, device)?
+        } else {
+            key.dst
+        };
+        return Ok(Plan {
+            forward: reply,
+            reply,
+            masquerade,
+            later: false,
+        });
     }
     // The kernel looks up no route from loopback.
-    let src = if key.src.is_loopback() { own_address(tables, device)? } else { key.src };
-    let route = tables.route(device, &src, &backend.addr).ok_or(Reason::NoRoute)?;
+    let src = if key.src.is_loopback() {
+        own_address(tables, device)?
+    } else {
+        key.src
+    };
+    let route = tables
+        .route(device, &src, &backend.addr)
+        .ok_or(Reason::NoRoute)?;
     let masquerade = own_address(tables, route.device)?;
-    Ok(Plan { forward: Leg::new(hook, Way::Neighbour, route.device), reply, masquerade, later: false })
+    Ok(Plan {
+        forward: Leg::new(hook, Way::Neighbour, route.device),
+        reply,
+        masquerade,
+        later: false,
+    })
 }
 
 /// The address of this host that what leaves by a device gets (V12).
 #[inline(always)]
 fn own_address<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex) -> Result<F::Addr, Reason> {
-    match tables.device(device).map_or(F::Addr::ZERO, |out| F::masquerade(&out)) {
+    match tables
+        .device(device)
+        .map_or(F::Addr::ZERO, |out| F::masquerade(&out))
+    {
         none if none == F::Addr::ZERO => Err(Reason::NoMasqueradeAddress),
         address => Ok(address),
     }
@@ -197,5 +274,10 @@ fn own_address<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex) -> Result<F::Ad
 #[inline(always)]
 fn through_stack<A: Address>(hook: Hook, back: Hook) -> Plan<A> {
     let leg = |hook: Hook| Leg::new(hook as u8, Way::Stack, IfIndex::NONE);
-    Plan { forward: leg(hook), reply: leg(back), masquerade: A::ZERO, later: false }
+    Plan {
+        forward: leg(hook),
+        reply: leg(back),
+        masquerade: A::ZERO,
+        later: false,
+    }
 }

@@ -53,7 +53,9 @@ pub fn admit<F: Ip, P: Packet, T: Tables<F>>(
         }
     };
     match origin {
-        Origin::Outside if scratch.by_gate == 0 && is_ours(tables, device, &src) => scratch.refuse(Reason::ForgedSource),
+        Origin::Outside if scratch.by_gate == 0 && is_ours(tables, device, &src) => {
+            scratch.refuse(Reason::ForgedSource)
+        }
         Origin::Outside => Stage::Meet,
         Origin::Pod => from_pod(tables, device, &src, scratch),
         Origin::Stack => to_pod(packet, tables, device, &src, &dst, scratch),
@@ -64,12 +66,19 @@ pub fn admit<F: Ip, P: Packet, T: Tables<F>>(
 #[inline(always)]
 fn is_ours<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, addr: &F::Addr) -> bool {
     let ours = tables.address(addr).has(AddressFlags::HOST) || tables.pod(addr).is_some();
-    ours && tables.device(device).is_none_or(|device| device.flags & Device::HAS_PODS == 0)
+    ours && tables
+        .device(device)
+        .is_none_or(|device| device.flags & Device::HAS_PODS == 0)
 }
 
 /// P33: a pod sends with its own addresses. P31: a pod that is not known is denied once there are policies.
 #[inline(always)]
-fn from_pod<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, src: &F::Addr, scratch: &mut Scratch<F>) -> Stage {
+fn from_pod<F: Ip, T: Tables<F>>(
+    tables: &T,
+    device: IfIndex,
+    src: &F::Addr,
+    scratch: &mut Scratch<F>,
+) -> Stage {
     if let Some(pod) = tables.pod(src)
         && pod.device == device
     {
@@ -96,7 +105,9 @@ fn to_pod<F: Ip, P: Packet, T: Tables<F>>(
     dst: &F::Addr,
     scratch: &mut Scratch<F>,
 ) -> Stage {
-    if !packet.was_received() && (tables.address(src).has(AddressFlags::HOST) || F::is_link_local(*src)) {
+    if !packet.was_received()
+        && (tables.address(src).has(AddressFlags::HOST) || F::is_link_local(*src))
+    {
         scratch.own = 1;
     }
     match tables.pod(dst) {
@@ -115,7 +126,11 @@ fn to_pod<F: Ip, P: Packet, T: Tables<F>>(
 /// P31: who is not known is isolated both ways, so that only its own node reaches it, and is answered.
 #[inline(always)]
 fn unknown<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
-    if tables.config().unwrap_or_default().has(Config::DENY_UNKNOWN) {
+    if tables
+        .config()
+        .unwrap_or_default()
+        .has(Config::DENY_UNKNOWN)
+    {
         scratch.slot = UNKNOWN;
     }
     Stage::Meet
@@ -124,7 +139,14 @@ fn unknown<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
 /// What a pod's connections are judged by.
 #[inline(always)]
 pub fn rows<F: Family, T: Verdicts<F>>(tables: &T, slot: u32) -> PodRows {
-    if slot == UNKNOWN { PodRows { ingress: Row::CLOSED, egress: Row::CLOSED } } else { tables.rows(slot) }
+    if slot == UNKNOWN {
+        PodRows {
+            ingress: Row::CLOSED,
+            egress: Row::CLOSED,
+        }
+    } else {
+        tables.rows(slot)
+    }
 }
 
 /// A packet that no flow has in its direction, and no Service serves: it may be one that a translation has changed, or the other direction of
@@ -140,7 +162,11 @@ pub fn plain<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scra
     let turned = key.reversed();
     if let Some((_, other)) = tables.flow(&turned) {
         let role = other.role & !(Role::FORWARD | Role::REPLY);
-        let turned = if other.is(Role::REPLY) { Role::FORWARD } else { Role::REPLY };
+        let turned = if other.is(Role::REPLY) {
+            Role::FORWARD
+        } else {
+            Role::REPLY
+        };
         // Where others have translated it, the first direction knows from whom it comes (P28, P29).
         (scratch.headers.key.src, scratch.headers.key.sport) = (other.dst, other.dport);
         as_it_is(scratch, role | turned);
@@ -181,7 +207,11 @@ fn as_it_is<F: Family>(scratch: &mut Scratch<F>, role: u8) {
 #[inline(always)]
 pub fn judge<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
     let config = tables.config().unwrap_or_default();
-    let allowed = if config.has(Config::POLICY) { verdict(tables, origin, scratch) } else { Ok(()) };
+    let allowed = if config.has(Config::POLICY) {
+        verdict(tables, origin, scratch)
+    } else {
+        Ok(())
+    };
     match allowed {
         Ok(()) if scratch.rewrite != 0 && scratch.kind == Other::Error as u32 => Stage::SendError,
         Ok(()) if scratch.rewrite != 0 && scratch.odd != 0 => Stage::SendOdd,
@@ -199,7 +229,11 @@ pub fn judge<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scra
 }
 
 #[inline(always)]
-fn verdict<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &Scratch<F>) -> Result<(), Reason> {
+fn verdict<F: Ip, T: Tables<F>>(
+    tables: &T,
+    origin: Origin,
+    scratch: &Scratch<F>,
+) -> Result<(), Reason> {
     let Scratch { flow, headers, .. } = scratch;
     let key = &headers.key;
     let pod_way = flow.way == Way::Pod as u8;
@@ -208,7 +242,11 @@ fn verdict<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &Scratch<F>
         return Ok(());
     }
     let forward = flow.is(Role::FORWARD);
-    let (client, server, port) = if forward { (&key.src, &flow.dst, flow.dport) } else { (&flow.dst, &key.src, key.sport) };
+    let (client, server, port) = if forward {
+        (&key.src, &flow.dst, flow.dport)
+    } else {
+        (&flow.dst, &key.src, key.sport)
+    };
     // P19; and a pod's packets to itself never get here otherwise.
     if *client == *server {
         return Ok(());
@@ -216,27 +254,60 @@ fn verdict<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &Scratch<F>
     let (protocol, port) = (key.protocol, port.number());
     // The end whose device this is, or that the packet is redirected to; the other one only where the packet passes its own hook by.
     let (near, far) = match origin {
-        Origin::Pod => (scratch.slot, if pod_way && scratch.rewrite != 0 { slot(tables, &flow.dst) } else { 0 }),
+        Origin::Pod => (
+            scratch.slot,
+            if pod_way && scratch.rewrite != 0 {
+                slot(tables, &flow.dst)
+            } else {
+                0
+            },
+        ),
         Origin::Outside => (0, slot(tables, &flow.dst)),
         Origin::Stack => (scratch.slot, 0),
     };
     let near_is_client = forward == (origin == Origin::Pod);
-    let (client_slot, server_slot) = if near_is_client { (near, far) } else { (far, near) };
+    let (client_slot, server_slot) = if near_is_client {
+        (near, far)
+    } else {
+        (far, near)
+    };
     let (client_slot, server_slot) = match origin {
         Origin::Outside if forward => (0, far),
         Origin::Outside => (far, 0),
         _ => (client_slot, server_slot),
     };
-    if !allowed(tables, client_slot, |rows| rows.egress, server, protocol, port) {
-        return Err(if client_slot == UNKNOWN { Reason::PodUnknown } else { Reason::DeniedEgress });
+    if !allowed(
+        tables,
+        client_slot,
+        |rows| rows.egress,
+        server,
+        protocol,
+        port,
+    ) {
+        return Err(if client_slot == UNKNOWN {
+            Reason::PodUnknown
+        } else {
+            Reason::DeniedEgress
+        });
     }
     if flow.is(Role::OWN_NODE) || scratch.own != 0 && forward {
         return Ok(());
     }
-    if allowed(tables, server_slot, |rows| rows.ingress, client, protocol, port) {
+    if allowed(
+        tables,
+        server_slot,
+        |rows| rows.ingress,
+        client,
+        protocol,
+        port,
+    ) {
         return Ok(());
     }
-    Err(if server_slot == UNKNOWN { Reason::PodUnknown } else { Reason::DeniedIngress })
+    Err(if server_slot == UNKNOWN {
+        Reason::PodUnknown
+    } else {
+        Reason::DeniedIngress
+    })
 }
 
 /// Whether a pod's row allows a port towards an address.
@@ -272,7 +343,13 @@ fn slot<F: Family, T: Tables<F>>(tables: &T, addr: &F::Addr) -> u32 {
 
 /// Whether a row allows a port towards an address: two or three loads for its class, one for the set, one for the ports.
 #[inline(always)]
-pub fn allows<F: Ip, T: Verdicts<F>>(tables: &T, row: Row, other: &F::Addr, protocol: Protocol, port: u16) -> bool {
+pub fn allows<F: Ip, T: Verdicts<F>>(
+    tables: &T,
+    row: Row,
+    other: &F::Addr,
+    protocol: Protocol,
+    port: u16,
+) -> bool {
     if row == Row::OPEN || row == Row::CLOSED {
         return row == Row::OPEN;
     }
@@ -280,7 +357,13 @@ pub fn allows<F: Ip, T: Verdicts<F>>(tables: &T, row: Row, other: &F::Addr, prot
 }
 
 #[inline(always)]
-fn row_allows<F: Ip, T: Verdicts<F>>(tables: &T, row: Row, class: u32, protocol: Protocol, port: u16) -> bool {
+fn row_allows<F: Ip, T: Verdicts<F>>(
+    tables: &T,
+    row: Row,
+    class: u32,
+    protocol: Protocol,
+    port: u16,
+) -> bool {
     if row == Row::OPEN || row == Row::CLOSED {
         return row == Row::OPEN;
     }
@@ -308,7 +391,11 @@ pub fn class<F: Ip, T: Verdicts<F>>(tables: &T, addr: &F::Addr) -> u32 {
     if let Some(node) = word.as_node() {
         word = tables.word(node, fourth);
     }
-    if word == Word::ELSEWHERE { tables.prefix_class(addr) } else { word.0 }
+    if word == Word::ELSEWHERE {
+        tables.prefix_class(addr)
+    } else {
+        word.0
+    }
 }
 
 /// Whether a set of ports has a port; a protocol without ports is only in the set of everything (P26).
@@ -319,7 +406,9 @@ pub fn has<F: Family, T: Verdicts<F>>(tables: &T, set: u32, protocol: Protocol, 
     }
     let (mut set, mut sets) = (set, 0);
     while sets < PortSet::CHAIN {
-        let Some(ports) = tables.ports(set) else { return false };
+        let Some(ports) = tables.ports(set) else {
+            return false;
+        };
         if ports.flags & (PortSet::EVERYTHING | PortSet::whole(protocol)) != 0 {
             return true;
         }

@@ -12,7 +12,11 @@ use crate::{Action, Packet, Scratch, Tables, rewrite, service};
 
 /// A packet that this host sends goes into the gate where it asks for a Service, or belongs to who did.
 #[inline(always)]
-pub fn enter<F: Ip, P: Packet, T: Sockets<F>>(packet: &mut P, tables: &T, scratch: &mut Scratch<F>) -> Result<Action, Reason> {
+pub fn enter<F: Ip, P: Packet, T: Sockets<F>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<F>,
+) -> Result<Action, Reason> {
     let gate = tables.config().unwrap_or_default().gate;
     // What was received is on its way to somebody else, or comes out of the gate.
     if gate == IfIndex::NONE || packet.was_received() || !is_for_service(packet, tables, scratch) {
@@ -23,7 +27,11 @@ pub fn enter<F: Ip, P: Packet, T: Sockets<F>>(packet: &mut P, tables: &T, scratc
 }
 
 #[inline(always)]
-fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(packet: &P, tables: &T, scratch: &mut Scratch<F>) -> bool {
+fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch<F>,
+) -> bool {
     let may_ask = match parse::headers::<F, P, T>(packet, tables) {
         Ok(Some(headers)) => {
             scratch.headers = headers;
@@ -42,8 +50,11 @@ fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(packet: &P, tables: &T, scrat
     if opens && scratch.headers.key.dst.is_loopback() {
         return asks(tables, &scratch.headers.key);
     }
-    let known = tables.find_flow(&scratch.headers.key, &mut scratch.flow).is_some();
-    known && scratch.flow.hooks & Hook::FromDevice as u8 != 0 || opens && asks(tables, &scratch.headers.key)
+    let known = tables
+        .find_flow(&scratch.headers.key, &mut scratch.flow)
+        .is_some();
+    known && scratch.flow.hooks & Hook::FromDevice as u8 != 0
+        || opens && asks(tables, &scratch.headers.key)
 }
 
 /// Whether a process of this host asks for what is a Service's to answer, if only by a refusal. By loopback addresses nodePorts are served where nobody listens; of SCTP the kernel
@@ -51,7 +62,9 @@ fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(packet: &P, tables: &T, scrat
 #[inline(always)]
 fn asks<F: Family, T: Sockets<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
     match service::select_here(tables, key) {
-        Ok(Some(_)) if key.dst.is_loopback() => key.protocol != Protocol::SCTP && !tables.is_taken(key),
+        Ok(Some(_)) if key.dst.is_loopback() => {
+            key.protocol != Protocol::SCTP && !tables.is_taken(key)
+        }
         Ok(None) => false,
         Ok(Some(_)) | Err(_) => has_own_source(tables, key),
     }
@@ -62,14 +75,19 @@ fn asks<F: Family, T: Sockets<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
 #[inline(always)]
 pub fn has_own_source<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
     // An address of loopback itself is not known, but nobody else could ask it by loopback.
-    let known = || tables.address(&key.src).0 & (AddressFlags::HOST | AddressFlags::NODE_PORTS) != 0;
+    let known =
+        || tables.address(&key.src).0 & (AddressFlags::HOST | AddressFlags::NODE_PORTS) != 0;
     key.src.is_loopback() || key.src == key.dst || known()
 }
 
 /// What becomes of a packet that nothing was to be done with: out of the gate the stack would send it there again and again.
 #[inline(always)]
 pub fn left<F: Family>(scratch: &Scratch<F>) -> Result<Action, Reason> {
-    if scratch.by_gate != 0 { Err(Reason::LeftInGate) } else { Ok(Action::Untouched) }
+    if scratch.by_gate != 0 {
+        Err(Reason::LeftInGate)
+    } else {
+        Ok(Action::Untouched)
+    }
 }
 
 /// Whether a packet from outside plays one of this host to itself, as none can be that comes from elsewhere: the kernel calls it a martian.
@@ -82,8 +100,13 @@ pub fn is_martian<F: Family>(scratch: &Scratch<F>) -> bool {
 /// these addresses by no other device where it filters strictly. The host's own addresses it takes by loopback only; those that are elsewhere
 /// by loopback too.
 #[inline(always)]
-pub fn comes_back_by<F: Family, T: Tables<F>>(tables: &T, gate: IfIndex, asked: &F::Addr) -> IfIndex {
-    let routed = tables.range(asked) == RangeKind::SERVICES && !tables.address(asked).has(AddressFlags::HOST);
+pub fn comes_back_by<F: Family, T: Tables<F>>(
+    tables: &T,
+    gate: IfIndex,
+    asked: &F::Addr,
+) -> IfIndex {
+    let routed = tables.range(asked) == RangeKind::SERVICES
+        && !tables.address(asked).has(AddressFlags::HOST);
     if routed { gate } else { IfIndex::LOOPBACK }
 }
 
@@ -92,7 +115,11 @@ pub fn comes_back_by<F: Family, T: Tables<F>>(tables: &T, gate: IfIndex, asked: 
 /// Of IPv6 the kernel heeds what a packet to an own address may have only where that is less than the MTU of the device that has the address
 /// (`rt6_insert_exception`); one byte less makes fragments of the same size.
 #[inline(always)]
-pub fn way_back<F: Ip, T: Tables<F>>(tables: &T, gate: IfIndex, scratch: &mut Scratch<F>) -> Action {
+pub fn way_back<F: Ip, T: Tables<F>>(
+    tables: &T,
+    gate: IfIndex,
+    scratch: &mut Scratch<F>,
+) -> Action {
     let device = comes_back_by(tables, gate, &scratch.headers.key.dst);
     if F::V6 && device == IfIndex::LOOPBACK {
         scratch.mtu = scratch.mtu.saturating_sub(1).max(F::LEAST_MTU);
@@ -103,12 +130,20 @@ pub fn way_back<F: Ip, T: Tables<F>>(tables: &T, gate: IfIndex, scratch: &mut Sc
 /// The way to a process by this device.
 #[inline(always)]
 pub fn out(device: IfIndex) -> Action {
-    if device == IfIndex::LOOPBACK { Action::Enter(device) } else { Action::Transmit(device) }
+    if device == IfIndex::LOOPBACK {
+        Action::Enter(device)
+    } else {
+        Action::Transmit(device)
+    }
 }
 
 /// Gives a frame the link-layer address that the gate or loopback has.
 #[inline(always)]
 pub fn address_link<P: Packet>(packet: &mut P, device: IfIndex) -> Result<(), Reason> {
-    let [a, b, c, d, e, f] = if device == IfIndex::LOOPBACK { [0; 6] } else { Device::GATE_MAC };
+    let [a, b, c, d, e, f] = if device == IfIndex::LOOPBACK {
+        [0; 6]
+    } else {
+        Device::GATE_MAC
+    };
     rewrite::link(packet, &[a, b, c, d, e, f, a, b, c, d, e, f])
 }

@@ -4,10 +4,13 @@ use core::ops::Deref;
 
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
-use proxy_common::net::{AddressFlags, Device, Family, IfIndex, LocalPod, Protocol, RangeKind, Veth};
+use proxy_common::net::{
+    AddressFlags, Device, Family, IfIndex, LocalPod, Protocol, RangeKind, Veth,
+};
 use proxy_common::policy::{PodRows, PortSet, VerdictKey, Word};
 use proxy_common::service::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevKey, Service, ServiceKey, SourceKey,
+    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevKey, Service,
+    ServiceKey, SourceKey,
 };
 
 use crate::policy::has;
@@ -162,7 +165,13 @@ pub trait Tables<F: Family>: Verdicts<F> {
     /// Copies a half-open flow's entry to the established ones, with this time and further bits of `State`.
     fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted>;
     /// Records a flow.
-    fn insert_flow(&self, table: Table, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>, how: Insert) -> Result<(), Refused>;
+    fn insert_flow(
+        &self,
+        table: Table,
+        key: &FlowKey<F::Addr>,
+        flow: &Flow<F::Addr>,
+        how: Insert,
+    ) -> Result<(), Refused>;
     /// Forgets a flow.
     fn remove_flow(&self, table: Table, key: &FlowKey<F::Addr>);
     /// Notes the time (jiffies) and further bits of `State` in a flow's entry, if it is there.

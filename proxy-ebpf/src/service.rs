@@ -4,8 +4,8 @@ use proxy_common::event::Reason;
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{Address, AddressFlags, Family, Port, RangeKind, hash3};
 use proxy_common::service::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MAGLEV_CHUNK, MaglevKey, Service, ServiceFlags, ServiceKey,
-    SourceKey, maglev_entries,
+    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MAGLEV_CHUNK, MaglevKey,
+    Service, ServiceFlags, ServiceKey, SourceKey, maglev_entries,
 };
 
 use crate::{Origin, Stage, Tables};
@@ -15,7 +15,10 @@ use crate::{Origin, Stage, Tables};
 /// A cluster IP without such a port is an error, and so is an address of the Service ranges that no Service has; any other address
 /// without is nobody's business.
 #[inline(always)]
-pub fn select<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Result<Option<Service>, Reason> {
+pub fn select<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F::Addr>,
+) -> Result<Option<Service>, Reason> {
     if let Some(service) = tables.service(&ServiceKey::new(key.dst, key.dport, key.protocol)) {
         return Ok(Some(service));
     }
@@ -28,13 +31,24 @@ pub fn select<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Re
     }
     // V20: an address of this host is the host's, even one of the Service ranges.
     let taken = AddressFlags::HOST | AddressFlags::FOREIGN;
-    if address.0 & taken == 0 && tables.range(&key.dst) == RangeKind::SERVICES { Err(Reason::NoSuchService) } else { Ok(None) }
+    if address.0 & taken == 0 && tables.range(&key.dst) == RangeKind::SERVICES {
+        Err(Reason::NoSuchService)
+    } else {
+        Ok(None)
+    }
 }
 
 /// The same for a process of this host: V21, nodePorts are served on loopback addresses too.
 #[inline(always)]
-pub fn select_here<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Result<Option<Service>, Reason> {
-    if key.dst.is_loopback() { Ok(by_node_port(tables, key)) } else { select(tables, key) }
+pub fn select_here<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F::Addr>,
+) -> Result<Option<Service>, Reason> {
+    if key.dst.is_loopback() {
+        Ok(by_node_port(tables, key))
+    } else {
+        select(tables, key)
+    }
 }
 
 #[inline(always)]
@@ -44,8 +58,13 @@ fn by_node_port<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> 
 
 /// The frontend that a packet's destination names on another node, whose address it may be.
 #[inline(always)]
-pub fn select_elsewhere<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Option<Service> {
-    tables.service(&ServiceKey::new(key.dst, key.dport, key.protocol)).or_else(|| by_node_port(tables, key))
+pub fn select_elsewhere<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F::Addr>,
+) -> Option<Service> {
+    tables
+        .service(&ServiceKey::new(key.dst, key.dport, key.protocol))
+        .or_else(|| by_node_port(tables, key))
 }
 
 /// The backend that another node has chosen, if the Service has it.
@@ -56,19 +75,27 @@ pub fn named<F: Family, T: Tables<F>>(
     addr: &F::Addr,
     port: Port,
 ) -> Result<Backend<F::Addr>, Reason> {
-    let slot = tables.slot(&EndpointKey::new(service.generation, *addr, port)).ok_or(Reason::NotServedHere)?;
+    let slot = tables
+        .slot(&EndpointKey::new(service.generation, *addr, port))
+        .ok_or(Reason::NotServedHere)?;
     backend(tables, service, slot)
 }
 
 /// V17: whether what a flow's packets ask for still leads to the flow's backend, for a client of some origin: a slot that only policy Local has leads
 /// nobody where no policy is Local.
 #[inline(always)]
-pub fn still_leads<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>) -> bool {
+pub fn still_leads<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F::Addr>,
+    flow: &Flow<F::Addr>,
+) -> bool {
     match select_here(tables, key) {
         Ok(Some(service)) => {
             let slot = tables.slot(&EndpointKey::new(service.generation, flow.dst, flow.dport));
-            let serves =
-                |slot: u32| service.has(ServiceFlags::LOCAL) || slot.wrapping_sub(service.cluster_first) < service.cluster_len;
+            let serves = |slot: u32| {
+                service.has(ServiceFlags::LOCAL)
+                    || slot.wrapping_sub(service.cluster_first) < service.cluster_len
+            };
             slot.is_some_and(serves)
         }
         Ok(None) | Err(_) => false,
@@ -79,7 +106,11 @@ pub fn still_leads<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, 
 /// address of the host it may answer a connection of the host's own.
 #[inline(always)]
 pub fn not_opening(service: &Service) -> Result<Stage, Reason> {
-    if service.has(ServiceFlags::CLUSTER_IP) { Err(Reason::NotSyn) } else { Ok(Stage::Untouched) }
+    if service.has(ServiceFlags::CLUSTER_IP) {
+        Err(Reason::NotSyn)
+    } else {
+        Ok(Stage::Untouched)
+    }
 }
 
 /// The backend for a new connection: the one that the client, who need not be the packet's source, stays with (V13), else one by a keyed hash of the connection, so that every
@@ -93,12 +124,24 @@ pub fn choose<F: Family, T: Tables<F>>(
     origin: Origin,
     config: &Config,
 ) -> Result<Backend<F::Addr>, Reason> {
-    if service.has(ServiceFlags::SOURCE_RANGES) && !tables.is_source(&SourceKey { service: service.id, addr: key.src }) {
+    if service.has(ServiceFlags::SOURCE_RANGES)
+        && !tables.is_source(&SourceKey {
+            service: service.id,
+            addr: key.src,
+        })
+    {
         return Err(Reason::SourceNotAllowed);
     }
     let slots = interval(tables, service, origin, &key.src)?;
-    let client = AffinityKey { client, service: service.id };
-    let stays = if service.affinity == 0 { None } else { stays_with(tables, &client, service, slots, config) };
+    let client = AffinityKey {
+        client,
+        service: service.id,
+    };
+    let stays = if service.affinity == 0 {
+        None
+    } else {
+        stays_with(tables, &client, service, slots, config)
+    };
     let slot = match stays {
         Some(slot) => slot,
         None => choice(tables, key, service, slots, config.secret),
@@ -107,7 +150,15 @@ pub fn choose<F: Family, T: Tables<F>>(
     if service.affinity == 0 {
         return Ok(backend);
     }
-    tables.stick(&client, &Affinity { addr: backend.addr, seen: tables.now(), port: backend.port, zero: 0 });
+    tables.stick(
+        &client,
+        &Affinity {
+            addr: backend.addr,
+            seen: tables.now(),
+            port: backend.port,
+            zero: 0,
+        },
+    );
     Ok(backend)
 }
 
@@ -124,19 +175,46 @@ pub(crate) fn stays_with<F: Family, T: Tables<F>>(
     if tables.now().wrapping_sub(affinity.seen) > service.affinity.wrapping_mul(config.hz) {
         return None;
     }
-    let slot = tables.slot(&EndpointKey::new(service.generation, affinity.addr, affinity.port))?;
-    if slot.wrapping_sub(first) < len { Some(slot) } else { None }
+    let slot = tables.slot(&EndpointKey::new(
+        service.generation,
+        affinity.addr,
+        affinity.port,
+    ))?;
+    if slot.wrapping_sub(first) < len {
+        Some(slot)
+    } else {
+        None
+    }
 }
 
 /// The slot that a hash of the connection says. Where all nodes are to choose alike, neither a node's own key counts nor, by a nodePort, its address.
 #[inline(always)]
-fn choice<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, service: &Service, slots: (u32, u32), secret: u64) -> u32 {
+fn choice<F: Family, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F::Addr>,
+    service: &Service,
+    slots: (u32, u32),
+    secret: u64,
+) -> u32 {
     let ports = key.sport.word() << 16 | key.dport.word();
     let alike = service.has(ServiceFlags::MAGLEV);
-    let dst = if alike && service.has(ServiceFlags::NODE_PORT) { 0 } else { key.dst.fold() };
+    let dst = if alike && service.has(ServiceFlags::NODE_PORT) {
+        0
+    } else {
+        key.dst.fold()
+    };
     let secret = if alike { 0 } else { secret };
-    let hash = hash3(key.src.fold(), dst, ports ^ u32::from(key.protocol.0), secret);
-    let by_table = if alike { by_maglev(tables, service, slots, hash) } else { None };
+    let hash = hash3(
+        key.src.fold(),
+        dst,
+        ports ^ u32::from(key.protocol.0),
+        secret,
+    );
+    let by_table = if alike {
+        by_maglev(tables, service, slots, hash)
+    } else {
+        None
+    };
     match by_table {
         Some(slot) => slot,
         None => slots.0 + share(hash, slots.1),
@@ -145,14 +223,27 @@ fn choice<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>, service: 
 
 /// What Maglev's table has for a hash. `None` where a part of it is missing or is being replaced.
 #[inline(always)]
-fn by_maglev<F: Family, T: Tables<F>>(tables: &T, service: &Service, slots: (u32, u32), hash: u32) -> Option<u32> {
+fn by_maglev<F: Family, T: Tables<F>>(
+    tables: &T,
+    service: &Service,
+    slots: (u32, u32),
+    hash: u32,
+) -> Option<u32> {
     let cluster = slots == (service.cluster_first, service.cluster_len);
     let set = if cluster { MaglevKey::CLUSTER } else { 0 } | if F::V6 { MaglevKey::V6 } else { 0 };
     let entry = share(hash, maglev_entries(slots.1));
     let chunk = entry / MAGLEV_CHUNK as u32;
-    let key = MaglevKey { generation: service.generation, set, chunk: chunk as u16 };
+    let key = MaglevKey {
+        generation: service.generation,
+        set,
+        chunk: chunk as u16,
+    };
     let index = u32::from(tables.maglev(&key, entry % MAGLEV_CHUNK as u32)?);
-    if index < slots.1 { Some(slots.0 + index) } else { None }
+    if index < slots.1 {
+        Some(slots.0 + index)
+    } else {
+        None
+    }
 }
 
 /// One of so many, all as likely.
@@ -162,10 +253,19 @@ fn share(hash: u32, of: u32) -> u32 {
 }
 
 #[inline(always)]
-pub(crate) fn backend<F: Family, T: Tables<F>>(tables: &T, service: &Service, slot: u32) -> Result<Backend<F::Addr>, Reason> {
-    let found = tables.backend(&BackendKey { generation: service.generation, slot });
+pub(crate) fn backend<F: Family, T: Tables<F>>(
+    tables: &T,
+    service: &Service,
+    slot: u32,
+) -> Result<Backend<F::Addr>, Reason> {
+    let found = tables.backend(&BackendKey {
+        generation: service.generation,
+        slot,
+    });
     // A preallocated hash reuses elements at once: the generation tells whether this is still the slot that was meant.
-    found.filter(|backend| backend.generation == service.generation).ok_or(Reason::BackendMissing)
+    found
+        .filter(|backend| backend.generation == service.generation)
+        .ok_or(Reason::BackendMissing)
 }
 
 /// The slots that may serve a client of `origin`: first and number (V5, V7, V11 and the table of verdicts). An external policy of Local is
@@ -178,9 +278,13 @@ pub(crate) fn interval<F: Family, T: Tables<F>>(
     client: &F::Addr,
 ) -> Result<(u32, u32), Reason> {
     let internal = service.has(ServiceFlags::CLUSTER_IP);
-    let local =
-        service.has(ServiceFlags::LOCAL) && (internal || origin == Origin::Outside && tables.range(client) != RangeKind::PODS);
-    let len = if local { service.local_len } else { service.cluster_len };
+    let local = service.has(ServiceFlags::LOCAL)
+        && (internal || origin == Origin::Outside && tables.range(client) != RangeKind::PODS);
+    let len = if local {
+        service.local_len
+    } else {
+        service.cluster_len
+    };
     if len > 0 {
         return Ok((if local { 0 } else { service.cluster_first }, len));
     }

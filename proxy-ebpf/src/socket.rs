@@ -5,7 +5,9 @@
 use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::FlowKey;
 use proxy_common::net::{Address, Family, Port, Protocol, hash3};
-use proxy_common::service::{Affinity, AffinityKey, Backend, EndpointKey, Service, ServiceFlags, ServiceKey, SourceKey};
+use proxy_common::service::{
+    Affinity, AffinityKey, Backend, EndpointKey, Service, ServiceFlags, ServiceKey, SourceKey,
+};
 use proxy_common::socket::{Peer, PeerKey};
 
 use crate::{Origin, Tables, service};
@@ -36,13 +38,23 @@ pub trait Sockets<F: Family>: Tables<F> {
 /// connect, and sendmsg with an address: the address to use instead, or `None` where it is no Service's. An error means that the process is
 /// to be told at once (table of verdicts).
 #[inline(always)]
-pub fn direct<F: Family, T: Sockets<F>>(tables: &T, ask: &Ask<F::Addr>) -> Result<Option<(F::Addr, Port)>, Reason> {
+pub fn direct<F: Family, T: Sockets<F>>(
+    tables: &T,
+    ask: &Ask<F::Addr>,
+) -> Result<Option<(F::Addr, Port)>, Reason> {
     if ask.protocol != Protocol::TCP && ask.protocol != Protocol::UDP {
         return Ok(None);
     }
-    let Some(service) = select(tables, ask)? else { return Ok(None) };
+    let Some(service) = select(tables, ask)? else {
+        return Ok(None);
+    };
     // Where its own address is in the ranges, so are the load balancer's (V3): by these it would come to itself.
-    if service.has(ServiceFlags::SOURCE_RANGES) && !tables.is_source(&SourceKey { service: service.id, addr: ask.addr }) {
+    if service.has(ServiceFlags::SOURCE_RANGES)
+        && !tables.is_source(&SourceKey {
+            service: service.id,
+            addr: ask.addr,
+        })
+    {
         return Err(Reason::SourceNotAllowed);
     }
     // V11: a process of this node reaches what a pod of it reaches.
@@ -57,24 +69,46 @@ pub fn direct<F: Family, T: Sockets<F>>(tables: &T, ask: &Ask<F::Addr>) -> Resul
 
 /// recvmsg and getpeername: whom the process believes to talk to, where the kernel names a backend.
 #[inline(always)]
-pub fn asked<F: Family, T: Sockets<F>>(tables: &T, cookie: [u32; 2], addr: F::Addr, port: Port) -> Option<(F::Addr, Port)> {
+pub fn asked<F: Family, T: Sockets<F>>(
+    tables: &T,
+    cookie: [u32; 2],
+    addr: F::Addr,
+    port: Port,
+) -> Option<(F::Addr, Port)> {
     let peer = tables.peer(&PeerKey::backend(cookie, addr, port))?;
     Some((peer.addr, peer.port))
 }
 
 /// The frontend that is asked. V21: by loopback addresses, which the unspecified one means too, nodePorts are served where nobody listens.
 #[inline(always)]
-fn select<F: Family, T: Sockets<F>>(tables: &T, ask: &Ask<F::Addr>) -> Result<Option<Service>, Reason> {
+fn select<F: Family, T: Sockets<F>>(
+    tables: &T,
+    ask: &Ask<F::Addr>,
+) -> Result<Option<Service>, Reason> {
     let unspecified = ask.addr == F::Addr::ZERO;
     if !unspecified && !ask.addr.is_loopback() {
         let (zero, none) = (F::Addr::ZERO, Port::default());
-        return service::select(tables, &FlowKey::new(ask.protocol, zero, none, ask.addr, ask.port));
+        return service::select(
+            tables,
+            &FlowKey::new(ask.protocol, zero, none, ask.addr, ask.port),
+        );
     }
-    let Some(service) = tables.service(&ServiceKey::new(F::Addr::ZERO, ask.port, ask.protocol)) else { return Ok(None) };
-    let at = if unspecified { F::Addr::LOOPBACK } else { ask.addr };
+    let Some(service) = tables.service(&ServiceKey::new(F::Addr::ZERO, ask.port, ask.protocol))
+    else {
+        return Ok(None);
+    };
+    let at = if unspecified {
+        F::Addr::LOOPBACK
+    } else {
+        ask.addr
+    };
     // From a port that nobody has: one that listens takes it, or a UDP socket that is bound.
     let key = FlowKey::new(ask.protocol, F::Addr::LOOPBACK, Port::NONE, at, ask.port);
-    if tables.is_taken(&key) { Ok(None) } else { Ok(Some(service)) }
+    if tables.is_taken(&key) {
+        Ok(None)
+    } else {
+        Ok(Some(service))
+    }
 }
 
 /// A UDP socket's datagrams to one address keep their backend for as long as it may be used: the socket is their connection.
@@ -93,7 +127,11 @@ fn kept<F: Family, T: Sockets<F>>(
     // Another address that the socket asked may have led to the same backend, or newer entries needed the room.
     let back = tables.peer(&PeerKey::backend(ask.cookie, peer.addr, peer.port))?;
     let whole = back.addr == ask.addr && back.port == ask.port && back.service == service.id;
-    if whole && slot.wrapping_sub(first) < len { Some((peer.addr, peer.port)) } else { None }
+    if whole && slot.wrapping_sub(first) < len {
+        Some((peer.addr, peer.port))
+    } else {
+        None
+    }
 }
 
 /// The backend that the node stays with (V13), else one by a keyed hash of the socket (V15).
@@ -109,30 +147,64 @@ fn choose<F: Family, T: Sockets<F>>(
         return service::backend(tables, service, by_hash(ask, slots, config.secret));
     }
     // All processes of the node are one client, whatever source address their packets will have.
-    let node = AffinityKey { client: F::Addr::ZERO, service: service.id };
+    let node = AffinityKey {
+        client: F::Addr::ZERO,
+        service: service.id,
+    };
     let slot = match service::stays_with(tables, &node, service, slots, &config) {
         Some(slot) => slot,
         None => by_hash(ask, slots, config.secret),
     };
     let backend = service::backend(tables, service, slot)?;
-    tables.stick(&node, &Affinity { addr: backend.addr, seen: tables.now(), port: backend.port, zero: 0 });
+    tables.stick(
+        &node,
+        &Affinity {
+            addr: backend.addr,
+            seen: tables.now(),
+            port: backend.port,
+            zero: 0,
+        },
+    );
     Ok(backend)
 }
 
 #[inline(always)]
 fn by_hash<A: Address>(ask: &Ask<A>, (first, len): (u32, u32), secret: u64) -> u32 {
     let [low, high] = ask.cookie;
-    let hash = hash3(low, high ^ ask.addr.fold(), ask.port.word() ^ u32::from(ask.protocol.0) << 16, secret);
+    let hash = hash3(
+        low,
+        high ^ ask.addr.fold(),
+        ask.port.word() ^ u32::from(ask.protocol.0) << 16,
+        secret,
+    );
     first + ((u64::from(hash) * u64::from(len)) >> 32) as u32
 }
 
 #[inline(always)]
-fn remember<F: Family, T: Sockets<F>>(tables: &T, ask: &Ask<F::Addr>, service: &Service, backend: &Backend<F::Addr>) {
+fn remember<F: Family, T: Sockets<F>>(
+    tables: &T,
+    ask: &Ask<F::Addr>,
+    service: &Service,
+    backend: &Backend<F::Addr>,
+) {
     let protocol = u16::from(ask.protocol.0);
-    let asked = Peer { addr: ask.addr, service: service.id, port: ask.port, protocol };
-    tables.remember(&PeerKey::backend(ask.cookie, backend.addr, backend.port), &asked);
+    let asked = Peer {
+        addr: ask.addr,
+        service: service.id,
+        port: ask.port,
+        protocol,
+    };
+    tables.remember(
+        &PeerKey::backend(ask.cookie, backend.addr, backend.port),
+        &asked,
+    );
     if ask.protocol == Protocol::UDP {
-        let to = Peer { addr: backend.addr, service: service.id, port: backend.port, protocol };
+        let to = Peer {
+            addr: backend.addr,
+            service: service.id,
+            port: backend.port,
+            protocol,
+        };
         tables.remember(&PeerKey::asked(ask.cookie, ask.addr, ask.port), &to);
     }
     tables.count(Counter::SocketsDirected);

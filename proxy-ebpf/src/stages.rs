@@ -69,7 +69,14 @@ impl<F: Family> Scratch<F> {
     pub fn new() -> Self {
         let (zero, port) = (F::Addr::ZERO, Port::default());
         let key = FlowKey::new(Protocol::default(), zero, port, zero, port);
-        let headers = Headers { key, ttl: 0, flags: 0, check: 0, transport: 0, len: 0 };
+        let headers = Headers {
+            key,
+            ttl: 0,
+            flags: 0,
+            check: 0,
+            transport: 0,
+            len: 0,
+        };
         Self {
             headers,
             flow: Self::NO_FLOW,
@@ -253,7 +260,13 @@ pub(crate) struct InOneGo<'a, F: Family, P, T> {
 impl<'a, F: Family, P, T> InOneGo<'a, F, P, T> {
     /// Before the first stage.
     pub(crate) fn new(packet: &'a mut P, tables: &'a T, device: IfIndex, origin: Origin) -> Self {
-        Self { packet, tables, device, origin, scratch: Scratch::new() }
+        Self {
+            packet,
+            tables,
+            device,
+            origin,
+            scratch: Scratch::new(),
+        }
     }
 }
 
@@ -261,7 +274,13 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
     type Verdict = Result<Action, Reason>;
 
     fn admit(&mut self) -> Stage {
-        policy::admit(self.packet, self.tables, self.device, self.origin, &mut self.scratch)
+        policy::admit(
+            self.packet,
+            self.tables,
+            self.device,
+            self.origin,
+            &mut self.scratch,
+        )
     }
     fn odd(&mut self) -> Stage {
         odd::meet(self.packet, self.tables, self.origin, &mut self.scratch)
@@ -282,7 +301,13 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
         crate::meet(self.packet, self.tables, self.origin, &mut self.scratch)
     }
     fn open(&mut self) -> Stage {
-        crate::open(self.packet, self.tables, self.device, self.origin, &mut self.scratch)
+        crate::open(
+            self.packet,
+            self.tables,
+            self.device,
+            self.origin,
+            &mut self.scratch,
+        )
     }
     fn inner(&mut self) -> Stage {
         crate::inner(self.tables, &mut self.scratch)
@@ -297,7 +322,13 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
         odd::send(self.packet, self.tables, self.origin, &self.scratch)
     }
     fn stop(&mut self) -> Self::Verdict {
-        crate::stop(self.packet, self.tables, self.device, self.origin, &mut self.scratch)
+        crate::stop(
+            self.packet,
+            self.tables,
+            self.device,
+            self.origin,
+            &mut self.scratch,
+        )
     }
     fn untouched(&mut self) -> Self::Verdict {
         process::left(&self.scratch)

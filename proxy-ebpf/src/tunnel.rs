@@ -23,7 +23,9 @@ pub fn encapsulate<F: Ip, P: Packet, T: Tables<F>>(
     headers: &Headers<F>,
     flow: &Flow<F::Addr>,
 ) -> Result<(), Reason> {
-    let node = tables.device(flow.device).map_or(F::Addr::ZERO, |device| F::node(&device));
+    let node = tables
+        .device(flow.device)
+        .map_or(F::Addr::ZERO, |device| F::node(&device));
     F::encapsulate(packet, headers.len, node, flow.dst, flow.dport).ok_or(Reason::RewriteFailed)?;
     tables.count(Counter::Encapsulated);
     Ok(())
@@ -43,9 +45,13 @@ pub fn is_ours<F: Ip, T: Tables<F>>(tables: &T, scratch: &Scratch<F>, kind: Othe
         return false;
     }
     match kind {
-        Other::Packet => tables.address(&key.src).has(AddressFlags::NODE) && tables.pod(&key.dst).is_some(),
+        Other::Packet => {
+            tables.address(&key.src).has(AddressFlags::NODE) && tables.pod(&key.dst).is_some()
+        }
         // The key is turned round.
-        Other::Error => tables.address(&key.dst).has(AddressFlags::NODE | AddressFlags::HOST),
+        Other::Error => tables
+            .address(&key.dst)
+            .has(AddressFlags::NODE | AddressFlags::HOST),
         _ => false,
     }
 }
@@ -54,11 +60,17 @@ pub fn is_ours<F: Ip, T: Tables<F>>(tables: &T, scratch: &Scratch<F>, kind: Othe
 ///
 /// Of an error only the quoted packet is left, as if it had come now and did not fit: its client is told.
 #[inline(always)]
-pub fn decapsulate<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, scratch: &mut Scratch<F>) -> Stage {
+pub fn decapsulate<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<F>,
+) -> Stage {
     if scratch.kind == Other::Error as u32 {
         return too_big(packet, tables, scratch);
     }
-    let Some(port) = F::encapsulated_port(packet) else { return scratch.refuse(Reason::Truncated) };
+    let Some(port) = F::encapsulated_port(packet) else {
+        return scratch.refuse(Reason::Truncated);
+    };
     if packet.decapsulate(F::OVERHEAD).is_none() {
         return scratch.refuse(Reason::RewriteFailed);
     }
@@ -76,20 +88,35 @@ pub fn decapsulate<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, s
 #[inline(always)]
 pub fn way_back<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, scratch: &Scratch<F>) -> Action {
     let key = &scratch.headers.key;
-    tables.route(device, &key.dst, &key.src).map_or(Action::Transmit(device), |route| Action::Neighbour(route.device))
+    tables
+        .route(device, &key.dst, &key.src)
+        .map_or(Action::Transmit(device), |route| {
+            Action::Neighbour(route.device)
+        })
 }
 
 #[inline(always)]
-fn too_big<F: Ip, P: Packet, T: Tables<F>>(packet: &mut P, tables: &T, scratch: &mut Scratch<F>) -> Stage {
-    let Some(mtu) = packet.load(scratch.headers.transport).and_then(F::too_big) else { return Stage::Untouched };
-    if packet.decapsulate(F::OVERHEAD + ICMP + F::OVERHEAD).is_none() {
+fn too_big<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch<F>,
+) -> Stage {
+    let Some(mtu) = packet.load(scratch.headers.transport).and_then(F::too_big) else {
+        return Stage::Untouched;
+    };
+    if packet
+        .decapsulate(F::OVERHEAD + ICMP + F::OVERHEAD)
+        .is_none()
+    {
         return Stage::Untouched;
     }
     match parse::headers::<F, P, T>(packet, tables) {
         Ok(Some(headers)) => scratch.headers = headers,
         Ok(None) | Err(_) => return scratch.refuse(Reason::Truncated),
     }
-    let known = tables.find_flow(&scratch.headers.key, &mut scratch.flow).is_some();
+    let known = tables
+        .find_flow(&scratch.headers.key, &mut scratch.flow)
+        .is_some();
     if !known || scratch.flow.way != Way::Tunnel as u8 {
         return scratch.refuse(Reason::NotServedHere);
     }

@@ -40,7 +40,13 @@ pub fn find_toolchain(rustc: &Path) -> Result<Toolchain, Vec<String>> {
     let mut refusals = Vec::new();
     for (name, sysroot) in candidates(rustc) {
         match judge(&sysroot) {
-            Ok(core) => return Ok(Toolchain { name, sysroot, core }),
+            Ok(core) => {
+                return Ok(Toolchain {
+                    name,
+                    sysroot,
+                    core,
+                });
+            }
             Err(why) => refusals.push(format!("{name} ({}): {why}", sysroot.display())),
         }
     }
@@ -57,22 +63,42 @@ fn candidates(rustc: &Path) -> Vec<(String, PathBuf)> {
         }
     };
     add("rustup's nightly", rustup_sysroot("nightly"));
-    add("the current toolchain", sysroot_of(&mut Command::new(rustc)));
+    add(
+        "the current toolchain",
+        sysroot_of(&mut Command::new(rustc)),
+    );
     add("rustup's stable", rustup_sysroot("stable"));
-    add("Debian's Rust", Path::new("/usr/bin/cargo").exists().then(|| PathBuf::from("/usr")));
+    add(
+        "Debian's Rust",
+        Path::new("/usr/bin/cargo")
+            .exists()
+            .then(|| PathBuf::from("/usr")),
+    );
     found
 }
 
 /// Asks only for toolchains that `rustup` lists, because it would download any other.
 fn rustup_sysroot(channel: &str) -> Option<PathBuf> {
-    let list = Command::new("rustup").args(["toolchain", "list"]).output().ok()?;
+    let list = Command::new("rustup")
+        .args(["toolchain", "list"])
+        .output()
+        .ok()?;
     let list = String::from_utf8(list.stdout).ok()?;
-    list.lines().find(|line| line.starts_with(&format!("{channel}-")))?;
-    sysroot_of(Command::new("rustup").args(["run", channel, "rustc"]).env_remove("RUSTUP_TOOLCHAIN"))
+    list.lines()
+        .find(|line| line.starts_with(&format!("{channel}-")))?;
+    sysroot_of(
+        Command::new("rustup")
+            .args(["run", channel, "rustc"])
+            .env_remove("RUSTUP_TOOLCHAIN"),
+    )
 }
 
 fn sysroot_of(rustc: &mut Command) -> Option<PathBuf> {
-    let output = rustc.args(["--print", "sysroot"]).output().ok().filter(|output| output.status.success())?;
+    let output = rustc
+        .args(["--print", "sysroot"])
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
     Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
 }
 
@@ -81,24 +107,33 @@ fn judge(sysroot: &Path) -> Result<Core, String> {
     if !sysroot.join("bin/cargo").exists() {
         return Err("has no cargo".into());
     }
-    let core =
-        if rustlib.join("src/rust/library/core/src/lib.rs").exists() && rustlib.join("src/rust/library/Cargo.lock").exists() {
-            Core::Source
-        } else if has_core(&rustlib.join(TARGET).join("lib")) {
-            Core::Compiled
-        } else {
-            return Err(format!("has neither rust-src nor a compiled core for {TARGET}"));
-        };
+    let core = if rustlib.join("src/rust/library/core/src/lib.rs").exists()
+        && rustlib.join("src/rust/library/Cargo.lock").exists()
+    {
+        Core::Source
+    } else if has_core(&rustlib.join(TARGET).join("lib")) {
+        Core::Compiled
+    } else {
+        return Err(format!(
+            "has neither rust-src nor a compiled core for {TARGET}"
+        ));
+    };
     match llvm_of(&sysroot.join("bin/rustc")) {
         Some(llvm) if llvm <= LINKER_LLVM => Ok(core),
-        Some(llvm) => Err(format!("its LLVM is {llvm}, newer than the linker's {LINKER_LLVM}")),
+        Some(llvm) => Err(format!(
+            "its LLVM is {llvm}, newer than the linker's {LINKER_LLVM}"
+        )),
         None => Err("its rustc does not say which LLVM it has".into()),
     }
 }
 
 fn has_core(lib: &Path) -> bool {
-    let Ok(entries) = fs::read_dir(lib) else { return false };
-    entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
+    let Ok(entries) = fs::read_dir(lib) else {
+        return false;
+    };
+    entries
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
 }
 
 fn llvm_of(rustc: &Path) -> Option<u32> {
@@ -107,13 +142,20 @@ fn llvm_of(rustc: &Path) -> Option<u32> {
 }
 
 fn parse_llvm(version: &str) -> Option<u32> {
-    let line = version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
+    let line = version
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))?;
     line.split('.').next()?.parse().ok()
 }
 
 /// The bpf-linker on PATH, else the one that `cargo install` leaves in cargo's home.
 pub fn find_linker() -> Option<PathBuf> {
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).chain(home.map(|home| home.join("bin"))).map(|dir| dir.join("bpf-linker")).find(|file| file.is_file())
+    env::split_paths(&path)
+        .chain(home.map(|home| home.join("bin")))
+        .map(|dir| dir.join("bpf-linker"))
+        .find(|file| file.is_file())
 }

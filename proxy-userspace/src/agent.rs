@@ -60,21 +60,43 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     // First what may be a slip of the pen: a kubeconfig that is not there is no reason to load anything.
     let events = source::events(&source, &service.node_name).await?;
     let updates = source::spawn(source).await?;
-    let options = Options { state_dir: state_dir.clone(), xdp: choice(xdp), cgroup };
+    let options = Options {
+        state_dir: state_dir.clone(),
+        xdp: choice(xdp),
+        cgroup,
+    };
     let mut plane = Dataplane::open_sized(&options, room(policy_tables))?;
     let actual = plane.read()?;
-    let service = Settings { forward_firewall: look_around(&state_dir), ..complete(service, &actual)? };
+    let service = Settings {
+        forward_firewall: look_around(&state_dir),
+        ..complete(service, &actual)?
+    };
     tell_way(&service);
     let metrics = Arc::new(Metrics::default());
     let (tell_serving, serving) = watch::channel(None);
     let (tell_vitals, vitals) = watch::channel(Vitals::starting(Instant::now()));
-    let (tell_wanted, wanted) = watch::channel(Wanted { devices, ..Wanted::default() });
+    let (tell_wanted, wanted) = watch::channel(Wanted {
+        devices,
+        ..Wanted::default()
+    });
     let (tell_found, found) = watch::channel(None);
     let mut tasks = JoinSet::new();
-    let law = Law { timeouts: service.timeouts, hz: service.hz, serving: None, direct: Law::DIRECT };
+    let law = Law {
+        timeouts: service.timeouts,
+        hz: service.hz,
+        serving: None,
+        direct: Law::DIRECT,
+    };
     let clock = Clock::from_pins(&StateDir::at(&state_dir))?;
     let (tell_left, left) = mpsc::unbounded_channel();
-    let sweep = flows::run(plane.open_maps()?, clock, law, serving, left, metrics.clone());
+    let sweep = flows::run(
+        plane.open_maps()?,
+        clock,
+        law,
+        serving,
+        left,
+        metrics.clone(),
+    );
     tasks.spawn(async {
         sweep.await;
         Ok(())
@@ -97,14 +119,35 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     if let Some(denials) = plane.take_denials() {
         tasks.spawn(denials.run(tell_denied));
     }
-    let (reports, Audience { checks, node_ports }) = Reports::new(events.clone(), metrics.clone(), Timestamp::now());
+    let (reports, Audience { checks, node_ports }) =
+        Reports::new(events.clone(), metrics.clone(), Timestamp::now());
     tasks.spawn(serve_services(checks, vitals, events.clone()));
     tasks.spawn(shadow::run(node_ports, events));
     let gate = keep_gate(&mut tasks, loads_only);
-    let outputs =
-        Outputs { wanted: tell_wanted, serving: tell_serving, left: tell_left, vitals: tell_vitals, gate, reports, metrics };
-    let sync = Sync::new(Snapshot { settings: service, ..Snapshot::default() }, plane, actual, outputs);
-    tasks.spawn(sync.run(Inputs { updates, found, given, denied }));
+    let outputs = Outputs {
+        wanted: tell_wanted,
+        serving: tell_serving,
+        left: tell_left,
+        vitals: tell_vitals,
+        gate,
+        reports,
+        metrics,
+    };
+    let sync = Sync::new(
+        Snapshot {
+            settings: service,
+            ..Snapshot::default()
+        },
+        plane,
+        actual,
+        outputs,
+    );
+    tasks.spawn(sync.run(Inputs {
+        updates,
+        found,
+        given,
+        denied,
+    }));
     tokio::select! {
         ended = until_told(&mut tasks) => ended,
         status = status => status.map(|text| print!("{text}")),
@@ -121,7 +164,10 @@ fn tell_way(service: &Settings) {
 }
 
 /// V21: who wishes for a gate. Where programs are loaded only, nobody hears that.
-fn keep_gate(tasks: &mut JoinSet<Result<()>>, loads_only: bool) -> watch::Sender<Option<gate::Wish>> {
+fn keep_gate(
+    tasks: &mut JoinSet<Result<()>>,
+    loads_only: bool,
+) -> watch::Sender<Option<gate::Wish>> {
     let (gate, wishes) = watch::channel(None);
     if !loads_only {
         tasks.spawn(gate::run(wishes));
@@ -130,13 +176,22 @@ fn keep_gate(tasks: &mut JoinSet<Result<()>>, loads_only: bool) -> watch::Sender
 }
 
 /// The status, once the kernel is in step; never if nobody wants that.
-async fn status_once(output: Option<Output>, mut vitals: watch::Receiver<Vitals>, state_dir: PathBuf) -> Result<String> {
-    let Some(output) = output else { return pending().await };
+async fn status_once(
+    output: Option<Output>,
+    mut vitals: watch::Receiver<Vitals>,
+    state_dir: PathBuf,
+) -> Result<String> {
+    let Some(output) = output else {
+        return pending().await;
+    };
     if vitals.wait_for(|vitals| vitals.in_step).await.is_err() {
         // The task that knew has ended, and whoever waits for the tasks says why.
         return pending().await;
     }
-    cli::status(&PinArgs { pins: args::StateDir { state_dir }, output })
+    cli::status(&PinArgs {
+        pins: args::StateDir { state_dir },
+        output,
+    })
 }
 
 /// Waits for a signal, or for a task that ends although it should not.
@@ -157,8 +212,16 @@ async fn until_told(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
 /// What only the running kernel knows, and the hash's key, which stays the same over restarts.
 fn complete(settings: Settings, actual: &Actual) -> Result<Settings> {
     let kept = actual.config().secret;
-    let secret = if kept == 0 { RandomState::new().hash_one(std::process::id()) } else { kept };
-    Ok(Settings { secret, hz: hz()?, ..settings })
+    let secret = if kept == 0 {
+        RandomState::new().hash_one(std::process::id())
+    } else {
+        kept
+    };
+    Ok(Settings {
+        secret,
+        hz: hz()?,
+        ..settings
+    })
 }
 
 /// The state directory lies where other data planes pin theirs.
@@ -167,7 +230,10 @@ fn look_around(state_dir: &Path) -> ForwardFirewall {
 }
 
 fn known_pods(actual: &Actual) -> std::collections::BTreeMap<IpAddr, IfIndex> {
-    let known = actual.pods().iter().filter(|(_, pod)| pod.device != IfIndex::NONE);
+    let known = actual
+        .pods()
+        .iter()
+        .filter(|(_, pod)| pod.device != IfIndex::NONE);
     known.map(|(addr, pod)| (*addr, pod.device)).collect()
 }
 
@@ -188,9 +254,16 @@ fn choice(xdp: Xdp) -> XdpChoice {
 }
 
 /// An address that is taken costs what is served there, not the forwarding.
-async fn keep_health(bind: SocketAddr, vitals: watch::Receiver<Vitals>, metrics: Arc<Metrics>) -> Result<()> {
+async fn keep_health(
+    bind: SocketAddr,
+    vitals: watch::Receiver<Vitals>,
+    metrics: Arc<Metrics>,
+) -> Result<()> {
     loop {
-        refused("health", serve_health(bind, vitals.clone(), metrics.clone()).await);
+        refused(
+            "health",
+            serve_health(bind, vitals.clone(), metrics.clone()).await,
+        );
         tokio::time::sleep(LISTEN_AGAIN).await;
     }
 }
@@ -204,6 +277,9 @@ async fn keep_metrics(bind: SocketAddr, exporter: Exporter) -> Result<()> {
 
 fn refused(what: &str, result: Result<()>) {
     if let Err(error) = result {
-        warn!(error = format!("{error:#}"), "cannot serve {what}; trying again");
+        warn!(
+            error = format!("{error:#}"),
+            "cannot serve {what}; trying again"
+        );
     }
 }

@@ -10,7 +10,9 @@ use ipnet::IpNet;
 
 use crate::dataplane::CgroupChoice;
 use crate::explain::{End, Target};
-use crate::model::{Algorithm, Forwarding, HostFirewall, NodePortAddresses, PodStart, PortRange, Refusal, Timeouts};
+use crate::model::{
+    Algorithm, Forwarding, HostFirewall, NodePortAddresses, PodStart, PortRange, Refusal, Timeouts,
+};
 
 /// Kubernetes Services in eBPF: one agent per node in place of kube-proxy.
 #[derive(Debug, Parser)]
@@ -48,19 +50,36 @@ pub enum Command {
 pub struct SourceArgs {
     /// The name of this node's Node object.
     #[arg(long, env = "PORTWAY_NODE_NAME", value_name = "NAME")]
-    #[arg(help = "The name of this node's Node object [default: the host's name, in small letters]")]
+    #[arg(
+        help = "The name of this node's Node object [default: the host's name, in small letters]"
+    )]
     pub node_name: Option<String>,
     /// A kubeconfig file; without it and in a pod, the pod's service account.
     #[arg(long, env = "PORTWAY_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Read objects from the YAML files of this directory instead of an API server, and watch them.
-    #[arg(long, env = "PORTWAY_MANIFESTS", value_name = "DIR", conflicts_with = "kubeconfig")]
+    #[arg(
+        long,
+        env = "PORTWAY_MANIFESTS",
+        value_name = "DIR",
+        conflicts_with = "kubeconfig"
+    )]
     pub manifests: Option<PathBuf>,
     /// With --manifests: the nodePorts that may be given and are allocated.
-    #[arg(long, env = "PORTWAY_SERVICE_NODE_PORT_RANGE", value_name = "FIRST-LAST", default_value = "30000-32767")]
+    #[arg(
+        long,
+        env = "PORTWAY_SERVICE_NODE_PORT_RANGE",
+        value_name = "FIRST-LAST",
+        default_value = "30000-32767"
+    )]
     pub service_node_port_range: PortRange,
     /// With --manifests: cluster IPs are allocated from these; the first one's family is the default family.
-    #[arg(long, env = "PORTWAY_SERVICE_CLUSTER_IP_RANGE", value_name = "CIDR", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "PORTWAY_SERVICE_CLUSTER_IP_RANGE",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
     #[arg(default_value = "10.96.0.0/12,fd00:10:96::/112")]
     pub service_cluster_ip_range: Vec<IpNet>,
 }
@@ -72,26 +91,58 @@ pub struct AgentArgs {
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub source: SourceArgs,
     /// A device that packets come in and go out by; may be given several times.
-    #[arg(long, env = "PORTWAY_DEVICE", value_name = "DEV", value_delimiter = ',')]
-    #[arg(help = "A device that packets come in and go out by, several by commas [default: found by addresses and routes]")]
+    #[arg(
+        long,
+        env = "PORTWAY_DEVICE",
+        value_name = "DEV",
+        value_delimiter = ','
+    )]
+    #[arg(
+        help = "A device that packets come in and go out by, several by commas [default: found by addresses and routes]"
+    )]
     pub device: Vec<String>,
     /// Where nodePorts are served: the node's `primary` addresses, or those within CIDRs.
-    #[arg(long, env = "PORTWAY_NODEPORT_ADDRESSES", value_name = "primary|CIDR,…", default_value = "primary")]
+    #[arg(
+        long,
+        env = "PORTWAY_NODEPORT_ADDRESSES",
+        value_name = "primary|CIDR,…",
+        default_value = "primary"
+    )]
     pub nodeport_addresses: NodePortAddresses,
     /// Prefixes of the pod network, beside the nodes' podCIDRs.
-    #[arg(long, env = "PORTWAY_CLUSTER_CIDR", value_name = "CIDR,…", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "PORTWAY_CLUSTER_CIDR",
+        value_name = "CIDR,…",
+        value_delimiter = ','
+    )]
     pub cluster_cidr: Vec<IpNet>,
     /// Ranges of cluster IPs, beside the cluster's ServiceCIDR objects: packets to an address there that no Service has are dropped.
-    #[arg(long, env = "PORTWAY_SERVICE_CIDR", value_name = "CIDR,…", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "PORTWAY_SERVICE_CIDR",
+        value_name = "CIDR,…",
+        value_delimiter = ','
+    )]
     pub service_cidr: Vec<IpNet>,
     /// Source ports for masquerade; neither nodePorts nor the host's ephemeral ports may be among them.
-    #[arg(long, env = "PORTWAY_MASQUERADE_PORTS", value_name = "FIRST-LAST", default_value = "1024-29999")]
+    #[arg(
+        long,
+        env = "PORTWAY_MASQUERADE_PORTS",
+        value_name = "FIRST-LAST",
+        default_value = "1024-29999"
+    )]
     pub masquerade_ports: PortRange,
     /// How backends are chosen; a Service's annotation portway.dev/algorithm has the last word, and ClientIP affinity another one.
     #[arg(long, env = "PORTWAY_ALGORITHM", value_enum, default_value = "random")]
     pub algorithm: Algorithm,
     /// How a client outside is answered by a pod of another node than it asked; a Service's annotation portway.dev/forwarding has the last word.
-    #[arg(long, env = "PORTWAY_FORWARDING", value_enum, default_value = "masquerade")]
+    #[arg(
+        long,
+        env = "PORTWAY_FORWARDING",
+        value_enum,
+        default_value = "masquerade"
+    )]
     pub forwarding: Forwarding,
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
@@ -103,13 +154,28 @@ pub struct AgentArgs {
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub pins: StateDir,
     /// Where CNI plugins' results are kept, which name a new pod's addresses before the API server does; it need not be there.
-    #[arg(long, env = "PORTWAY_CNI_RESULTS", value_name = "DIR", default_value = "/var/lib/cni/results")]
+    #[arg(
+        long,
+        env = "PORTWAY_CNI_RESULTS",
+        value_name = "DIR",
+        default_value = "/var/lib/cni/results"
+    )]
     pub cni_results: PathBuf,
     /// The cgroup (v2) whose processes, if of the agent's network namespace, reach Services by their sockets: `auto` is the host's root.
-    #[arg(long, env = "PORTWAY_CGROUP", value_name = "auto|PATH|off", default_value = "auto")]
+    #[arg(
+        long,
+        env = "PORTWAY_CGROUP",
+        value_name = "auto|PATH|off",
+        default_value = "auto"
+    )]
     pub cgroup: CgroupChoice,
     /// What is done about rules of this host's firewall for forwarded packets.
-    #[arg(long, env = "PORTWAY_HOST_FIREWALL", value_enum, default_value = "bypass")]
+    #[arg(
+        long,
+        env = "PORTWAY_HOST_FIREWALL",
+        value_enum,
+        default_value = "bypass"
+    )]
     pub host_firewall: HostFirewall,
     /// What a pod's packets get whose policy is not known yet, once there is any NetworkPolicy.
     #[arg(long, env = "PORTWAY_POD_START", value_enum, default_value = "deny")]
@@ -118,7 +184,12 @@ pub struct AgentArgs {
     #[arg(long, env = "PORTWAY_POLICY_DENY", value_enum, default_value = "drop")]
     pub policy_deny: Refusal,
     /// How large NetworkPolicy's tables are: small ones find what they have no room for by tries, which takes many times as long.
-    #[arg(long, env = "PORTWAY_POLICY_TABLES", value_enum, default_value = "small")]
+    #[arg(
+        long,
+        env = "PORTWAY_POLICY_TABLES",
+        value_enum,
+        default_value = "small"
+    )]
     pub policy_tables: TableSize,
     /// How XDP is attached.
     #[arg(long, env = "PORTWAY_XDP", value_enum, default_value = "auto")]
@@ -128,10 +199,20 @@ pub struct AgentArgs {
     #[arg(default_missing_value = "text", hide_possible_values = true)]
     pub once: Option<Output>,
     /// Where /healthz and /livez are served; `off` for nowhere.
-    #[arg(long, env = "PORTWAY_HEALTH_BIND", value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
+    #[arg(
+        long,
+        env = "PORTWAY_HEALTH_BIND",
+        value_name = "ADDR:PORT",
+        default_value = "0.0.0.0:10256"
+    )]
     pub health_bind: Bind,
     /// Where /metrics is served; `off` for nowhere.
-    #[arg(long, env = "PORTWAY_METRICS_BIND", value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
+    #[arg(
+        long,
+        env = "PORTWAY_METRICS_BIND",
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:10249"
+    )]
     pub metrics_bind: Bind,
 }
 
@@ -139,13 +220,28 @@ pub struct AgentArgs {
 #[derive(Args, Clone, Debug)]
 pub struct RefusalArgs {
     /// At nodePorts, with a Local policy and no backend here: refuse at once, or drop in silence.
-    #[arg(long, env = "PORTWAY_LOCAL_REFUSAL_NODE_PORT", value_enum, default_value = "reject")]
+    #[arg(
+        long,
+        env = "PORTWAY_LOCAL_REFUSAL_NODE_PORT",
+        value_enum,
+        default_value = "reject"
+    )]
     pub local_refusal_node_port: Refusal,
     /// The same at load balancer IPs.
-    #[arg(long, env = "PORTWAY_LOCAL_REFUSAL_LOAD_BALANCER", value_enum, default_value = "drop")]
+    #[arg(
+        long,
+        env = "PORTWAY_LOCAL_REFUSAL_LOAD_BALANCER",
+        value_enum,
+        default_value = "drop"
+    )]
     pub local_refusal_load_balancer: Refusal,
     /// The same at external IPs.
-    #[arg(long, env = "PORTWAY_LOCAL_REFUSAL_EXTERNAL_IP", value_enum, default_value = "drop")]
+    #[arg(
+        long,
+        env = "PORTWAY_LOCAL_REFUSAL_EXTERNAL_IP",
+        value_enum,
+        default_value = "drop"
+    )]
     pub local_refusal_external_ip: Refusal,
 }
 
@@ -195,10 +291,20 @@ pub struct DoctorArgs {
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub source: SourceArgs,
     /// Where eBPF objects of other data planes would be pinned.
-    #[arg(long, env = "PORTWAY_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf")]
+    #[arg(
+        long,
+        env = "PORTWAY_BPFFS",
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf"
+    )]
     pub bpffs: PathBuf,
     /// What the agents were told of it, where a Service does not say.
-    #[arg(long, env = "PORTWAY_FORWARDING", value_enum, default_value = "masquerade")]
+    #[arg(
+        long,
+        env = "PORTWAY_FORWARDING",
+        value_enum,
+        default_value = "masquerade"
+    )]
     pub forwarding: Forwarding,
     /// How it is printed.
     #[arg(long, short, value_enum, default_value = "text")]

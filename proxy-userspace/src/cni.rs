@@ -38,7 +38,9 @@ pub async fn run(dir: PathBuf, given: watch::Sender<Given>) -> Result<()> {
     let (touch, mut touched) = mpsc::channel(1);
     let told = move |event: notify::Result<notify::Event>| {
         // Our own reading is no news. A full queue means that a look is due anyway.
-        if event.map_or(true, |event| !event.kind.is_access() || event.kind == WRITTEN) {
+        if event.map_or(true, |event| {
+            !event.kind.is_access() || event.kind == WRITTEN
+        }) {
             _ = touch.try_send(());
         }
     };
@@ -98,29 +100,51 @@ struct Pod {
 
 impl Cache {
     fn new(dir: PathBuf) -> Self {
-        Self { dir, files: BTreeMap::new() }
+        Self {
+            dir,
+            files: BTreeMap::new(),
+        }
     }
 
     /// Reads what is new, and forgets what is gone.
     fn look(&mut self) -> Result<()> {
         let before = std::mem::take(&mut self.files);
-        let entries = fs::read_dir(&self.dir).with_context(|| format!("read {}", self.dir.display()))?;
+        let entries =
+            fs::read_dir(&self.dir).with_context(|| format!("read {}", self.dir.display()))?;
         for entry in entries {
-            let path = entry.with_context(|| format!("read {}", self.dir.display()))?.path();
+            let path = entry
+                .with_context(|| format!("read {}", self.dir.display()))?
+                .path();
             // One that goes while it is looked at is gone.
-            let Ok(facts) = fs::metadata(&path) else { continue };
+            let Ok(facts) = fs::metadata(&path) else {
+                continue;
+            };
             if !facts.is_file() {
                 continue;
             }
             let (changed, len) = (facts.modified().ok(), facts.len());
-            let same = before.get(&path).filter(|file| (file.changed, file.len) == (changed, len));
+            let same = before
+                .get(&path)
+                .filter(|file| (file.changed, file.len) == (changed, len));
             let file = match same {
-                Some(file) if file.read.is_ok() || file.told => File { changed, len, read: file.read.clone(), told: file.told },
+                Some(file) if file.read.is_ok() || file.told => File {
+                    changed,
+                    len,
+                    read: file.read.clone(),
+                    told: file.told,
+                },
                 _ => match fs::read_to_string(&path) {
                     Err(error) if error.kind() == ErrorKind::NotFound => continue,
                     text => {
-                        let read = text.map_err(anyhow::Error::from).and_then(|text| read(&text));
-                        File { changed, len, read: read.map_err(|error| format!("{error:#}")), told: false }
+                        let read = text
+                            .map_err(anyhow::Error::from)
+                            .and_then(|text| read(&text));
+                        File {
+                            changed,
+                            len,
+                            read: read.map_err(|error| format!("{error:#}")),
+                            told: false,
+                        }
                     }
                 },
             };
@@ -141,10 +165,15 @@ impl Cache {
 
     /// Of two files about a pod the newer one counts: an earlier container of the same name may not be deleted yet.
     fn given(&self) -> Given {
-        let mut pods: Vec<_> =
-            self.files.values().filter_map(|file| Some((file.changed, file.read.as_ref().ok()?.as_ref()?))).collect();
+        let mut pods: Vec<_> = self
+            .files
+            .values()
+            .filter_map(|file| Some((file.changed, file.read.as_ref().ok()?.as_ref()?)))
+            .collect();
         pods.sort_by_key(|(changed, _)| *changed);
-        pods.into_iter().map(|(_, pod)| (pod.name.clone(), pod.addresses.clone())).collect()
+        pods.into_iter()
+            .map(|(_, pod)| (pod.name.clone(), pod.addresses.clone()))
+            .collect()
     }
 }
 
@@ -173,13 +202,30 @@ struct CniIp {
 /// What a file says; none if it is about something else than a pod's main network.
 fn read(text: &str) -> Result<Option<Pod>> {
     let cached: Cached = serde_json::from_str(text).context("read it as JSON of libcni's cache")?;
-    let argument = |name: &str| cached.cni_args.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-    let (Some(namespace), Some(name)) = (argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME")) else { return Ok(None) };
+    let argument = |name: &str| {
+        cached
+            .cni_args
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    };
+    let (Some(namespace), Some(name)) = (argument("K8S_POD_NAMESPACE"), argument("K8S_POD_NAME"))
+    else {
+        return Ok(None);
+    };
     if cached.if_name != MAIN_DEVICE {
         return Ok(None);
     }
-    let addresses = cached.result.ips.iter().map(|ip| ip.address.addr()).collect();
-    Ok(Some(Pod { name: ObjectName::new(namespace, name), addresses }))
+    let addresses = cached
+        .result
+        .ips
+        .iter()
+        .map(|ip| ip.address.addr())
+        .collect();
+    Ok(Some(Pod {
+        name: ObjectName::new(namespace, name),
+        addresses,
+    }))
 }
 
 #[cfg(test)]
@@ -189,7 +235,10 @@ mod tests {
 
     /// A file as libcni writes it for the plugins bridge and portmap, with host-local addresses of both families.
     fn file(pod: &str, device: &str, addresses: &[&str]) -> String {
-        let ips: Vec<_> = addresses.iter().map(|a| json!({ "interface": 2, "address": a, "gateway": "10.244.1.1" })).collect();
+        let ips: Vec<_> = addresses
+            .iter()
+            .map(|a| json!({ "interface": 2, "address": a, "gateway": "10.244.1.1" }))
+            .collect();
         let cached = json!({
             "kind": "cniCacheV1",
             "containerId": "8d2fc1b8ee24a7f0a3b1d8b2e6d5d6a36d8d0f2f5d0f8b9a7c6b5a4938271605",
@@ -220,16 +269,36 @@ mod tests {
     }
 
     fn addresses(texts: &[&str]) -> Vec<IpAddr> {
-        texts.iter().map(|text| text.parse().expect("an address")).collect()
+        texts
+            .iter()
+            .map(|text| text.parse().expect("an address"))
+            .collect()
     }
 
     #[test]
     fn p31_a_file_names_a_pod_and_its_addresses() {
-        let pod = read(&file("db-0", "eth0", &["10.244.1.7/24", "fd00:244:1::7/64"])).expect("it can be read").expect("a pod's");
-        assert_eq!(pod, Pod { name: ObjectName::new("shop", "db-0"), addresses: addresses(&["10.244.1.7", "fd00:244:1::7"]) });
+        let pod = read(&file(
+            "db-0",
+            "eth0",
+            &["10.244.1.7/24", "fd00:244:1::7/64"],
+        ))
+        .expect("it can be read")
+        .expect("a pod's");
+        assert_eq!(
+            pod,
+            Pod {
+                name: ObjectName::new("shop", "db-0"),
+                addresses: addresses(&["10.244.1.7", "fd00:244:1::7"])
+            }
+        );
         // ptp and Calico give host prefixes, and the newest version says less of an address.
         let calico = file("db-0", "eth0", &["10.244.1.7/32"]).replace("0.3.1", "1.1.0");
-        assert_eq!(read(&calico).expect("it can be read").map(|pod| pod.addresses), Some(addresses(&["10.244.1.7"])));
+        assert_eq!(
+            read(&calico)
+                .expect("it can be read")
+                .map(|pod| pod.addresses),
+            Some(addresses(&["10.244.1.7"]))
+        );
     }
 
     #[test]
@@ -237,10 +306,19 @@ mod tests {
         let loopback = json!({ "kind": "cniCacheV1", "ifName": "lo", "cniArgs": [["K8S_POD_NAMESPACE", "a"], ["K8S_POD_NAME", "b"]],
             "result": { "cniVersion": "0.3.1", "ips": [{ "address": "127.0.0.1/8" }] } });
         assert_eq!(read(&loopback.to_string()).expect("it can be read"), None);
-        assert_eq!(read(&file("db-0", "net1", &["192.168.1.7/24"])).expect("it can be read"), None);
-        let podman = json!({ "ifName": "eth0", "result": { "ips": [{ "address": "10.88.0.2/16" }] } });
+        assert_eq!(
+            read(&file("db-0", "net1", &["192.168.1.7/24"])).expect("it can be read"),
+            None
+        );
+        let podman =
+            json!({ "ifName": "eth0", "result": { "ips": [{ "address": "10.88.0.2/16" }] } });
         assert_eq!(read(&podman.to_string()).expect("it can be read"), None);
-        for broken in ["", "{", "[]", r#"{"ifName":"eth0","result":{"ips":[{"address":"no"}]}}"#] {
+        for broken in [
+            "",
+            "{",
+            "[]",
+            r#"{"ifName":"eth0","result":{"ips":[{"address":"no"}]}}"#,
+        ] {
             assert!(read(broken).is_err(), "{broken}");
         }
     }
@@ -251,14 +329,21 @@ mod tests {
         let mut cache = Cache::new(dir.path().to_owned());
         let write = |name: &str, text: &str, age: u64| {
             fs::write(dir.path().join(name), text).expect("written");
-            let file = fs::File::options().append(true).open(dir.path().join(name)).expect("opened");
-            file.set_modified(SystemTime::now() - Duration::from_secs(age)).expect("dated");
+            let file = fs::File::options()
+                .append(true)
+                .open(dir.path().join(name))
+                .expect("opened");
+            file.set_modified(SystemTime::now() - Duration::from_secs(age))
+                .expect("dated");
         };
         let db = ObjectName::new("shop", "db-0");
         write("cbr0-1-eth0", &file("db-0", "eth0", &["10.244.1.7/24"]), 60);
         write("cbr0-2-eth0", "{", 50);
         cache.look().expect("it can be read");
-        assert_eq!(cache.given(), Given::from([(db.clone(), addresses(&["10.244.1.7"]))]));
+        assert_eq!(
+            cache.given(),
+            Given::from([(db.clone(), addresses(&["10.244.1.7"]))])
+        );
         // A container takes the other's place; the file that was broken is whole.
         write("cbr0-3-eth0", &file("db-0", "eth0", &["10.244.1.9/24"]), 10);
         write("cbr0-2-eth0", &file("web", "eth0", &["10.244.1.8/24"]), 5);

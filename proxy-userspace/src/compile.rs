@@ -40,11 +40,16 @@ pub fn compile(snapshot: &Snapshot) -> Contents {
 pub fn compile_reporting(snapshot: &Snapshot) -> (Contents, Vec<Conflict>) {
     let mut compiler = Compiler::default();
     compiler.compile(snapshot, &Touched::everything());
-    (compiler.contents().clone(), compiler.conflicts().cloned().collect())
+    (
+        compiler.contents().clone(),
+        compiler.conflicts().cloned().collect(),
+    )
 }
 
 fn config(snapshot: &Snapshot) -> Config {
-    let Snapshot { settings, links, .. } = snapshot;
+    let Snapshot {
+        settings, links, ..
+    } = snapshot;
     Config {
         secret: settings.secret,
         masquerade_first: settings.masquerade_ports.first,
@@ -52,7 +57,12 @@ fn config(snapshot: &Snapshot) -> Config {
         hz: settings.hz,
         opening_timeout: settings.timeouts.opening,
         udp_timeout: settings.timeouts.udp,
-        least_mtu: links.devices.values().map(|device| device.mtu).min().unwrap_or(0),
+        least_mtu: links
+            .devices
+            .values()
+            .map(|device| device.mtu)
+            .min()
+            .unwrap_or(0),
         flags: flags(snapshot),
         gate: links.gate.unwrap_or(IfIndex::NONE),
         zero: 0,
@@ -62,18 +72,36 @@ fn config(snapshot: &Snapshot) -> Config {
 fn flags(snapshot: &Snapshot) -> u32 {
     let policies = !snapshot.state.policies.is_empty();
     let flags = [
-        (Config::THROUGH_STACK, snapshot.settings.translated_way() == TranslatedWay::Stack),
+        (
+            Config::THROUGH_STACK,
+            snapshot.settings.translated_way() == TranslatedWay::Stack,
+        ),
         (Config::POLICY, policies),
-        (Config::DENY_UNKNOWN, policies && snapshot.settings.pod_start == PodStart::Deny),
-        (Config::REJECT_DENIED, snapshot.settings.policy_deny == Refusal::Reject),
+        (
+            Config::DENY_UNKNOWN,
+            policies && snapshot.settings.pod_start == PodStart::Deny,
+        ),
+        (
+            Config::REJECT_DENIED,
+            snapshot.settings.policy_deny == Refusal::Reject,
+        ),
     ];
-    flags.into_iter().filter(|(_, set)| *set).fold(0, |flags, (flag, _)| flags | flag)
+    flags
+        .into_iter()
+        .filter(|(_, set)| *set)
+        .fold(0, |flags, (flag, _)| flags | flag)
 }
 
 /// Where addresses that no Service has are dropped: the ServiceCIDR objects', and the operator's.
 fn service_ranges(snapshot: &Snapshot) -> impl Iterator<Item = IpNet> + '_ {
-    let objects = snapshot.state.service_cidrs.values().flat_map(|cidr| &cidr.prefixes);
-    objects.chain(&snapshot.settings.service_cidrs).map(IpNet::trunc)
+    let objects = snapshot
+        .state
+        .service_cidrs
+        .values()
+        .flat_map(|cidr| &cidr.prefixes);
+    objects
+        .chain(&snapshot.settings.service_cidrs)
+        .map(IpNet::trunc)
 }
 
 /// Two service ports claimed one frontend; the loser is not served there.
@@ -91,7 +119,15 @@ pub struct Conflict {
 
 impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { frontend, winner, loser, .. } = self;
-        write!(f, "Service {loser} is not served at {frontend}: Service {winner} has it")
+        let Self {
+            frontend,
+            winner,
+            loser,
+            ..
+        } = self;
+        write!(
+            f,
+            "Service {loser} is not served at {frontend}: Service {winner} has it"
+        )
     }
 }

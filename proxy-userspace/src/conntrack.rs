@@ -4,11 +4,16 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Status, Tuple,
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Status,
+    Tuple,
+};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_NETFILTER};
 use proxy_common::net::Protocol;
 
@@ -49,7 +54,9 @@ impl Tracked {
 pub fn tracked() -> Result<Vec<Tracked>> {
     let mut socket = Socket::new(NETLINK_NETFILTER).context("open a netlink socket")?;
     socket.bind_auto().context("bind a netlink socket")?;
-    socket.connect(&NetlinkAddr::new(0, 0)).context("connect a netlink socket to the kernel")?;
+    socket
+        .connect(&NetlinkAddr::new(0, 0))
+        .context("connect a netlink socket to the kernel")?;
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let all = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
@@ -58,17 +65,24 @@ pub fn tracked() -> Result<Vec<Tracked>> {
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
-    socket.send(&bytes, 0).context("ask for tracked connections")?;
+    socket
+        .send(&bytes, 0)
+        .context("ask for tracked connections")?;
     let (mut found, mut buffer) = (Vec::new(), vec![0; ANSWER]);
     loop {
-        let len = socket.recv(&mut &mut buffer[..], 0).context("hear of tracked connections")?;
+        let len = socket
+            .recv(&mut &mut buffer[..], 0)
+            .context("hear of tracked connections")?;
         ensure!(len <= buffer.len(), "the kernel's answer has {len} bytes");
         let mut rest = &buffer[..len];
         while !rest.is_empty() {
-            let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest).context("read a tracked connection")?;
+            let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
+                .context("read a tracked connection")?;
             match message.payload {
                 NetlinkPayload::Done(_) => return Ok(found),
-                NetlinkPayload::Error(error) => return Err(error.to_io()).context("ask for tracked connections"),
+                NetlinkPayload::Error(error) => {
+                    return Err(error.to_io()).context("ask for tracked connections");
+                }
                 NetlinkPayload::InnerMessage(NetfilterMessage {
                     inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
                     ..
@@ -96,12 +110,21 @@ fn read(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
         }
     }
     let ((protocol, src, dst), (_, from, to)) = (original?, reply?);
-    Some(Tracked { protocol, original: (src, dst), reply: (from, to), answered })
+    Some(Tracked {
+        protocol,
+        original: (src, dst),
+        reply: (from, to),
+        answered,
+    })
 }
 
 fn is_over(info: &ProtoInfo) -> bool {
-    let ProtoInfo::TCP(parts) = info else { return false };
-    parts.iter().any(|part| matches!(part, ProtoInfoTCP::State(state) if *state >= TCP_TIME_WAIT))
+    let ProtoInfo::TCP(parts) = info else {
+        return false;
+    };
+    parts
+        .iter()
+        .any(|part| matches!(part, ProtoInfoTCP::State(state) if *state >= TCP_TIME_WAIT))
 }
 
 fn tuple(parts: &[Tuple]) -> Option<(Protocol, SocketAddr, SocketAddr)> {
@@ -122,8 +145,13 @@ fn tuple(parts: &[Tuple]) -> Option<(Protocol, SocketAddr, SocketAddr)> {
             _ => {}
         }
     }
-    let protocol = protocol.filter(|protocol| [Protocol::TCP, Protocol::UDP, Protocol::SCTP].contains(protocol))?;
-    Some((protocol, SocketAddr::new(src?, sport?), SocketAddr::new(dst?, dport?)))
+    let protocol = protocol
+        .filter(|protocol| [Protocol::TCP, Protocol::UDP, Protocol::SCTP].contains(protocol))?;
+    Some((
+        protocol,
+        SocketAddr::new(src?, sport?),
+        SocketAddr::new(dst?, dport?),
+    ))
 }
 
 #[cfg(test)]
@@ -133,9 +161,13 @@ mod tests {
     use super::*;
 
     fn tuple(number: Number, src: &str, dst: &str) -> Vec<Tuple> {
-        let (src, dst): (SocketAddr, SocketAddr) = (src.parse().expect("an end"), dst.parse().expect("an end"));
+        let (src, dst): (SocketAddr, SocketAddr) =
+            (src.parse().expect("an end"), dst.parse().expect("an end"));
         vec![
-            Tuple::Ip(vec![IPTuple::SourceAddress(src.ip()), IPTuple::DestinationAddress(dst.ip())]),
+            Tuple::Ip(vec![
+                IPTuple::SourceAddress(src.ip()),
+                IPTuple::DestinationAddress(dst.ip()),
+            ]),
             Tuple::Proto(vec![
                 ProtoTuple::Protocol(number),
                 ProtoTuple::SourcePort(src.port()),
@@ -144,12 +176,19 @@ mod tests {
         ]
     }
 
-    fn entry(number: Number, original: [&str; 2], reply: [&str; 2], state: u8) -> Vec<ConntrackAttribute> {
+    fn entry(
+        number: Number,
+        original: [&str; 2],
+        reply: [&str; 2],
+        state: u8,
+    ) -> Vec<ConntrackAttribute> {
         vec![
             ConntrackAttribute::CtaTupleOrig(tuple(number, original[0], original[1])),
             ConntrackAttribute::CtaTupleReply(tuple(number, reply[0], reply[1])),
             ConntrackAttribute::CtaStatus(Status::SeenReply | Status::Assured),
-            ConntrackAttribute::CtaProtoInfo(vec![ProtoInfo::TCP(vec![ProtoInfoTCP::State(state)])]),
+            ConntrackAttribute::CtaProtoInfo(vec![ProtoInfo::TCP(vec![ProtoInfoTCP::State(
+                state,
+            )])]),
         ]
     }
 
@@ -157,27 +196,61 @@ mod tests {
 
     #[test]
     fn p25_a_connection_is_read_with_both_directions_unless_it_is_over() {
-        let (original, reply) = (["10.244.1.2:40000", "10.96.0.5:80"], ["10.244.2.3:8080", "10.244.1.2:40000"]);
+        let (original, reply) = (
+            ["10.244.1.2:40000", "10.96.0.5:80"],
+            ["10.244.2.3:8080", "10.244.1.2:40000"],
+        );
         let found = read(&entry(Number::Tcp, original, reply, ESTABLISHED)).expect("a connection");
         let end = |text: &str| text.parse::<SocketAddr>().expect("an end");
         assert_eq!((found.protocol, found.answered), (Protocol::TCP, true));
         assert_eq!(found.original, (end(original[0]), end(original[1])));
         assert_eq!(found.reply, (end(reply[0]), end(reply[1])));
-        assert_eq!(read(&entry(Number::Tcp, original, reply, TCP_TIME_WAIT)), None);
-        assert_eq!(read(&entry(Number::Icmp, original, reply, ESTABLISHED)), None, "it has no ports");
-        assert_eq!(read(&entry(Number::Tcp, original, reply, ESTABLISHED)[1..]), None, "half of it is no connection");
+        assert_eq!(
+            read(&entry(Number::Tcp, original, reply, TCP_TIME_WAIT)),
+            None
+        );
+        assert_eq!(
+            read(&entry(Number::Icmp, original, reply, ESTABLISHED)),
+            None,
+            "it has no ports"
+        );
+        assert_eq!(
+            read(&entry(Number::Tcp, original, reply, ESTABLISHED)[1..]),
+            None,
+            "half of it is no connection"
+        );
     }
 
     #[test]
     fn p25_the_ends_that_are_pods_count_and_p18_the_host_as_itself() {
         let is = |text: &'static str| move |addr: IpAddr| addr.to_string() == text;
         let (pod, host) = (is("10.244.1.2"), is("192.0.2.1"));
-        let read = |original, reply| read(&entry(Number::Udp, original, reply, ESTABLISHED)).expect("a connection");
-        let asks = read(["10.244.1.2:1", "10.96.0.5:80"], ["10.244.2.3:8080", "10.244.1.2:1"]);
-        let probe = read(["192.0.2.1:1", "10.244.1.2:80"], ["10.244.1.2:80", "192.0.2.1:1"]);
-        let masqueraded = read(["198.51.100.7:1", "192.0.2.1:30080"], ["10.244.1.2:80", "192.0.2.1:9"]);
-        let outward = read(["192.0.2.1:1", "192.0.2.2:80"], ["192.0.2.2:80", "192.0.2.1:1"]);
-        assert_eq!([asks, probe, masqueraded, outward].map(|one| one.concerns(pod)), [true, true, true, false]);
-        assert_eq!([asks, probe, masqueraded, outward].map(|one| one.is_own(host)), [false, true, false, true]);
+        let read = |original, reply| {
+            read(&entry(Number::Udp, original, reply, ESTABLISHED)).expect("a connection")
+        };
+        let asks = read(
+            ["10.244.1.2:1", "10.96.0.5:80"],
+            ["10.244.2.3:8080", "10.244.1.2:1"],
+        );
+        let probe = read(
+            ["192.0.2.1:1", "10.244.1.2:80"],
+            ["10.244.1.2:80", "192.0.2.1:1"],
+        );
+        let masqueraded = read(
+            ["198.51.100.7:1", "192.0.2.1:30080"],
+            ["10.244.1.2:80", "192.0.2.1:9"],
+        );
+        let outward = read(
+            ["192.0.2.1:1", "192.0.2.2:80"],
+            ["192.0.2.2:80", "192.0.2.1:1"],
+        );
+        assert_eq!(
+            [asks, probe, masqueraded, outward].map(|one| one.concerns(pod)),
+            [true, true, true, false]
+        );
+        assert_eq!(
+            [asks, probe, masqueraded, outward].map(|one| one.is_own(host)),
+            [false, true, false, true]
+        );
     }
 }

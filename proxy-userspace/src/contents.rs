@@ -42,12 +42,23 @@ impl Contents {
     /// The service ports that have a frontend of these kinds (bits of `ServiceFlags`) whose policy Local finds no backend on this
     /// node, while there are some elsewhere.
     pub fn without_local_backend(&self, kinds: u32) -> BTreeSet<&Arc<str>> {
-        let local = |target: &&Target| target.flags & kinds != 0 && target.flags & ServiceFlags::LOCAL != 0;
+        let local =
+            |target: &&Target| target.flags & kinds != 0 && target.flags & ServiceFlags::LOCAL != 0;
         let elsewhere = |target: &&Target| {
-            let Backends { local_only, both, cluster_only, .. } = &*target.backends;
+            let Backends {
+                local_only,
+                both,
+                cluster_only,
+                ..
+            } = &*target.backends;
             local_only.is_empty() && both.is_empty() && !cluster_only.is_empty()
         };
-        self.frontends.values().filter(local).filter(elsewhere).map(|target| &target.service).collect()
+        self.frontends
+            .values()
+            .filter(local)
+            .filter(elsewhere)
+            .map(|target| &target.service)
+            .collect()
     }
 }
 

@@ -45,29 +45,53 @@ impl Finding {
         problem: impl Into<String>,
         advice: impl Into<String>,
     ) -> Self {
-        Self { object: object.to_string(), field: field.into(), check, problem: problem.into(), advice: advice.into() }
+        Self {
+            object: object.to_string(),
+            field: field.into(),
+            check,
+            problem: problem.into(),
+            advice: advice.into(),
+        }
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { object, field, problem, advice, check } = self;
+        let Self {
+            object,
+            field,
+            problem,
+            advice,
+            check,
+        } = self;
         write!(f, "{object}: {field}: {problem} [{check}]\n  {advice}.")
     }
 }
 
 /// Reads the objects and the host, prints what it finds; the exit status is 1 if that is anything.
 pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
-    let DoctorArgs { source, bpffs, forwarding, output } = args;
+    let DoctorArgs {
+        source,
+        bpffs,
+        forwarding,
+        output,
+    } = args;
     let mut snapshot = Snapshot::default();
     snapshot.settings.node_name = source.node_name()?.into();
     snapshot.settings.forwarding = forwarding;
     snapshot.state = source::list(source.settings()?).await?;
     let listeners = listeners().context("read the host's sockets")?;
     let mut findings = examine(&snapshot, &listeners);
-    findings.extend(beside::findings(&foreign::find(&bpffs), &snapshot.settings.node_name));
+    findings.extend(beside::findings(
+        &foreign::find(&bpffs),
+        &snapshot.settings.node_name,
+    ));
     print(&findings, &snapshot.state, output).context("print")?;
-    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// Everything that is wrong, in the order of objects; pure.
@@ -89,10 +113,25 @@ fn unusable(state: &State) -> Vec<Finding> {
         _ => "correct the field; until then this object is left out, and nothing else",
     };
     let whole = state.invalid.values();
-    let whole = whole.map(|i| Finding::new("unusable-object", &i.object, &i.field, &i.why, advice(i.object.kind)));
+    let whole = whole.map(|i| {
+        Finding::new(
+            "unusable-object",
+            &i.object,
+            &i.field,
+            &i.why,
+            advice(i.object.kind),
+        )
+    });
     let parts = state.flaws.values().flatten();
-    let parts =
-        parts.map(|i| Finding::new("unusable-field", &i.object, &i.field, &i.why, "correct the field; the rest is in force"));
+    let parts = parts.map(|i| {
+        Finding::new(
+            "unusable-field",
+            &i.object,
+            &i.field,
+            &i.why,
+            "correct the field; the rest is in force",
+        )
+    });
     whole.chain(parts).collect()
 }
 

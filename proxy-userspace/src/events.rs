@@ -29,11 +29,16 @@ pub struct Events {
 impl Events {
     /// Warnings also go to whoever receives these.
     pub fn to(sender: mpsc::Sender<Warning>) -> Self {
-        Self { sender: Some(sender) }
+        Self {
+            sender: Some(sender),
+        }
     }
 
     fn tell(&self, warning: Warning) {
-        warn!(reason = warning.reason, "{}: {}", warning.object, warning.note);
+        warn!(
+            reason = warning.reason,
+            "{}: {}", warning.object, warning.note
+        );
         if let Some(sender) = &self.sender
             && sender.try_send(warning).is_err()
         {
@@ -52,12 +57,16 @@ pub struct Warnings {
 impl Warnings {
     /// None hold yet.
     pub fn new(events: Events) -> Self {
-        Self { events, told: BTreeSet::new() }
+        Self {
+            events,
+            told: BTreeSet::new(),
+        }
     }
 
     /// These hold now: those that did not before are told. What has gone and comes back is told again.
     pub fn are(&mut self, now: BTreeSet<Warning>) {
-        now.difference(&self.told).for_each(|warning| self.events.tell(warning.clone()));
+        now.difference(&self.told)
+            .for_each(|warning| self.events.tell(warning.clone()));
         self.told = now;
     }
 }
@@ -70,7 +79,10 @@ mod tests {
     #[test]
     fn each_cause_is_told_once_and_again_only_after_it_was_gone() {
         let warning = |note: &str| Warning {
-            object: ObjectRef { kind: Kind::Service, name: ObjectName::new("shop", "web") },
+            object: ObjectRef {
+                kind: Kind::Service,
+                name: ObjectName::new("shop", "web"),
+            },
             reason: "Reason",
             action: "Act",
             note: note.to_owned(),
@@ -79,7 +91,9 @@ mod tests {
         let mut warnings = Warnings::new(Events::to(sender));
         let mut told_after = |now: &[&str]| {
             warnings.are(now.iter().map(|note| warning(note)).collect());
-            std::iter::from_fn(|| told.try_recv().ok()).map(|w| w.note).collect::<Vec<_>>()
+            std::iter::from_fn(|| told.try_recv().ok())
+                .map(|w| w.note)
+                .collect::<Vec<_>>()
         };
         assert_eq!(told_after(&["a"]), ["a"]);
         assert_eq!(told_after(&["a", "b"]), ["b"]);

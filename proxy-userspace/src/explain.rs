@@ -73,19 +73,38 @@ impl Answer {
 /// # Errors
 /// Where objects cannot be listed, or do not have what was asked about.
 pub async fn run(args: ExplainArgs) -> Result<ExitCode> {
-    let ExplainArgs { source, from, to, state_dir, output } = args;
+    let ExplainArgs {
+        source,
+        from,
+        to,
+        state_dir,
+        output,
+    } = args;
     let tables = tables(state_dir.as_deref(), source.manifests.is_some())?;
     let state = source::list(source.settings()?).await?;
     let mut answer = explain(&state, &from, &to)?;
     if let Some(tables) = tables {
-        answer.connections.iter_mut().try_for_each(|connection| hold(connection, &tables))?;
+        answer
+            .connections
+            .iter_mut()
+            .try_for_each(|connection| hold(connection, &tables))?;
     }
     let text = match output {
         Output::Text => answer.to_string(),
-        Output::Json => format!("{}\n", serde_json::to_string_pretty(&answer).context("write JSON")?),
+        Output::Json => format!(
+            "{}\n",
+            serde_json::to_string_pretty(&answer).context("write JSON")?
+        ),
     };
-    std::io::stdout().lock().write_all(text.as_bytes()).context("print")?;
-    Ok(if answer.allowed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    std::io::stdout()
+        .lock()
+        .write_all(text.as_bytes())
+        .context("print")?;
+    Ok(if answer.allowed() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// The tables of this node's agent: where it is said, else where agents keep them if one has. Manifests that nobody has applied are another
@@ -96,7 +115,9 @@ fn tables(said: Option<&Path>, manifests: bool) -> Result<Option<NodeVerdicts>> 
         Some(dir) => Some(dir),
         None => (!manifests && usual.join("maps").is_dir()).then_some(usual),
     };
-    let open = |dir: &Path| NodeVerdicts::from_pins(&StateDir::at(dir)).context("ask the tables of this node's agent");
+    let open = |dir: &Path| {
+        NodeVerdicts::from_pins(&StateDir::at(dir)).context("ask the tables of this node's agent")
+    };
     dir.map(open).transpose()
 }
 
@@ -141,10 +162,18 @@ fn connection(state: &State, ends::Pair { from, to, port }: &ends::Pair<'_>) -> 
 fn unreadable(state: &State, connections: &[Explanation]) -> Vec<String> {
     let judging = |name: &str| {
         let judgements = connections.iter().flat_map(|c| [&c.egress, &c.ingress]);
-        judgements.flat_map(|judgement| &judgement.policies).any(|policy| policy.name == name)
+        judgements
+            .flat_map(|judgement| &judgement.policies)
+            .any(|policy| policy.name == name)
     };
-    let flaws = state.flaws.iter().filter(|(object, _)| judging(&object.name.to_string()));
-    flaws.flat_map(|(_, flaws)| flaws).map(ToString::to_string).collect()
+    let flaws = state
+        .flaws
+        .iter()
+        .filter(|(object, _)| judging(&object.name.to_string()));
+    flaws
+        .flat_map(|(_, flaws)| flaws)
+        .map(ToString::to_string)
+        .collect()
 }
 
 #[cfg(test)]

@@ -49,7 +49,10 @@ impl Serving {
         // A flow that no Service opened is none that a Service's backends could end.
         service == 0
             || service >= self.unknown_from
-            || self.endpoints.get(&service).is_some_and(|endpoints| endpoints.contains(&backend))
+            || self
+                .endpoints
+                .get(&service)
+                .is_some_and(|endpoints| endpoints.contains(&backend))
     }
 }
 
@@ -135,8 +138,15 @@ impl Law {
             let scaled = u64::from(seconds) * (3 * quarter).saturating_sub(in_use) / quarter;
             u32::try_from(scaled).unwrap_or(u32::MAX).min(seconds)
         };
-        let timeouts = Timeouts { tcp_closed: less(self.timeouts.tcp_closed), ..self.timeouts };
-        Self { timeouts, direct: less(self.direct).max(Self::LEAST_DIRECT), ..self.clone() }
+        let timeouts = Timeouts {
+            tcp_closed: less(self.timeouts.tcp_closed),
+            ..self.timeouts
+        };
+        Self {
+            timeouts,
+            direct: less(self.direct).max(Self::LEAST_DIRECT),
+            ..self.clone()
+        }
     }
 
     /// Whether a flow has ended at `now`, its last packet in either direction having been seen `age` jiffies ago.
@@ -159,7 +169,9 @@ impl Law {
     /// How long a flow lives after its last packet (V18).
     fn seconds(&self, protocol: Protocol, state: u8) -> u32 {
         match protocol {
-            protocol if protocol.has_handshake() && State::closed(state) => self.timeouts.tcp_closed,
+            protocol if protocol.has_handshake() && State::closed(state) => {
+                self.timeouts.tcp_closed
+            }
             _ if state & State::REPLIED == 0 => self.timeouts.opening,
             // Connections are TCP's; of all else one knows only when it was last heard of.
             protocol if !protocol.has_handshake() => self.timeouts.udp,
@@ -172,17 +184,31 @@ impl Law {
     fn direct_seconds(&self, protocol: Protocol, state: u8) -> u32 {
         let usual = self.seconds(protocol, state);
         match state {
-            _ if !protocol.has_handshake() || State::closed(state) || state & State::REPLIED == 0 => usual,
-            _ if state & State::FIN_BOTH != 0 => {
-                usual.min(self.timeouts.tcp_closed.saturating_mul(2).max(Self::LEAST_HALF_CLOSED))
+            _ if !protocol.has_handshake()
+                || State::closed(state)
+                || state & State::REPLIED == 0 =>
+            {
+                usual
             }
+            _ if state & State::FIN_BOTH != 0 => usual.min(
+                self.timeouts
+                    .tcp_closed
+                    .saturating_mul(2)
+                    .max(Self::LEAST_HALF_CLOSED),
+            ),
             _ => usual.min(self.direct),
         }
     }
 
     fn backend_is_gone<A: Address>(&self, flow: &Flow<A>) -> bool {
-        let Some(serving) = &self.serving else { return false };
-        flow.is(Role::FORWARD) && !serving.allows(flow.service, SocketAddr::new(flow.dst.ip(), flow.dport.number()))
+        let Some(serving) = &self.serving else {
+            return false;
+        };
+        flow.is(Role::FORWARD)
+            && !serving.allows(
+                flow.service,
+                SocketAddr::new(flow.dst.ip(), flow.dport.number()),
+            )
     }
 }
 
@@ -210,12 +236,18 @@ pub async fn run(
                 swept = now;
                 metrics.flows_evicted(swept.lost.saturating_sub(*first.get_or_insert(swept.lost)));
             }
-            Err(error) => warn!(error = format!("{error:#}"), "cannot sweep the flow tables; trying again"),
+            Err(error) => warn!(
+                error = format!("{error:#}"),
+                "cannot sweep the flow tables; trying again"
+            ),
         }
         if let (Some(serving), 1..) = (&law.serving, looks) {
             match sockets.end(&mut maps, serving, &metrics) {
                 Ok(_) => looks -= 1,
-                Err(error) => warn!(error = format!("{error:#}"), "cannot look at what is remembered of sockets; trying again"),
+                Err(error) => warn!(
+                    error = format!("{error:#}"),
+                    "cannot look at what is remembered of sockets; trying again"
+                ),
             }
         }
         tokio::select! {
@@ -245,7 +277,10 @@ pub fn end_those_of(maps: &mut Maps, addresses: &BTreeSet<IpAddr>) -> Result<usi
     Ok(ended)
 }
 
-fn end_in<A: Address>(table: &mut impl FlowTable<A>, addresses: &BTreeSet<IpAddr>) -> Result<usize> {
+fn end_in<A: Address>(
+    table: &mut impl FlowTable<A>,
+    addresses: &BTreeSet<IpAddr>,
+) -> Result<usize> {
     let (mut walk, mut ended) = (Walk::default(), 0);
     while let Some(flows) = table.next(&mut walk)? {
         for (key, flow) in flows {
@@ -260,18 +295,35 @@ fn end_in<A: Address>(table: &mut impl FlowTable<A>, addresses: &BTreeSet<IpAddr
 }
 
 /// Walks all flow tables once; `before` is what the last time gave.
-pub async fn sweep(maps: &mut Maps, clock: &Clock, law: &Law, before: Swept, metrics: &Metrics) -> Result<Swept> {
+pub async fn sweep(
+    maps: &mut Maps,
+    clock: &Clock,
+    law: &Law,
+    before: Swept,
+    metrics: &Metrics,
+) -> Result<Swept> {
     // What begins from here on is not missed, and what is answered until the end of the walk is not lost.
     let counters = maps.counters().context("read COUNTERS")?;
     let opened = counted_in(&counters, Counter::Opened);
     let Maps { v4, v6, .. } = maps;
     // Two entries each, of whichever family.
     let come = 2 * counted_in(&counters, Counter::Established).saturating_sub(before.established);
-    let (law4, law6) = (law.for_table(before.v4 + come), law.for_table(before.v6 + come));
-    let established4 = walk(&mut v4.flows, clock, &law4, metrics).await.context("FLOWS4")?;
-    let established6 = walk(&mut v6.flows, clock, &law6, metrics).await.context("FLOWS6")?;
-    let opening4 = walk(&mut v4.opening, clock, law, metrics).await.context("OPENING4")?;
-    let opening6 = walk(&mut v6.opening, clock, law, metrics).await.context("OPENING6")?;
+    let (law4, law6) = (
+        law.for_table(before.v4 + come),
+        law.for_table(before.v6 + come),
+    );
+    let established4 = walk(&mut v4.flows, clock, &law4, metrics)
+        .await
+        .context("FLOWS4")?;
+    let established6 = walk(&mut v6.flows, clock, &law6, metrics)
+        .await
+        .context("FLOWS6")?;
+    let opening4 = walk(&mut v4.opening, clock, law, metrics)
+        .await
+        .context("OPENING4")?;
+    let opening6 = walk(&mut v6.opening, clock, law, metrics)
+        .await
+        .context("OPENING6")?;
     metrics.flows_in_use("ipv4", "established", established4.left);
     metrics.flows_in_use("ipv6", "established", established6.left);
     metrics.flows_in_use("ipv4", "opening", opening4.left);
@@ -281,7 +333,13 @@ pub async fn sweep(maps: &mut Maps, clock: &Clock, law: &Law, before: Swept, met
     let established = counted_in(&counters, Counter::Established);
     let known = established + counted_in(&counters, Counter::Replaced);
     let lost = lost(opened, known, ended + opening4.left + opening6.left);
-    Ok(Swept { v4: established4.left, v6: established6.left, established, ended, lost })
+    Ok(Swept {
+        v4: established4.left,
+        v6: established6.left,
+        established,
+        ended,
+        lost,
+    })
 }
 
 /// Of the flows that were opened, those of which nothing is known. Entries go by pairs, of which the LRU may have evicted one half.
@@ -290,16 +348,27 @@ fn lost(opened: u64, known: u64, entries: u64) -> u64 {
 }
 
 fn counted_in(counters: &[u64], counter: Counter) -> u64 {
-    counters.get(counter.index() as usize).copied().unwrap_or_default()
+    counters
+        .get(counter.index() as usize)
+        .copied()
+        .unwrap_or_default()
 }
 
-async fn walk<A: Address>(table: &mut impl FlowTable<A>, clock: &Clock, law: &Law, metrics: &Metrics) -> Result<Walked> {
+async fn walk<A: Address>(
+    table: &mut impl FlowTable<A>,
+    clock: &Clock,
+    law: &Law,
+    metrics: &Metrics,
+) -> Result<Walked> {
     let (mut walk, mut walked) = (Walk::default(), Walked::default());
     while let Some(flows) = table.next(&mut walk)? {
         walked.left += flows.len() as u64;
         let now = clock.now()?;
         for (key, flow) in flows {
-            if law.judge(key.protocol, &flow, age(now, flow.seen)).is_none() {
+            if law
+                .judge(key.protocol, &flow, age(now, flow.seen))
+                .is_none()
+            {
                 continue;
             }
             if let Some((ended, entries)) = end(table, &key, now, law)? {
@@ -316,17 +385,28 @@ async fn walk<A: Address>(table: &mut impl FlowTable<A>, clock: &Clock, law: &La
 }
 
 /// Judges an entry again by what both directions say now, and deletes both if it is over; gives the number of entries too.
-fn end<A: Address>(table: &mut impl FlowTable<A>, key: &FlowKey<A>, now: u32, law: &Law) -> Result<Option<(Ended, u64)>> {
-    let Some(mut flow) = table.get(key)? else { return Ok(None) };
+fn end<A: Address>(
+    table: &mut impl FlowTable<A>,
+    key: &FlowKey<A>,
+    now: u32,
+    law: &Law,
+) -> Result<Option<(Ended, u64)>> {
+    let Some(mut flow) = table.get(key)? else {
+        return Ok(None);
+    };
     let mate_key = flow.mate(key.protocol);
     let mut youngest = age(now, flow.seen);
     // The other direction's entry, if it is the other direction's: its mate is this one.
-    let mate = table.get(&mate_key)?.filter(|mate| mate.mate(key.protocol) == *key);
+    let mate = table
+        .get(&mate_key)?
+        .filter(|mate| mate.mate(key.protocol) == *key);
     if let Some(mate) = &mate {
         flow.state |= mate.state;
         youngest = youngest.min(age(now, mate.seen));
     }
-    let Some(ended) = law.judge(key.protocol, &flow, youngest) else { return Ok(None) };
+    let Some(ended) = law.judge(key.protocol, &flow, youngest) else {
+        return Ok(None);
+    };
     table.delete(key)?;
     if mate.is_some() {
         table.delete(&mate_key)?;

@@ -53,10 +53,22 @@ pub struct Wish {
 impl Wish {
     /// All Service ranges among these, for a node with such links and addresses.
     pub fn of(ranges: &BTreeMap<IpNet, RangeKind>, links: &Links, sources: &[IpAddr]) -> Self {
-        let services = |(range, kind): (&IpNet, &RangeKind)| (*kind == RangeKind::SERVICES).then_some(*range);
-        let others = links.devices.iter().filter(|(index, _)| Some(**index) != links.gate);
-        let mtu = others.map(|(_, device)| device.mtu).min().unwrap_or(LEAST_MTU);
-        Self { open: true, ranges: ranges.iter().filter_map(services).collect(), sources: sources.to_vec(), mtu }
+        let services =
+            |(range, kind): (&IpNet, &RangeKind)| (*kind == RangeKind::SERVICES).then_some(*range);
+        let others = links
+            .devices
+            .iter()
+            .filter(|(index, _)| Some(**index) != links.gate);
+        let mtu = others
+            .map(|(_, device)| device.mtu)
+            .min()
+            .unwrap_or(LEAST_MTU);
+        Self {
+            open: true,
+            ranges: ranges.iter().filter_map(services).collect(),
+            sources: sources.to_vec(),
+            mtu,
+        }
     }
 }
 
@@ -70,14 +82,22 @@ pub async fn run(mut wishes: watch::Receiver<Option<Wish>>) -> Result<()> {
     let (mut pause, mut done) = (REFRESH, None);
     // Who wishes no more has closed it; a pause that is over is a reason to look after what was made.
     while !matches!(timeout(pause, wishes.changed()).await, Ok(Err(_))) {
-        let Some(wish) = wishes.borrow_and_update().clone() else { continue };
+        let Some(wish) = wishes.borrow_and_update().clone() else {
+            continue;
+        };
         if let Err(error) = bring(&handle, &wish).await {
-            warn!(error = format!("{error:#}"), "processes of this node do not reach Services; trying again");
+            warn!(
+                error = format!("{error:#}"),
+                "processes of this node do not reach Services; trying again"
+            );
             pause = RETRY;
             continue;
         }
         if done.as_ref() != Some(&wish) && wish.open {
-            info!(ranges = wish.ranges.len(), "processes of this node reach Services by packets, through {ENTRY}");
+            info!(
+                ranges = wish.ranges.len(),
+                "processes of this node reach Services by packets, through {ENTRY}"
+            );
             loopback::warn_of_filter();
         }
         (pause, done) = (REFRESH, Some(wish));
@@ -104,36 +124,70 @@ async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
     }
     let entry = match index_of(handle, ENTRY).await? {
         Some(entry) => entry,
-        None => make(handle).await.with_context(|| format!("make the devices {ENTRY} and {EXIT}"))?,
+        None => make(handle)
+            .await
+            .with_context(|| format!("make the devices {ENTRY} and {EXIT}"))?,
     };
     for name in [ENTRY, EXIT] {
         let message = LinkUnspec::new_with_name(name).up().build();
-        handle.link().set(message).execute().await.with_context(|| format!("set {name} up"))?;
+        handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .with_context(|| format!("set {name} up"))?;
     }
-    let there = routes(handle, entry).await.with_context(|| format!("list the routes by {ENTRY}"))?;
+    let there = routes(handle, entry)
+        .await
+        .with_context(|| format!("list the routes by {ENTRY}"))?;
     for range in &wish.ranges {
         let request = handle.route().add(route(*range, entry, wish)).replace();
-        request.execute().await.with_context(|| format!("route {range} by {ENTRY}"))?;
+        request
+            .execute()
+            .await
+            .with_context(|| format!("route {range} by {ENTRY}"))?;
     }
     for message in there {
         let to = crate::links::destination(&message);
         if to.is_some_and(|to| !wish.ranges.contains(&to)) {
-            handle.route().del(message).execute().await.with_context(|| format!("remove a route by {ENTRY}"))?;
+            handle
+                .route()
+                .del(message)
+                .execute()
+                .await
+                .with_context(|| format!("remove a route by {ENTRY}"))?;
         }
     }
-    loopback::open(handle, entry).await.context("let loopback take this host's own addresses")
+    loopback::open(handle, entry)
+        .await
+        .context("let loopback take this host's own addresses")
 }
 
 async fn remove_by(handle: &Handle) -> Result<()> {
-    let Some(entry) = index_of(handle, ENTRY).await? else { return Ok(()) };
-    loopback::close(handle, entry).await.context("put the settings of loopback back")?;
-    handle.link().del(entry).execute().await.with_context(|| format!("remove the devices {ENTRY} and {EXIT}"))?;
+    let Some(entry) = index_of(handle, ENTRY).await? else {
+        return Ok(());
+    };
+    loopback::close(handle, entry)
+        .await
+        .context("put the settings of loopback back")?;
+    handle
+        .link()
+        .del(entry)
+        .execute()
+        .await
+        .with_context(|| format!("remove the devices {ENTRY} and {EXIT}"))?;
     info!("the gate of processes is gone");
     Ok(())
 }
 
 async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>> {
-    let all = handle.link().get().match_name(name.to_owned()).execute().try_collect::<Vec<LinkMessage>>().await;
+    let all = handle
+        .link()
+        .get()
+        .match_name(name.to_owned())
+        .execute()
+        .try_collect::<Vec<LinkMessage>>()
+        .await;
     match all {
         Ok(links) => Ok(links.first().map(|link| link.header.index)),
         Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
@@ -143,14 +197,30 @@ async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>> {
 
 /// Without neighbours to ask for, and without addresses of their own.
 async fn make(handle: &Handle) -> Result<u32> {
-    handle.link().add(LinkVeth::new(ENTRY, EXIT).build()).execute().await.context("add them")?;
+    handle
+        .link()
+        .add(LinkVeth::new(ENTRY, EXIT).build())
+        .execute()
+        .await
+        .context("add them")?;
     for name in [ENTRY, EXIT] {
         // Where /proc/sys cannot be written the device gets a link-local address, which harms nobody.
         set(&format!("ipv6/conf/{name}/addr_gen_mode"), "1");
-        let message = LinkUnspec::new_with_name(name).mtu(MTU).address(Device::GATE_MAC.to_vec()).arp(false).build();
-        handle.link().set(message).execute().await.with_context(|| format!("set up {name}"))?;
+        let message = LinkUnspec::new_with_name(name)
+            .mtu(MTU)
+            .address(Device::GATE_MAC.to_vec())
+            .arp(false)
+            .build();
+        handle
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .with_context(|| format!("set up {name}"))?;
     }
-    index_of(handle, ENTRY).await?.context("find the device just made")
+    index_of(handle, ENTRY)
+        .await?
+        .context("find the device just made")
 }
 
 fn set(key: &str, value: &str) {
@@ -165,13 +235,19 @@ async fn routes(handle: &Handle, entry: u32) -> Result<Vec<RouteMessage>> {
         let mut question = RouteMessage::default();
         question.header.address_family = family;
         let all: Vec<RouteMessage> = handle.route().get(question).execute().try_collect().await?;
-        found.extend(all.into_iter().filter(|message| crate::links::leaves_by(message, entry)));
+        found.extend(
+            all.into_iter()
+                .filter(|message| crate::links::leaves_by(message, entry)),
+        );
     }
     Ok(found)
 }
 
 fn route(range: IpNet, entry: u32, wish: &Wish) -> RouteMessage {
-    let source = wish.sources.iter().find(|source| source.is_ipv4() == range.addr().is_ipv4());
+    let source = wish
+        .sources
+        .iter()
+        .find(|source| source.is_ipv4() == range.addr().is_ipv4());
     let mut message = match (range, source) {
         (IpNet::V4(range), source) => {
             let mut builder = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
@@ -193,7 +269,9 @@ fn route(range: IpNet, entry: u32, wish: &Wish) -> RouteMessage {
             builder.build()
         }
     };
-    message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(wish.mtu)]));
+    message
+        .attributes
+        .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(wish.mtu)]));
     message
 }
 
@@ -209,23 +287,44 @@ mod tests {
     use crate::testing::Namespace;
 
     fn wish(ranges: &[&str]) -> Wish {
-        let ranges = ranges.iter().map(|range| range.parse().expect("a range")).collect();
-        let sources = ["192.0.2.1", "2001:db8::1"].map(|source| source.parse().expect("an address")).into();
-        Wish { open: true, ranges, sources, mtu: 1400 }
+        let ranges = ranges
+            .iter()
+            .map(|range| range.parse().expect("a range"))
+            .collect();
+        let sources = ["192.0.2.1", "2001:db8::1"]
+            .map(|source| source.parse().expect("an address"))
+            .into();
+        Wish {
+            open: true,
+            ranges,
+            sources,
+            mtu: 1400,
+        }
     }
 
     /// What loopback lets in: `accept_local`, `route_localnet`.
     fn lets_in() -> [String; 2] {
         ["accept_local", "route_localnet"].map(|setting| {
             let path = format!("/proc/sys/net/ipv4/conf/lo/{setting}");
-            std::fs::read_to_string(path).expect("a setting").trim().to_owned()
+            std::fs::read_to_string(path)
+                .expect("a setting")
+                .trim()
+                .to_owned()
         })
     }
 
     /// Where the routes by the entry lead.
     async fn lead_to(handle: &Handle) -> BTreeSet<IpNet> {
-        let entry = index_of(handle, ENTRY).await.expect("an answer").expect("the entry");
-        routes(handle, entry).await.expect("routes").iter().filter_map(destination).collect()
+        let entry = index_of(handle, ENTRY)
+            .await
+            .expect("an answer")
+            .expect("the entry");
+        routes(handle, entry)
+            .await
+            .expect("routes")
+            .iter()
+            .filter_map(destination)
+            .collect()
     }
 
     #[test]
@@ -236,16 +335,26 @@ mod tests {
         host.block_on(async {
             let (connection, handle, _) = new_connection().expect("netlink");
             let task = tokio::spawn(connection);
-            bring(&handle, &Wish::default()).await.expect("nothing to do");
+            bring(&handle, &Wish::default())
+                .await
+                .expect("nothing to do");
             assert_eq!(lets_in(), ["0", "0"]);
-            let (both, other) = (wish(&["10.96.0.0/12", "fd00:10:96::/112"]), wish(&["10.97.0.0/16", "fd00:10:96::/112"]));
+            let (both, other) = (
+                wish(&["10.96.0.0/12", "fd00:10:96::/112"]),
+                wish(&["10.97.0.0/16", "fd00:10:96::/112"]),
+            );
             for wish in [&both, &both, &other] {
                 bring(&handle, wish).await.expect("a gate");
                 assert_eq!(lead_to(&handle).await, wish.ranges);
             }
             // Somebody sets it down, and so takes its routes away.
             for name in [ENTRY, EXIT] {
-                handle.link().set(LinkUnspec::new_with_name(name).down().build()).execute().await.expect("down");
+                handle
+                    .link()
+                    .set(LinkUnspec::new_with_name(name).down().build())
+                    .execute()
+                    .await
+                    .expect("down");
             }
             assert_ne!(lead_to(&handle).await, other.ranges);
             bring(&handle, &other).await.expect("a gate");
@@ -268,7 +377,11 @@ mod tests {
         host.block_on(async {
             // Also for devices that are made later.
             for device in ["lo", "default"] {
-                std::fs::write(format!("/proc/sys/net/ipv4/conf/{device}/accept_local"), "1").expect("a setting");
+                std::fs::write(
+                    format!("/proc/sys/net/ipv4/conf/{device}/accept_local"),
+                    "1",
+                )
+                .expect("a setting");
             }
             let (connection, handle, _) = new_connection().expect("netlink");
             let task = tokio::spawn(connection);

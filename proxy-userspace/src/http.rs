@@ -11,6 +11,10 @@ use tokio::net::TcpListener;
 /// # Errors
 /// If `bind` cannot be listened on.
 pub async fn serve(bind: SocketAddr, router: Router) -> Result<()> {
-    let listener = TcpListener::bind(bind).await.with_context(|| format!("listen on {bind}"))?;
-    axum::serve(listener, router).await.with_context(|| format!("serve on {bind}"))
+    let listener = TcpListener::bind(bind)
+        .await
+        .with_context(|| format!("listen on {bind}"))?;
+    axum::serve(listener, router)
+        .await
+        .with_context(|| format!("serve on {bind}"))
 }

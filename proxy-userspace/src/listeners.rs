@@ -26,15 +26,39 @@ pub fn listeners() -> Result<Vec<Listener>> {
 
 /// Those on some ports; processes are searched only if there are any, for that takes a while.
 pub fn listeners_on(wanted: impl Fn(u16) -> bool) -> Result<Vec<Listener>> {
-    let tcp = [procfs::net::tcp().context("read /proc/net/tcp")?, procfs::net::tcp6().unwrap_or_default()];
-    let tcp =
-        tcp.into_iter().flatten().filter(|s| s.state == TcpState::Listen).map(|s| (s.local_address, s.inode, Protocol::TCP));
-    let udp = [procfs::net::udp().context("read /proc/net/udp")?, procfs::net::udp6().unwrap_or_default()];
+    let tcp = [
+        procfs::net::tcp().context("read /proc/net/tcp")?,
+        procfs::net::tcp6().unwrap_or_default(),
+    ];
+    let tcp = tcp
+        .into_iter()
+        .flatten()
+        .filter(|s| s.state == TcpState::Listen)
+        .map(|s| (s.local_address, s.inode, Protocol::TCP));
+    let udp = [
+        procfs::net::udp().context("read /proc/net/udp")?,
+        procfs::net::udp6().unwrap_or_default(),
+    ];
     let unconnected = |s: &procfs::net::UdpNetEntry| s.state != UdpState::Established;
-    let udp = udp.into_iter().flatten().filter(unconnected).map(|s| (s.local_address, s.inode, Protocol::UDP));
-    let sockets: Vec<_> = tcp.chain(udp).filter(|(addr, ..)| wanted(addr.port())).collect();
-    let owners = if sockets.is_empty() { BTreeMap::new() } else { owners() };
-    let listener = |(addr, inode, protocol)| Listener { addr, protocol, process: owners.get(&inode).cloned() };
+    let udp = udp
+        .into_iter()
+        .flatten()
+        .filter(unconnected)
+        .map(|s| (s.local_address, s.inode, Protocol::UDP));
+    let sockets: Vec<_> = tcp
+        .chain(udp)
+        .filter(|(addr, ..)| wanted(addr.port()))
+        .collect();
+    let owners = if sockets.is_empty() {
+        BTreeMap::new()
+    } else {
+        owners()
+    };
+    let listener = |(addr, inode, protocol)| Listener {
+        addr,
+        protocol,
+        process: owners.get(&inode).cloned(),
+    };
     Ok(sockets.into_iter().map(listener).collect())
 }
 
@@ -61,10 +85,19 @@ mod tests {
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
         let udp = std::net::UdpSocket::bind("[::1]:0").expect("a socket");
         let found = listeners().expect("sockets");
-        for (addr, protocol) in [(tcp.local_addr(), Protocol::TCP), (udp.local_addr(), Protocol::UDP)] {
+        for (addr, protocol) in [
+            (tcp.local_addr(), Protocol::TCP),
+            (udp.local_addr(), Protocol::UDP),
+        ] {
             let addr = addr.expect("bound");
-            let listener = found.iter().find(|l| l.addr == addr && l.protocol == protocol).expect("found");
-            assert_eq!(listener.process.as_ref().map(|p| p.1), Some(std::process::id() as i32));
+            let listener = found
+                .iter()
+                .find(|l| l.addr == addr && l.protocol == protocol)
+                .expect("found");
+            assert_eq!(
+                listener.process.as_ref().map(|p| p.1),
+                Some(std::process::id() as i32)
+            );
         }
     }
 }

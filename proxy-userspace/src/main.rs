@@ -13,8 +13,11 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let Cli { log, command } = Cli::parse();
     // What the source would warn of is among what these say.
-    let log =
-        if matches!(command, Command::Doctor(_) | Command::Explain(_)) { format!("{log},portway::source=error") } else { log };
+    let log = if matches!(command, Command::Doctor(_) | Command::Explain(_)) {
+        format!("{log},portway::source=error")
+    } else {
+        log
+    };
     match start_log(&log).and_then(|()| run(command)) {
         Ok(code) => code,
         Err(error) => {
@@ -27,7 +30,11 @@ fn main() -> ExitCode {
 fn start_log(filter: &str) -> Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter}"))?;
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .init();
     Ok(())
 }
 

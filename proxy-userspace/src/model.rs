@@ -103,7 +103,10 @@ impl Default for Settings {
             nodeport_addresses: NodePortAddresses::Primary,
             cluster_cidrs: Vec::new(),
             service_cidrs: Vec::new(),
-            masquerade_ports: PortRange { first: 1024, last: 29999 },
+            masquerade_ports: PortRange {
+                first: 1024,
+                last: 29999,
+            },
             local_refusal: LocalRefusal::default(),
             host_firewall: HostFirewall::default(),
             pod_start: PodStart::default(),
@@ -180,7 +183,10 @@ impl NodePortAddresses {
     /// Whether nodePorts are served on `addr`, an address of this host, as far as prefixes tell; a family that they do not mention
     /// is served on all its addresses.
     pub fn have_within(prefixes: &[IpNet], addr: IpAddr) -> bool {
-        let mut same_family = prefixes.iter().filter(|p| p.addr().is_ipv4() == addr.is_ipv4()).peekable();
+        let mut same_family = prefixes
+            .iter()
+            .filter(|p| p.addr().is_ipv4() == addr.is_ipv4())
+            .peekable();
         same_family.peek().is_none() || same_family.any(|prefix| prefix.contains(&addr))
     }
 }
@@ -225,7 +231,11 @@ pub struct LocalRefusal {
 
 impl Default for LocalRefusal {
     fn default() -> Self {
-        Self { node_port: Refusal::Reject, load_balancer: Refusal::Drop, external_ip: Refusal::Drop }
+        Self {
+            node_port: Refusal::Reject,
+            load_balancer: Refusal::Drop,
+            external_ip: Refusal::Drop,
+        }
     }
 }
 
@@ -255,7 +265,13 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { opening: 30, tcp: 86_400, tcp_close_wait: 3_600, tcp_closed: 60, udp: 120 }
+        Self {
+            opening: 30,
+            tcp: 86_400,
+            tcp_close_wait: 3_600,
+            tcp_closed: 60,
+            udp: 120,
+        }
     }
 }
 
@@ -379,14 +395,32 @@ impl State {
             Kind::Namespace => self.namespaces.remove(name).is_some(),
             Kind::NetworkPolicy => self.policies.remove(name).is_some(),
             Kind::ServiceCIDR => self.service_cidrs.remove(name).is_some(),
-            _ => self.workloads.remove(&WorkloadName { kind: *kind, name: name.clone() }).is_some(),
+            _ => self
+                .workloads
+                .remove(&WorkloadName {
+                    kind: *kind,
+                    name: name.clone(),
+                })
+                .is_some(),
         })
     }
 
     /// The pods that a Service's selector picks: of its namespace, and with every label that it asks for.
-    pub fn pods_of<'a>(&'a self, name: &'a ObjectName, service: &'a Service) -> impl Iterator<Item = (&'a ObjectName, &'a Pod)> {
-        let here = self.pods.iter().filter(|(pod, _)| pod.namespace == name.namespace && !service.selector.is_empty());
-        here.filter(|(_, pod)| service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value)))
+    pub fn pods_of<'a>(
+        &'a self,
+        name: &'a ObjectName,
+        service: &'a Service,
+    ) -> impl Iterator<Item = (&'a ObjectName, &'a Pod)> {
+        let here = self
+            .pods
+            .iter()
+            .filter(|(pod, _)| pod.namespace == name.namespace && !service.selector.is_empty());
+        here.filter(|(_, pod)| {
+            service
+                .selector
+                .iter()
+                .all(|(key, value)| pod.labels.get(key) == Some(value))
+        })
     }
 
     /// The slices of each Service.

@@ -35,24 +35,50 @@ pub fn node_ports(snapshot: &Snapshot, contents: &Contents) -> NodePorts {
     let mut owners = BTreeMap::new();
     for (name, service) in &snapshot.state.services {
         for port in &service.ports {
-            let Some(number) = port.node_port else { continue };
+            let Some(number) = port.node_port else {
+                continue;
+            };
             let id = service_port_name(name, port);
-            for (family, addr) in [(Family::V4, IpAddr::from([0; 4])), (Family::V6, IpAddr::from([0; 16]))] {
-                let frontend = Frontend { addr, port: number, protocol: port.protocol };
-                if contents.frontends.get(&frontend).is_some_and(|target| target.service == id) {
+            for (family, addr) in [
+                (Family::V4, IpAddr::from([0; 4])),
+                (Family::V6, IpAddr::from([0; 16])),
+            ] {
+                let frontend = Frontend {
+                    addr,
+                    port: number,
+                    protocol: port.protocol,
+                };
+                if contents
+                    .frontends
+                    .get(&frontend)
+                    .is_some_and(|target| target.service == id)
+                {
                     owners.insert((family, number, port.protocol), name.clone());
                 }
             }
         }
     }
-    NodePorts { owners, addresses: node_port_addresses(snapshot), host_ports: host_ports(snapshot) }
+    NodePorts {
+        owners,
+        addresses: node_port_addresses(snapshot),
+        host_ports: host_ports(snapshot),
+    }
 }
 
 /// A pod in the host's network has listeners of its own instead.
 fn host_ports(snapshot: &Snapshot) -> Vec<(ObjectName, Protocol, HostPort)> {
     let node = Some(&snapshot.settings.node_name);
-    let here = snapshot.state.pods.iter().filter(|(_, pod)| pod.node.as_ref() == node && !pod.host_network && !pod.finished());
-    here.flat_map(|(name, pod)| pod.ports.iter().filter_map(|p| Some((name.clone(), p.protocol, p.host_port?)))).collect()
+    let here = snapshot
+        .state
+        .pods
+        .iter()
+        .filter(|(_, pod)| pod.node.as_ref() == node && !pod.host_network && !pod.finished());
+    here.flat_map(|(name, pod)| {
+        pod.ports
+            .iter()
+            .filter_map(|p| Some((name.clone(), p.protocol, p.host_port?)))
+    })
+    .collect()
 }
 
 impl NodePorts {
@@ -76,17 +102,33 @@ impl NodePorts {
 /// What their owners should know.
 pub fn shadowed(ports: &NodePorts, listeners: &[Listener]) -> BTreeSet<Warning> {
     let warning = |service: &ObjectName, note: String| Warning {
-        object: ObjectRef { kind: Kind::Service, name: service.clone() },
+        object: ObjectRef {
+            kind: Kind::Service,
+            name: service.clone(),
+        },
         reason: "NodePortTakesOver",
         action: "Serve",
         note,
     };
     let by_listener = listeners.iter().filter_map(|listener| {
-        let Listener { addr, protocol, process } = listener;
+        let Listener {
+            addr,
+            protocol,
+            process,
+        } = listener;
         let service = ports.owner_at(Some(addr.ip()), addr.port(), *protocol)?;
-        let who = process.as_ref().map_or("a process".to_owned(), |(name, _)| format!("process {name}"));
+        let who = process
+            .as_ref()
+            .map_or("a process".to_owned(), |(name, _)| {
+                format!("process {name}")
+            });
         let port = format!("nodePort {}/{}", addr.port(), protocol.name());
-        Some(warning(service, format!("{who} of this host listens on {addr}, but {port} leads clients to the Service")))
+        Some(warning(
+            service,
+            format!(
+                "{who} of this host listens on {addr}, but {port} leads clients to the Service"
+            ),
+        ))
     });
     let by_host_port = ports.host_ports.iter().filter_map(|(pod, protocol, HostPort { addr, port })| {
         let service = ports.owner_at(*addr, *port, *protocol)?;
@@ -104,10 +146,15 @@ pub async fn run(mut ports: watch::Receiver<NodePorts>, events: Events) -> Resul
     let mut warnings = Warnings::new(events);
     loop {
         let now = ports.borrow_and_update().clone();
-        let look = tokio::task::spawn_blocking(move || look(&now)).await.context("look for listeners")?;
+        let look = tokio::task::spawn_blocking(move || look(&now))
+            .await
+            .context("look for listeners")?;
         match look {
             Ok(found) => warnings.are(found),
-            Err(error) => debug!(error = format!("{error:#}"), "cannot look for listeners on nodePorts"),
+            Err(error) => debug!(
+                error = format!("{error:#}"),
+                "cannot look for listeners on nodePorts"
+            ),
         }
         tokio::select! {
             changed = ports.changed() => if changed.is_err() {
@@ -119,7 +166,11 @@ pub async fn run(mut ports: watch::Receiver<NodePorts>, events: Events) -> Resul
 }
 
 fn look(ports: &NodePorts) -> Result<BTreeSet<Warning>> {
-    let listeners = if ports.owners.is_empty() { Vec::new() } else { listeners_on(|port| ports.has(port))? };
+    let listeners = if ports.owners.is_empty() {
+        Vec::new()
+    } else {
+        listeners_on(|port| ports.has(port))?
+    };
     Ok(shadowed(ports, &listeners))
 }
 
@@ -130,9 +181,16 @@ mod tests {
     fn ports() -> NodePorts {
         let web = ObjectName::new("shop", "web");
         let pod = ObjectName::new("shop", "dns-1");
-        let host_port = |addr: Option<&str>, port| HostPort { addr: addr.map(|a| a.parse().expect("an address")), port };
+        let host_port = |addr: Option<&str>, port| HostPort {
+            addr: addr.map(|a| a.parse().expect("an address")),
+            port,
+        };
         NodePorts {
-            owners: [((Family::V4, 30080, Protocol::TCP), web.clone()), ((Family::V4, 30053, Protocol::UDP), web)].into(),
+            owners: [
+                ((Family::V4, 30080, Protocol::TCP), web.clone()),
+                ((Family::V4, 30053, Protocol::UDP), web),
+            ]
+            .into(),
             addresses: ["192.0.2.1".parse().expect("an address")].into(),
             host_ports: vec![
                 (pod.clone(), Protocol::UDP, host_port(None, 30053)),
@@ -149,8 +207,14 @@ mod tests {
             process: Some(("nginx".to_owned(), 42)),
         };
         let listeners: Vec<_> = listeners.iter().map(listener).collect();
-        let ports = NodePorts { host_ports: Vec::new(), ..ports() };
-        shadowed(&ports, &listeners).into_iter().map(|warning| warning.note).collect()
+        let ports = NodePorts {
+            host_ports: Vec::new(),
+            ..ports()
+        };
+        shadowed(&ports, &listeners)
+            .into_iter()
+            .map(|warning| warning.note)
+            .collect()
     }
 
     #[test]
@@ -179,8 +243,13 @@ mod tests {
     fn v8_a_host_port_on_a_node_port_is_told_with_its_pod() {
         let found = shadowed(&ports(), &[]);
         assert_eq!(
-            found.iter().map(|warning| warning.note.as_str()).collect::<Vec<_>>(),
-            ["pod shop/dns-1 has hostPort 30053/UDP, but nodePort 30053/UDP leads clients to the Service"]
+            found
+                .iter()
+                .map(|warning| warning.note.as_str())
+                .collect::<Vec<_>>(),
+            [
+                "pod shop/dns-1 has hostPort 30053/UDP, but nodePort 30053/UDP leads clients to the Service"
+            ]
         );
     }
 }

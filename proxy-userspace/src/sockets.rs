@@ -41,7 +41,10 @@ impl Sockets {
             0
         });
         (0..ended).for_each(|_| metrics.flow_ended(Ended::BackendGone));
-        debug!(forgotten = sent.len(), ended, "backends of UDP sockets are gone");
+        debug!(
+            forgotten = sent.len(),
+            ended, "backends of UDP sockets are gone"
+        );
         Ok(ended)
     }
 
@@ -53,7 +56,10 @@ impl Sockets {
     fn refuse(&mut self, error: &anyhow::Error) {
         let why = format!("{error:#}");
         if std::mem::replace(&mut self.refused, true) {
-            info!(why, "connected UDP sockets whose backend is gone stay as they are");
+            info!(
+                why,
+                "connected UDP sockets whose backend is gone stay as they are"
+            );
         } else {
             warn!(
                 why,

@@ -25,7 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Fails on what cannot get better by waiting: no such kubeconfig or directory. Ends when the receiver is dropped.
 pub async fn spawn(settings: SourceSettings) -> Result<mpsc::Receiver<Update>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let news = News { sender, warned: BTreeMap::new() };
+    let news = News {
+        sender,
+        warned: BTreeMap::new(),
+    };
     match settings {
         SourceSettings::ApiServer { kubeconfig } => api_server::spawn(kubeconfig, news).await?,
         SourceSettings::Manifests { dir, ranges } => manifests::spawn(dir, ranges, news)?,
@@ -42,7 +45,9 @@ pub async fn list(settings: SourceSettings) -> Result<State> {
     let mut state = State::default();
     let listed = async {
         while !state.synced {
-            let Some(update) = updates.recv().await else { bail!("the source of objects has ended") };
+            let Some(update) = updates.recv().await else {
+                bail!("the source of objects has ended")
+            };
             _ = state.apply(update);
             if let Connection::Down(error) = &state.connection {
                 bail!("reach the API server: {error}");
@@ -50,7 +55,9 @@ pub async fn list(settings: SourceSettings) -> Result<State> {
         }
         Ok(())
     };
-    tokio::time::timeout(PATIENCE, listed).await.context("list all objects: no answer in time")??;
+    tokio::time::timeout(PATIENCE, listed)
+        .await
+        .context("list all objects: no answer in time")??;
     Ok(state)
 }
 
@@ -67,9 +74,11 @@ impl News {
     async fn send(&mut self, update: Update) -> Result<(), Closed> {
         if let Some(object) = update.object() {
             match &update {
-                Update::Invalid(invalid) => {
-                    self.warn(object, std::slice::from_ref(invalid), "; it is left out until that is corrected")
-                }
+                Update::Invalid(invalid) => self.warn(
+                    object,
+                    std::slice::from_ref(invalid),
+                    "; it is left out until that is corrected",
+                ),
                 Update::Flawed(_, flaws) => self.warn(object, flaws, ""),
                 _ => _ = self.warned.remove(&object),
             }
@@ -78,8 +87,14 @@ impl News {
     }
 
     fn warn(&mut self, object: ObjectRef, wrong: &[Invalid], consequence: &str) {
-        if self.warned.get(&object).is_none_or(|before| before != wrong) {
-            wrong.iter().for_each(|invalid| tracing::warn!("{invalid}{consequence}"));
+        if self
+            .warned
+            .get(&object)
+            .is_none_or(|before| before != wrong)
+        {
+            wrong
+                .iter()
+                .for_each(|invalid| tracing::warn!("{invalid}{consequence}"));
             self.warned.insert(object, wrong.to_vec());
         }
     }

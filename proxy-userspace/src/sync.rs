@@ -190,7 +190,9 @@ impl Sync {
         if let Some(update) = next {
             asks_links |= self.take(update) == Changed::Yes;
         }
-        self.outputs.metrics.connection(&self.snapshot.state.connection);
+        self.outputs
+            .metrics
+            .connection(&self.snapshot.state.connection);
         if asks_links && self.snapshot.state.synced {
             self.ask_links();
         }
@@ -208,7 +210,9 @@ impl Sync {
     }
 
     fn take(&mut self, update: Update) -> Changed {
-        let update = self.given.complete(update, &self.snapshot.settings.node_name);
+        let update = self
+            .given
+            .complete(update, &self.snapshot.settings.node_name);
         let change = Change::of(&update, &self.snapshot.state);
         self.outputs.reports.heard(&change);
         let mut touched = Touched::default();
@@ -236,10 +240,14 @@ impl Sync {
 
     /// Tells `links` which pods and addresses there are now, and health how our Node is.
     fn ask_links(&mut self) {
-        let Snapshot { settings, state, .. } = &self.snapshot;
+        let Snapshot {
+            settings, state, ..
+        } = &self.snapshot;
         let before = self.outputs.vitals.borrow().node;
         let vitals = NodeVitals::of(state, &settings.node_name, before);
-        self.outputs.vitals.send_if_modified(|all| std::mem::replace(&mut all.node, vitals) != vitals);
+        self.outputs
+            .vitals
+            .send_if_modified(|all| std::mem::replace(&mut all.node, vitals) != vitals);
         let now = wanted(&self.snapshot, self.outputs.wanted.borrow().devices.clone());
         self.outputs.wanted.send_if_modified(|wanted| {
             let changed = *wanted != now;
@@ -253,9 +261,13 @@ impl Sync {
             return Ok(());
         }
         // Whatever woke this task: what is looked at here is not told again.
-        self.dirty.links |= found.has_changed().context("the task that watches the host's network has ended")?;
+        self.dirty.links |= found
+            .has_changed()
+            .context("the task that watches the host's network has ended")?;
         let found = found.borrow_and_update().clone();
-        let Some(found) = found.filter(|found| self.is_fresh(found)) else { return Ok(()) };
+        let Some(found) = found.filter(|found| self.is_fresh(found)) else {
+            return Ok(());
+        };
         let first = matches!(self.placed, Placed::Never);
         if first && self.waits_for_devices(&found) {
             return Ok(());
@@ -274,7 +286,9 @@ impl Sync {
         }
         self.ask_for_gate();
         if matches!(self.placed, Placed::Wholly) {
-            self.outputs.vitals.send_if_modified(|vitals| !std::mem::replace(&mut vitals.in_step, true));
+            self.outputs
+                .vitals
+                .send_if_modified(|vitals| !std::mem::replace(&mut vitals.in_step, true));
         }
         self.hooks.wait(self.plane.was_refused());
         self.dirty = Dirty::default();
@@ -288,15 +302,24 @@ impl Sync {
 
     /// A pod whose device is not known yet would be served by drops.
     fn waits_for_devices(&mut self, found: &Found) -> bool {
-        let until = *self.first_until.get_or_insert_with(|| Instant::now() + FIRST_LOOK);
-        let missing = found.wanted.pods.iter().any(|pod| !found.links.pods.contains_key(pod));
+        let until = *self
+            .first_until
+            .get_or_insert_with(|| Instant::now() + FIRST_LOOK);
+        let missing = found
+            .wanted
+            .pods
+            .iter()
+            .any(|pod| !found.links.pods.contains_key(pod));
         self.retry_at = missing.then_some(until);
         missing && Instant::now() < until
     }
 
     fn attach(&mut self, found: &Found) -> Result<()> {
         for error in self.plane.attach(found).context("attach programs")? {
-            warn!(error = format!("{error:#}"), "a device is left without a program");
+            warn!(
+                error = format!("{error:#}"),
+                "a device is left without a program"
+            );
         }
         Ok(())
     }
@@ -307,7 +330,10 @@ impl Sync {
             return;
         }
         match self.plane.adopt(self.compiler.contents()) {
-            Ok(connections) => info!(connections, "connections of pods are followed that were there before"),
+            Ok(connections) => info!(
+                connections,
+                "connections of pods are followed that were there before"
+            ),
             Err(error) => {
                 let error = format!("{error:#}");
                 warn!(
@@ -323,8 +349,15 @@ impl Sync {
         let started = Instant::now();
         self.look_at_links(found);
         let touched = std::mem::take(&mut self.touched);
-        let Self { snapshot, plane, actual, policies, .. } = self;
-        let (policy_writes, policy_error) = policies.bring_in_step(snapshot, &touched, plane, actual);
+        let Self {
+            snapshot,
+            plane,
+            actual,
+            policies,
+            ..
+        } = self;
+        let (policy_writes, policy_error) =
+            policies.bring_in_step(snapshot, &touched, plane, actual);
         let left = policies.take_left();
         if !left.is_empty() {
             // Without a sweep there are no flows to end either.
@@ -344,11 +377,17 @@ impl Sync {
         let mut errors = self.plane.apply(writes, &mut self.actual);
         errors.extend(policy_error);
         self.settle_serving(serving);
-        self.outputs.metrics.synced(pass, started.elapsed(), seconds(Timestamp::now()), count);
+        self.outputs
+            .metrics
+            .synced(pass, started.elapsed(), seconds(Timestamp::now()), count);
         if count > 0 {
-            let micros = |from: Duration, to: Duration| (to.saturating_sub(from)).as_micros() as u64;
-            let (compile, plan, apply) =
-                (micros(judged, compiled), micros(compiled, planned), micros(planned, started.elapsed()));
+            let micros =
+                |from: Duration, to: Duration| (to.saturating_sub(from)).as_micros() as u64;
+            let (compile, plan, apply) = (
+                micros(judged, compiled),
+                micros(compiled, planned),
+                micros(planned, started.elapsed()),
+            );
             let frontends = self.compiler.contents().frontends.len();
             let policies = judged.as_micros() as u64;
             info!(
@@ -364,14 +403,20 @@ impl Sync {
         } else {
             debug!(compile_us = compiled.as_micros() as u64, "nothing to write");
         }
-        self.outputs.reports.compiled(&self.snapshot, self.compiler.contents(), self.compiler.conflicts());
+        self.outputs.reports.compiled(
+            &self.snapshot,
+            self.compiler.contents(),
+            self.compiler.conflicts(),
+        );
         self.report_closed();
         self.conclude(&errors);
     }
 
     fn report_closed(&mut self) {
         let crowding = self.policies.compiler().crowding(&self.snapshot);
-        self.outputs.reports.closed(&self.snapshot, self.policies.closed(), crowding);
+        self.outputs
+            .reports
+            .closed(&self.snapshot, self.policies.closed(), crowding);
     }
 
     /// V21: whether the hooks of sockets serve is known when they were to be attached.
@@ -379,11 +424,17 @@ impl Sync {
         let wish = match self.plane.sockets().why_not() {
             Some(_) => {
                 let sources = &self.outputs.wanted.borrow().node_addresses;
-                Wish::of(&self.compiler.contents().ranges, &self.snapshot.links, sources)
+                Wish::of(
+                    &self.compiler.contents().ranges,
+                    &self.snapshot.links,
+                    sources,
+                )
             }
             None => Wish::default(),
         };
-        self.outputs.gate.send_if_modified(|before| before.replace(wish.clone()) != Some(wish));
+        self.outputs
+            .gate
+            .send_if_modified(|before| before.replace(wish.clone()) != Some(wish));
     }
 
     fn look_at_links(&mut self, found: &Found) {
@@ -397,15 +448,23 @@ impl Sync {
 
     fn conclude(&mut self, errors: &[anyhow::Error]) {
         if let Some(error) = errors.first() {
-            warn!(refused = errors.len(), error = format!("{error:#}"), "the kernel refused writes; trying again");
-            errors.iter().for_each(|_| self.outputs.metrics.write_failed());
+            warn!(
+                refused = errors.len(),
+                error = format!("{error:#}"),
+                "the kernel refused writes; trying again"
+            );
+            errors
+                .iter()
+                .for_each(|_| self.outputs.metrics.write_failed());
             self.placed = Placed::Partly;
             self.retry_at = Some(Instant::now() + RETRY);
             return;
         }
         self.placed = Placed::Wholly;
         self.outputs.reports.settled(Timestamp::now());
-        self.outputs.vitals.send_modify(|vitals| vitals.update(Instant::now()));
+        self.outputs
+            .vitals
+            .send_modify(|vitals| vitals.update(Instant::now()));
     }
 
     /// Until the writes are done flows may lead to old and to new backends.
@@ -432,8 +491,13 @@ impl Sync {
     }
 
     fn serving_by_id(&self, serving: &BTreeMap<Arc<str>, BTreeSet<SocketAddr>>) -> Serving {
-        let by_id = |(name, endpoints): (&Arc<str>, &BTreeSet<SocketAddr>)| Some((self.actual.id_of(name)?, endpoints.clone()));
-        Serving { endpoints: serving.iter().filter_map(by_id).collect(), unknown_from: self.actual.next_id() }
+        let by_id = |(name, endpoints): (&Arc<str>, &BTreeSet<SocketAddr>)| {
+            Some((self.actual.id_of(name)?, endpoints.clone()))
+        };
+        Serving {
+            endpoints: serving.iter().filter_map(by_id).collect(),
+            unknown_from: self.actual.next_id(),
+        }
     }
 
     /// No program is left that may be using what was idle.
@@ -445,7 +509,10 @@ impl Sync {
         errors.extend(self.policies.rest(&mut self.plane));
         self.report_closed();
         for error in &errors {
-            warn!(error = format!("{error:#}"), "something that is not used any more stays in a map");
+            warn!(
+                error = format!("{error:#}"),
+                "something that is not used any more stays in a map"
+            );
         }
         debug!(writes = count, "retired what nothing refers to");
         if errors.is_empty() {
@@ -489,48 +556,95 @@ fn concerns_links(update: &Update, snapshot: &Snapshot) -> bool {
     match update {
         Update::Apply(Object::Pod(name, pod)) => {
             let ours = Some(&snapshot.settings.node_name);
-            pod.node.as_ref() == ours || snapshot.state.pods.get(name).is_some_and(|old| old.node.as_ref() == ours)
+            pod.node.as_ref() == ours
+                || snapshot
+                    .state
+                    .pods
+                    .get(name)
+                    .is_some_and(|old| old.node.as_ref() == ours)
         }
         Update::Apply(object) => object.reference().kind == Kind::Node,
         Update::Synced => true,
-        other => other.object().is_some_and(|object| matches!(object.kind, Kind::Pod | Kind::Node)),
+        other => other
+            .object()
+            .is_some_and(|object| matches!(object.kind, Kind::Pod | Kind::Node)),
     }
 }
 
 /// What `links` is to look for.
 pub fn wanted(snapshot: &Snapshot, devices: Vec<String>) -> Wanted {
-    let Snapshot { settings, state, .. } = snapshot;
+    let Snapshot {
+        settings, state, ..
+    } = snapshot;
     let own = ObjectName::cluster(&settings.node_name);
-    let addresses =
-        |node: &Node| if node.internal_ips.is_empty() { node.external_ips.clone() } else { node.internal_ips.clone() };
-    let others = state.nodes.iter().filter(|(name, _)| **name != own).flat_map(|(_, node)| &node.pod_cidrs);
+    let addresses = |node: &Node| {
+        if node.internal_ips.is_empty() {
+            node.external_ips.clone()
+        } else {
+            node.internal_ips.clone()
+        }
+    };
+    let others = state
+        .nodes
+        .iter()
+        .filter(|(name, _)| **name != own)
+        .flat_map(|(_, node)| &node.pod_cidrs);
     Wanted {
         devices,
         node_addresses: state.nodes.get(&own).map(addresses).unwrap_or_default(),
-        pod_cidrs: settings.cluster_cidrs.iter().chain(others).copied().collect(),
-        own_pod_cidrs: state.nodes.get(&own).map(|node| node.pod_cidrs.clone()).unwrap_or_default(),
+        pod_cidrs: settings
+            .cluster_cidrs
+            .iter()
+            .chain(others)
+            .copied()
+            .collect(),
+        own_pod_cidrs: state
+            .nodes
+            .get(&own)
+            .map(|node| node.pod_cidrs.clone())
+            .unwrap_or_default(),
         pods: local_pods(state, &settings.node_name),
     }
 }
 
 /// Addresses of pods of this node that have a network of their own.
 fn local_pods(state: &State, node: &Arc<str>) -> BTreeSet<IpAddr> {
-    let ours = |pod: &&crate::model::Pod| pod.node.as_ref() == Some(node) && !pod.host_network && !pod.finished();
-    state.pods.values().filter(ours).flat_map(|pod| pod.addresses.iter().copied()).collect()
+    let ours = |pod: &&crate::model::Pod| {
+        pod.node.as_ref() == Some(node) && !pod.host_network && !pod.finished()
+    };
+    state
+        .pods
+        .values()
+        .filter(ours)
+        .flat_map(|pod| pod.addresses.iter().copied())
+        .collect()
 }
 
 /// V14: the endpoints that serve, of each service port that speaks UDP, by its name in the kernel.
 pub fn serving_endpoints(state: &State) -> BTreeMap<Arc<str>, BTreeSet<SocketAddr>> {
-    let udp = state.services.iter().filter(|(_, service)| service.ports.iter().any(|port| port.protocol == Protocol::UDP));
+    let udp = state.services.iter().filter(|(_, service)| {
+        service
+            .ports
+            .iter()
+            .any(|port| port.protocol == Protocol::UDP)
+    });
     let names: BTreeSet<_> = udp.clone().map(|(name, _)| name).collect();
     let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for slice in state.slices.values().filter(|slice| names.contains(&slice.service)) {
+    for slice in state
+        .slices
+        .values()
+        .filter(|slice| names.contains(&slice.service))
+    {
         slices.entry(&slice.service).or_default().push(slice);
     }
     let mut serving = BTreeMap::new();
     for (name, service) in udp {
         let slices = slices.get(name).map(Vec::as_slice).unwrap_or_default();
-        for port in service.ports.iter().filter(|port| port.protocol == Protocol::UDP) {
+        for port in service
+            .ports
+            .iter()
+            .filter(|port| port.protocol == Protocol::UDP)
+        {
             let endpoints = crate::compile::serving_endpoints(service, port, slices);
             serving.insert(crate::compile::service_port_name(name, port), endpoints);
         }

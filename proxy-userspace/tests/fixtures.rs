@@ -50,38 +50,74 @@ struct Scenario<'a> {
 impl<'a> Scenario<'a> {
     fn parse(text: &'a str) -> Self {
         let section = |name: &str| {
-            let start = text.split_once(&format!("-- {name} --\n")).unwrap_or_else(|| panic!("no section {name}")).1;
+            let start = text
+                .split_once(&format!("-- {name} --\n"))
+                .unwrap_or_else(|| panic!("no section {name}"))
+                .1;
             start.split_once("\n-- ").map_or(start, |(body, _)| body)
         };
         let about = text.split_once("-- args --").expect("args").0;
-        Self { about, args: section("args"), host: section("host"), objects: section("objects") }
+        Self {
+            about,
+            args: section("args"),
+            host: section("host"),
+            objects: section("objects"),
+        }
     }
 
     fn with_results(&self) -> String {
         let (contents, said) = self.run();
-        let Self { about, args, host, objects } = self;
-        let parts = [("args", args), ("host", host), ("objects", objects), ("contents", &&*contents), ("said", &&*said)];
-        parts.iter().fold((*about).to_owned(), |mut text, (name, body)| {
-            write!(text, "-- {name} --\n{}\n", body.trim_end()).expect("a string");
-            text
-        })
+        let Self {
+            about,
+            args,
+            host,
+            objects,
+        } = self;
+        let parts = [
+            ("args", args),
+            ("host", host),
+            ("objects", objects),
+            ("contents", &&*contents),
+            ("said", &&*said),
+        ];
+        parts
+            .iter()
+            .fold((*about).to_owned(), |mut text, (name, body)| {
+                write!(text, "-- {name} --\n{}\n", body.trim_end()).expect("a string");
+                text
+            })
     }
 
     fn run(&self) -> (String, String) {
-        let typed = ["portway", "agent", "--manifests", "unused"].into_iter().chain(self.args.split_whitespace());
-        let Command::Agent(args) = Cli::try_parse_from(typed).expect("args").command else { panic!("no agent") };
+        let typed = ["portway", "agent", "--manifests", "unused"]
+            .into_iter()
+            .chain(self.args.split_whitespace());
+        let Command::Agent(args) = Cli::try_parse_from(typed).expect("args").command else {
+            panic!("no agent")
+        };
         let settings = args.settings().expect("settings");
-        let SourceSettings::Manifests { ranges, .. } = settings.source else { panic!("no manifests") };
+        let SourceSettings::Manifests { ranges, .. } = settings.source else {
+            panic!("no manifests")
+        };
         let mut directory = Directory::new("unused".into());
         directory.take("objects".into(), self.objects.to_owned(), None);
-        let mut snapshot = Snapshot { settings: settings.service, links: links(self.host), ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            settings: settings.service,
+            links: links(self.host),
+            ..Snapshot::default()
+        };
         for update in directory.updates(&ranges) {
             _ = snapshot.state.apply(update);
         }
         let (contents, conflicts) = compile_reporting(&snapshot);
         let State { invalid, flaws, .. } = &snapshot.state;
-        let invalid = invalid.values().chain(flaws.values().flatten()).map(ToString::to_string);
-        let said: Vec<_> = invalid.chain(conflicts.iter().map(ToString::to_string)).collect();
+        let invalid = invalid
+            .values()
+            .chain(flaws.values().flatten())
+            .map(ToString::to_string);
+        let said: Vec<_> = invalid
+            .chain(conflicts.iter().map(ToString::to_string))
+            .collect();
         (contents.to_string(), said.join("\n"))
     }
 }
@@ -100,10 +136,17 @@ fn links(text: &str) -> Links {
                 other => panic!("unknown word {other}"),
             }
             if kind == "device" {
-                let device = links.devices.entry(index).or_insert(Device { mtu: 1500, ..Device::default() });
+                let device = links.devices.entry(index).or_insert(Device {
+                    mtu: 1500,
+                    ..Device::default()
+                });
                 match addr {
-                    IpAddr::V4(v4) if device.masquerade4 == Default::default() => device.masquerade4 = v4.into(),
-                    IpAddr::V6(v6) if device.masquerade6 == Default::default() => device.masquerade6 = v6.into(),
+                    IpAddr::V4(v4) if device.masquerade4 == Default::default() => {
+                        device.masquerade4 = v4.into()
+                    }
+                    IpAddr::V6(v6) if device.masquerade6 == Default::default() => {
+                        device.masquerade6 = v6.into()
+                    }
                     _ => {}
                 }
             }

@@ -27,8 +27,14 @@ pub enum Profile {
 
 /// Builds and prints where the binary is and how large.
 pub fn run(args: &Args) -> Result<()> {
-    let binary = agent(if args.release { Profile::Release } else { Profile::Dev })?;
-    let size = fs::metadata(&binary).context("look at the built binary")?.len();
+    let binary = agent(if args.release {
+        Profile::Release
+    } else {
+        Profile::Dev
+    })?;
+    let size = fs::metadata(&binary)
+        .context("look at the built binary")?
+        .len();
     println!("{} ({:.1} MB)", binary.display(), size as f64 / 1e6);
     Ok(())
 }
@@ -36,26 +42,40 @@ pub fn run(args: &Args) -> Result<()> {
 /// Builds the agent, with the tools that it takes, and tells where it is.
 pub fn agent(profile: Profile) -> Result<PathBuf> {
     setup::ensure(&Component::BUILD)?;
-    executable(&["build", "--package", "proxy-userspace", "--bin", "portway"], "portway", profile)
+    executable(
+        &["build", "--package", "proxy-userspace", "--bin", "portway"],
+        "portway",
+        profile,
+    )
 }
 
 /// Runs a cargo command that builds the target `name`, perhaps among others, and tells where its executable is.
 pub fn executable(command: &[&str], name: &str, profile: Profile) -> Result<PathBuf> {
     let mut cargo = sh::cargo();
-    cargo.args(command).arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    cargo
+        .args(command)
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit());
     if profile == Profile::Release {
         cargo.arg("--release");
     }
-    let messages = cargo.output().with_context(|| format!("start {}", sh::shown(&cargo)))?;
+    let messages = cargo
+        .output()
+        .with_context(|| format!("start {}", sh::shown(&cargo)))?;
     anyhow::ensure!(messages.status.success(), "`{}` failed", sh::shown(&cargo));
     let messages = String::from_utf8(messages.stdout).context("read cargo's messages")?;
-    executable_of(&messages, name).with_context(|| format!("find what `{}` built", sh::shown(&cargo)))
+    executable_of(&messages, name)
+        .with_context(|| format!("find what `{}` built", sh::shown(&cargo)))
 }
 
 fn executable_of(messages: &str, name: &str) -> Option<PathBuf> {
-    let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let parsed = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let of_target = parsed.filter(|message| message["target"]["name"] == name);
-    of_target.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back()
+    of_target
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back()
 }
 
 #[cfg(test)]
@@ -68,9 +88,25 @@ mod tests {
             serde_json::json!({ "reason": "compiler-artifact", "target": { "name": name }, "executable": executable }).to_string()
         };
         // A package's integration tests bring its binaries along, in any order.
-        let messages = [artifact("kernel", "/t/kernel-1"), artifact("portway", "/t/portway")].join("\n");
-        assert_eq!(executable_of(&messages, "kernel"), Some(PathBuf::from("/t/kernel-1")));
-        assert_eq!(executable_of(&messages, "portway"), Some(PathBuf::from("/t/portway")));
-        assert_eq!(executable_of("{\"reason\":\"build-finished\",\"success\":true}", "portway"), None);
+        let messages = [
+            artifact("kernel", "/t/kernel-1"),
+            artifact("portway", "/t/portway"),
+        ]
+        .join("\n");
+        assert_eq!(
+            executable_of(&messages, "kernel"),
+            Some(PathBuf::from("/t/kernel-1"))
+        );
+        assert_eq!(
+            executable_of(&messages, "portway"),
+            Some(PathBuf::from("/t/portway"))
+        );
+        assert_eq!(
+            executable_of(
+                "{\"reason\":\"build-finished\",\"success\":true}",
+                "portway"
+            ),
+            None
+        );
     }
 }

@@ -21,13 +21,24 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     setup::ensure(&Component::BUILD)?;
     let flags = args.verbose.then_some("--verbose");
-    sh::run(sh::cargo().args(["test", "--quiet"]).args(arguments(&args.paths)?).args(flags))
+    sh::run(
+        sh::cargo()
+            .args(["test", "--quiet"])
+            .args(arguments(&args.paths)?)
+            .args(flags),
+    )
 }
 
 /// What `cargo test` is told to run the cases in these places.
 pub fn arguments(paths: &[PathBuf]) -> Result<Vec<String>> {
-    ensure!(nix::unistd::geteuid().is_root(), "the programs are loaded for it: run it as root");
-    let places = paths.iter().map(|path| place(path)).collect::<Result<Vec<_>>>()?;
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the programs are loaded for it: run it as root"
+    );
+    let places = paths
+        .iter()
+        .map(|path| place(path))
+        .collect::<Result<Vec<_>>>()?;
     let test = ["--package", "proxy-userspace", "--test", TARGET, "--"].map(str::to_owned);
     Ok(test.into_iter().chain(places).collect())
 }
@@ -37,8 +48,14 @@ pub const TARGET: &str = "conformance";
 
 /// The path from the root, as the test runs elsewhere.
 fn place(path: &Path) -> Result<String> {
-    let Ok(place) = fs::canonicalize(path) else { bail!("no cases at {}", path.display()) };
-    place.into_os_string().into_string().ok().with_context(|| format!("name {}", path.display()))
+    let Ok(place) = fs::canonicalize(path) else {
+        bail!("no cases at {}", path.display())
+    };
+    place
+        .into_os_string()
+        .into_string()
+        .ok()
+        .with_context(|| format!("name {}", path.display()))
 }
 
 #[cfg(test)]

@@ -52,7 +52,10 @@ pub fn run(args: &Args) -> Result<()> {
             std::thread::park();
         }
     }
-    ensure!(wrong == 0, "{wrong} of the demo's expectations did not come true");
+    ensure!(
+        wrong == 0,
+        "{wrong} of the demo's expectations did not come true"
+    );
     Ok(())
 }
 
@@ -60,5 +63,8 @@ pub fn run(args: &Args) -> Result<()> {
 fn build_agent() -> Result<Tools> {
     setup::ensure(&Component::LAB)?;
     println!("Building the agent …");
-    Ok(Tools { portway: build::agent(build::Profile::Dev)?, ..Tools::of_this_program()? })
+    Ok(Tools {
+        portway: build::agent(build::Profile::Dev)?,
+        ..Tools::of_this_program()?
+    })
 }

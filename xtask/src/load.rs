@@ -107,19 +107,42 @@ pub fn run_unload(args: &UnloadArgs) -> Result<()> {
 /// # Errors
 /// If a device is missing, the agent fails, or a device is left without a program; what the agent complains of is on stderr.
 pub fn load(portway: &Path, args: &LoadArgs) -> Result<Loaded> {
-    args.device.iter().try_for_each(|device| ensure_device(device))?;
+    args.device
+        .iter()
+        .try_for_each(|device| ensure_device(device))?;
     let empty = tempfile::tempdir().context("create a directory without manifests")?;
     let manifests = args.manifests.as_deref().unwrap_or(empty.path());
     let mut agent = command(
         portway,
-        &["--log=warn", "agent", "--once=json", "--cgroup=off", "--health-bind=off", "--metrics-bind=off"],
+        &[
+            "--log=warn",
+            "agent",
+            "--once=json",
+            "--cgroup=off",
+            "--health-bind=off",
+            "--metrics-bind=off",
+        ],
         &args.pins,
     );
-    agent.arg("--device").arg(args.device.join(",")).arg("--manifests").arg(manifests).args(&args.agent);
+    agent
+        .arg("--device")
+        .arg(args.device.join(","))
+        .arg("--manifests")
+        .arg(manifests)
+        .args(&args.agent);
     let in_step = status(&mut agent)?;
-    let left = status(&mut command(portway, &["status", "--output=json"], &args.pins))?;
-    args.device.iter().try_for_each(|device| left.ensure_attached(device))?;
-    Ok(Loaded { left, verified: in_step.programs })
+    let left = status(&mut command(
+        portway,
+        &["status", "--output=json"],
+        &args.pins,
+    ))?;
+    args.device
+        .iter()
+        .try_for_each(|device| left.ensure_attached(device))?;
+    Ok(Loaded {
+        left,
+        verified: in_step.programs,
+    })
 }
 
 /// Lets `portway` remove all that is pinned, and what it holds.
@@ -131,7 +154,10 @@ pub fn unload(portway: &Path, pins: &Pins) -> Result<()> {
 }
 
 fn ensure_root() -> Result<()> {
-    ensure!(nix::unistd::geteuid().is_root(), "programs are loaded and unloaded by root: run it as root");
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "programs are loaded and unloaded by root: run it as root"
+    );
     Ok(())
 }
 
@@ -140,8 +166,14 @@ fn ensure_device(name: &str) -> Result<()> {
         return Ok(());
     }
     let all = if_nameindex().context("list the devices of this host")?;
-    let names: Vec<String> = all.iter().map(|device| device.name().to_string_lossy().into_owned()).collect();
-    bail!("there is no device {name} here; there are: {}", names.join(", "))
+    let names: Vec<String> = all
+        .iter()
+        .map(|device| device.name().to_string_lossy().into_owned())
+        .collect();
+    bail!(
+        "there is no device {name} here; there are: {}",
+        names.join(", ")
+    )
 }
 
 fn command(portway: &Path, arguments: &[&str], pins: &Pins) -> Command {
@@ -155,16 +187,31 @@ fn command(portway: &Path, arguments: &[&str], pins: &Pins) -> Command {
 
 /// Runs a command that prints a status; its log is the user's to see as it comes.
 fn status(command: &mut Command) -> Result<Status> {
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("start {}", sh::shown(command)))?;
-    ensure!(output.status.success(), "`{}` ended with {}; what it said is above", sh::shown(command), output.status);
-    serde_json::from_slice(&output.stdout).with_context(|| format!("read what `{}` prints", sh::shown(command)))
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {}", sh::shown(command)))?;
+    ensure!(
+        output.status.success(),
+        "`{}` ended with {}; what it said is above",
+        sh::shown(command),
+        output.status
+    );
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("read what `{}` prints", sh::shown(command)))
 }
 
 impl Status {
     fn ensure_attached(&self, device: &str) -> Result<()> {
         for point in ["from_device", "to_device"] {
-            let attached = self.hooks.iter().any(|hook| hook.device == device && hook.hook == point);
-            ensure!(attached, "{device} has no {point}: the kernel refused it, and the agent says why above");
+            let attached = self
+                .hooks
+                .iter()
+                .any(|hook| hook.device == device && hook.hook == point);
+            ensure!(
+                attached,
+                "{device} has no {point}: the kernel refused it, and the agent says why above"
+            );
         }
         Ok(())
     }
@@ -172,16 +219,52 @@ impl Status {
 
 impl fmt::Display for Loaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Status { state_dir, hooks, frontends, .. } = &self.left;
-        writeln!(f, "{:<16} {:<12} {:<7} {:>8}", "DEVICE", "HOOK", "BY", "PROGRAM")?;
-        for Hook { device, hook, by, program } in hooks {
-            writeln!(f, "{device:<16} {hook:<12} {by:<7} {:>8}", or_dash(*program))?;
+        let Status {
+            state_dir,
+            hooks,
+            frontends,
+            ..
+        } = &self.left;
+        writeln!(
+            f,
+            "{:<16} {:<12} {:<7} {:>8}",
+            "DEVICE", "HOOK", "BY", "PROGRAM"
+        )?;
+        for Hook {
+            device,
+            hook,
+            by,
+            program,
+        } in hooks
+        {
+            writeln!(
+                f,
+                "{device:<16} {hook:<12} {by:<7} {:>8}",
+                or_dash(*program)
+            )?;
         }
-        writeln!(f, "\n{:<20} {:>8} {:>22}", "PROGRAM", "ID", "VERIFIED INSTRUCTIONS")?;
-        for Program { id, name, verified_instructions } in &self.verified {
-            writeln!(f, "{name:<20} {id:>8} {:>22}", or_dash(*verified_instructions))?;
+        writeln!(
+            f,
+            "\n{:<20} {:>8} {:>22}",
+            "PROGRAM", "ID", "VERIFIED INSTRUCTIONS"
+        )?;
+        for Program {
+            id,
+            name,
+            verified_instructions,
+        } in &self.verified
+        {
+            writeln!(
+                f,
+                "{name:<20} {id:>8} {:>22}",
+                or_dash(*verified_instructions)
+            )?;
         }
-        writeln!(f, "\n{frontends} frontends, pinned in {}; `cargo xtask unload` takes it all away", state_dir.display())
+        writeln!(
+            f,
+            "\n{frontends} frontends, pinned in {}; `cargo xtask unload` takes it all away",
+            state_dir.display()
+        )
     }
 }
 
@@ -201,8 +284,16 @@ mod tests {
             let text = serde_json::json!({ "stateDir": "/s", "hooks": hooks, "programs": [], "frontends": 0 });
             serde_json::from_value::<Status>(text).expect("a status")
         };
-        assert!(status(&["from_device", "to_device"]).ensure_attached("d").is_ok());
+        assert!(
+            status(&["from_device", "to_device"])
+                .ensure_attached("d")
+                .is_ok()
+        );
         assert!(status(&["from_device"]).ensure_attached("d").is_err());
-        assert!(status(&["from_device", "to_device"]).ensure_attached("e").is_err());
+        assert!(
+            status(&["from_device", "to_device"])
+                .ensure_attached("e")
+                .is_err()
+        );
     }
 }

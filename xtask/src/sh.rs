@@ -16,7 +16,9 @@ pub fn cargo() -> Command {
     cargo.current_dir(workspace());
     // `cargo run` sets these for us; build scripts that watch them (ring's) would compile anew for each of our commands.
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+        if name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+        }) {
             cargo.env_remove(name);
         }
     }
@@ -25,7 +27,9 @@ pub fn cargo() -> Command {
 
 /// Runs it with our terminal; an error if it cannot start or does not exit with 0.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("start {}", shown(command)))?;
+    let status = command
+        .status()
+        .with_context(|| format!("start {}", shown(command)))?;
     if !status.success() {
         bail!("`{}` ended with {status}", shown(command));
     }
@@ -34,22 +38,36 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// What it prints; an error with what it complained of if it does not exit with 0.
 pub fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("start {}", shown(command)))?;
+    let output = command
+        .output()
+        .with_context(|| format!("start {}", shown(command)))?;
     if !output.status.success() {
-        bail!("`{}` ended with {}: {}", shown(command), output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "`{}` ended with {}: {}",
+            shown(command),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
-    String::from_utf8(output.stdout).with_context(|| format!("read the output of {}", shown(command)))
+    String::from_utf8(output.stdout)
+        .with_context(|| format!("read the output of {}", shown(command)))
 }
 
 /// The command as a person would type it.
 pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+    words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Finds a program on PATH and in the directories of root's programs, which a user's PATH may not have.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
+    std::env::split_paths(&path)
+        .chain(system)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
 }

@@ -15,7 +15,12 @@ use std::time::{Duration, Instant};
 #[derive(clap::Args)]
 pub struct Args {
     /// Directories of cases, against which conformance is tested (but for Services' SCTP, which is not there yet); it is not if there is none
-    #[arg(long, value_name = "DIR[:DIR]", env = "PORTWAY_CASES", value_delimiter = ':')]
+    #[arg(
+        long,
+        value_name = "DIR[:DIR]",
+        env = "PORTWAY_CASES",
+        value_delimiter = ':'
+    )]
     cases: Vec<PathBuf>,
 }
 
@@ -38,31 +43,57 @@ struct Done {
 /// Runs all steps, also after one has failed; the last line says how many tests passed and failed.
 pub fn run(args: &Args) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("the kernel and lab tests load programs and make network namespaces: run `cargo xtask test` as root");
+        bail!(
+            "the kernel and lab tests load programs and make network namespaces: run `cargo xtask test` as root"
+        );
     }
     setup::ensure(&Component::ALL)?;
-    let mut done = vec![step("tidy", || tidy::run(&tidy::Args {}).map(|()| Counts { passed: 1, ..Counts::default() }))];
-    done.push(step("units and fixtures", || cargo_test(&["--workspace", "--lib", "--bins"])));
+    let mut done = vec![step("tidy", || {
+        tidy::run(&tidy::Args {}).map(|()| Counts {
+            passed: 1,
+            ..Counts::default()
+        })
+    })];
+    done.push(step("units and fixtures", || {
+        cargo_test(&["--workspace", "--lib", "--bins"])
+    }));
     for Target { package, name } in targets()? {
-        done.push(step(&format!("{package}: {name}"), || cargo_test(&["--package", &package, "--test", &name])));
+        done.push(step(&format!("{package}: {name}"), || {
+            cargo_test(&["--package", &package, "--test", &name])
+        }));
     }
     if !args.cases.is_empty() {
-        done.push(step("conformance", || cargo_test(&conform::arguments(&args.cases)?)));
+        done.push(step("conformance", || {
+            cargo_test(&conform::arguments(&args.cases)?)
+        }));
     }
     for release in vm::Release::ALL {
-        let passed = |passed| Counts { passed, ..Counts::default() };
-        done.push(step(&format!("vm: kernel {}", release.name()), || vm::test(release).map(passed)));
+        let passed = |passed| Counts {
+            passed,
+            ..Counts::default()
+        };
+        done.push(step(&format!("vm: kernel {}", release.name()), || {
+            vm::test(release).map(passed)
+        }));
     }
-    let uplinks = || vm::test_uplinks(vm::Release::V6_12).map(|passed| Counts { passed, ..Counts::default() });
+    let uplinks = || {
+        vm::test_uplinks(vm::Release::V6_12).map(|passed| Counts {
+            passed,
+            ..Counts::default()
+        })
+    };
     done.push(step("vm: uplinks on 6.12", uplinks));
-    let not_run =
-        args.cases.is_empty().then_some("conformance was not run: no cases were named (`cargo xtask test --cases DIR`)");
+    let not_run = args
+        .cases
+        .is_empty()
+        .then_some("conformance was not run: no cases were named (`cargo xtask test --cases DIR`)");
     summary(&done, not_run)
 }
 
 /// The kernel tests first: where a program does not load, the lab has nothing to say.
 fn targets() -> Result<Vec<Target>> {
-    let metadata = sh::output(sh::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata =
+        sh::output(sh::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("read cargo's metadata")?;
     let mut targets = integration_tests(&metadata);
     // Without cases it has nothing to say, with them it is a step of its own.
@@ -79,7 +110,13 @@ fn integration_tests(metadata: &Value) -> Vec<Target> {
             .filter(|target| target["kind"][0] == "test" && target["test"] != false)
             .map(|target| (&package["name"], &target["name"]))
     });
-    all.filter_map(|(package, name)| Some(Target { package: package.as_str()?.into(), name: name.as_str()?.into() })).collect()
+    all.filter_map(|(package, name)| {
+        Some(Target {
+            package: package.as_str()?.into(),
+            name: name.as_str()?.into(),
+        })
+    })
+    .collect()
 }
 
 fn step(name: &str, body: impl FnOnce() -> Result<Counts>) -> Done {
@@ -89,7 +126,12 @@ fn step(name: &str, body: impl FnOnce() -> Result<Counts>) -> Done {
         Ok(counts) => (counts, complaint(counts)),
         Err(why) => (Counts::default(), Some(format!("{why:#}"))),
     };
-    Done { name: name.to_owned(), counts, failure, time: begin.elapsed() }
+    Done {
+        name: name.to_owned(),
+        counts,
+        failure,
+        time: begin.elapsed(),
+    }
 }
 
 /// A step that ran nothing, or left something out, has not passed.
@@ -105,7 +147,10 @@ fn complaint(counts: Counts) -> Option<String> {
 /// Runs cargo's tests, shows what they print, and counts them.
 fn cargo_test(arguments: &[impl AsRef<OsStr>]) -> Result<Counts> {
     let mut cargo = sh::cargo();
-    cargo.args(["test", "--no-fail-fast"]).args(arguments).stdout(Stdio::piped());
+    cargo
+        .args(["test", "--no-fail-fast"])
+        .args(arguments)
+        .stdout(Stdio::piped());
     let (counts, succeeded) = count(&mut cargo)?;
     // Without a failed test it did not compile, or a runner died.
     if !succeeded && counts.failed == 0 {
@@ -115,21 +160,39 @@ fn cargo_test(arguments: &[impl AsRef<OsStr>]) -> Result<Counts> {
 }
 
 fn count(cargo: &mut Command) -> Result<(Counts, bool)> {
-    let mut child = cargo.spawn().with_context(|| format!("start {}", sh::shown(cargo)))?;
+    let mut child = cargo
+        .spawn()
+        .with_context(|| format!("start {}", sh::shown(cargo)))?;
     let mut counts = Counts::default();
     for line in BufReader::new(child.stdout.take().context("read what the tests print")?).lines() {
         let line = line.context("read what the tests print")?;
         println!("{line}");
         counts.add(Counts::read(&line).unwrap_or_default());
     }
-    Ok((counts, child.wait().context("wait for the tests")?.success()))
+    Ok((
+        counts,
+        child.wait().context("wait for the tests")?.success(),
+    ))
 }
 
 fn summary(done: &[Done], not_run: Option<&str>) -> Result<()> {
-    println!("\n{:<32} {:<8} {:>6} {:>8}", "step", "result", "tests", "seconds");
+    println!(
+        "\n{:<32} {:<8} {:>6} {:>8}",
+        "step", "result", "tests", "seconds"
+    );
     for step in done {
-        let result = if step.failure.is_none() { "ok" } else { "FAILED" };
-        println!("{:<32} {:<8} {:>6} {:>8.1}", step.name, result, step.counts.passed, step.time.as_secs_f64());
+        let result = if step.failure.is_none() {
+            "ok"
+        } else {
+            "FAILED"
+        };
+        println!(
+            "{:<32} {:<8} {:>6} {:>8.1}",
+            step.name,
+            result,
+            step.counts.passed,
+            step.time.as_secs_f64()
+        );
     }
     for step in done {
         if let Some(why) = &step.failure {
@@ -147,7 +210,10 @@ fn summary(done: &[Done], not_run: Option<&str>) -> Result<()> {
 /// A step that failed without a failed test, because it did not compile say, counts as one.
 fn totals(done: &[Done]) -> (u32, u32) {
     let passed = done.iter().map(|step| step.counts.passed).sum();
-    let failed = done.iter().map(|step| step.counts.failed.max(u32::from(step.failure.is_some()))).sum();
+    let failed = done
+        .iter()
+        .map(|step| step.counts.failed.max(u32::from(step.failure.is_some())))
+        .sum();
     (passed, failed)
 }
 
@@ -160,21 +226,53 @@ mod tests {
         let metadata = serde_json::json!({ "packages": [{ "name": "a", "targets": [
             { "kind": ["lib"], "name": "a" }, { "kind": ["test"], "name": "kernel" },
         ]}]});
-        assert_eq!(integration_tests(&metadata), [Target { package: "a".into(), name: "kernel".into() }]);
+        assert_eq!(
+            integration_tests(&metadata),
+            [Target {
+                package: "a".into(),
+                name: "kernel".into()
+            }]
+        );
     }
 
     #[test]
     fn what_did_not_run_did_not_pass() {
-        assert!(complaint(Counts { passed: 3, ..Counts::default() }).is_none());
+        assert!(
+            complaint(Counts {
+                passed: 3,
+                ..Counts::default()
+            })
+            .is_none()
+        );
         assert!(complaint(Counts::default()).is_some());
-        assert!(complaint(Counts { passed: 3, ignored: 1, failed: 0 }).is_some());
-        assert!(complaint(Counts { passed: 3, ignored: 0, failed: 1 }).is_some());
+        assert!(
+            complaint(Counts {
+                passed: 3,
+                ignored: 1,
+                failed: 0
+            })
+            .is_some()
+        );
+        assert!(
+            complaint(Counts {
+                passed: 3,
+                ignored: 0,
+                failed: 1
+            })
+            .is_some()
+        );
     }
 
     #[test]
     fn a_step_that_did_not_compile_is_a_failure() {
         let broken = step("a", || bail!("did not compile"));
-        let partly = step("b", || Ok(Counts { passed: 5, failed: 2, ignored: 0 }));
+        let partly = step("b", || {
+            Ok(Counts {
+                passed: 5,
+                failed: 2,
+                ignored: 0,
+            })
+        });
         assert_eq!(totals(&[broken, partly]), (5, 3));
     }
 }

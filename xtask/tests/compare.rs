@@ -8,10 +8,18 @@ use xtask::lab::topology::{Join, Wiring};
 
 #[test]
 fn a_few_rows_differ_exactly_as_intended() -> Result<()> {
-    let all = compare(Extent::Quick, Wiring::PointToPoint, Join::Routes, &Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
+    let all = compare(
+        Extent::Quick,
+        Wiring::PointToPoint,
+        Join::Routes,
+        &Tools::beside(env!("CARGO_BIN_EXE_xtask")),
+    )?;
     let sums = table::sums(&all);
     println!("{}", table::report(&all));
     ensure!(sums.wrong == 0, "{sums}");
-    ensure!(sums.same > 0 && sums.intended > 0 && sums.same + sums.intended == all.len(), "{sums}");
+    ensure!(
+        sums.same > 0 && sums.intended > 0 && sums.same + sums.intended == all.len(),
+        "{sums}"
+    );
     Ok(())
 }

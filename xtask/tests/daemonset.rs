@@ -32,9 +32,15 @@ struct Cluster {
 
 impl Cluster {
     fn start(wiring: Wiring) -> Result<Self> {
-        let web = |name: &str| PodSpec::new(name).label("app", "web").serving_as("http", 8080, Serves::Http);
+        let web = |name: &str| {
+            PodSpec::new(name)
+                .label("app", "web")
+                .serving_as("http", 8080, Serves::Http)
+        };
         let topology = Topology::new(wiring, Join::Routes);
-        let topology = topology.node("node1", vec![web("web-1")]).node("node2", vec![web("web-2")]);
+        let topology = topology
+            .node("node1", vec![web("web-1")])
+            .node("node2", vec![web("web-2")]);
         let lab = Lab::start(topology, Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
         let plane = cluster::begin(&lab)?;
         plane.client().apply(&service())?;
@@ -51,8 +57,15 @@ impl Cluster {
     fn pod(&self, node: &Node) -> Result<Value> {
         let chosen = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms/0/matchFields/0/values/0";
         wait_for("the DaemonSet's Pod", SOON, || {
-            let pods = self.plane.client().list("v1", "Pod", Some("portway"), "app.kubernetes.io/name=portway")?;
-            Ok(pods.into_iter().find(|pod| pod.pointer(chosen).and_then(Value::as_str) == Some(node.name())))
+            let pods = self.plane.client().list(
+                "v1",
+                "Pod",
+                Some("portway"),
+                "app.kubernetes.io/name=portway",
+            )?;
+            Ok(pods
+                .into_iter()
+                .find(|pod| pod.pointer(chosen).and_then(Value::as_str) == Some(node.name())))
         })
     }
 
@@ -66,7 +79,10 @@ impl Cluster {
         }
         let bpffs = (PathBuf::from("/sys/fs/bpf"), node.state_dir().to_owned());
         let cgroup = (PathBuf::from("/sys/fs/cgroup"), node.cgroup().to_owned());
-        let results = (PathBuf::from("/var/lib/cni/results"), place.join("cni-results"));
+        let results = (
+            PathBuf::from("/var/lib/cni/results"),
+            place.join("cni-results"),
+        );
         fs::create_dir_all(&results.1).context("create the directory of CNI results")?;
         let container = Container {
             node: node.name().to_owned(),
@@ -76,36 +92,73 @@ impl Cluster {
             root,
             pod,
         };
-        Agent::spawn(node, container.command(self.lab.tools())?, self.lab.directory())
+        Agent::spawn(
+            node,
+            container.command(self.lab.tools())?,
+            self.lab.directory(),
+        )
     }
 
     fn config(&self, pod: &Value) -> Result<BTreeMap<String, String>> {
         let mut all = BTreeMap::new();
-        for from in pod["spec"]["containers"][0]["envFrom"].as_array().into_iter().flatten() {
-            let name = from["configMapRef"]["name"].as_str().context("read the name of a ConfigMap")?;
-            let map = self.plane.client().get(&ObjectRef::namespaced("v1", "ConfigMap", "portway", name))?;
+        for from in pod["spec"]["containers"][0]["envFrom"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
+            let name = from["configMapRef"]["name"]
+                .as_str()
+                .context("read the name of a ConfigMap")?;
+            let map = self.plane.client().get(&ObjectRef::namespaced(
+                "v1",
+                "ConfigMap",
+                "portway",
+                name,
+            ))?;
             let data = map.context("find the ConfigMap")?["data"].clone();
-            all.extend(serde_json::from_value::<BTreeMap<String, String>>(data).context("read the ConfigMap")?);
+            all.extend(
+                serde_json::from_value::<BTreeMap<String, String>>(data)
+                    .context("read the ConfigMap")?,
+            );
         }
         Ok(all)
     }
 
     /// What the kubelet mounts for the Pod's account.
     fn account(&self, pod: &Value) -> Result<PathBuf> {
-        let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str).with_context(|| format!("find {pointer}"));
-        let (namespace, name) = (text("/metadata/namespace")?, text("/spec/serviceAccountName")?);
+        let text = |pointer: &str| {
+            pod.pointer(pointer)
+                .and_then(Value::as_str)
+                .with_context(|| format!("find {pointer}"))
+        };
+        let (namespace, name) = (
+            text("/metadata/namespace")?,
+            text("/spec/serviceAccountName")?,
+        );
         let dir = self.lab.directory().join("account");
         fs::create_dir_all(&dir).context("create the account's directory")?;
-        fs::write(dir.join("token"), self.plane.service_account_token(namespace, name)?).context("write the token")?;
+        fs::write(
+            dir.join("token"),
+            self.plane.service_account_token(namespace, name)?,
+        )
+        .context("write the token")?;
         fs::write(dir.join("namespace"), namespace).context("write the namespace")?;
         fs::copy(self.plane.ca(), dir.join("ca.crt")).context("copy the certificate")?;
         Ok(dir)
     }
 
     fn wait_until_served(&self) -> Result<()> {
-        for ip in self.lab.nodes().iter().flat_map(|node| node.addresses().both()) {
+        for ip in self
+            .lab
+            .nodes()
+            .iter()
+            .flat_map(|node| node.addresses().both())
+        {
             wait_for("both pods by way of every node", SOON, || {
-                let tally = self.lab.far_client().run(|| Ok(probe::survey(Kind::Http, SocketAddr::new(ip, WEB), 20)))?;
+                let tally = self
+                    .lab
+                    .far_client()
+                    .run(|| Ok(probe::survey(Kind::Http, SocketAddr::new(ip, WEB), 20)))?;
                 Ok((tally.pods() == ["web-1", "web-2"] && tally.unserved() == 0).then_some(()))
             })?;
         }
@@ -121,48 +174,86 @@ fn service() -> Value {
 
 /// A field of `/proc/PID/status`.
 fn status_of(agent: &Agent, field: &str) -> Result<String> {
-    let text = fs::read_to_string(format!("/proc/{}/status", agent.process().pid())).context("read the process's status")?;
-    let found = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    Ok(found.with_context(|| format!("find {field}"))?.trim().to_owned())
+    let text = fs::read_to_string(format!("/proc/{}/status", agent.process().pid()))
+        .context("read the process's status")?;
+    let found = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    Ok(found
+        .with_context(|| format!("find {field}"))?
+        .trim()
+        .to_owned())
 }
 
 fn added(pod: &Value) -> BTreeSet<&str> {
-    let add = pod.pointer("/spec/containers/0/securityContext/capabilities/add").and_then(Value::as_array);
-    add.into_iter().flatten().filter_map(Value::as_str).collect()
+    let add = pod
+        .pointer("/spec/containers/0/securityContext/capabilities/add")
+        .and_then(Value::as_array);
+    add.into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 /// What the manifest adds, and this host can give: where the tests run in a container, they may lack the one that old kernels need.
 fn granted(pod: &Value) -> Result<BTreeSet<&str>> {
     let own = fs::read_to_string("/proc/self/status").context("read this process's status")?;
-    let bound = own.lines().find_map(|line| line.strip_prefix("CapBnd:")).context("find this process's capabilities")?;
+    let bound = own
+        .lines()
+        .find_map(|line| line.strip_prefix("CapBnd:"))
+        .context("find this process's capabilities")?;
     let (added, bound) = (added(pod), capabilities(bound.trim())?);
     let missing: Vec<_> = added.difference(&bound).copied().collect();
     println!("the manifest adds {added:?}; this host cannot give {missing:?}");
-    ensure!(missing.iter().all(|name| *name == "SYS_RESOURCE"), "this host cannot give {missing:?}");
+    ensure!(
+        missing.iter().all(|name| *name == "SYS_RESOURCE"),
+        "this host cannot give {missing:?}"
+    );
     Ok(added.intersection(&bound).copied().collect())
 }
 
 /// The process is the agent, and has what the manifest says, no more.
 fn holds_what_the_pod_says(agent: &Agent, pod: &Value) -> Result<()> {
-    ensure!(status_of(agent, "Name")? == "portway", "the container has not become the agent");
-    ensure!(status_of(agent, "Uid")?.split_whitespace().all(|id| id == "0"), "another user");
-    ensure!(status_of(agent, "NoNewPrivs")? == "1", "it may gain privileges");
+    ensure!(
+        status_of(agent, "Name")? == "portway",
+        "the container has not become the agent"
+    );
+    ensure!(
+        status_of(agent, "Uid")?
+            .split_whitespace()
+            .all(|id| id == "0"),
+        "another user"
+    );
+    ensure!(
+        status_of(agent, "NoNewPrivs")? == "1",
+        "it may gain privileges"
+    );
     let granted = granted(pod)?;
     for set in ["CapEff", "CapPrm", "CapBnd"] {
         let held = capabilities(&status_of(agent, set)?)?;
         ensure!(held == granted, "{set} is {held:?} instead of {granted:?}");
     }
     for set in ["CapInh", "CapAmb"] {
-        ensure!(capabilities(&status_of(agent, set)?)?.is_empty(), "{set} is not empty");
+        ensure!(
+            capabilities(&status_of(agent, set)?)?.is_empty(),
+            "{set} is not empty"
+        );
     }
     Ok(())
 }
 
 fn serves_with_the_manifests_capabilities(wiring: Wiring) -> Result<()> {
     let cluster = Cluster::start(wiring)?;
-    let pods: Vec<Value> = cluster.lab.nodes().iter().map(|node| cluster.pod(node)).collect::<Result<_>>()?;
+    let pods: Vec<Value> = cluster
+        .lab
+        .nodes()
+        .iter()
+        .map(|node| cluster.pod(node))
+        .collect::<Result<_>>()?;
     let nodes = || cluster.lab.nodes().iter().zip(&pods);
-    let mut agents: Vec<Agent> = nodes().map(|(node, pod)| cluster.start_agent(node, pod.clone())).collect::<Result<_>>()?;
+    let mut agents: Vec<Agent> = nodes()
+        .map(|(node, pod)| cluster.start_agent(node, pod.clone()))
+        .collect::<Result<_>>()?;
     for (agent, node) in agents.iter_mut().zip(cluster.lab.nodes()) {
         agent.wait_until_healthy(node)?;
     }
@@ -179,7 +270,11 @@ fn serves_with_the_manifests_capabilities(wiring: Wiring) -> Result<()> {
     let mut again = cluster.start_agent(node, pod.clone())?;
     again.wait_until_healthy(node)?;
     cluster.wait_until_served()?;
-    ensure!(REFUSALS.iter().all(|word| !again.log().contains(word)), "the second agent had trouble:\n{}", again.log());
+    ensure!(
+        REFUSALS.iter().all(|word| !again.log().contains(word)),
+        "the second agent had trouble:\n{}",
+        again.log()
+    );
     Ok(())
 }
 
@@ -200,13 +295,25 @@ fn without_one_of_its_capabilities_an_agent_does_not_start() -> Result<()> {
     let cluster = Cluster::start(Wiring::Bridge)?;
     let node = cluster.lab.node("node1")?;
     let pod = cluster.pod(node)?;
-    for name in added(&pod).into_iter().filter(|name| *name != "SYS_RESOURCE") {
+    for name in added(&pod)
+        .into_iter()
+        .filter(|name| *name != "SYS_RESOURCE")
+    {
         let mut less = pod.clone();
-        let add = less.pointer_mut("/spec/containers/0/securityContext/capabilities/add").and_then(Value::as_array_mut);
-        add.context("find the capabilities")?.retain(|other| other != name);
+        let add = less
+            .pointer_mut("/spec/containers/0/securityContext/capabilities/add")
+            .and_then(Value::as_array_mut);
+        add.context("find the capabilities")?
+            .retain(|other| other != name);
         let mut agent = cluster.start_agent(node, less)?;
-        let outcome = agent.wait_until_healthy(node).map_err(|error| error.to_string());
-        ensure!(outcome.as_ref().is_err_and(|error| error.contains("ended")), "without {name}: {outcome:?}\n{}", agent.log());
+        let outcome = agent
+            .wait_until_healthy(node)
+            .map_err(|error| error.to_string());
+        ensure!(
+            outcome.as_ref().is_err_and(|error| error.contains("ended")),
+            "without {name}: {outcome:?}\n{}",
+            agent.log()
+        );
     }
     Ok(())
 }

@@ -45,8 +45,15 @@ struct Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { answered, failed, again: Again { same, other } } = self;
-        write!(f, "{answered} answered, {failed} failed; connections tried again: {same} at the same node, {other} at another")
+        let Self {
+            answered,
+            failed,
+            again: Again { same, other },
+        } = self;
+        write!(
+            f,
+            "{answered} answered, {failed} failed; connections tried again: {same} at the same node, {other} at another"
+        )
     }
 }
 
@@ -63,39 +70,75 @@ struct Scene {
 impl Scene {
     fn start(side: Side) -> Result<Self> {
         let topology = Topology::new(Wiring::PointToPoint, Join::Routes);
-        let topology = topology.node("node1", vec![web("web-1"), web("web-2")]).node("node2", vec![web("web-3")]);
-        let lab = Lab::start(topology.node("node3", Vec::new()), Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
+        let topology = topology
+            .node("node1", vec![web("web-1"), web("web-2")])
+            .node("node2", vec![web("web-3")]);
+        let lab = Lab::start(
+            topology.node("node3", Vec::new()),
+            Tools::beside(env!("CARGO_BIN_EXE_xtask")),
+        )?;
         let plane = cluster::begin(&lab)?;
-        plane.client().apply(&objects::local_load_balancer(NODE_PORT, HEALTH_PORT))?;
+        plane
+            .client()
+            .apply(&objects::local_load_balancer(NODE_PORT, HEALTH_PORT))?;
         let data_plane = DataPlane::start(side, &plane, &lab)?;
         let servers: Vec<Server> = lab.nodes().iter().flat_map(servers).collect();
         let haproxy = Haproxy::start(lab.far_client(), lab.directory(), FRONT, &servers)?;
-        let scene = Self { side, haproxy, _data_plane: data_plane, plane, lab, steps: Vec::new() };
+        let scene = Self {
+            side,
+            haproxy,
+            _data_plane: data_plane,
+            plane,
+            lab,
+            steps: Vec::new(),
+        };
         scene.wait_until_served()?;
         Ok(scene)
     }
 
     /// Until HAProxy knows which nodes have pods, and each of the three pods has answered through it.
     fn wait_until_served(&self) -> Result<()> {
-        for (node, standing) in [("node1", Standing::Up), ("node2", Standing::Up), ("node3", Standing::Down)] {
+        for (node, standing) in [
+            ("node1", Standing::Up),
+            ("node2", Standing::Up),
+            ("node3", Standing::Down),
+        ] {
             self.wait_until(node, standing)?;
         }
         wait_for("all pods to answer", SOON, || {
-            let tally = self.lab.near_client().run(|| Ok(probe::survey(Kind::Http, FRONT, 16)))?;
+            let tally = self
+                .lab
+                .near_client()
+                .run(|| Ok(probe::survey(Kind::Http, FRONT, 16)))?;
             Ok((tally.pods().len() == 3 && tally.unserved() == 0).then_some(()))
         })
     }
 
     fn wait_until(&self, node: &str, standing: Standing) -> Result<()> {
-        Family::BOTH.into_iter().try_for_each(|family| self.haproxy.wait_until(&server_name(node, family), standing))
+        Family::BOTH.into_iter().try_for_each(|family| {
+            self.haproxy
+                .wait_until(&server_name(node, family), standing)
+        })
     }
 
     /// Does `what` under load, and keeps what came of the requests.
-    fn step(&mut self, name: &'static str, what: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        let load = Load { held: 0, fresh_percent: 100, patience: Duration::from_secs(8), ..Load::new(FRONT, RATE, 6 * SOON) };
+    fn step(
+        &mut self,
+        name: &'static str,
+        what: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let load = Load {
+            held: 0,
+            fresh_percent: 100,
+            patience: Duration::from_secs(8),
+            ..Load::new(FRONT, RATE, 6 * SOON)
+        };
         let enough = Arc::new(AtomicBool::new(false));
         let heard = enough.clone();
-        let running = self.lab.near_client().start(move || load::run_until(&load, &heard));
+        let running = self
+            .lab
+            .near_client()
+            .start(move || load::run_until(&load, &heard));
         std::thread::sleep(MARGIN);
         let done = what(self);
         std::thread::sleep(MARGIN);
@@ -107,7 +150,10 @@ impl Scene {
             println!("HAProxy said:\n{}", self.haproxy.log());
         }
         let asked = report.answered() + report.failed();
-        ensure!(asked > RATE as usize, "too few to say anything while {name}: {report}");
+        ensure!(
+            asked > RATE as usize,
+            "too few to say anything while {name}: {report}"
+        );
         self.steps.push((name, report));
         Ok(())
     }
@@ -117,7 +163,9 @@ impl Scene {
         let object = ObjectRef::namespaced("v1", "Pod", "default", pod);
         let ip = self.lab.pod(pod)?.addresses().v4;
         self.plane.client().delete_after(&object, GRACE)?;
-        wait_for("a terminating endpoint", SOON, || Ok((self.conditions(ip)? == [false, true, true]).then_some(())))?;
+        wait_for("a terminating endpoint", SOON, || {
+            Ok((self.conditions(ip)? == [false, true, true]).then_some(()))
+        })?;
         std::thread::sleep(SERVES_ON);
         self.lab.node_mut(node)?.remove_pod(pod)?;
         self.plane.client().delete(&object)
@@ -131,15 +179,22 @@ impl Scene {
             Some("default"),
             "kubernetes.io/service-name=web",
         )?;
-        let mut endpoints = slices.iter().flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
-        let ours = endpoints.find(|endpoint| endpoint["addresses"][0] == json!(ip)).context("find the endpoint of a pod")?;
+        let mut endpoints = slices
+            .iter()
+            .flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
+        let ours = endpoints
+            .find(|endpoint| endpoint["addresses"][0] == json!(ip))
+            .context("find the endpoint of a pod")?;
         Ok(["ready", "serving", "terminating"].map(|name| ours["conditions"][name] == true))
     }
 
     /// Starts another pod and waits until HAProxy has its node back.
     fn bring_back(&mut self, node: &str, pod: &str) -> Result<()> {
         self.lab.node_mut(node)?.add_pod(web(pod))?;
-        cluster::apply_with_status(&self.plane, &objects::pod(self.lab.node(node)?, self.lab.pod(pod)?))?;
+        cluster::apply_with_status(
+            &self.plane,
+            &objects::pod(self.lab.node(node)?, self.lab.pod(pod)?),
+        )?;
         self.wait_until(node, Standing::Up)
     }
 
@@ -148,8 +203,16 @@ impl Scene {
         let object = ObjectRef::cluster("v1", "Node", node);
         let taint = json!({ "spec": { "taints": [{ "key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule" }] } });
         self.plane.client().patch(&object, &taint)?;
-        wait_for("503 of /healthz", SOON, || Ok((self.healthz(node)? == "503").then_some(())))?;
-        let pods: Vec<String> = self.lab.node(node)?.pods().iter().map(|pod| pod.name().to_owned()).collect();
+        wait_for("503 of /healthz", SOON, || {
+            Ok((self.healthz(node)? == "503").then_some(()))
+        })?;
+        let pods: Vec<String> = self
+            .lab
+            .node(node)?
+            .pods()
+            .iter()
+            .map(|pod| pod.name().to_owned())
+            .collect();
         pods.iter().try_for_each(|pod| self.drain(node, pod))?;
         self.wait_until(node, Standing::Down)?;
         self.lab.node(node)?.ns().ip("link set eth0 down\n")?;
@@ -158,33 +221,60 @@ impl Scene {
 
     /// The status of the node's own health check.
     fn healthz(&self, node: &str) -> Result<String> {
-        let ask = ["-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:10256/healthz"];
-        self.lab.node(node)?.ns().output(Command::new("curl").args(ask))
+        let ask = [
+            "-s",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "http://127.0.0.1:10256/healthz",
+        ];
+        self.lab
+            .node(node)?
+            .ns()
+            .output(Command::new("curl").args(ask))
     }
 
     fn tally(&self) -> Result<Tally> {
-        let sum = |count: fn(&LoadReport) -> usize| self.steps.iter().map(|(_, report)| count(report)).sum();
-        Ok(Tally { answered: sum(LoadReport::answered), failed: sum(LoadReport::failed), again: self.haproxy.again()? })
+        let sum = |count: fn(&LoadReport) -> usize| {
+            self.steps.iter().map(|(_, report)| count(report)).sum()
+        };
+        Ok(Tally {
+            answered: sum(LoadReport::answered),
+            failed: sum(LoadReport::failed),
+            again: self.haproxy.again()?,
+        })
     }
 
     /// Only the pods that are still there answer in the end.
     fn ended_well(&self) -> Result<()> {
         let (_, last) = self.steps.last().context("find the last step")?;
         let pods: Vec<&String> = last.by_pod.keys().collect();
-        ensure!(pods == ["web-4"], "{:?}: others than the last pod answered in the end: {:?}", self.side, last.by_pod);
+        ensure!(
+            pods == ["web-4"],
+            "{:?}: others than the last pod answered in the end: {:?}",
+            self.side,
+            last.by_pod
+        );
         Ok(())
     }
 }
 
 fn web(name: &str) -> PodSpec {
-    PodSpec::new(name).label("app", "web").serving_as("http", 8080, Serves::Http)
+    PodSpec::new(name)
+        .label("app", "web")
+        .serving_as("http", 8080, Serves::Http)
 }
 
 /// A node is two servers to HAProxy, one for each family.
 fn servers(node: &Node) -> [Server; 2] {
     Family::BOTH.map(|family| {
         let at = SocketAddr::new(node.addresses().of(family), NODE_PORT);
-        Server { name: server_name(node.name(), family), at, health_port: HEALTH_PORT }
+        Server {
+            name: server_name(node.name(), family),
+            at,
+            health_port: HEALTH_PORT,
+        }
     })
 }
 
@@ -197,14 +287,23 @@ fn play(side: Side) -> Result<Tally> {
     let begin = Instant::now();
     let mut scene = Scene::start(side).with_context(|| format!("start {side:?}"))?;
     let started = begin.elapsed();
-    scene.step("drain one of two pods of a node", |scene| scene.drain("node1", "web-2"))?;
-    scene.step("drain the only pod of a node", |scene| scene.drain("node2", "web-3"))?;
-    scene.step("bring a pod back", |scene| scene.bring_back("node2", "web-4"))?;
+    scene.step("drain one of two pods of a node", |scene| {
+        scene.drain("node1", "web-2")
+    })?;
+    scene.step("drain the only pod of a node", |scene| {
+        scene.drain("node2", "web-3")
+    })?;
+    scene.step("bring a pod back", |scene| {
+        scene.bring_back("node2", "web-4")
+    })?;
     scene.step("take out a node", |scene| scene.take_out("node1"))?;
     scene.step("go on without it", |_| Ok(()))?;
     scene.ended_well()?;
     let tally = scene.tally()?;
-    println!("{side:?}: {tally} in {:.1?}, of which the start took {started:.1?}", begin.elapsed());
+    println!(
+        "{side:?}: {tally} in {:.1?}, of which the start took {started:.1?}",
+        begin.elapsed()
+    );
     Ok(tally)
 }
 
@@ -212,11 +311,21 @@ fn play(side: Side) -> Result<Tally> {
 const UNLUCKY: u64 = 5;
 
 #[test]
-fn v22_behind_haproxy_drained_pods_and_nodes_fail_no_more_requests_than_with_kube_proxy() -> Result<()> {
+fn v22_behind_haproxy_drained_pods_and_nodes_fail_no_more_requests_than_with_kube_proxy()
+-> Result<()> {
     let (kube_proxy, portway) = (play(Side::KubeProxy)?, play(Side::Portway)?);
     let average = std::fs::read_to_string("/proc/loadavg").context("read the load average")?;
-    println!("with kube-proxy {kube_proxy}\nwith Portway    {portway}\nload average {}", average.trim());
-    ensure!(portway.failed <= kube_proxy.failed, "more requests failed with Portway");
-    ensure!(portway.again.total() <= kube_proxy.again.total() + UNLUCKY, "HAProxy had to connect again more often with Portway");
+    println!(
+        "with kube-proxy {kube_proxy}\nwith Portway    {portway}\nload average {}",
+        average.trim()
+    );
+    ensure!(
+        portway.failed <= kube_proxy.failed,
+        "more requests failed with Portway"
+    );
+    ensure!(
+        portway.again.total() <= kube_proxy.again.total() + UNLUCKY,
+        "HAProxy had to connect again more often with Portway"
+    );
     Ok(())
 }

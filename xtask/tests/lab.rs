@@ -15,7 +15,9 @@ use xtask::lab::hold::three_nodes;
 use xtask::lab::host::{Host, Tools};
 use xtask::lab::load::{self, Load};
 use xtask::lab::probe::{self, Answer, Kind};
-use xtask::lab::topology::{FAR_CLIENT, Family, Join, NEAR_CLIENT, PodSpec, Serves, Topology, Wiring};
+use xtask::lab::topology::{
+    FAR_CLIENT, Family, Join, NEAR_CLIENT, PodSpec, Serves, Topology, Wiring,
+};
 
 fn tools() -> Tools {
     Tools::beside(env!("CARGO_BIN_EXE_xtask"))
@@ -24,9 +26,12 @@ fn tools() -> Tools {
 /// The three nodes, and a pod in the third's own network.
 fn start(wiring: Wiring, join: Join) -> Result<Lab> {
     let mut topology = three_nodes(wiring, join);
-    topology.nodes[2]
-        .pods
-        .push(PodSpec::new("host-1").serving(8080, Serves::Http).serving(8080, Serves::UdpEcho).on_host_network());
+    topology.nodes[2].pods.push(
+        PodSpec::new("host-1")
+            .serving(8080, Serves::Http)
+            .serving(8080, Serves::UdpEcho)
+            .on_host_network(),
+    );
     let begin = Instant::now();
     let lab = Lab::start(topology, tools())?;
     println!("{wiring:?} {join:?}: up after {:?}", begin.elapsed());
@@ -35,9 +40,17 @@ fn start(wiring: Wiring, join: Join) -> Result<Lab> {
 
 /// Each pod's name, and the addresses of its HTTP server.
 fn servers(lab: &Lab) -> Vec<(String, SocketAddr)> {
-    let pods = lab.pods().map(|(_, pod)| (pod.name().to_owned(), pod.addresses(), pod.spec().ports[0].port));
+    let pods = lab.pods().map(|(_, pod)| {
+        (
+            pod.name().to_owned(),
+            pod.addresses(),
+            pod.spec().ports[0].port,
+        )
+    });
     let both = |(name, addresses, port): (String, xtask::lab::topology::Addresses, u16)| {
-        addresses.both().map(|ip| (name.clone(), SocketAddr::new(ip, port)))
+        addresses
+            .both()
+            .map(|ip| (name.clone(), SocketAddr::new(ip, port)))
     };
     pods.flat_map(both).collect()
 }
@@ -45,21 +58,38 @@ fn servers(lab: &Lab) -> Vec<(String, SocketAddr)> {
 fn everybody_reaches_everybody(wiring: Wiring, join: Join) -> Result<()> {
     let lab = start(wiring, join)?;
     let servers = servers(&lab);
-    ensure!(servers.len() == 10, "five pods with two addresses each, not {servers:?}");
+    ensure!(
+        servers.len() == 10,
+        "five pods with two addresses each, not {servers:?}"
+    );
     let near = (lab.near_client(), Some(NEAR_CLIENT));
     let far = (lab.far_client(), Some(FAR_CLIENT));
     let nodes = lab.nodes().iter().map(|node| (node.ns(), None));
     // A node has several addresses, of which the kernel chooses one by the way that it takes.
-    let pods = lab.pods().map(|(_, pod)| (pod.ns(), pod.device().map(|_| pod.addresses())));
+    let pods = lab
+        .pods()
+        .map(|(_, pod)| (pod.ns(), pod.device().map(|_| pod.addresses())));
     for (from, address) in [near, far].into_iter().chain(nodes).chain(pods) {
         from.run(|| {
             servers.iter().try_for_each(|(name, addr)| {
                 let answer = probe::http(*addr);
-                let facts = answer.served().with_context(|| format!("{} asks {name} at {addr}: {answer}", from.name()))?;
-                ensure!(facts.pod == *name && facts.server == *addr, "{facts} instead of {name} at {addr}");
-                let family = if addr.is_ipv4() { Family::V4 } else { Family::V6 };
+                let facts = answer
+                    .served()
+                    .with_context(|| format!("{} asks {name} at {addr}: {answer}", from.name()))?;
+                ensure!(
+                    facts.pod == *name && facts.server == *addr,
+                    "{facts} instead of {name} at {addr}"
+                );
+                let family = if addr.is_ipv4() {
+                    Family::V4
+                } else {
+                    Family::V6
+                };
                 let expected = address.map_or(facts.client_ip(), |a| a.of(family));
-                ensure!(facts.client_ip() == expected, "{facts} instead of the client {expected}");
+                ensure!(
+                    facts.client_ip() == expected,
+                    "{facts} instead of the client {expected}"
+                );
                 Ok(())
             })
         })?;
@@ -69,15 +99,29 @@ fn everybody_reaches_everybody(wiring: Wiring, join: Join) -> Result<()> {
 
 fn datagrams_echoes_and_bulk(lab: &Lab) -> Result<()> {
     let web3 = lab.pod("web-3")?.addresses();
-    for from in [lab.far_client(), lab.pod("web-1")?.ns(), lab.pod("web-4")?.ns()] {
+    for from in [
+        lab.far_client(),
+        lab.pod("web-1")?.ns(),
+        lab.pod("web-4")?.ns(),
+    ] {
         from.run(|| {
             for ip in web3.both() {
                 for kind in [Kind::TcpEcho, Kind::Udp] {
                     let answer = probe::ask(kind, (ip, 7).into());
-                    ensure!(answer.served().is_some_and(|facts| facts.pod == "web-3"), "{kind:?} from {}: {answer}", from.name());
+                    ensure!(
+                        answer.served().is_some_and(|facts| facts.pod == "web-3"),
+                        "{kind:?} from {}: {answer}",
+                        from.name()
+                    );
                 }
-                let bytes = probe::Session::open((ip, 80).into())?.get("/bytes/3000000").context("fetch 3 MB")?;
-                ensure!(bytes.len() == 3_000_000, "{} bytes instead of 3 MB", bytes.len());
+                let bytes = probe::Session::open((ip, 80).into())?
+                    .get("/bytes/3000000")
+                    .context("fetch 3 MB")?;
+                ensure!(
+                    bytes.len() == 3_000_000,
+                    "{} bytes instead of 3 MB",
+                    bytes.len()
+                );
             }
             Ok(())
         })?;
@@ -119,8 +163,13 @@ fn refused_is_told_from_unanswered() -> Result<()> {
         Ok(())
     })?;
     lab.pod("web-1")?.ns().ip("link set eth0 down\n")?;
-    let answer = lab.near_client().run(|| Ok(probe::ask(Kind::Udp, (ip.v4, 7).into())))?;
-    ensure!(answer == Answer::TimedOut, "a pod that is cut off: {answer}");
+    let answer = lab
+        .near_client()
+        .run(|| Ok(probe::ask(Kind::Udp, (ip.v4, 7).into())))?;
+    ensure!(
+        answer == Answer::TimedOut,
+        "a pod that is cut off: {answer}"
+    );
     Ok(())
 }
 
@@ -128,7 +177,8 @@ fn refused_is_told_from_unanswered() -> Result<()> {
 fn a_process_of_a_node_asks_from_the_nodes_cgroup() -> Result<()> {
     let lab = start(Wiring::Bridge, Join::Routes)?;
     let node = lab.node("node1")?;
-    let tally = node.survey_as_process(Kind::Http, (lab.pod("web-3")?.addresses().v4, 80).into(), 3)?;
+    let tally =
+        node.survey_as_process(Kind::Http, (lab.pod("web-3")?.addresses().v4, 80).into(), 3)?;
     ensure!(tally.by_pod.get("web-3") == Some(&3), "{tally}");
     let command = || {
         let mut command = Command::new("cat");
@@ -136,7 +186,12 @@ fn a_process_of_a_node_asks_from_the_nodes_cgroup() -> Result<()> {
         command
     };
     let cgroups = node.spawn(command())?.all_output()?;
-    ensure!(cgroups.lines().any(|line| line.ends_with(&format!("/{}/node1", lab.id()))), "{cgroups}");
+    ensure!(
+        cgroups
+            .lines()
+            .any(|line| line.ends_with(&format!("/{}/node1", lab.id()))),
+        "{cgroups}"
+    );
     Ok(())
 }
 
@@ -150,9 +205,15 @@ fn pods_come_and_go() -> Result<()> {
     let new = SocketAddr::from((new.addresses().v6, 80));
     ensure!(new.ip() != gone.ip(), "an address is not used twice");
     lab.far_client().run(|| {
-        ensure!(probe::http(gone).served().is_none(), "a removed pod answers");
+        ensure!(
+            probe::http(gone).served().is_none(),
+            "a removed pod answers"
+        );
         let answer = probe::http(new);
-        ensure!(answer.served().is_some_and(|facts| facts.pod == "late"), "a new pod: {answer}");
+        ensure!(
+            answer.served().is_some_and(|facts| facts.pod == "late"),
+            "a new pod: {answer}"
+        );
         Ok(())
     })
 }
@@ -175,8 +236,14 @@ fn a_load_counts_what_is_answered_and_what_fails() -> Result<()> {
     let mut wanted = Load::new(target, 2000, Duration::from_secs(1));
     let report = lab.far_client().run(|| load::run(&wanted))?;
     println!("{report}");
-    ensure!(report.failed() == 0 && report.answered() == 2000, "{report}");
-    ensure!(report.fresh.answered == 400 && report.by_pod["web-3"] == 2000, "{report}");
+    ensure!(
+        report.failed() == 0 && report.answered() == 2000,
+        "{report}"
+    );
+    ensure!(
+        report.fresh.answered == 400 && report.by_pod["web-3"] == 2000,
+        "{report}"
+    );
 
     (wanted.patience, wanted.rate) = (Duration::from_millis(300), 500);
     let running = lab.far_client().start(move || load::run(&wanted));
@@ -184,25 +251,44 @@ fn a_load_counts_what_is_answered_and_what_fails() -> Result<()> {
     lab.node_mut("node2")?.remove_pod("web-3")?;
     let report = running.join().expect("the load does not panic")?;
     println!("{report}");
-    ensure!(report.held.failed.values().sum::<usize>() > 0 && report.fresh.failed.values().sum::<usize>() > 50, "{report}");
+    ensure!(
+        report.held.failed.values().sum::<usize>() > 0
+            && report.fresh.failed.values().sum::<usize>() > 50,
+        "{report}"
+    );
     Ok(())
 }
 
 /// What there is on the host by the name of the lab or of things in it.
 fn remains(lab: &str) -> Result<Vec<String>> {
     let host = Host::prepare()?;
-    let dirs = [Path::new("/var/run/netns"), &host.cgroups, &host.bpffs, &std::env::temp_dir()].map(Path::to_path_buf);
-    let entries = dirs.iter().flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
+    let dirs = [
+        Path::new("/var/run/netns"),
+        &host.cgroups,
+        &host.bpffs,
+        &std::env::temp_dir(),
+    ]
+    .map(Path::to_path_buf);
+    let entries = dirs
+        .iter()
+        .flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten());
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    Ok(names.filter(|name| name == lab || name.starts_with(&format!("{lab}-"))).collect())
+    Ok(names
+        .filter(|name| name == lab || name.starts_with(&format!("{lab}-")))
+        .collect())
 }
 
 #[test]
 fn a_lab_leaves_nothing_behind() -> Result<()> {
     let lab = start(Wiring::Bridge, Join::Vxlan)?;
     let id = lab.id().to_owned();
-    fs::create_dir(lab.node("node1")?.state_dir()).context("make a state directory, as the agent does")?;
-    ensure!(remains(&id)?.len() > 10, "a running lab has namespaces, a cgroup, directories: {:?}", remains(&id)?);
+    fs::create_dir(lab.node("node1")?.state_dir())
+        .context("make a state directory, as the agent does")?;
+    ensure!(
+        remains(&id)?.len() > 10,
+        "a running lab has namespaces, a cgroup, directories: {:?}",
+        remains(&id)?
+    );
     let begin = Instant::now();
     drop(lab);
     println!("down after {:?}", begin.elapsed());
@@ -215,7 +301,9 @@ fn a_panic_in_a_namespace_leaves_nothing_behind() -> Result<()> {
     let lab = start(Wiring::Bridge, Join::Routes)?;
     let id = lab.id().to_owned();
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
-        let _ = lab.near_client().run(|| -> Result<()> { panic!("on purpose") });
+        let _ = lab
+            .near_client()
+            .run(|| -> Result<()> { panic!("on purpose") });
     }));
     ensure!(panicked.is_err(), "a panic inside goes on outside");
     ensure!(remains(&id)?.is_empty(), "{:?}", remains(&id)?);
@@ -224,12 +312,20 @@ fn a_panic_in_a_namespace_leaves_nothing_behind() -> Result<()> {
 
 /// Starts `xtask lab`; gives it and the lab's name once it is up.
 fn held_lab() -> Result<(Child, String)> {
-    let mut child =
-        Command::new(env!("CARGO_BIN_EXE_xtask")).arg("lab").stdout(Stdio::piped()).spawn().context("start xtask lab")?;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .arg("lab")
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start xtask lab")?;
     let mut lines = BufReader::new(child.stdout.take().context("read output")?).lines();
     let line = lines.next().context("read the first line")??;
-    let id = line.strip_suffix(" is up").with_context(|| format!("find the lab's name in {line:?}"))?.to_owned();
-    lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("Ctrl-C"))).context("read the last line")??;
+    let id = line
+        .strip_suffix(" is up")
+        .with_context(|| format!("find the lab's name in {line:?}"))?
+        .to_owned();
+    lines
+        .find(|line| line.as_ref().is_ok_and(|line| line.contains("Ctrl-C")))
+        .context("read the last line")??;
     Ok((child, id))
 }
 
@@ -249,13 +345,22 @@ fn what_a_killed_lab_leaves_is_swept_by_the_next() -> Result<()> {
     child.kill().context("kill xtask lab")?;
     child.wait().context("wait for xtask lab")?;
     let begin = Instant::now();
-    let procs = Host::prepare()?.cgroups.join(&id).join("node1/cgroup.procs");
+    let procs = Host::prepare()?
+        .cgroups
+        .join(&id)
+        .join("node1/cgroup.procs");
     // Another test's lab may sweep first; then the file is gone.
     while fs::read_to_string(&procs).is_ok_and(|pids| !pids.is_empty()) {
-        ensure!(begin.elapsed() < Duration::from_secs(5), "pods outlive their lab");
+        ensure!(
+            begin.elapsed() < Duration::from_secs(5),
+            "pods outlive their lab"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
-    drop(Lab::start(Topology::new(Wiring::Bridge, Join::Routes), tools())?);
+    drop(Lab::start(
+        Topology::new(Wiring::Bridge, Join::Routes),
+        tools(),
+    )?);
     ensure!(remains(&id)?.is_empty(), "{:?}", remains(&id)?);
     Ok(())
 }

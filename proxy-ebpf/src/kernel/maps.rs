@@ -11,14 +11,16 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Denial, Reason};
 use proxy_common::flow::{Flow, FlowKey, FragmentKey, TABLE_ENTRIES};
-use proxy_common::net::{Addr4, Addr6, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, RangeKind, V4, V6, Veth};
+use proxy_common::net::{
+    Addr4, Addr6, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, RangeKind, V4, V6, Veth,
+};
 use proxy_common::policy::{
-    CHUNK_CLASSES, CHUNKS, Chunk, EXACT_MAX, NO_CLASS, NODES, Node, POD_SLOTS, PREFIXES_MAX, PodRows, PortSet, VERDICTS_MAX,
-    VerdictKey, Word,
+    CHUNK_CLASSES, CHUNKS, Chunk, EXACT_MAX, NO_CLASS, NODES, Node, POD_SLOTS, PREFIXES_MAX,
+    PodRows, PortSet, VERDICTS_MAX, VerdictKey, Word,
 };
 use proxy_common::service::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey, Name, SOURCE_KEY_BITS, Service,
-    ServiceKey, SourceKey,
+    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey, Name,
+    SOURCE_KEY_BITS, Service, ServiceKey, SourceKey,
 };
 use proxy_ebpf::{Insert, NotPromoted, Refused, Route, Scratch, Table, Tables, Verdicts};
 
@@ -36,31 +38,40 @@ macro_rules! family {
      $noted:ident $nn:literal, $sources:ident $son:literal, $ranges:ident $rn:literal, $affinity:ident $afn:literal,
      $prefixes:ident $prn:literal, $fragments:ident $frn:literal, $denied:ident $dnn:literal, $exact:expr, $fib:ident) => {
         #[map(name = $sn)]
-        static $services: HashMap<ServiceKey<$addr>, Service> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+        static $services: HashMap<ServiceKey<$addr>, Service> =
+            HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
         #[map(name = $bn)]
-        static $backends: HashMap<BackendKey, Backend<$addr>> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+        static $backends: HashMap<BackendKey, Backend<$addr>> =
+            HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
         #[map(name = $sln)]
-        static $slots: HashMap<EndpointKey<$addr>, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+        static $slots: HashMap<EndpointKey<$addr>, u32> =
+            HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
         #[map(name = $son)]
         static $sources: LpmTrie<SourceKey<$addr>, u32> = LpmTrie::with_max_entries(65536, 0);
         #[map(name = $rn)]
         static $ranges: LpmTrie<$addr, RangeKind> = LpmTrie::with_max_entries(131_072, 0);
         #[map(name = $afn)]
-        static $affinity: LruHashMap<AffinityKey<$addr>, Affinity<$addr>> = LruHashMap::with_max_entries(65536, 0);
+        static $affinity: LruHashMap<AffinityKey<$addr>, Affinity<$addr>> =
+            LruHashMap::with_max_entries(65536, 0);
         #[map(name = $an)]
-        static $addresses: HashMap<$addr, AddressFlags> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+        static $addresses: HashMap<$addr, AddressFlags> =
+            HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
         #[map(name = $pn)]
         static $pods: HashMap<$addr, LocalPod> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
         #[map(name = $fln)]
-        static $flows: HashMap<FlowKey<$addr>, Flow<$addr>> = HashMap::with_max_entries(TABLE_ENTRIES, 0);
+        static $flows: HashMap<FlowKey<$addr>, Flow<$addr>> =
+            HashMap::with_max_entries(TABLE_ENTRIES, 0);
         #[map(name = $on)]
-        static $opening: LruHashMap<FlowKey<$addr>, Flow<$addr>> = LruHashMap::with_max_entries(65536, 0);
+        static $opening: LruHashMap<FlowKey<$addr>, Flow<$addr>> =
+            LruHashMap::with_max_entries(65536, 0);
         #[map(name = $dn)]
         pub static $scratch: PerCpuArray<Scratch<$family>> = PerCpuArray::with_max_entries(1, 0);
         #[map(name = $prn)]
-        static $prefixes: LpmTrie<$addr, u32> = LpmTrie::with_max_entries(PREFIXES_MAX, BPF_F_NO_PREALLOC);
+        static $prefixes: LpmTrie<$addr, u32> =
+            LpmTrie::with_max_entries(PREFIXES_MAX, BPF_F_NO_PREALLOC);
         #[map(name = $frn)]
-        static $fragments: LruHashMap<FragmentKey<$addr>, u32> = LruHashMap::with_max_entries(8192, 0);
+        static $fragments: LruHashMap<FragmentKey<$addr>, u32> =
+            LruHashMap::with_max_entries(8192, 0);
         #[map(name = $dnn)]
         static $denied: LruHashMap<FlowKey<$addr>, Told> = LruHashMap::with_max_entries(8192, 0);
         #[map(name = $nn)]
@@ -75,7 +86,9 @@ macro_rules! family {
             }
             #[inline(always)]
             fn word(&self, node: u32, byte: u8) -> Word {
-                CLASSES4.get(node).map_or(Word::default(), |words| words[usize::from(byte)])
+                CLASSES4
+                    .get(node)
+                    .map_or(Word::default(), |words| words[usize::from(byte)])
             }
             #[inline(always)]
             fn exact_class(&self, addr: &$addr) -> Option<u32> {
@@ -83,16 +96,27 @@ macro_rules! family {
             }
             #[inline(always)]
             fn prefix_class(&self, addr: &$addr) -> u32 {
-                $prefixes.get(Prefix::new(8 * size_of::<$addr>() as u32, *addr)).copied().unwrap_or(NO_CLASS)
+                $prefixes
+                    .get(Prefix::new(8 * size_of::<$addr>() as u32, *addr))
+                    .copied()
+                    .unwrap_or(NO_CLASS)
             }
             #[inline(always)]
             fn verdict(&self, chunk: u32, class: u32) -> u32 {
-                let (chunk, index) = (chunk.wrapping_add(class / CHUNK_CLASSES), class % CHUNK_CLASSES);
-                MATRIX.get(chunk).map_or(PortSet::NONE, |classes| u32::from(classes[index as usize]))
+                let (chunk, index) = (
+                    chunk.wrapping_add(class / CHUNK_CLASSES),
+                    class % CHUNK_CLASSES,
+                );
+                MATRIX
+                    .get(chunk)
+                    .map_or(PortSet::NONE, |classes| u32::from(classes[index as usize]))
             }
             #[inline(always)]
             fn hashed_verdict(&self, key: &VerdictKey) -> u32 {
-                VERDICTS.get(Prefix::new(8 * size_of::<VerdictKey>() as u32, *key)).copied().unwrap_or(PortSet::NONE)
+                VERDICTS
+                    .get(Prefix::new(8 * size_of::<VerdictKey>() as u32, *key))
+                    .copied()
+                    .unwrap_or(PortSet::NONE)
             }
             #[inline(always)]
             fn ports(&self, set: u32) -> Option<&'static PortSet> {
@@ -138,21 +162,37 @@ macro_rules! family {
                 };
                 // SAFETY: as above; compared in place, for there is no room on the stack.
                 let flow = unsafe { &*flow };
-                let same = flow.dst == key.src && flow.src == key.dst && flow.dport == key.sport && flow.sport == key.dport;
+                let same = flow.dst == key.src
+                    && flow.src == key.dst
+                    && flow.dport == key.sport
+                    && flow.sport == key.dport;
                 if same { Some(table) } else { None }
             }
             #[inline(always)]
-            fn promote_flow(&self, key: &FlowKey<$addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
+            fn promote_flow(
+                &self,
+                key: &FlowKey<$addr>,
+                now: u32,
+                state: u8,
+            ) -> Result<(), NotPromoted> {
                 let flow = $opening.get_ptr_mut(key).ok_or(NotPromoted::Gone)?;
                 // SAFETY: as above; the kernel copies the value out of the element before this program ends.
                 unsafe {
                     (*flow).seen = now;
                     (*flow).state |= state;
-                    $flows.insert(key, &*flow, BPF_ANY.into()).map_err(|_| NotPromoted::Full)
+                    $flows
+                        .insert(key, &*flow, BPF_ANY.into())
+                        .map_err(|_| NotPromoted::Full)
                 }
             }
             #[inline(always)]
-            fn insert_flow(&self, table: Table, key: &FlowKey<$addr>, flow: &Flow<$addr>, how: Insert) -> Result<(), Refused> {
+            fn insert_flow(
+                &self,
+                table: Table,
+                key: &FlowKey<$addr>,
+                flow: &Flow<$addr>,
+                how: Insert,
+            ) -> Result<(), Refused> {
                 let flags = match how {
                     Insert::New => BPF_NOEXIST,
                     Insert::Any => BPF_ANY,
@@ -161,7 +201,13 @@ macro_rules! family {
                     Table::Established => $flows.insert(key, flow, flags.into()),
                     Table::Opening => $opening.insert(key, flow, flags.into()),
                 };
-                done.map_err(|errno| if errno == EEXIST { Refused::Exists } else { Refused::Full })
+                done.map_err(|errno| {
+                    if errno == EEXIST {
+                        Refused::Exists
+                    } else {
+                        Refused::Full
+                    }
+                })
             }
             #[inline(always)]
             fn remove_flow(&self, table: Table, key: &FlowKey<$addr>) {
@@ -203,15 +249,25 @@ macro_rules! family {
             #[inline(always)]
             fn maglev(&self, key: &MaglevKey, entry: u32) -> Option<u16> {
                 // SAFETY: not preallocated, so the memory is an element's while the program runs; one that is replaced has other entries.
-                unsafe { MAGLEV.get(key) }.and_then(|chunk| chunk.get(entry as usize)).copied()
+                unsafe { MAGLEV.get(key) }
+                    .and_then(|chunk| chunk.get(entry as usize))
+                    .copied()
             }
             #[inline(always)]
             fn is_source(&self, key: &SourceKey<$addr>) -> bool {
-                $sources.get(Prefix::new(SOURCE_KEY_BITS + 8 * size_of::<$addr>() as u32, *key)).is_some()
+                $sources
+                    .get(Prefix::new(
+                        SOURCE_KEY_BITS + 8 * size_of::<$addr>() as u32,
+                        *key,
+                    ))
+                    .is_some()
             }
             #[inline(always)]
             fn range(&self, addr: &$addr) -> RangeKind {
-                $ranges.get(Prefix::new(8 * size_of::<$addr>() as u32, *addr)).copied().unwrap_or_default()
+                $ranges
+                    .get(Prefix::new(8 * size_of::<$addr>() as u32, *addr))
+                    .copied()
+                    .unwrap_or_default()
             }
             #[inline(always)]
             fn affinity(&self, key: &AffinityKey<$addr>) -> Option<Affinity<$addr>> {
@@ -271,7 +327,10 @@ macro_rules! family {
             }
             #[inline(always)]
             fn denied(&self, key: &FlowKey<$addr>, reason: Reason) {
-                let once = FlowKey { sport: Port::default(), ..*key };
+                let once = FlowKey {
+                    sport: Port::default(),
+                    ..*key
+                };
                 let (now, hz) = (jiffies(), CONFIG.get(0).map_or(100, |config| config.hz));
                 let mut silent = 0;
                 if let Some(told) = $denied.get_ptr_mut(&once) {
@@ -322,14 +381,28 @@ macro_rules! family {
             fn opened(&self, key: &FlowKey<$addr>, flow: &Flow<$addr>) {
                 if let (true, Some(noted)) = (level_enabled(Level::Debug), $noted.get_ptr_mut(0)) {
                     // SAFETY: this CPU's own element, as above.
-                    unsafe { *noted = Noted { what: OPENED, key: *key, dst: flow.dst, dport: flow.dport.number() } };
+                    unsafe {
+                        *noted = Noted {
+                            what: OPENED,
+                            key: *key,
+                            dst: flow.dst,
+                            dport: flow.dport.number(),
+                        }
+                    };
                 }
             }
             #[inline(always)]
             fn stopped(&self, key: &FlowKey<$addr>, reason: Reason) {
                 if let (true, Some(noted)) = (level_enabled(Level::Debug), $noted.get_ptr_mut(0)) {
                     // SAFETY: this CPU's own element, as above.
-                    unsafe { *noted = Noted { what: STOPPED + reason as u32, key: *key, dst: key.dst, dport: 0 } };
+                    unsafe {
+                        *noted = Noted {
+                            what: STOPPED + reason as u32,
+                            key: *key,
+                            dst: key.dst,
+                            dport: 0,
+                        }
+                    };
                 }
             }
         }
@@ -347,7 +420,8 @@ family!(V6, Addr6, SERVICES6 "SERVICES6", BACKENDS6 "BACKENDS6", ADDRESSES6 "ADD
 
 /// Tables by which backends are chosen where Maglev is wanted.
 #[map(name = "MAGLEV")]
-static MAGLEV: HashMap<MaglevKey, MaglevChunk> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+static MAGLEV: HashMap<MaglevKey, MaglevChunk> =
+    HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 /// Policies of pods by [`proxy_common::net::LocalPod::slot`].
 #[map(name = "ROWS")]
 static ROWS: Array<PodRows> = Array::with_max_entries(POD_SLOTS, BPF_F_MMAPABLE);
@@ -363,7 +437,8 @@ static CLASSES6: HashMap<Addr6, u32> = HashMap::with_max_entries(EXACT_MAX, BPF_
 static MATRIX: Array<Chunk> = Array::with_max_entries(CHUNKS, BPF_F_MMAPABLE);
 /// Verdicts of rows that the matrix has no room for: looked up whole, in a trie because that takes memory by its elements only.
 #[map(name = "VERDICTS")]
-static VERDICTS: LpmTrie<VerdictKey, u32> = LpmTrie::with_max_entries(VERDICTS_MAX, BPF_F_NO_PREALLOC);
+static VERDICTS: LpmTrie<VerdictKey, u32> =
+    LpmTrie::with_max_entries(VERDICTS_MAX, BPF_F_NO_PREALLOC);
 #[map(name = "PORTSETS")]
 static PORTSETS: Array<PortSet> = Array::with_max_entries(PortSet::SETS, 0);
 /// What user space is told: denials.
@@ -442,13 +517,25 @@ impl Kernel {
         // With a length of 0 the kernel holds the packet's own against the device, GSO or not; the size is judged by `may_leave`.
         fib.__bindgen_anon_1.tot_len = 1;
         // SAFETY: the context of this program, and a structure of the size that is passed.
-        let code = unsafe { fib_lookup(self.context, ptr::from_mut(fib), size_of::<bpf_fib_lookup>() as i32, 0) } as i64;
+        let code = unsafe {
+            fib_lookup(
+                self.context,
+                ptr::from_mut(fib),
+                size_of::<bpf_fib_lookup>() as i32,
+                0,
+            )
+        } as i64;
         if code != 0 && code != NO_NEIGHBOUR {
             return None;
         }
         let (d, s) = (fib.dmac, fib.smac);
-        let link = [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]];
-        Some(Route { device: IfIndex(fib.ifindex), neighbour: if code == 0 { Some(link) } else { None } })
+        let link = [
+            d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5],
+        ];
+        Some(Route {
+            device: IfIndex(fib.ifindex),
+            neighbour: if code == 0 { Some(link) } else { None },
+        })
     }
 }
 
@@ -483,7 +570,9 @@ pub fn count(index: u32) {
 /// Counts up without a lock: two CPUs that meet take the same turn, and the later one finds its port taken.
 #[inline(always)]
 fn take_turn(counter: u32) -> u32 {
-    let Some(turn) = TURNS.get_ptr_mut(counter & 0xff) else { return 0 };
+    let Some(turn) = TURNS.get_ptr_mut(counter & 0xff) else {
+        return 0;
+    };
     // SAFETY: the element lives as long as the program, is aligned, and is read and written whole.
     unsafe {
         let taken = turn.read_volatile();
@@ -494,7 +583,9 @@ fn take_turn(counter: u32) -> u32 {
 
 #[inline(always)]
 fn answer_left() -> bool {
-    let Some(bucket) = ANSWERS_LEFT.get_ptr_mut(0) else { return false };
+    let Some(bucket) = ANSWERS_LEFT.get_ptr_mut(0) else {
+        return false;
+    };
     let hz = CONFIG.get(0).map_or(100, |config| config.hz);
     let now = jiffies();
     // SAFETY: this CPU's own element.

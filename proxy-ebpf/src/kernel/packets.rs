@@ -5,7 +5,8 @@ use core::ptr;
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
-    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
 };
 use aya_ebpf::helpers::{bpf_csum_update, bpf_skb_change_tail};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -37,20 +38,36 @@ impl Packet for Skb<'_> {
     #[inline(always)]
     fn fix_checksum(&mut self, offset: u32, change: Change) -> Option<()> {
         let offset = offset as usize;
-        let mangled = if change.udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let mangled = if change.udp {
+            u64::from(BPF_F_MARK_MANGLED_0)
+        } else {
+            0
+        };
         let pseudo = mangled | u64::from(BPF_F_PSEUDO_HDR);
         let addresses = u64::from(change.addresses);
         // Kernels that know BPF_F_IPV6 need it for packets whose checksum the device has verified; others refuse it.
-        let done = change.v6 && self.context.l4_csum_replace(offset, 0, addresses, pseudo | BPF_F_IPV6).is_ok();
+        let done = change.v6
+            && self
+                .context
+                .l4_csum_replace(offset, 0, addresses, pseudo | BPF_F_IPV6)
+                .is_ok();
         if !done {
-            self.context.l4_csum_replace(offset, 0, addresses, pseudo).ok()?;
+            self.context
+                .l4_csum_replace(offset, 0, addresses, pseudo)
+                .ok()?;
         }
         // Where the kernel keeps a sum of the whole packet (CHECKSUM_COMPLETE), that must not miss what no checksum compensates.
-        let missed = if change.v6 && !done { sum_add(change.addresses, change.uncovered) } else { change.uncovered };
+        let missed = if change.v6 && !done {
+            sum_add(change.addresses, change.uncovered)
+        } else {
+            change.uncovered
+        };
         if missed != 0 {
             self.account(missed);
         }
-        self.context.l4_csum_replace(offset, 0, u64::from(change.ports), mangled).ok()
+        self.context
+            .l4_csum_replace(offset, 0, u64::from(change.ports), mangled)
+            .ok()
     }
     #[inline(always)]
     fn account(&mut self, change: u32) {
@@ -65,16 +82,37 @@ impl Packet for Skb<'_> {
     }
     #[inline(always)]
     fn insert(&mut self, room: u32) -> Option<()> {
-        self.context.skb.adjust_room(room as i32, BPF_ADJ_ROOM_MAC, 0).ok()
+        self.context
+            .skb
+            .adjust_room(room as i32, BPF_ADJ_ROOM_MAC, 0)
+            .ok()
     }
     #[inline(always)]
     fn encapsulate(&mut self, room: u32, v6: bool) -> Option<()> {
-        let carrier = if v6 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
-        self.context.skb.adjust_room(room as i32, BPF_ADJ_ROOM_MAC, u64::from(carrier | BPF_F_ADJ_ROOM_FIXED_GSO)).ok()
+        let carrier = if v6 {
+            BPF_F_ADJ_ROOM_ENCAP_L3_IPV6
+        } else {
+            BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+        };
+        self.context
+            .skb
+            .adjust_room(
+                room as i32,
+                BPF_ADJ_ROOM_MAC,
+                u64::from(carrier | BPF_F_ADJ_ROOM_FIXED_GSO),
+            )
+            .ok()
     }
     #[inline(always)]
     fn decapsulate(&mut self, room: u32) -> Option<()> {
-        self.context.skb.adjust_room(-(room as i32), BPF_ADJ_ROOM_MAC, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO)).ok()
+        self.context
+            .skb
+            .adjust_room(
+                -(room as i32),
+                BPF_ADJ_ROOM_MAC,
+                u64::from(BPF_F_ADJ_ROOM_FIXED_GSO),
+            )
+            .ok()
     }
     #[inline(always)]
     fn segment(&self) -> u32 {
@@ -119,7 +157,11 @@ impl Frame<'_> {
             core::arch::asm!("{0} &= 2047", "{1} += {0}", inout(reg) position, inout(reg) address, options(pure, nomem, nostack));
         }
         let _bounded = position;
-        if address as usize + len > end { None } else { Some(address as *mut u8) }
+        if address as usize + len > end {
+            None
+        } else {
+            Some(address as *mut u8)
+        }
     }
 }
 

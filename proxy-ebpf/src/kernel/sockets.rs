@@ -8,7 +8,8 @@ use core::ptr;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_ANY, bpf_sock, bpf_sock_addr, bpf_sock_tuple};
 use aya_ebpf::helpers::{
-    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval, bpf_sk_lookup_tcp,
+    bpf_sk_lookup_udp, bpf_sk_release,
 };
 use aya_ebpf::macros::{cgroup_sock_addr, map};
 use aya_ebpf::maps::LruHashMap;
@@ -43,7 +44,8 @@ const MAPPED: u32 = 0xffff_u32.to_be();
 macro_rules! family {
     ($family:ty, $addr:ty, $peers:ident $name:literal, $tuple:ident) => {
         #[map(name = $name)]
-        static $peers: LruHashMap<PeerKey<$addr>, Peer<$addr>> = LruHashMap::with_max_entries(PEER_ENTRIES, 0);
+        static $peers: LruHashMap<PeerKey<$addr>, Peer<$addr>> =
+            LruHashMap::with_max_entries(PEER_ENTRIES, 0);
 
         impl Sockets<$family> for Kernel {
             #[inline(always)]
@@ -120,7 +122,12 @@ fn is_ours(context: &SockAddrContext) -> bool {
     // SAFETY: a global of this program, which the loader has set.
     let ours = unsafe { ptr::read_volatile(&raw const NETNS) };
     // SAFETY: the context of this program, or none, which names the initial namespace.
-    let (its, initial) = unsafe { (bpf_get_netns_cookie(context.as_ptr()), bpf_get_netns_cookie(ptr::null_mut())) };
+    let (its, initial) = unsafe {
+        (
+            bpf_get_netns_cookie(context.as_ptr()),
+            bpf_get_netns_cookie(ptr::null_mut()),
+        )
+    };
     its == if ours == INITIAL_NETNS { initial } else { ours }
 }
 
@@ -160,7 +167,12 @@ fn addr4(context: *mut bpf_sock_addr) -> Addr4 {
 #[inline(always)]
 fn addr6(context: *mut bpf_sock_addr) -> Addr6 {
     let (a, b) = (load!(context, user_ip6[0]), load!(context, user_ip6[1]));
-    Addr6::from_words([a, b, load!(context, user_ip6[2]), load!(context, user_ip6[3])])
+    Addr6::from_words([
+        a,
+        b,
+        load!(context, user_ip6[2]),
+        load!(context, user_ip6[3]),
+    ])
 }
 
 #[inline(always)]
@@ -188,13 +200,27 @@ fn set6(context: *mut bpf_sock_addr, (addr, port): (Addr6, Port)) {
 
 /// What a process asks for is replaced by a backend, or refused.
 #[inline(always)]
-fn direct<F: Family>(context: *mut bpf_sock_addr, addr: F::Addr, set: impl Fn(*mut bpf_sock_addr, (F::Addr, Port))) -> i32
+fn direct<F: Family>(
+    context: *mut bpf_sock_addr,
+    addr: F::Addr,
+    set: impl Fn(*mut bpf_sock_addr, (F::Addr, Port)),
+) -> i32
 where
     Kernel: Sockets<F>,
 {
     let (number, cookie) = (load!(context, protocol), cookie(context.cast()));
-    let ask = Ask { addr, port: port(context), protocol: Protocol(if number < 256 { number as u8 } else { 0 }), cookie };
-    let result = proxy_ebpf::socket::direct::<F, _>(&Kernel { context: context.cast() }, &ask);
+    let ask = Ask {
+        addr,
+        port: port(context),
+        protocol: Protocol(if number < 256 { number as u8 } else { 0 }),
+        cookie,
+    };
+    let result = proxy_ebpf::socket::direct::<F, _>(
+        &Kernel {
+            context: context.cast(),
+        },
+        &ask,
+    );
     if let Ok(Some(to)) = result {
         set(context, to);
     }
@@ -231,12 +257,20 @@ fn tell_refused(context: *mut bpf_sock_addr, port: u32, reason: u32) -> i32 {
 
 /// A backend's address becomes the one that the process asked for.
 #[inline(always)]
-fn restore<F: Family>(context: *mut bpf_sock_addr, addr: F::Addr, set: impl Fn(*mut bpf_sock_addr, (F::Addr, Port))) -> i32
+fn restore<F: Family>(
+    context: *mut bpf_sock_addr,
+    addr: F::Addr,
+    set: impl Fn(*mut bpf_sock_addr, (F::Addr, Port)),
+) -> i32
 where
     Kernel: Sockets<F>,
 {
-    let tables = Kernel { context: context.cast() };
-    if let Some(asked) = proxy_ebpf::socket::asked::<F, _>(&tables, cookie(context.cast()), addr, port(context)) {
+    let tables = Kernel {
+        context: context.cast(),
+    };
+    if let Some(asked) =
+        proxy_ebpf::socket::asked::<F, _>(&tables, cookie(context.cast()), addr, port(context))
+    {
         set(context, asked);
     }
     PROCEED
@@ -249,7 +283,11 @@ fn direct4(context: *mut bpf_sock_addr) -> i32 {
 
 #[inline(never)]
 fn direct_mapped(context: *mut bpf_sock_addr) -> i32 {
-    direct::<V4>(context, Addr4::from_word(load!(context, user_ip6[3])), set_mapped)
+    direct::<V4>(
+        context,
+        Addr4::from_word(load!(context, user_ip6[3])),
+        set_mapped,
+    )
 }
 
 #[inline(never)]
@@ -264,7 +302,11 @@ fn restore4(context: *mut bpf_sock_addr) -> i32 {
 
 #[inline(never)]
 fn restore_mapped(context: *mut bpf_sock_addr) -> i32 {
-    restore::<V4>(context, Addr4::from_word(load!(context, user_ip6[3])), set_mapped)
+    restore::<V4>(
+        context,
+        Addr4::from_word(load!(context, user_ip6[3])),
+        set_mapped,
+    )
 }
 
 #[inline(never)]
@@ -284,7 +326,11 @@ macro_rules! hook {
     ($name:ident, $v4:ident) => {
         #[cgroup_sock_addr($name)]
         pub fn $name(context: SockAddrContext) -> i32 {
-            if is_ours(&context) { $v4(context.sock_addr) } else { PROCEED }
+            if is_ours(&context) {
+                $v4(context.sock_addr)
+            } else {
+                PROCEED
+            }
         }
     };
     ($name:ident, $v6:ident, $mapped:ident) => {

@@ -56,8 +56,17 @@ pub struct Walked<F: Family> {
 
 /// Reads what [`super::headers`] leaves alone into the scratch; of an ICMP error its own key is left in [`Scratch::reply`].
 #[inline(always)]
-pub fn others<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, scratch: &mut Scratch<F>) -> Result<Other, Reason> {
-    let Scratch { headers, reply: itself, quoted, .. } = scratch;
+pub fn others<F: Ip, P: Packet, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch<F>,
+) -> Result<Other, Reason> {
+    let Scratch {
+        headers,
+        reply: itself,
+        quoted,
+        ..
+    } = scratch;
     *quoted = 0;
     let walked = F::walk(packet, LINK)?;
     headers.ttl = walked.ttl;
@@ -69,13 +78,18 @@ pub fn others<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, scratch: &
     headers.key = FlowKey::new(walked.protocol, walked.src, none, walked.dst, none);
     *itself = headers.key;
     if walked.later {
-        let Some(ports) = tables.fragment(&fragment_key(&walked)) else { return Ok(Other::LostFragment) };
+        let Some(ports) = tables.fragment(&fragment_key(&walked)) else {
+            return Ok(Other::LostFragment);
+        };
         set_ports(headers, ports);
         return Ok(Other::Later);
     }
     let kind = transport(packet, headers, quoted)?;
     if walked.fragment && kind == Other::Packet {
-        tables.note_fragment(&fragment_key(&walked), fragment_ports(headers.key.sport, headers.key.dport));
+        tables.note_fragment(
+            &fragment_key(&walked),
+            fragment_ports(headers.key.sport, headers.key.dport),
+        );
         return Ok(Other::First);
     }
     Ok(kind)
@@ -83,7 +97,13 @@ pub fn others<F: Ip, P: Packet, T: Tables<F>>(packet: &P, tables: &T, scratch: &
 
 #[inline(always)]
 fn fragment_key<F: Family>(walked: &Walked<F>) -> FragmentKey<F::Addr> {
-    FragmentKey { src: walked.src, dst: walked.dst, id: walked.id, protocol: walked.protocol, zero: [0; 3] }
+    FragmentKey {
+        src: walked.src,
+        dst: walked.dst,
+        id: walked.id,
+        protocol: walked.protocol,
+        zero: [0; 3],
+    }
 }
 
 #[inline(always)]
@@ -95,11 +115,18 @@ fn set_ports<F: Family>(headers: &mut Headers<F>, ports: u32) {
 
 /// Reads the transport header: ports, or what stands for them.
 #[inline(always)]
-fn transport<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>, quoted: &mut u32) -> Result<Other, Reason> {
+fn transport<F: Ip, P: Packet>(
+    packet: &P,
+    headers: &mut Headers<F>,
+    quoted: &mut u32,
+) -> Result<Other, Reason> {
     match headers.key.protocol {
         Protocol::TCP => {
             let tcp: [u8; 14] = packet.load(headers.transport).ok_or(Reason::Truncated)?;
-            set_ports(headers, u32::from_ne_bytes([tcp[0], tcp[1], tcp[2], tcp[3]]));
+            set_ports(
+                headers,
+                u32::from_ne_bytes([tcp[0], tcp[1], tcp[2], tcp[3]]),
+            );
             headers.flags = tcp[13];
         }
         Protocol::UDP => {
@@ -108,7 +135,10 @@ fn transport<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>, quoted: &mu
         }
         Protocol::SCTP => {
             let sctp: [u8; 13] = packet.load(headers.transport).ok_or(Reason::Truncated)?;
-            set_ports(headers, u32::from_ne_bytes([sctp[0], sctp[1], sctp[2], sctp[3]]));
+            set_ports(
+                headers,
+                u32::from_ne_bytes([sctp[0], sctp[1], sctp[2], sctp[3]]),
+            );
             headers.flags = association(sctp[12]);
         }
         protocol if protocol == F::ICMP => return icmp(packet, headers, quoted),
@@ -119,7 +149,11 @@ fn transport<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>, quoted: &mu
 
 /// ICMP: an echo's number is the port of who asks, so that its answer is the other direction of the same flow.
 #[inline(always)]
-fn icmp<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>, quoted: &mut u32) -> Result<Other, Reason> {
+fn icmp<F: Ip, P: Packet>(
+    packet: &P,
+    headers: &mut Headers<F>,
+    quoted: &mut u32,
+) -> Result<Other, Reason> {
     let icmp: [u8; 8] = packet.load(headers.transport).ok_or(Reason::Truncated)?;
     let number = Port::from_bytes([icmp[4], icmp[5]]);
     match F::icmp(icmp[0], headers.ttl) {
@@ -131,7 +165,9 @@ fn icmp<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>, quoted: &mut u32
         Icmp::Error => {
             headers.flags = ANSWER;
             // What quotes nothing that can be read is about nobody's packet.
-            let Ok(inner) = F::step(packet, headers.transport + 8) else { return Ok(Other::Packet) };
+            let Ok(inner) = F::step(packet, headers.transport + 8) else {
+                return Ok(Other::Packet);
+            };
             let none = Port::default();
             headers.key = FlowKey::new(inner.protocol, inner.dst, none, inner.src, none);
             if !inner.later {
@@ -149,15 +185,22 @@ fn icmp<F: Ip, P: Packet>(packet: &P, headers: &mut Headers<F>, quoted: &mut u32
 #[inline(always)]
 fn quoted_ports<F: Ip, P: Packet>(packet: &P, quoted: &Walked<F>, headers: &mut Headers<F>) -> u32 {
     if quoted.protocol == F::ICMP {
-        let Some(echo) = packet.load::<[u8; 8]>(quoted.transport) else { return 0 };
+        let Some(echo) = packet.load::<[u8; 8]>(quoted.transport) else {
+            return 0;
+        };
         let number = Port::from_bytes([echo[4], echo[5]]);
         match F::icmp(echo[0], 0) {
             Icmp::Request => headers.key.dport = number,
             Icmp::Answer => headers.key.sport = number,
             _ => {}
         }
-    } else if matches!(quoted.protocol, Protocol::TCP | Protocol::UDP | Protocol::SCTP) {
-        let Some([a, b, c, d]) = packet.load::<[u8; 4]>(quoted.transport) else { return 0 };
+    } else if matches!(
+        quoted.protocol,
+        Protocol::TCP | Protocol::UDP | Protocol::SCTP
+    ) {
+        let Some([a, b, c, d]) = packet.load::<[u8; 4]>(quoted.transport) else {
+            return 0;
+        };
         headers.key.sport = Port::from_bytes([c, d]);
         headers.key.dport = Port::from_bytes([a, b]);
         return quoted.transport;
@@ -221,7 +264,11 @@ pub(crate) fn walk4<P: Packet>(packet: &P, at: u32) -> Result<Walked<V4>, Reason
         check: u16::from_ne_bytes(ip.check),
         fragment,
         later: frags & 0x1fff != 0,
-        id: if fragment { u32::from(u16::from_ne_bytes(ip.id)) } else { 0 },
+        id: if fragment {
+            u32::from(u16::from_ne_bytes(ip.id))
+        } else {
+            0
+        },
         transport: at + len,
         len: u32::from(u16::from_be_bytes(ip.tot_len)),
     })
@@ -245,13 +292,15 @@ pub(crate) fn walk6<P: Packet>(packet: &P, at: u32) -> Result<Walked<V6>, Reason
         match walked.protocol.0 {
             // Hop-by-hop, routing, destination options, mobility, host identity, shim.
             0 | 43 | 60 | 135 | 139 | 140 => {
-                let [next, len]: [u8; 2] = packet.load(walked.transport).ok_or(Reason::Truncated)?;
+                let [next, len]: [u8; 2] =
+                    packet.load(walked.transport).ok_or(Reason::Truncated)?;
                 walked.protocol = Protocol(next);
                 walked.transport += (u32::from(len) + 1) * 8;
             }
             // Authentication.
             51 => {
-                let [next, len]: [u8; 2] = packet.load(walked.transport).ok_or(Reason::Truncated)?;
+                let [next, len]: [u8; 2] =
+                    packet.load(walked.transport).ok_or(Reason::Truncated)?;
                 walked.protocol = Protocol(next);
                 walked.transport += (u32::from(len) + 2) * 4;
             }

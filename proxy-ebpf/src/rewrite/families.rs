@@ -1,7 +1,10 @@
 //! What reading and writing an IPv4 header, and an IPv6 header, have to themselves.
 
 use proxy_common::event::{Answer, Reason};
-use proxy_common::net::{Addr4, Addr6, Address, Device, Port, Protocol, V4, V6, checksum_update, sum_add, sum_diff, sum_fold};
+use proxy_common::net::{
+    Addr4, Addr6, Address, Device, Port, Protocol, V4, V6, checksum_update, sum_add, sum_diff,
+    sum_fold,
+};
 
 use super::{ICMP, TTL, quote};
 use crate::Packet;
@@ -13,7 +16,13 @@ const DSCP: u8 = 0xfc;
 
 /// An IPv4 header without options, of a packet of `len` bytes with the header; `number` is the word of identification and fragments.
 #[inline(always)]
-fn header4([tos, protocol]: [u8; 2], len: u32, number: [u8; 4], src: Addr4, dst: Addr4) -> [u32; 5] {
+fn header4(
+    [tos, protocol]: [u8; 2],
+    len: u32,
+    number: [u8; 4],
+    src: Addr4,
+    dst: Addr4,
+) -> [u32; 5] {
     let [.., l1, l2] = len.to_be_bytes();
     let head = [
         u32::from_ne_bytes([0x45, tos, l1, l2]),
@@ -22,9 +31,18 @@ fn header4([tos, protocol]: [u8; 2], len: u32, number: [u8; 4], src: Addr4, dst:
         src.word(),
         dst.word(),
     ];
-    let sum = sum_add(sum_add(head[0], head[1]), sum_add(head[2], sum_add(head[3], head[4])));
+    let sum = sum_add(
+        sum_add(head[0], head[1]),
+        sum_add(head[2], sum_add(head[3], head[4])),
+    );
     let [c1, c2] = (!sum_fold(sum)).to_ne_bytes();
-    [head[0], head[1], u32::from_ne_bytes([TTL, protocol, c1, c2]), head[3], head[4]]
+    [
+        head[0],
+        head[1],
+        u32::from_ne_bytes([TTL, protocol, c1, c2]),
+        head[3],
+        head[4],
+    ]
 }
 
 impl Ip for V4 {
@@ -66,9 +84,18 @@ impl Ip for V4 {
 
     /// Time to live, protocol, checksum and both addresses lie side by side: one store.
     #[inline(always)]
-    fn write<P: Packet>(packet: &mut P, headers: &Headers<Self>, src: Addr4, dst: Addr4, ttl: u8) -> Option<()> {
+    fn write<P: Packet>(
+        packet: &mut P,
+        headers: &Headers<Self>,
+        src: Addr4,
+        dst: Addr4,
+        ttl: u8,
+    ) -> Option<()> {
         let key = &headers.key;
-        let addresses = sum_add(sum_diff(key.src.sum(), src.sum()), sum_diff(key.dst.sum(), dst.sum()));
+        let addresses = sum_add(
+            sum_diff(key.src.sum(), src.sum()),
+            sum_diff(key.dst.sum(), dst.sum()),
+        );
         let word = |ttl: u8| u32::from(u16::from_ne_bytes([ttl, key.protocol.0]));
         let diff = sum_add(addresses, sum_diff(word(headers.ttl), word(ttl)));
         let check = u32::from(checksum_update(headers.check, diff)).to_ne_bytes();
@@ -89,15 +116,33 @@ impl Ip for V4 {
         let [ttl, protocol, a, b] = first.to_ne_bytes();
         let ttl_now = ttl.wrapping_sub(hops);
         let word = |ttl: u8| u32::from(u16::from_ne_bytes([ttl, protocol]));
-        let addresses = sum_add(sum_diff(src.sum(), new_src.sum()), sum_diff(dst.sum(), new_dst.sum()));
-        let check = checksum_update(u16::from_ne_bytes([a, b]), sum_add(addresses, sum_diff(word(ttl), word(ttl_now))));
+        let addresses = sum_add(
+            sum_diff(src.sum(), new_src.sum()),
+            sum_diff(dst.sum(), new_dst.sum()),
+        );
+        let check = checksum_update(
+            u16::from_ne_bytes([a, b]),
+            sum_add(addresses, sum_diff(word(ttl), word(ttl_now))),
+        );
         let [a, b] = check.to_ne_bytes();
-        packet.store(at + 8, &[u32::from_ne_bytes([ttl_now, protocol, a, b]), new_src.word(), new_dst.word()])?;
+        packet.store(
+            at + 8,
+            &[
+                u32::from_ne_bytes([ttl_now, protocol, a, b]),
+                new_src.word(),
+                new_dst.word(),
+            ],
+        )?;
         Some(0)
     }
 
     #[inline(always)]
-    fn answer<P: Packet>(packet: &mut P, headers: &Headers<Self>, answer: Answer, mtu: u32) -> Option<()> {
+    fn answer<P: Packet>(
+        packet: &mut P,
+        headers: &Headers<Self>,
+        answer: Answer,
+        mtu: u32,
+    ) -> Option<()> {
         let quote = quote(packet, headers)?;
         let quoted = headers.transport - LINK + quote.len;
         let ([kind, code], rest) = match answer {
@@ -110,8 +155,25 @@ impl Ip for V4 {
         let icmp = sum_add(u32::from_ne_bytes([kind, code, 0, 0]), rest);
         let check = (!sum_fold(sum_add(icmp, quote.sum))).to_ne_bytes();
         packet.insert(20 + ICMP)?;
-        let [a, b, c, d, e] = header4([0, 1], 20 + ICMP + quoted, [0; 4], headers.key.dst, headers.key.src);
-        packet.store(LINK, &[a, b, c, d, e, u32::from_ne_bytes([kind, code, check[0], check[1]]), rest])
+        let [a, b, c, d, e] = header4(
+            [0, 1],
+            20 + ICMP + quoted,
+            [0; 4],
+            headers.key.dst,
+            headers.key.src,
+        );
+        packet.store(
+            LINK,
+            &[
+                a,
+                b,
+                c,
+                d,
+                e,
+                u32::from_ne_bytes([kind, code, check[0], check[1]]),
+                rest,
+            ],
+        )
     }
 
     #[inline(always)]
@@ -132,11 +194,26 @@ impl Ip for V4 {
 
     /// RFC 2003, not to be fragmented: what identifies fragments is free then (RFC 6864).
     #[inline(always)]
-    fn encapsulate<P: Packet>(packet: &mut P, len: u32, src: Addr4, backend: Addr4, port: Port) -> Option<()> {
+    fn encapsulate<P: Packet>(
+        packet: &mut P,
+        len: u32,
+        src: Addr4,
+        backend: Addr4,
+        port: Port,
+    ) -> Option<()> {
         let [_, tos]: [u8; 2] = packet.load(LINK)?;
         packet.encapsulate(Self::OVERHEAD, false)?;
         let [a, b] = port.bytes();
-        packet.store(LINK, &header4([tos & DSCP, Self::TUNNEL.0], Self::OVERHEAD + len, [a, b, 0x40, 0], src, backend))
+        packet.store(
+            LINK,
+            &header4(
+                [tos & DSCP, Self::TUNNEL.0],
+                Self::OVERHEAD + len,
+                [a, b, 0x40, 0],
+                src,
+                backend,
+            ),
+        )
     }
 
     #[inline(always)]
@@ -146,7 +223,11 @@ impl Ip for V4 {
 
     #[inline(always)]
     fn too_big([kind, code, .., a, b]: [u8; 8]) -> Option<u32> {
-        if kind == 3 && code == 4 { Some(u16::from_be_bytes([a, b]).into()) } else { None }
+        if kind == 3 && code == 4 {
+            Some(u16::from_be_bytes([a, b]).into())
+        } else {
+            None
+        }
     }
 }
 
@@ -191,7 +272,13 @@ impl Ip for V6 {
 
     /// Next header, hop limit and both addresses lie side by side.
     #[inline(always)]
-    fn write<P: Packet>(packet: &mut P, _headers: &Headers<Self>, src: Addr6, dst: Addr6, ttl: u8) -> Option<()> {
+    fn write<P: Packet>(
+        packet: &mut P,
+        _headers: &Headers<Self>,
+        src: Addr6,
+        dst: Addr6,
+        ttl: u8,
+    ) -> Option<()> {
         packet.store(LINK + 7, &[ttl])?;
         let ([a, b, c, d], [e, f, g, h]) = (src.words(), dst.words());
         packet.store(LINK + 8, &[a, b, c, d, e, f, g, h])
@@ -211,11 +298,19 @@ impl Ip for V6 {
         }
         let ([a, b, c, d], [e, f, g, h]) = (new_src.words(), new_dst.words());
         packet.store(at + 8, &[a, b, c, d, e, f, g, h])?;
-        Some(sum_add(sum_diff(src.sum(), new_src.sum()), sum_diff(dst.sum(), new_dst.sum())))
+        Some(sum_add(
+            sum_diff(src.sum(), new_src.sum()),
+            sum_diff(dst.sum(), new_dst.sum()),
+        ))
     }
 
     #[inline(always)]
-    fn answer<P: Packet>(packet: &mut P, headers: &Headers<Self>, answer: Answer, mtu: u32) -> Option<()> {
+    fn answer<P: Packet>(
+        packet: &mut P,
+        headers: &Headers<Self>,
+        answer: Answer,
+        mtu: u32,
+    ) -> Option<()> {
         let ([kind, code], rest) = match answer {
             Answer::PortUnreachable => ([1, 4], 0),
             Answer::Prohibited => ([1, 1], 0),
@@ -228,17 +323,34 @@ impl Ip for V6 {
         // Of what may come in between, the fragment header is quoted.
         let between = match headers.transport - LINK - 40 {
             0 => 0,
-            8 => packet.load::<[u32; 2]>(LINK + 40).map(|[a, b]| sum_add(a, b))?,
+            8 => packet
+                .load::<[u32; 2]>(LINK + 40)
+                .map(|[a, b]| sum_add(a, b))?,
             _ => return None,
         };
         let payload = ICMP + headers.transport - LINK + quote.len;
         let [l1, l2] = (payload as u16).to_be_bytes();
-        let pseudo = sum_add(u32::from_ne_bytes([0, 0, l1, l2]), u32::from_ne_bytes([0, 0, 0, 58]));
-        let pseudo = sum_add(pseudo, sum_add(headers.key.src.sum(), headers.key.dst.sum()));
-        let icmp = sum_add(sum_add(u32::from_ne_bytes([kind, code, 0, 0]), rest), sum_add(sum_add(head, between), quote.sum));
+        let pseudo = sum_add(
+            u32::from_ne_bytes([0, 0, l1, l2]),
+            u32::from_ne_bytes([0, 0, 0, 58]),
+        );
+        let pseudo = sum_add(
+            pseudo,
+            sum_add(headers.key.src.sum(), headers.key.dst.sum()),
+        );
+        let icmp = sum_add(
+            sum_add(u32::from_ne_bytes([kind, code, 0, 0]), rest),
+            sum_add(sum_add(head, between), quote.sum),
+        );
         let [c1, c2] = (!sum_fold(sum_add(pseudo, icmp))).to_ne_bytes();
         packet.insert(40 + ICMP)?;
-        packet.store(LINK, &[u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([l1, l2, 58, TTL])])?;
+        packet.store(
+            LINK,
+            &[
+                u32::from_ne_bytes([0x60, 0, 0, 0]),
+                u32::from_ne_bytes([l1, l2, 58, TTL]),
+            ],
+        )?;
         let ([a, b, c, d], [e, f, g, h]) = (headers.key.dst.words(), headers.key.src.words());
         packet.store(LINK + 8, &[a, b, c, d, e, f, g, h])?;
         packet.store(LINK + 40, &[u32::from_ne_bytes([kind, code, c1, c2]), rest])
@@ -263,15 +375,28 @@ impl Ip for V6 {
 
     /// RFC 2473; the port is the flow label.
     #[inline(always)]
-    fn encapsulate<P: Packet>(packet: &mut P, len: u32, src: Addr6, backend: Addr6, port: Port) -> Option<()> {
+    fn encapsulate<P: Packet>(
+        packet: &mut P,
+        len: u32,
+        src: Addr6,
+        backend: Addr6,
+        port: Port,
+    ) -> Option<()> {
         let [version, class]: [u8; 2] = packet.load(LINK)?;
         packet.encapsulate(Self::OVERHEAD, true)?;
         let ([a, b], [.., l1, l2]) = (port.bytes(), len.to_be_bytes());
-        let head = [[version, class & DSCP << 4, a, b], [l1, l2, Self::TUNNEL.0, TTL]].map(u32::from_ne_bytes);
+        let head = [
+            [version, class & DSCP << 4, a, b],
+            [l1, l2, Self::TUNNEL.0, TTL],
+        ]
+        .map(u32::from_ne_bytes);
         packet.store(LINK, &head)?;
         let ([a, b, c, d], [e, f, g, h]) = (src.words(), backend.words());
         packet.store(LINK + 8, &[a, b, c, d, e, f, g, h])?;
-        packet.account(sum_add(sum_add(head[0], head[1]), sum_add(src.sum(), backend.sum())));
+        packet.account(sum_add(
+            sum_add(head[0], head[1]),
+            sum_add(src.sum(), backend.sum()),
+        ));
         Some(())
     }
 
@@ -282,6 +407,10 @@ impl Ip for V6 {
 
     #[inline(always)]
     fn too_big([kind, _, _, _, mtu @ ..]: [u8; 8]) -> Option<u32> {
-        if kind == 2 { Some(u32::from_be_bytes(mtu)) } else { None }
+        if kind == 2 {
+            Some(u32::from_be_bytes(mtu))
+        } else {
+            None
+        }
     }
 }

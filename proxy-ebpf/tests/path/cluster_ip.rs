@@ -61,7 +61,9 @@ fn pod_reaches_a_pod_of_another_node<F: Net>() {
 fn replies_that_came_through_the_stack_are_restored_too<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(REMOTE)]);
-        let left = node.from_pod(VETH_B, &opening::<F>(protocol, FROM, TO)).goes(Action::Neighbour(ETH));
+        let left = node
+            .from_pod(VETH_B, &opening::<F>(protocol, FROM, TO))
+            .goes(Action::Neighbour(ETH));
 
         let answer = left.answer();
         let answered = node.to_pod(VETH_B, &answer).goes(Action::Stack);
@@ -100,14 +102,24 @@ fn by_the_stack<F: Net>(backend: Dotted) {
 
 /// V10: a pod that reaches itself is masqueraded, always, else it would answer itself past us.
 fn pod_reaches_itself<F: Net>() {
-    for (protocol, to) in PROTOCOLS.into_iter().flat_map(|p| [TO, (NODE, NODE_PORT)].map(|to| (p, to))) {
+    for (protocol, to) in PROTOCOLS
+        .into_iter()
+        .flat_map(|p| [TO, (NODE, NODE_PORT)].map(|to| (p, to)))
+    {
         let backends = [pod::<F>(POD_B)];
-        let node = Node::<F>::new().with_cluster_ip(0, &backends).with_node_port(0, &backends);
+        let node = Node::<F>::new()
+            .with_cluster_ip(0, &backends)
+            .with_node_port(0, &backends);
         let syn = opening::<F>(protocol, FROM, to);
         let arrived = node.from_pod(VETH_B, &syn).goes(Action::Pod(VETH_B));
         let masquerade = (to.0, arrived.src.port());
         assert!((1024..30000).contains(&masquerade.1));
-        assert_eq!(arrived, syn.from(end::<F>(masquerade)).to(end::<F>((POD_B, TARGET))).hop());
+        assert_eq!(
+            arrived,
+            syn.from(end::<F>(masquerade))
+                .to(end::<F>((POD_B, TARGET)))
+                .hop()
+        );
 
         let answer = arrived.answer();
         let answered = node.from_pod(VETH_B, &answer).goes(Action::Pod(VETH_B));
@@ -120,29 +132,49 @@ fn pod_reaches_itself<F: Net>() {
 fn client_outside_reaches_a_cluster_ip<F: Net>() {
     let from = (CLIENT, 40000);
     let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(REMOTE)]);
-    let left = node.from_device(&opening::<F>(Protocol::TCP, from, TO)).goes(Action::Neighbour(ETH));
+    let left = node
+        .from_device(&opening::<F>(Protocol::TCP, from, TO))
+        .goes(Action::Neighbour(ETH));
     assert_eq!(left.src.ip(), F::ip(NODE));
     let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
-    let arrived = node.from_device(&opening::<F>(Protocol::TCP, from, TO)).goes(Action::Pod(VETH_A));
+    let arrived = node
+        .from_device(&opening::<F>(Protocol::TCP, from, TO))
+        .goes(Action::Pod(VETH_A));
     assert_eq!(arrived.src, end::<F>(from));
 }
 
 /// V4: target ports may differ per endpoint.
 fn service_ports_have_target_ports_of_their_own<F: Net>() {
-    let backends = [pod::<F>(POD_A), Backend { port: Port::new(9090), ..pod::<F>(REMOTE) }];
+    let backends = [
+        pod::<F>(POD_A),
+        Backend {
+            port: Port::new(9090),
+            ..pod::<F>(REMOTE)
+        },
+    ];
     let node = Node::<F>::new().with_cluster_ip(0, &backends);
     let mut seen = std::collections::BTreeSet::new();
     for port in 40000..40050 {
         let hop = node.from_pod(VETH_B, &opening::<F>(Protocol::TCP, (POD_B, port), TO));
-        seen.insert(crate::segment::Segment::read(hop.bytes()).expect("a valid packet").dst);
+        seen.insert(
+            crate::segment::Segment::read(hop.bytes())
+                .expect("a valid packet")
+                .dst,
+        );
     }
-    assert_eq!(seen, [end::<F>((POD_A, TARGET)), end::<F>((REMOTE, 9090))].into());
+    assert_eq!(
+        seen,
+        [end::<F>((POD_A, TARGET)), end::<F>((REMOTE, 9090))].into()
+    );
 }
 
 /// Design, write order: a slot that the Service no longer means is not used, it may be another's already.
 fn backend_of_another_generation_is_not_used<F: Net>() {
     let mut node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
-    node.tables.backends.values_mut().for_each(|backend| backend.generation += 1);
+    node.tables
+        .backends
+        .values_mut()
+        .for_each(|backend| backend.generation += 1);
     let syn = opening::<F>(Protocol::TCP, FROM, TO);
     node.from_pod(VETH_B, &syn).dropped(Reason::BackendMissing);
     node.tables.backends.clear();
@@ -155,9 +187,16 @@ fn pod_without_a_device_is_waited_for<F: Net>() {
     let mut node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
     node.tables.pods.insert(F::at(POD_A), LocalPod::default());
     let syn = opening::<F>(Protocol::TCP, FROM, TO);
-    node.from_pod(VETH_B, &syn).dropped(Reason::PodDeviceUnknown);
+    node.from_pod(VETH_B, &syn)
+        .dropped(Reason::PodDeviceUnknown);
     assert_eq!(node.flows(), (0, 0));
-    node.tables.pods.insert(F::at(POD_A), LocalPod { device: VETH_A, slot: 0 });
+    node.tables.pods.insert(
+        F::at(POD_A),
+        LocalPod {
+            device: VETH_A,
+            slot: 0,
+        },
+    );
     node.from_pod(VETH_B, &syn).goes(Action::Pod(VETH_A));
 }
 
@@ -167,11 +206,13 @@ fn no_route_no_flow<F: Net>() {
     let syn = opening::<F>(Protocol::TCP, FROM, TO);
     let outside = opening::<F>(Protocol::TCP, (CLIENT, 1), TO);
     node.tables.devices.clear();
-    node.from_device(&outside).dropped(Reason::NoMasqueradeAddress);
+    node.from_device(&outside)
+        .dropped(Reason::NoMasqueradeAddress);
     node.tables.routes.clear();
     node.from_device(&outside).dropped(Reason::NoRoute);
     node.from_pod(VETH_B, &syn).dropped(Reason::NoRoute);
     assert_eq!(node.flows(), (0, 0));
     assert!(node.tables.addresses[&F::at(VIP)].has(AddressFlags::CLUSTER_IP));
-    node.from_pod(VETH_B, &packet::<F>(Protocol::TCP, FROM, TO).flags(ACK)).dropped(Reason::NotSyn);
+    node.from_pod(VETH_B, &packet::<F>(Protocol::TCP, FROM, TO).flags(ACK))
+        .dropped(Reason::NotSyn);
 }

@@ -28,7 +28,9 @@ fn data<F: Net>(protocol: Protocol) -> Segment {
 /// A node with a connection to a remote backend, half-open; what the backend saw.
 fn opened<F: Net>(protocol: Protocol) -> (Node<F>, Segment) {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
-    let there = node.from_device(&opening::<F>(protocol, FROM, TO)).goes(Action::Neighbour(ETH));
+    let there = node
+        .from_device(&opening::<F>(protocol, FROM, TO))
+        .goes(Action::Neighbour(ETH));
     (node, there)
 }
 
@@ -37,7 +39,10 @@ fn first_packet_is_left_to_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
         node.early(&opening::<F>(protocol, FROM, TO)).untouched();
-        assert_eq!((node.flows(), node.tables.counted(Counter::LeftToTc)), ((0, 0), 0));
+        assert_eq!(
+            (node.flows(), node.tables.counted(Counter::LeftToTc)),
+            ((0, 0), 0)
+        );
     }
 }
 
@@ -45,8 +50,15 @@ fn first_packet_is_left_to_tc<F: Net>() {
 fn both_directions_leave_as_at_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let (node, there) = opened::<F>(protocol);
-        let twin = Node::<F> { tables: node.tables.clone() };
-        for packet in [opening::<F>(protocol, FROM, TO), there.answer(), data::<F>(protocol), there.answer().flags(FIN | ACK)] {
+        let twin = Node::<F> {
+            tables: node.tables.clone(),
+        };
+        for packet in [
+            opening::<F>(protocol, FROM, TO),
+            there.answer(),
+            data::<F>(protocol),
+            there.answer().flags(FIN | ACK),
+        ] {
             let sent = node.early(&packet).goes(Action::Transmit(ETH));
             let tc = twin.from_device(&packet).goes(Action::Neighbour(ETH));
             assert_eq!(sent, Segment { link: LINK, ..tc });
@@ -59,9 +71,16 @@ fn both_directions_leave_as_at_tc<F: Net>() {
 
 /// Design, which program sees which packet: local pods and local processes are tc's.
 fn local_pods_and_processes_are_left_to_tc<F: Net>() {
-    for (protocol, backend) in PROTOCOLS.into_iter().flat_map(|p| [pod::<F>(POD_A), process::<F>(NODE)].map(|b| (p, b))) {
+    for (protocol, backend) in PROTOCOLS
+        .into_iter()
+        .flat_map(|p| [pod::<F>(POD_A), process::<F>(NODE)].map(|b| (p, b)))
+    {
         let node = Node::<F>::new().with_node_port(0, &[backend]);
-        assert!(node.from_device(&opening::<F>(protocol, FROM, TO)).said.is_ok());
+        assert!(
+            node.from_device(&opening::<F>(protocol, FROM, TO))
+                .said
+                .is_ok()
+        );
         node.early(&data::<F>(protocol)).untouched();
         assert_eq!(node.tables.counted(Counter::LeftToTc), 1);
     }
@@ -71,7 +90,9 @@ fn local_pods_and_processes_are_left_to_tc<F: Net>() {
 fn flows_of_pods_are_left_to_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(REMOTE)]);
-        let there = node.from_pod(VETH_A, &opening::<F>(protocol, (POD_A, 1), (VIP, 80))).goes(Action::Neighbour(ETH));
+        let there = node
+            .from_pod(VETH_A, &opening::<F>(protocol, (POD_A, 1), (VIP, 80)))
+            .goes(Action::Neighbour(ETH));
         node.early(&there.answer()).untouched();
         node.from_device(&there.answer()).goes(Action::Pod(VETH_A));
     }
@@ -82,17 +103,28 @@ fn what_xdp_cannot_finish_is_left_to_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let (node, _) = opened::<F>(protocol);
         let overhead = if F::V6 { 40 } else { 20 } + overhead(protocol);
-        node.early(&data::<F>(protocol).payload(&vec![1; 1500 - overhead])).goes(Action::Transmit(ETH));
-        node.early(&data::<F>(protocol).payload(&vec![1; 1501 - overhead])).untouched();
-        node.early(&data::<F>(protocol).ttl(2)).goes(Action::Transmit(ETH));
+        node.early(&data::<F>(protocol).payload(&vec![1; 1500 - overhead]))
+            .goes(Action::Transmit(ETH));
+        node.early(&data::<F>(protocol).payload(&vec![1; 1501 - overhead]))
+            .untouched();
+        node.early(&data::<F>(protocol).ttl(2))
+            .goes(Action::Transmit(ETH));
         node.early(&data::<F>(protocol).ttl(1)).untouched();
         node.early(&data::<F>(protocol).ttl(0)).untouched();
 
-        let unresolved = |node: &mut Node<F>, route| node.tables.routes.insert(F::at(REMOTE), route);
+        let unresolved =
+            |node: &mut Node<F>, route| node.tables.routes.insert(F::at(REMOTE), route);
         let (mut node, _) = opened::<F>(protocol);
-        unresolved(&mut node, Route { device: ETH, neighbour: None });
+        unresolved(
+            &mut node,
+            Route {
+                device: ETH,
+                neighbour: None,
+            },
+        );
         node.early(&data::<F>(protocol)).untouched();
-        node.from_device(&data::<F>(protocol)).goes(Action::Neighbour(ETH));
+        node.from_device(&data::<F>(protocol))
+            .goes(Action::Neighbour(ETH));
         node.tables.routes.clear();
         node.early(&data::<F>(protocol)).untouched();
         assert_eq!(node.tables.counted(Counter::LeftToTc), 2);
@@ -104,13 +136,26 @@ fn other_devices_need_a_program_to_send<F: Net>() {
     let other = IfIndex(3);
     for protocol in PROTOCOLS {
         let (mut node, _) = opened::<F>(protocol);
-        node.tables.routes.insert(F::at(REMOTE), Route { device: other, neighbour: Some(LINK) });
+        node.tables.routes.insert(
+            F::at(REMOTE),
+            Route {
+                device: other,
+                neighbour: Some(LINK),
+            },
+        );
         node.early(&data::<F>(protocol)).untouched();
-        let device = |flags| Device { mtu: 1500, flags, ..Device::default() };
+        let device = |flags| Device {
+            mtu: 1500,
+            flags,
+            ..Device::default()
+        };
         node.tables.devices.insert(other, device(0));
         node.early(&data::<F>(protocol)).untouched();
-        node.tables.devices.insert(other, device(Device::XDP_TARGET));
-        node.early(&data::<F>(protocol)).goes(Action::Transmit(other));
+        node.tables
+            .devices
+            .insert(other, device(Device::XDP_TARGET));
+        node.early(&data::<F>(protocol))
+            .goes(Action::Transmit(other));
     }
 }
 
@@ -118,7 +163,11 @@ fn other_devices_need_a_program_to_send<F: Net>() {
 fn closed_flow_makes_room_for_tc<F: Net>() {
     let (node, there) = opened::<F>(Protocol::TCP);
     let fin = FIN | ACK;
-    for packet in [there.answer(), data::<F>(Protocol::TCP).flags(fin), there.answer().flags(fin)] {
+    for packet in [
+        there.answer(),
+        data::<F>(Protocol::TCP).flags(fin),
+        there.answer().flags(fin),
+    ] {
         node.early(&packet).goes(Action::Transmit(ETH));
     }
     let syn = opening::<F>(Protocol::TCP, FROM, TO);

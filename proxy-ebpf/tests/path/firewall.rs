@@ -29,13 +29,24 @@ fn a_local_backend_is_reached_through_the_stack<F: Net>() {
     for protocol in PROTOCOLS {
         let node = node::<F>().with_node_port(0, &[pod::<F>(POD_A)]);
         let (client, frontend) = ((CLIENT, 40000), (NODE, NODE_PORT));
-        let forwarded = node.from_device(&opening::<F>(protocol, client, frontend)).goes(Action::Stack);
-        assert_eq!((forwarded.src, forwarded.dst), (end::<F>(client), end::<F>((POD_A, TARGET))));
+        let forwarded = node
+            .from_device(&opening::<F>(protocol, client, frontend))
+            .goes(Action::Stack);
+        assert_eq!(
+            (forwarded.src, forwarded.dst),
+            (end::<F>(client), end::<F>((POD_A, TARGET)))
+        );
         node.to_pod(VETH_A, &forwarded).untouched();
         node.from_pod(VETH_A, &forwarded.answer()).untouched();
         let answered = node.to_device(&forwarded.answer()).goes(Action::Stack);
-        assert_eq!((answered.src, answered.dst), (end::<F>(frontend), end::<F>(client)));
-        assert_eq!((node.flows(), node.tables.counted(Counter::Fallback)), ((0, 2), 0));
+        assert_eq!(
+            (answered.src, answered.dst),
+            (end::<F>(frontend), end::<F>(client))
+        );
+        assert_eq!(
+            (node.flows(), node.tables.counted(Counter::Fallback)),
+            ((0, 2), 0)
+        );
     }
 }
 
@@ -44,12 +55,20 @@ fn a_pod_reaches_backends_through_the_stack<F: Net>() {
         let node = node::<F>().with_cluster_ip(0, &[pod::<F>(backend)]);
         let (client, frontend) = ((POD_B, 40000), (VIP, 80));
         for protocol in PROTOCOLS {
-            let forwarded = node.from_pod(VETH_B, &opening::<F>(protocol, client, frontend)).goes(Action::Stack);
-            assert_eq!((forwarded.src, forwarded.dst), (end::<F>(client), end::<F>((backend, TARGET))));
+            let forwarded = node
+                .from_pod(VETH_B, &opening::<F>(protocol, client, frontend))
+                .goes(Action::Stack);
+            assert_eq!(
+                (forwarded.src, forwarded.dst),
+                (end::<F>(client), end::<F>((backend, TARGET)))
+            );
             node.to_device(&forwarded).untouched();
             node.from_device(&forwarded.answer()).untouched();
             let answered = node.to_pod(VETH_B, &forwarded.answer()).goes(Action::Stack);
-            assert_eq!((answered.src, answered.dst), (end::<F>(frontend), end::<F>(client)));
+            assert_eq!(
+                (answered.src, answered.dst),
+                (end::<F>(frontend), end::<F>(client))
+            );
         }
     }
 }
@@ -62,17 +81,28 @@ fn a_remote_backend_is_masqueraded_on_the_way_out_of_the_stack<F: Net>() {
         let syn = opening::<F>(protocol, client, frontend);
         for _ in 0..2 {
             let forwarded = node.from_device(&syn).goes(Action::Stack);
-            assert_eq!((forwarded.src, forwarded.dst), (end::<F>(client), end::<F>(backend)));
+            assert_eq!(
+                (forwarded.src, forwarded.dst),
+                (end::<F>(client), end::<F>(backend))
+            );
             let left = node.to_device(&forwarded).goes(Action::Stack);
-            assert_eq!((left.src.ip(), left.dst), (end::<F>((NODE, 0)).ip(), end::<F>(backend)));
+            assert_eq!(
+                (left.src.ip(), left.dst),
+                (end::<F>((NODE, 0)).ip(), end::<F>(backend))
+            );
             assert!((1024..30000).contains(&left.src.port()));
         }
         assert_eq!(node.flows(), (4, 0), "a second SYN opens nothing");
-        let left = node.to_device(&node.from_device(&syn).goes(Action::Stack)).goes(Action::Stack);
+        let left = node
+            .to_device(&node.from_device(&syn).goes(Action::Stack))
+            .goes(Action::Stack);
         let back = node.from_device(&left.answer()).goes(Action::Stack);
         assert_eq!((back.src, back.dst), (end::<F>(backend), end::<F>(client)));
         let answered = node.to_device(&back).goes(Action::Stack);
-        assert_eq!((answered.src, answered.dst), (end::<F>(frontend), end::<F>(client)));
+        assert_eq!(
+            (answered.src, answered.dst),
+            (end::<F>(frontend), end::<F>(client))
+        );
         assert_eq!(node.flows(), (0, 4));
         node.early(&left.answer()).untouched();
     }
@@ -82,8 +112,10 @@ fn a_remote_backend_is_masqueraded_on_the_way_out_of_the_stack<F: Net>() {
 fn a_connection_that_is_over_is_opened_anew_both_times<F: Net>() {
     let node = node::<F>().with_node_port(0, &[pod::<F>(REMOTE)]);
     let syn = opening::<F>(PROTOCOLS[0], (CLIENT, 40000), (NODE, NODE_PORT));
-    let out =
-        |packet: &crate::segment::Segment| node.to_device(&node.from_device(packet).goes(Action::Stack)).goes(Action::Stack);
+    let out = |packet: &crate::segment::Segment| {
+        node.to_device(&node.from_device(packet).goes(Action::Stack))
+            .goes(Action::Stack)
+    };
     let left = out(&syn);
     out(&left.answer());
     out(&left.answer().flags(FIN | ACK));
@@ -95,8 +127,16 @@ fn a_connection_that_is_over_is_opened_anew_both_times<F: Net>() {
 
 /// V12.
 fn without_a_port_nothing_stays_behind<F: Net>() {
-    let node = node::<F>().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE)]);
-    let open = |port| node.from_device(&opening::<F>(PROTOCOLS[0], (CLIENT, port), (NODE, NODE_PORT)));
+    let node = node::<F>()
+        .with_masquerade_port(2000)
+        .with_node_port(0, &[pod::<F>(REMOTE)]);
+    let open = |port| {
+        node.from_device(&opening::<F>(
+            PROTOCOLS[0],
+            (CLIENT, port),
+            (NODE, NODE_PORT),
+        ))
+    };
     open(1).goes(Action::Stack);
     open(2).dropped(Reason::NoMasqueradePort);
     assert_eq!(node.flows(), (4, 0));
@@ -106,5 +146,11 @@ fn without_a_port_nothing_stays_behind<F: Net>() {
 fn a_pod_that_reaches_itself_does_not_meet_the_stack<F: Net>() {
     let node = node::<F>().with_cluster_ip(0, &[pod::<F>(POD_A)]);
     let syn = opening::<F>(PROTOCOLS[0], (POD_A, 40000), (VIP, 80));
-    assert_eq!(node.from_pod(VETH_A, &syn).goes(Action::Pod(VETH_A)).src.ip(), end::<F>((VIP, 0)).ip());
+    assert_eq!(
+        node.from_pod(VETH_A, &syn)
+            .goes(Action::Pod(VETH_A))
+            .src
+            .ip(),
+        end::<F>((VIP, 0)).ip()
+    );
 }

@@ -56,16 +56,33 @@ pub fn join<F: Net>(frames: &[Vec<u8>]) -> (Segment, u32) {
     let mut numbers = std::collections::BTreeSet::new();
     for (n, frame) in frames.iter().enumerate() {
         let (at, field, number) = if F::V6 {
-            (62, [frame[56], frame[57]], u32::from_be_bytes([frame[58], frame[59], frame[60], frame[61]]))
+            (
+                62,
+                [frame[56], frame[57]],
+                u32::from_be_bytes([frame[58], frame[59], frame[60], frame[61]]),
+            )
         } else {
-            let header = etherparse::Ipv4Header::from_slice(&frame[14..]).expect("a header").0;
-            assert_eq!(header.header_checksum, header.calc_header_checksum(), "fragment {n}");
+            let header = etherparse::Ipv4Header::from_slice(&frame[14..])
+                .expect("a header")
+                .0;
+            assert_eq!(
+                header.header_checksum,
+                header.calc_header_checksum(),
+                "fragment {n}"
+            );
             (34, [frame[20], frame[21]], header.identification.into())
         };
         numbers.insert(number);
         let field = u16::from_be_bytes(field);
-        let (offset, more) = if F::V6 { (field & !7, field & 1) } else { (field << 3, field >> 13 & 1) };
-        assert_eq!((usize::from(offset), usize::from(more)), (n * PIECE, usize::from(n + 1 < frames.len())));
+        let (offset, more) = if F::V6 {
+            (field & !7, field & 1)
+        } else {
+            (field << 3, field >> 13 & 1)
+        };
+        assert_eq!(
+            (usize::from(offset), usize::from(more)),
+            (n * PIECE, usize::from(n + 1 < frames.len()))
+        );
         assert_eq!(frame[14..34][..2], whole[14..34][..2]);
         whole.extend(&frame[at..]);
     }
@@ -77,11 +94,16 @@ pub fn join<F: Net>(frames: &[Vec<u8>]) -> (Segment, u32) {
     } else {
         whole[16..18].copy_from_slice(&len.to_be_bytes());
         whole[20..22].fill(0);
-        let mut header = etherparse::Ipv4Header::from_slice(&whole[14..]).expect("a header").0;
+        let mut header = etherparse::Ipv4Header::from_slice(&whole[14..])
+            .expect("a header")
+            .0;
         header.header_checksum = header.calc_header_checksum();
         whole[14..34].copy_from_slice(&header.to_bytes());
     }
-    (Segment::read(&whole).expect("a whole packet"), numbers.into_iter().next().expect("a number"))
+    (
+        Segment::read(&whole).expect("a whole packet"),
+        numbers.into_iter().next().expect("a number"),
+    )
 }
 
 /// What a hook makes of all fragments, each of which goes on by `action`.
@@ -96,7 +118,12 @@ fn all(frames: &[Vec<u8>], action: Action, hook: impl Fn(&[u8]) -> Hop) -> Vec<V
 }
 
 /// A connection that there is already, for TCP.
-fn node_with<F: Net>(node: Node<F>, protocol: Protocol, open: impl Fn(&Node<F>, &Segment), syn: (End, End)) -> Node<F> {
+fn node_with<F: Net>(
+    node: Node<F>,
+    protocol: Protocol,
+    open: impl Fn(&Node<F>, &Segment),
+    syn: (End, End),
+) -> Node<F> {
     if protocol == Protocol::TCP {
         open(&node, &opening::<F>(protocol, syn.0, syn.1));
     }
@@ -108,14 +135,27 @@ const TRANSLATED: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
 fn a_local_pod_gets_them<F: Net>() {
     for protocol in TRANSLATED {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
-        let node = node_with(node, protocol, |node, syn| _ = node.from_device(syn).goes(Action::Pod(VETH_A)), (FROM, TO));
+        let node = node_with(
+            node,
+            protocol,
+            |node, syn| _ = node.from_device(syn).goes(Action::Pod(VETH_A)),
+            (FROM, TO),
+        );
         let sent = long::<F>(protocol, FROM, TO);
         let frames = cut::<F>(&sent, (CLIENT, NODE));
-        let (arrived, number) = join::<F>(&all(&frames, Action::Pod(VETH_A), |bytes| node.raw_from_device(bytes)));
-        assert_eq!((&arrived, number), (&sent.to(end::<F>((POD_A, TARGET))).hop(), NUMBER.into()), "the source is kept");
+        let (arrived, number) = join::<F>(&all(&frames, Action::Pod(VETH_A), |bytes| {
+            node.raw_from_device(bytes)
+        }));
+        assert_eq!(
+            (&arrived, number),
+            (&sent.to(end::<F>((POD_A, TARGET))).hop(), NUMBER.into()),
+            "the source is kept"
+        );
         let answer = long::<F>(protocol, (POD_A, TARGET), FROM);
         let frames = cut::<F>(&answer, (POD_A, CLIENT));
-        let back = all(&frames, Action::Neighbour(ETH), |bytes| node.raw_at_pod(VETH_A, true, bytes));
+        let back = all(&frames, Action::Neighbour(ETH), |bytes| {
+            node.raw_at_pod(VETH_A, true, bytes)
+        });
         assert_eq!(join::<F>(&back).0, answer.from(end::<F>(TO)).hop());
     }
 }
@@ -124,26 +164,46 @@ fn a_local_pod_gets_them<F: Net>() {
 fn a_remote_pod_gets_them_from_the_node<F: Net>() {
     for protocol in TRANSLATED {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
-        let node = node_with(node, protocol, |node, syn| _ = node.from_device(syn).goes(Action::Neighbour(ETH)), (FROM, TO));
+        let node = node_with(
+            node,
+            protocol,
+            |node, syn| _ = node.from_device(syn).goes(Action::Neighbour(ETH)),
+            (FROM, TO),
+        );
         let sent = long::<F>(protocol, FROM, TO);
         let frames = cut::<F>(&sent, (CLIENT, NODE));
-        let (left, number) = join::<F>(&all(&frames, Action::Neighbour(ETH), |bytes| node.raw_from_device(bytes)));
-        assert_eq!(left, sent.from(end::<F>((NODE, left.src.port()))).to(end::<F>((REMOTE, TARGET))).hop());
+        let (left, number) = join::<F>(&all(&frames, Action::Neighbour(ETH), |bytes| {
+            node.raw_from_device(bytes)
+        }));
+        assert_eq!(
+            left,
+            sent.from(end::<F>((NODE, left.src.port())))
+                .to(end::<F>((REMOTE, TARGET)))
+                .hop()
+        );
         assert_eq!(number == u32::from(NUMBER), F::V6);
         let answer = long::<F>(protocol, (REMOTE, TARGET), (NODE, left.src.port()));
         let frames = cut::<F>(&answer, (REMOTE, NODE));
-        let (back, number) = join::<F>(&all(&frames, Action::Neighbour(ETH), |bytes| node.raw_from_device(bytes)));
+        let (back, number) = join::<F>(&all(&frames, Action::Neighbour(ETH), |bytes| {
+            node.raw_from_device(bytes)
+        }));
         assert_eq!(back, answer.from(end::<F>(TO)).to(end::<F>(FROM)).hop());
         assert_eq!(number == u32::from(NUMBER), F::V6);
     }
 }
 
 fn a_pod_reaches_another_by_its_cluster_ip<F: Net>() {
-    for (backend, action) in [(POD_A, Action::Pod(VETH_A)), (REMOTE, Action::Neighbour(ETH))] {
+    for (backend, action) in [
+        (POD_A, Action::Pod(VETH_A)),
+        (REMOTE, Action::Neighbour(ETH)),
+    ] {
         let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(backend)]);
         let sent = long::<F>(Protocol::UDP, (POD_B, 40000), (VIP, 80));
         let frames = cut::<F>(&sent, (POD_B, VIP));
-        let left = join::<F>(&all(&frames, action, |bytes| node.raw_at_pod(VETH_B, true, bytes))).0;
+        let left = join::<F>(&all(&frames, action, |bytes| {
+            node.raw_at_pod(VETH_B, true, bytes)
+        }))
+        .0;
         assert_eq!(left, sent.to(end::<F>((backend, TARGET))).hop());
     }
 }
@@ -152,20 +212,30 @@ fn a_process_here_gets_them_through_the_stack<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[process::<F>(NODE)]);
     let sent = long::<F>(Protocol::UDP, FROM, TO);
     let frames = cut::<F>(&sent, (CLIENT, NODE));
-    let arrived = join::<F>(&all(&frames, Action::Stack, |bytes| node.raw_from_device(bytes))).0;
+    let arrived = join::<F>(&all(&frames, Action::Stack, |bytes| {
+        node.raw_from_device(bytes)
+    }))
+    .0;
     assert_eq!(arrived, sent.to(end::<F>((NODE, TARGET))));
     let answer = long::<F>(Protocol::UDP, (NODE, TARGET), FROM);
     let frames = cut::<F>(&answer, (NODE, CLIENT));
-    let back = join::<F>(&all(&frames, Action::Stack, |bytes| node.raw_to_device(bytes))).0;
+    let back = join::<F>(&all(&frames, Action::Stack, |bytes| {
+        node.raw_to_device(bytes)
+    }))
+    .0;
     assert_eq!(back, answer.from(end::<F>(TO)));
 }
 
 /// For a cluster IP it can only be meant for us; the node's own address has others.
 fn one_before_the_first_is_dropped_or_left_to_the_stack<F: Net>() {
-    let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]).with_cluster_ip(0, &[pod::<F>(REMOTE)]);
+    let node = Node::<F>::new()
+        .with_node_port(0, &[pod::<F>(REMOTE)])
+        .with_cluster_ip(0, &[pod::<F>(REMOTE)]);
     let later = |src, dst| fragment::<F>(src, dst, IpNumber::UDP, false, 100, &[7; 16]);
-    node.raw_at_pod(VETH_A, true, &later(POD_A, VIP)).dropped(Reason::FragmentUnknown);
-    node.raw_from_device(&later(CLIENT, VIP)).dropped(Reason::FragmentUnknown);
+    node.raw_at_pod(VETH_A, true, &later(POD_A, VIP))
+        .dropped(Reason::FragmentUnknown);
+    node.raw_from_device(&later(CLIENT, VIP))
+        .dropped(Reason::FragmentUnknown);
     assert_eq!(node.tables.counted(Counter::FragmentLeft), 0);
     node.raw_from_device(&later(CLIENT, NODE)).untouched();
     assert_eq!(node.tables.counted(Counter::FragmentLeft), 1);
@@ -185,22 +255,31 @@ fn packets_with_extension_headers_are_translated<F: Net>() {
     }
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
-        let (sent, owed) = (opening::<F>(protocol, FROM, TO), opening::<F>(protocol, FROM, (POD_A, TARGET)).hop());
+        let (sent, owed) = (
+            opening::<F>(protocol, FROM, TO),
+            opening::<F>(protocol, FROM, (POD_A, TARGET)).hop(),
+        );
         let with_options = |packet: &Segment, (src, dst): (Dotted, Dotted)| {
             let number = IpNumber(protocol.0);
             let mut headers = headers::<F>(src, dst, number);
-            let etherparse::IpHeaders::Ipv6(ip, extensions) = &mut headers else { unreachable!("IPv6") };
+            let etherparse::IpHeaders::Ipv6(ip, extensions) = &mut headers else {
+                unreachable!("IPv6")
+            };
             ip.hop_limit = packet.ttl;
             let options = Ipv6RawExtHeader::new_raw(number, &[1, 4, 0, 0, 0, 0]).expect("fits");
             extensions.destination_options = Some(options);
             let mut bytes = Vec::new();
             let step = PacketBuilder::ethernet2([2; 6], [4; 6]).ip(headers);
-            step.write(&mut bytes, number, &packet.bytes()[54..]).expect("writes to memory");
+            step.write(&mut bytes, number, &packet.bytes()[54..])
+                .expect("writes to memory");
             bytes
         };
         let hop = node.raw_from_device(&with_options(&sent, (CLIENT, NODE)));
         assert_eq!(hop.said, Ok(Action::Pod(VETH_A)));
-        assert_eq!(hop.bytes()[14..], with_options(&owed, (CLIENT, POD_A))[14..]);
+        assert_eq!(
+            hop.bytes()[14..],
+            with_options(&owed, (CLIENT, POD_A))[14..]
+        );
     }
 }
 

@@ -49,15 +49,21 @@ fn data<F: Net>() -> Segment {
 /// A node with one remote backend and an established connection; what the backend saw.
 fn connected<F: Net>(protocol: Protocol) -> (Node<F>, Segment) {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
-    let there = node.from_device(&opening::<F>(protocol, FROM, TO)).goes(Action::Neighbour(ETH));
-    node.from_device(&there.answer()).goes(Action::Neighbour(ETH));
+    let there = node
+        .from_device(&opening::<F>(protocol, FROM, TO))
+        .goes(Action::Neighbour(ETH));
+    node.from_device(&there.answer())
+        .goes(Action::Neighbour(ETH));
     assert_eq!(node.flows(), (0, 2));
     (node, there)
 }
 
 /// The two keys of the connection that the backend saw as `there`.
 fn keys<F: Net>(there: &Segment) -> [FlowKey<F::Addr>; 2] {
-    [key::<F>(there.protocol, FROM, TO), key::<F>(there.protocol, (REMOTE, TARGET), (NODE, there.src.port()))]
+    [
+        key::<F>(there.protocol, FROM, TO),
+        key::<F>(there.protocol, (REMOTE, TARGET), (NODE, there.src.port())),
+    ]
 }
 
 /// V18: a client that repeats its SYN is still the same connection, whoever joined the Service.
@@ -66,8 +72,14 @@ fn retransmitted_syn_finds_its_flow<F: Net>() {
     let first = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
     node.later(3);
     node = node.with_node_port(0, &[pod::<F>(POD_A), pod::<F>(REMOTE), pod::<F>(POD_B)]);
-    assert_eq!(node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH)), first);
-    assert_eq!((node.flows(), node.tables.counted(Counter::Opened)), ((2, 0), 1));
+    assert_eq!(
+        node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH)),
+        first
+    );
+    assert_eq!(
+        (node.flows(), node.tables.counted(Counter::Opened)),
+        ((2, 0), 1)
+    );
 }
 
 /// V18: after the timeout an unanswered SYN is a new connection, to a backend of now.
@@ -89,7 +101,9 @@ fn evicted_reply_entry_opens_the_flow_anew<F: Net>() {
 
     let again = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
     assert_eq!(node.flows(), (2, 0));
-    let answered = node.from_device(&again.answer()).goes(Action::Neighbour(ETH));
+    let answered = node
+        .from_device(&again.answer())
+        .goes(Action::Neighbour(ETH));
     assert_eq!((answered.src, answered.dst), (end::<F>(TO), end::<F>(FROM)));
     assert_eq!(node.flows(), (0, 2));
 }
@@ -100,16 +114,28 @@ fn evicted_forward_entry_opens_the_flow_anew<F: Net>() {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(backend)]);
         let hop = node.from_device(&syn::<F>());
         let there = Segment::read(hop.bytes()).expect("a valid packet");
-        node.tables.remove_flow(Table::Opening, &key::<F>(Protocol::TCP, FROM, TO));
+        node.tables
+            .remove_flow(Table::Opening, &key::<F>(Protocol::TCP, FROM, TO));
         let answer = |there: &Segment| match backend {
-            POD_A => node.from_pod(VETH_A, &there.answer()).goes(Action::Neighbour(ETH)),
-            _ => node.from_device(&there.answer()).goes(Action::Neighbour(ETH)),
+            POD_A => node
+                .from_pod(VETH_A, &there.answer())
+                .goes(Action::Neighbour(ETH)),
+            _ => node
+                .from_device(&there.answer())
+                .goes(Action::Neighbour(ETH)),
         };
         assert_eq!(answer(&there).dst, end::<F>(FROM));
-        assert_eq!((node.flows(), node.tables.counted(Counter::Established)), ((1, 0), 0));
+        assert_eq!(
+            (node.flows(), node.tables.counted(Counter::Established)),
+            ((1, 0), 0)
+        );
 
         let hop = node.from_device(&syn::<F>());
-        assert!(matches!(hop.said, Ok(Action::Pod(_) | Action::Neighbour(_))), "{:?}", hop.said);
+        assert!(
+            matches!(hop.said, Ok(Action::Pod(_) | Action::Neighbour(_))),
+            "{:?}",
+            hop.said
+        );
         let again = Segment::read(hop.bytes()).expect("a valid packet");
         assert_eq!(answer(&again).dst, end::<F>(FROM));
         assert_eq!(node.tables.established.borrow().len(), 2);
@@ -123,7 +149,10 @@ fn reset_by_the_backend_does_not_establish<F: Net>() {
     let reset = there.answer().flags(RST | ACK);
     let answered = node.from_device(&reset).goes(Action::Neighbour(ETH));
     assert_eq!(answered, reset.from(end::<F>(TO)).to(end::<F>(FROM)).hop());
-    assert_eq!((node.flows(), node.tables.counted(Counter::Established)), ((2, 0), 0));
+    assert_eq!(
+        (node.flows(), node.tables.counted(Counter::Established)),
+        ((2, 0), 0)
+    );
 }
 
 /// V18: where the table of established flows is full, connections work from the half-open one, and that is counted.
@@ -133,14 +162,24 @@ fn full_table_is_counted_and_the_flow_lives_on<F: Net>() {
         node.tables.capacity = capacity;
         let there = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
         for round in 1..=2 {
-            node.from_device(&there.answer()).goes(Action::Neighbour(ETH));
-            assert_eq!(node.from_device(&data::<F>()).goes(Action::Neighbour(ETH)).src, there.src);
+            node.from_device(&there.answer())
+                .goes(Action::Neighbour(ETH));
+            assert_eq!(
+                node.from_device(&data::<F>())
+                    .goes(Action::Neighbour(ETH))
+                    .src,
+                there.src
+            );
             assert_eq!(node.flows(), (2, 0));
             assert_eq!(node.tables.counted(Counter::TableFull), round);
         }
         node.tables.capacity = 2;
-        node.from_device(&there.answer()).goes(Action::Neighbour(ETH));
-        assert_eq!((node.flows(), node.tables.counted(Counter::Established)), ((0, 2), 1));
+        node.from_device(&there.answer())
+            .goes(Action::Neighbour(ETH));
+        assert_eq!(
+            (node.flows(), node.tables.counted(Counter::Established)),
+            ((0, 2), 1)
+        );
     }
 }
 
@@ -148,38 +187,77 @@ fn full_table_is_counted_and_the_flow_lives_on<F: Net>() {
 fn established_flow_outlives_its_service<F: Net>() {
     let (mut node, there) = connected::<F>(Protocol::TCP);
     node = node.with_node_port(0, &[pod::<F>(POD_A)]);
-    assert_eq!(node.from_device(&data::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
+    assert_eq!(
+        node.from_device(&data::<F>())
+            .goes(Action::Neighbour(ETH))
+            .dst,
+        there.dst
+    );
     node.tables.services.clear();
     node.tables.backends.clear();
-    assert_eq!(node.from_device(&data::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
-    assert_eq!(node.from_device(&there.answer()).goes(Action::Neighbour(ETH)).dst, end::<F>(FROM));
+    assert_eq!(
+        node.from_device(&data::<F>())
+            .goes(Action::Neighbour(ETH))
+            .dst,
+        there.dst
+    );
+    assert_eq!(
+        node.from_device(&there.answer())
+            .goes(Action::Neighbour(ETH))
+            .dst,
+        end::<F>(FROM)
+    );
 }
 
 /// V16: TCP that is no SYN and has no flow: untouched on a nodePort, dropped on a cluster IP.
 fn packets_in_the_middle_of_nothing<F: Net>() {
     let backends = [pod::<F>(POD_A)];
-    let node = Node::<F>::new().with_node_port(0, &backends).with_cluster_ip(0, &backends);
-    for flags in [ACK, SYN | ACK, RST, RST | ACK, FIN | ACK, SYN | FIN, SYN | RST, 0] {
+    let node = Node::<F>::new()
+        .with_node_port(0, &backends)
+        .with_cluster_ip(0, &backends);
+    for flags in [
+        ACK,
+        SYN | ACK,
+        RST,
+        RST | ACK,
+        FIN | ACK,
+        SYN | FIN,
+        SYN | RST,
+        0,
+    ] {
         node.from_device(&data::<F>().flags(flags)).untouched();
         let to_vip = data::<F>().to(end::<F>((VIP, 80))).flags(flags);
         node.from_device(&to_vip).dropped(Reason::NotSyn);
-        node.from_pod(VETH_B, &to_vip.from(end::<F>((POD_B, 1)))).dropped(Reason::NotSyn);
+        node.from_pod(VETH_B, &to_vip.from(end::<F>((POD_B, 1))))
+            .dropped(Reason::NotSyn);
     }
     assert_eq!(node.flows(), (0, 0));
 }
 
 /// V17: a SYN on a flow that has ended, by FIN of both or RST of either, is a new connection to a backend of now.
 fn syn_on_a_closed_connection_opens_a_new_one<F: Net>() {
-    for (forward, reply) in [(Some(FIN | ACK), Some(FIN | ACK)), (Some(RST), None), (None, Some(RST | ACK))] {
+    for (forward, reply) in [
+        (Some(FIN | ACK), Some(FIN | ACK)),
+        (Some(RST), None),
+        (None, Some(RST | ACK)),
+    ] {
         let (mut node, there) = connected::<F>(Protocol::TCP);
         node = node.with_node_port(0, &[pod::<F>(POD_A)]);
         if let Some(flags) = forward {
-            node.from_device(&data::<F>().flags(flags)).goes(Action::Neighbour(ETH));
+            node.from_device(&data::<F>().flags(flags))
+                .goes(Action::Neighbour(ETH));
         }
         if let Some(flags) = reply {
-            node.from_device(&there.answer().flags(flags)).goes(Action::Neighbour(ETH));
+            node.from_device(&there.answer().flags(flags))
+                .goes(Action::Neighbour(ETH));
         }
-        assert_eq!(node.from_device(&data::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst, "the last ACK");
+        assert_eq!(
+            node.from_device(&data::<F>())
+                .goes(Action::Neighbour(ETH))
+                .dst,
+            there.dst,
+            "the last ACK"
+        );
         node.from_device(&syn::<F>()).goes(Action::Pod(VETH_A));
         assert_eq!(node.flows(), (2, 0));
         node.from_device(&there.answer()).untouched();
@@ -190,9 +268,20 @@ fn syn_on_a_closed_connection_opens_a_new_one<F: Net>() {
 fn syn_on_a_living_connection_does_not<F: Net>() {
     let (mut node, there) = connected::<F>(Protocol::TCP);
     node = node.with_node_port(0, &[pod::<F>(POD_A), pod::<F>(REMOTE)]);
-    assert_eq!(node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
-    node.from_device(&data::<F>().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
-    assert_eq!(node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
+    assert_eq!(
+        node.from_device(&syn::<F>())
+            .goes(Action::Neighbour(ETH))
+            .dst,
+        there.dst
+    );
+    node.from_device(&data::<F>().flags(FIN | ACK))
+        .goes(Action::Neighbour(ETH));
+    assert_eq!(
+        node.from_device(&syn::<F>())
+            .goes(Action::Neighbour(ETH))
+            .dst,
+        there.dst
+    );
     assert_eq!(node.flows(), (0, 2));
 }
 
@@ -200,7 +289,12 @@ fn syn_on_a_living_connection_does_not<F: Net>() {
 fn syn_whose_backend_has_left_opens_a_new_flow<F: Net>() {
     let (mut node, there) = connected::<F>(Protocol::TCP);
     node = node.with_node_port(0, &[pod::<F>(POD_A)]);
-    assert_eq!(node.from_device(&data::<F>()).goes(Action::Neighbour(ETH)).dst, there.dst);
+    assert_eq!(
+        node.from_device(&data::<F>())
+            .goes(Action::Neighbour(ETH))
+            .dst,
+        there.dst
+    );
     node.from_device(&syn::<F>()).goes(Action::Pod(VETH_A));
     node = node.with_node_port(0, &[pod::<F>(POD_B)]);
     node.from_device(&syn::<F>()).goes(Action::Pod(VETH_B));
@@ -215,7 +309,10 @@ fn syn_whose_backend_is_for_policy_local_only_opens_a_new_flow<F: Net>() {
     for (flags, same) in [(0, false), (ServiceFlags::LOCAL, true)] {
         let (mut node, there) = connected::<F>(Protocol::TCP);
         node = node.with_node_port(flags, &[pod::<F>(REMOTE), pod::<F>(POD_A)]);
-        node.tables.services.values_mut().for_each(|service| (service.cluster_first, service.cluster_len) = (1, 1));
+        node.tables
+            .services
+            .values_mut()
+            .for_each(|service| (service.cluster_first, service.cluster_len) = (1, 1));
         let hop = node.from_device(&syn::<F>());
         if same {
             assert_eq!(hop.goes(Action::Neighbour(ETH)).dst, there.dst);
@@ -233,7 +330,10 @@ fn one_way_udp_keeps_its_backend<F: Net>() {
     node = node.with_node_port(0, &[pod::<F>(POD_A)]);
     for _ in 0..5 {
         node.later(29);
-        assert_eq!(node.from_device(&datagram).goes(Action::Neighbour(ETH)).src, first.src);
+        assert_eq!(
+            node.from_device(&datagram).goes(Action::Neighbour(ETH)).src,
+            first.src
+        );
     }
     node.later(31);
     node.from_device(&datagram).goes(Action::Pod(VETH_A));
@@ -246,7 +346,11 @@ fn expired_udp_flow_is_opened_anew<F: Net>() {
     let datagram = packet::<F>(Protocol::UDP, FROM, TO);
     for _ in 0..3 {
         node.later(119);
-        assert_eq!(node.from_device(&datagram).goes(Action::Neighbour(ETH)).dst, there.dst, "each datagram keeps it alive");
+        assert_eq!(
+            node.from_device(&datagram).goes(Action::Neighbour(ETH)).dst,
+            there.dst,
+            "each datagram keeps it alive"
+        );
     }
     node.later(121);
     node.from_device(&datagram).goes(Action::Pod(VETH_A));
@@ -259,9 +363,15 @@ fn udp_flow_with_replies_only_is_alive<F: Net>() {
     node = node.with_node_port(0, &[pod::<F>(POD_A)]);
     for _ in 0..5 {
         node.later(60);
-        node.from_device(&there.answer()).goes(Action::Neighbour(ETH));
+        node.from_device(&there.answer())
+            .goes(Action::Neighbour(ETH));
     }
-    assert_eq!(node.from_device(&packet::<F>(Protocol::UDP, FROM, TO)).goes(Action::Neighbour(ETH)).dst, there.dst);
+    assert_eq!(
+        node.from_device(&packet::<F>(Protocol::UDP, FROM, TO))
+            .goes(Action::Neighbour(ETH))
+            .dst,
+        there.dst
+    );
 }
 
 /// Design: the way is chosen when the flow opens and binds both directions; hooks that it does not name leave its packets alone.
@@ -281,12 +391,16 @@ fn an_answer_to_a_direct_connection_is_not_taken_for_a_closed_flows<F: Net>() {
     let syn = opening::<F>(Protocol::TCP, (POD_B, 40000), (VIP, 80));
     let there = node.from_pod(VETH_B, &syn).goes(Action::Pod(VETH_A));
     for flags in [SYN | ACK, FIN | ACK] {
-        node.from_pod(VETH_A, &there.answer().flags(flags)).goes(Action::Pod(VETH_B));
+        node.from_pod(VETH_A, &there.answer().flags(flags))
+            .goes(Action::Pod(VETH_B));
     }
-    node.from_pod(VETH_B, &syn.clone().flags(FIN | ACK)).goes(Action::Pod(VETH_A));
-    node.from_pod(VETH_A, &there.answer().flags(ACK)).goes(Action::Pod(VETH_B));
+    node.from_pod(VETH_B, &syn.clone().flags(FIN | ACK))
+        .goes(Action::Pod(VETH_A));
+    node.from_pod(VETH_A, &there.answer().flags(ACK))
+        .goes(Action::Pod(VETH_B));
     assert_eq!(node.flows(), (0, 2));
-    node.from_pod(VETH_A, &there.answer().flags(SYN | ACK)).untouched();
+    node.from_pod(VETH_A, &there.answer().flags(SYN | ACK))
+        .untouched();
     assert_eq!(node.flows(), (0, 0));
 }
 
@@ -294,9 +408,11 @@ fn nor_is_that_of_a_process_here_and_what_follows_it<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[process::<F>(NODE)]);
     let there = node.from_device(&syn::<F>()).goes(Action::Stack);
     for flags in [SYN | ACK, FIN | ACK] {
-        node.to_device(&there.answer().flags(flags)).goes(Action::Stack);
+        node.to_device(&there.answer().flags(flags))
+            .goes(Action::Stack);
     }
-    node.from_device(&data::<F>().flags(FIN | ACK)).goes(Action::Stack);
+    node.from_device(&data::<F>().flags(FIN | ACK))
+        .goes(Action::Stack);
     assert_eq!(node.flows(), (0, 2));
     // From the same port the client asks the process itself now.
     for flags in [SYN | ACK, ACK, FIN | ACK] {
@@ -307,17 +423,26 @@ fn nor_is_that_of_a_process_here_and_what_follows_it<F: Net>() {
 
 /// A client's late RST on a connection whose masquerade port another has now.
 fn a_replaced_connections_late_packets_are_no_news_of_the_newcomer<F: Net>() {
-    let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE)]);
+    let node = Node::<F>::new()
+        .with_masquerade_port(2000)
+        .with_node_port(0, &[pod::<F>(REMOTE)]);
     let left = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
-    node.from_device(&left.answer()).goes(Action::Neighbour(ETH));
-    node.from_device(&left.answer().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
-    node.from_device(&data::<F>().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer())
+        .goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer().flags(FIN | ACK))
+        .goes(Action::Neighbour(ETH));
+    node.from_device(&data::<F>().flags(FIN | ACK))
+        .goes(Action::Neighbour(ETH));
     let newcomer = opening::<F>(Protocol::TCP, (CLIENT, 40001), TO);
     let left = node.from_device(&newcomer).goes(Action::Neighbour(ETH));
-    node.from_device(&left.answer()).goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer())
+        .goes(Action::Neighbour(ETH));
     node.from_device(&data::<F>().flags(RST));
     let [_, reply] = keys::<F>(&left);
-    assert_eq!(node.flow(&node.tables.established, &reply).state, State::REPLIED);
+    assert_eq!(
+        node.flow(&node.tables.established, &reply).state,
+        State::REPLIED
+    );
 }
 
 /// Two answers on two CPUs: the later one finds that the first has moved both entries, and leaves them where they are.
@@ -327,9 +452,13 @@ fn a_second_first_answer_does_not_undo_the_promotion<F: Net>() {
         let [forward, reply] = keys::<F>(&there);
         let flow = node.flow(&node.tables.established, &reply);
         // As the second CPU still saw it.
-        node.tables.opening.borrow_mut().insert(reply, proxy_common::flow::Flow { state: 0, ..flow });
+        node.tables
+            .opening
+            .borrow_mut()
+            .insert(reply, proxy_common::flow::Flow { state: 0, ..flow });
         node.tables.established.borrow_mut().remove(&reply);
-        node.from_device(&there.answer()).goes(Action::Neighbour(ETH));
+        node.from_device(&there.answer())
+            .goes(Action::Neighbour(ETH));
         assert!(node.tables.established.borrow().contains_key(&forward));
         assert!(node.tables.established.borrow().contains_key(&reply));
     }
@@ -340,15 +469,23 @@ fn fin_and_reset_are_noted_in_both_entries<F: Net>() {
     let (node, there) = connected::<F>(Protocol::TCP);
     let states = || keys::<F>(&there).map(|key| node.flow(&node.tables.established, &key).state);
     assert_eq!(states(), [State::REPLIED; 2]);
-    node.from_device(&data::<F>().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
+    node.from_device(&data::<F>().flags(FIN | ACK))
+        .goes(Action::Neighbour(ETH));
     assert_eq!(states(), [State::REPLIED | State::FIN_FORWARD; 2]);
-    node.from_device(&there.answer().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
+    node.from_device(&there.answer().flags(FIN | ACK))
+        .goes(Action::Neighbour(ETH));
     assert_eq!(states(), [State::REPLIED | State::FIN_BOTH; 2]);
-    node.from_device(&there.answer().flags(RST)).goes(Action::Neighbour(ETH));
-    assert_eq!(states(), [State::REPLIED | State::FIN_BOTH; 2], "a closed flow has no news");
+    node.from_device(&there.answer().flags(RST))
+        .goes(Action::Neighbour(ETH));
+    assert_eq!(
+        states(),
+        [State::REPLIED | State::FIN_BOTH; 2],
+        "a closed flow has no news"
+    );
 
     let (node, there) = connected::<F>(Protocol::TCP);
-    node.from_device(&there.answer().flags(RST)).goes(Action::Neighbour(ETH));
+    node.from_device(&there.answer().flags(RST))
+        .goes(Action::Neighbour(ETH));
     let states = keys::<F>(&there).map(|key| node.flow(&node.tables.established, &key).state);
     assert_eq!(states, [State::REPLIED | State::RESET; 2]);
 }

@@ -63,7 +63,10 @@ fn there_and_back_masqueraded<F: Net>(node: &Node<F>, protocol: Protocol, backen
     let left = node.from_device(&syn).goes(Action::Neighbour(ETH));
     let port = left.src.port();
     assert!((1024..30000).contains(&port), "{port}");
-    assert_eq!(left, syn.from(end::<F>((NODE, port))).to(end::<F>(backend)).hop());
+    assert_eq!(
+        left,
+        syn.from(end::<F>((NODE, port))).to(end::<F>(backend)).hop()
+    );
 
     let answer = left.answer();
     let answered = node.from_device(&answer).goes(Action::Neighbour(ETH));
@@ -72,7 +75,12 @@ fn there_and_back_masqueraded<F: Net>(node: &Node<F>, protocol: Protocol, backen
 
     let data = packet::<F>(protocol, FROM, TO).flags(ACK);
     let left = node.from_device(&data).goes(Action::Neighbour(ETH));
-    assert_eq!(left, data.from(end::<F>((NODE, port))).to(end::<F>(backend)).hop());
+    assert_eq!(
+        left,
+        data.from(end::<F>((NODE, port)))
+            .to(end::<F>(backend))
+            .hop()
+    );
 }
 
 /// A hostNetwork backend of this node: the stack delivers, and its reply is restored on the way out. The stack counts the hops.
@@ -115,7 +123,10 @@ fn pod_reaches_the_node_port_of_its_own_node<F: Net>() {
 
 /// Design, tables: one lookup of an established, unfragmented packet gives the whole rewrite and the way.
 fn established_packets_cost_one_lookup<F: Net>() {
-    for (protocol, backend) in PROTOCOLS.into_iter().flat_map(|p| [POD_A, REMOTE].map(|b| (p, b))) {
+    for (protocol, backend) in PROTOCOLS
+        .into_iter()
+        .flat_map(|p| [POD_A, REMOTE].map(|b| (p, b)))
+    {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(backend)]);
         let opened = node.from_device(&opening::<F>(protocol, FROM, TO));
         let there = crate::segment::Segment::read(opened.bytes()).expect("a valid packet");
@@ -127,7 +138,11 @@ fn established_packets_cost_one_lookup<F: Net>() {
         assert_eq!(node.flows(), (0, 2));
 
         node.tables.lookups.set(0);
-        assert!(node.from_device(&packet::<F>(protocol, FROM, TO).flags(ACK)).said.is_ok());
+        assert!(
+            node.from_device(&packet::<F>(protocol, FROM, TO).flags(ACK))
+                .said
+                .is_ok()
+        );
         assert_eq!(node.tables.lookups.get(), 1, "forward");
         answer(&node).goes(Action::Neighbour(ETH));
         assert_eq!(node.tables.lookups.get(), 2, "reply");
@@ -151,7 +166,15 @@ fn ip_options_are_kept<F: Net>() {
 
 /// V15: new connections spread over all backends.
 fn every_backend_is_chosen<F: Net>() {
-    let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A), pod::<F>(POD_B), pod::<F>(REMOTE), process::<F>(NODE)]);
+    let node = Node::<F>::new().with_node_port(
+        0,
+        &[
+            pod::<F>(POD_A),
+            pod::<F>(POD_B),
+            pod::<F>(REMOTE),
+            process::<F>(NODE),
+        ],
+    );
     let mut chosen = std::collections::BTreeMap::<_, u32>::new();
     for port in 40000..40400 {
         let hop = node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, port), TO));
@@ -160,5 +183,8 @@ fn every_backend_is_chosen<F: Net>() {
         *chosen.entry(there.dst.ip()).or_default() += 1;
     }
     assert_eq!(chosen.len(), 4);
-    assert!(chosen.values().all(|times| (60..140).contains(times)), "{chosen:?}");
+    assert!(
+        chosen.values().all(|times| (60..140).contains(times)),
+        "{chosen:?}"
+    );
 }

@@ -28,18 +28,31 @@ both_families!(
 fn two_frontends_of_one_backend_get_two_replies<F: Net>() {
     for protocol in PROTOCOLS {
         let backends = [pod::<F>(POD_A)];
-        let node = Node::<F>::new().with_cluster_ip(0, &backends).with_node_port(0, &backends);
+        let node = Node::<F>::new()
+            .with_cluster_ip(0, &backends)
+            .with_node_port(0, &backends);
         let from = (POD_B, 40000);
-        let one = node.from_pod(VETH_B, &opening::<F>(protocol, from, (VIP, 80))).goes(Action::Pod(VETH_A));
-        let two = node.from_pod(VETH_B, &opening::<F>(protocol, from, (NODE, NODE_PORT))).goes(Action::Pod(VETH_A));
+        let one = node
+            .from_pod(VETH_B, &opening::<F>(protocol, from, (VIP, 80)))
+            .goes(Action::Pod(VETH_A));
+        let two = node
+            .from_pod(VETH_B, &opening::<F>(protocol, from, (NODE, NODE_PORT)))
+            .goes(Action::Pod(VETH_A));
         assert_eq!(one.src, end::<F>(from));
         assert_eq!(two.src.ip(), one.src.ip());
         assert!((1024..30000).contains(&two.src.port()));
 
-        let one = node.from_pod(VETH_A, &one.answer()).goes(Action::Pod(VETH_B));
-        let two = node.from_pod(VETH_A, &two.answer()).goes(Action::Pod(VETH_B));
+        let one = node
+            .from_pod(VETH_A, &one.answer())
+            .goes(Action::Pod(VETH_B));
+        let two = node
+            .from_pod(VETH_A, &two.answer())
+            .goes(Action::Pod(VETH_B));
         assert_eq!((one.src, one.dst), (end::<F>((VIP, 80)), end::<F>(from)));
-        assert_eq!((two.src, two.dst), (end::<F>((NODE, NODE_PORT)), end::<F>(from)));
+        assert_eq!(
+            (two.src, two.dst),
+            (end::<F>((NODE, NODE_PORT)), end::<F>(from))
+        );
         assert_eq!(node.flows(), (0, 4));
     }
 }
@@ -47,7 +60,10 @@ fn two_frontends_of_one_backend_get_two_replies<F: Net>() {
 /// V12: ports are unique per backend address and port, not in all: two backends may see the same.
 fn masquerade_ports_are_unique_per_backend<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
-    (node.tables.config.masquerade_first, node.tables.config.masquerade_len) = (2000, 64);
+    (
+        node.tables.config.masquerade_first,
+        node.tables.config.masquerade_len,
+    ) = (2000, 64);
     let mut ports = BTreeSet::new();
     for client in 1..=32 {
         let syn = opening::<F>(Protocol::TCP, (CLIENT, client), (NODE, NODE_PORT));
@@ -56,10 +72,19 @@ fn masquerade_ports_are_unique_per_backend<F: Net>() {
         assert!(ports.insert(left.src.port()), "twice {}", left.src);
     }
 
-    let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE), pod::<F>(NODE2)]);
+    let node = Node::<F>::new()
+        .with_masquerade_port(2000)
+        .with_node_port(0, &[pod::<F>(REMOTE), pod::<F>(NODE2)]);
     let mut left = BTreeSet::new();
     for client in 1..=32 {
-        if let Ok(action) = node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, client), (NODE, NODE_PORT))).said {
+        if let Ok(action) = node
+            .from_device(&opening::<F>(
+                Protocol::TCP,
+                (CLIENT, client),
+                (NODE, NODE_PORT),
+            ))
+            .said
+        {
             assert_eq!(action, Action::Neighbour(ETH));
             left.insert(client);
         }
@@ -70,34 +95,56 @@ fn masquerade_ports_are_unique_per_backend<F: Net>() {
 /// V12: no port left: the new connection is dropped and leaves nothing behind, the old one goes on.
 fn exhausted_range_refuses_the_flow<F: Net>() {
     for protocol in PROTOCOLS {
-        let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE)]);
+        let node = Node::<F>::new()
+            .with_masquerade_port(2000)
+            .with_node_port(0, &[pod::<F>(REMOTE)]);
         let first = opening::<F>(protocol, (CLIENT, 1), (NODE, NODE_PORT));
         node.from_device(&first).goes(Action::Neighbour(ETH));
-        node.from_device(&opening::<F>(protocol, (CLIENT, 2), (NODE, NODE_PORT))).dropped(Reason::NoMasqueradePort);
+        node.from_device(&opening::<F>(protocol, (CLIENT, 2), (NODE, NODE_PORT)))
+            .dropped(Reason::NoMasqueradePort);
         assert_eq!(node.flows(), (2, 0));
-        assert_eq!(node.from_device(&first).goes(Action::Neighbour(ETH)).src, end::<F>((NODE, 2000)));
+        assert_eq!(
+            node.from_device(&first).goes(Action::Neighbour(ETH)).src,
+            end::<F>((NODE, 2000))
+        );
     }
 }
 
 /// V12: a port returns when its flow ends, here by the agent's sweep.
 fn port_is_free_again_when_its_flow_is_gone<F: Net>() {
-    let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE)]);
-    let left = node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, 1), (NODE, NODE_PORT))).goes(Action::Neighbour(ETH));
-    node.from_device(&left.answer()).goes(Action::Neighbour(ETH));
+    let node = Node::<F>::new()
+        .with_masquerade_port(2000)
+        .with_node_port(0, &[pod::<F>(REMOTE)]);
+    let left = node
+        .from_device(&opening::<F>(Protocol::TCP, (CLIENT, 1), (NODE, NODE_PORT)))
+        .goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer())
+        .goes(Action::Neighbour(ETH));
     let two = opening::<F>(Protocol::TCP, (CLIENT, 2), (NODE, NODE_PORT));
     node.from_device(&two).dropped(Reason::NoMasqueradePort);
     node.tables.established.borrow_mut().clear();
-    assert_eq!(node.from_device(&two).goes(Action::Neighbour(ETH)).src, end::<F>((NODE, 2000)));
+    assert_eq!(
+        node.from_device(&two).goes(Action::Neighbour(ETH)).src,
+        end::<F>((NODE, 2000))
+    );
 }
 
 /// A reply's key that moved to the established ones is taken as well, and the attempt leaves no half-open entry over it.
 fn established_flow_keeps_its_port_from_others<F: Net>() {
-    let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE)]);
-    let left = node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, 1), (NODE, NODE_PORT))).goes(Action::Neighbour(ETH));
-    node.from_device(&left.answer()).goes(Action::Neighbour(ETH));
-    node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, 2), (NODE, NODE_PORT))).dropped(Reason::NoMasqueradePort);
+    let node = Node::<F>::new()
+        .with_masquerade_port(2000)
+        .with_node_port(0, &[pod::<F>(REMOTE)]);
+    let left = node
+        .from_device(&opening::<F>(Protocol::TCP, (CLIENT, 1), (NODE, NODE_PORT)))
+        .goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer())
+        .goes(Action::Neighbour(ETH));
+    node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, 2), (NODE, NODE_PORT)))
+        .dropped(Reason::NoMasqueradePort);
     assert_eq!(node.flows(), (0, 2));
-    let answered = node.from_device(&left.answer().flags(ACK)).goes(Action::Neighbour(ETH));
+    let answered = node
+        .from_device(&left.answer().flags(ACK))
+        .goes(Action::Neighbour(ETH));
     assert_eq!(answered.dst, end::<F>((CLIENT, 1)));
 }
 
@@ -106,9 +153,16 @@ fn port_is_kept_where_only_the_forward_half_was_evicted<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
         let (from, to) = ((CLIENT, 40000), (NODE, NODE_PORT));
-        let first = node.from_device(&opening::<F>(protocol, from, to)).goes(Action::Pod(VETH_A));
-        node.tables.remove_flow(Table::Opening, &key::<F>(protocol, from, to));
-        assert_eq!(node.from_device(&opening::<F>(protocol, from, to)).goes(Action::Pod(VETH_A)), first);
+        let first = node
+            .from_device(&opening::<F>(protocol, from, to))
+            .goes(Action::Pod(VETH_A));
+        node.tables
+            .remove_flow(Table::Opening, &key::<F>(protocol, from, to));
+        assert_eq!(
+            node.from_device(&opening::<F>(protocol, from, to))
+                .goes(Action::Pod(VETH_A)),
+            first
+        );
         assert_eq!(node.flows(), (2, 0));
     }
 }
@@ -117,13 +171,17 @@ fn port_is_kept_where_only_the_forward_half_was_evicted<F: Net>() {
 fn range_without_ports_masquerades_nothing<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     node.tables.config = Default::default();
-    node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, 1), (NODE, NODE_PORT))).dropped(Reason::NoMasqueradePort);
+    node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, 1), (NODE, NODE_PORT)))
+        .dropped(Reason::NoMasqueradePort);
 }
 
 /// V12: seven of eight ports to a backend are taken, as with 25,000 of the default range: every new connection still finds one.
 fn crowded_range_still_finds_a_port<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
-    (node.tables.config.masquerade_first, node.tables.config.masquerade_len) = (1024, 2048);
+    (
+        node.tables.config.masquerade_first,
+        node.tables.config.masquerade_len,
+    ) = (1024, 2048);
     for client in 0..1792 {
         let syn = opening::<F>(Protocol::TCP, (CLIENT, 1000 + client), (NODE, NODE_PORT));
         node.from_device(&syn).goes(Action::Neighbour(ETH));
@@ -131,7 +189,9 @@ fn crowded_range_still_finds_a_port<F: Net>() {
     // In turn the rest is used up, and then comes the block that is taken.
     for client in 0..2048 {
         let (from, to) = ((CLIENT, 10_000 + client), (NODE, NODE_PORT));
-        let left = node.from_device(&opening::<F>(Protocol::TCP, from, to)).goes(Action::Neighbour(ETH));
+        let left = node
+            .from_device(&opening::<F>(Protocol::TCP, from, to))
+            .goes(Action::Neighbour(ETH));
         give_back(&node, from, to, left.src.port());
     }
 }
@@ -139,11 +199,18 @@ fn crowded_range_still_finds_a_port<F: Net>() {
 /// The backend that closed a connection may hold its port in TIME_WAIT: another connection on it would not be answered at once.
 fn a_port_that_was_given_back_rests_until_the_range_has_come_round<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
-    (node.tables.config.masquerade_first, node.tables.config.masquerade_len) = (2000, 512);
+    (
+        node.tables.config.masquerade_first,
+        node.tables.config.masquerade_len,
+    ) = (2000, 512);
     let ports: Vec<u16> = (0..1024)
         .map(|client| {
             let (from, to) = ((CLIENT, 10_000 + client), (NODE, NODE_PORT));
-            let port = node.from_device(&opening::<F>(Protocol::TCP, from, to)).goes(Action::Neighbour(ETH)).src.port();
+            let port = node
+                .from_device(&opening::<F>(Protocol::TCP, from, to))
+                .goes(Action::Neighbour(ETH))
+                .src
+                .port();
             give_back(&node, from, to, port);
             port
         })
@@ -156,36 +223,63 @@ fn a_port_that_was_given_back_rests_until_the_range_has_come_round<F: Net>() {
 fn a_client_that_comes_again_on_its_tuple_gets_its_port_again<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let open = |client| opening::<F>(Protocol::TCP, (CLIENT, client), (NODE, NODE_PORT));
-    let (first, other) = (connect_and_close(&node, &open(1)), connect_and_close(&node, &open(2)));
+    let (first, other) = (
+        connect_and_close(&node, &open(1)),
+        connect_and_close(&node, &open(2)),
+    );
     assert_ne!(first, other);
     let again = node.from_device(&open(1)).goes(Action::Neighbour(ETH));
     assert_eq!(again.src.port(), first);
-    assert_ne!(node.from_device(&open(3)).goes(Action::Neighbour(ETH)).src.port(), first);
+    assert_ne!(
+        node.from_device(&open(3))
+            .goes(Action::Neighbour(ETH))
+            .src
+            .port(),
+        first
+    );
 }
 
 /// V12: a closed connection is the first to make room.
 fn where_all_ports_are_taken_those_of_closed_connections_are_given<F: Net>() {
-    let node = Node::<F>::new().with_masquerade_port(2000).with_node_port(0, &[pod::<F>(REMOTE)]);
+    let node = Node::<F>::new()
+        .with_masquerade_port(2000)
+        .with_node_port(0, &[pod::<F>(REMOTE)]);
     let open = |client| opening::<F>(Protocol::TCP, (CLIENT, client), (NODE, NODE_PORT));
     connect_and_close(&node, &open(1));
     let left = node.from_device(&open(2)).goes(Action::Neighbour(ETH));
     assert_eq!(left.src, end::<F>((NODE, 2000)));
-    assert_eq!(node.flows(), (2, 1), "of the closed one only the half that leads nowhere else");
-    assert_eq!(node.from_device(&left.answer()).goes(Action::Neighbour(ETH)).dst, end::<F>((CLIENT, 2)));
+    assert_eq!(
+        node.flows(),
+        (2, 1),
+        "of the closed one only the half that leads nowhere else"
+    );
+    assert_eq!(
+        node.from_device(&left.answer())
+            .goes(Action::Neighbour(ETH))
+            .dst,
+        end::<F>((CLIENT, 2))
+    );
     node.from_device(&open(3)).dropped(Reason::NoMasqueradePort);
 }
 
 /// A whole connection to the remote backend; gives its masquerade port.
 fn connect_and_close<F: Net>(node: &Node<F>, syn: &Segment) -> u16 {
     let left = node.from_device(syn).goes(Action::Neighbour(ETH));
-    node.from_device(&left.answer()).goes(Action::Neighbour(ETH));
-    node.from_device(&left.answer().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
-    node.from_device(&syn.clone().flags(FIN | ACK)).goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer())
+        .goes(Action::Neighbour(ETH));
+    node.from_device(&left.answer().flags(FIN | ACK))
+        .goes(Action::Neighbour(ETH));
+    node.from_device(&syn.clone().flags(FIN | ACK))
+        .goes(Action::Neighbour(ETH));
     left.src.port()
 }
 
 /// The flow ends.
 fn give_back<F: Net>(node: &Node<F>, from: End, to: End, port: u16) {
-    node.tables.remove_flow(Table::Opening, &key::<F>(Protocol::TCP, from, to));
-    node.tables.remove_flow(Table::Opening, &key::<F>(Protocol::TCP, (REMOTE, 8080), (NODE, port)));
+    node.tables
+        .remove_flow(Table::Opening, &key::<F>(Protocol::TCP, from, to));
+    node.tables.remove_flow(
+        Table::Opening,
+        &key::<F>(Protocol::TCP, (REMOTE, 8080), (NODE, port)),
+    );
 }

@@ -10,8 +10,16 @@ use crate::world::*;
 
 /// A node with Services whose backends are everywhere.
 fn node<F: Net>() -> Node<F> {
-    let backends = [pod::<F>(POD_A), pod::<F>(POD_B), pod::<F>(REMOTE), process::<F>(NODE), process::<F>(NODE2)];
-    Node::new().with_node_port(0, &backends).with_cluster_ip(0, &backends)
+    let backends = [
+        pod::<F>(POD_A),
+        pod::<F>(POD_B),
+        pod::<F>(REMOTE),
+        process::<F>(NODE),
+        process::<F>(NODE2),
+    ];
+    Node::new()
+        .with_node_port(0, &backends)
+        .with_cluster_ip(0, &backends)
 }
 
 fn addresses() -> impl Strategy<Value = Dotted> {
@@ -25,11 +33,29 @@ fn ports() -> impl Strategy<Value = u16> {
 fn segments<F: Net>() -> impl Strategy<Value = Segment> {
     let ends = (addresses(), ports(), addresses(), ports());
     let payload = prop::collection::vec(any::<u8>(), 0..64);
-    let rest = (select(PROTOCOLS.to_vec()), any::<u8>(), any::<u8>(), 0..4usize, payload);
-    (ends, rest).prop_map(|((src, sport, dst, dport), (protocol, flags, ttl, options, payload))| {
-        let options = if F::V6 { Vec::new() } else { [1, 1, 1, 0].repeat(options) };
-        Segment { options, ..packet::<F>(protocol, (src, sport), (dst, dport)).flags(flags).ttl(ttl).payload(&payload) }
-    })
+    let rest = (
+        select(PROTOCOLS.to_vec()),
+        any::<u8>(),
+        any::<u8>(),
+        0..4usize,
+        payload,
+    );
+    (ends, rest).prop_map(
+        |((src, sport, dst, dport), (protocol, flags, ttl, options, payload))| {
+            let options = if F::V6 {
+                Vec::new()
+            } else {
+                [1, 1, 1, 0].repeat(options)
+            };
+            Segment {
+                options,
+                ..packet::<F>(protocol, (src, sport), (dst, dport))
+                    .flags(flags)
+                    .ttl(ttl)
+                    .payload(&payload)
+            }
+        },
+    )
 }
 
 /// Runs bytes through every hook; where they are said to be untouched, they are.
@@ -58,7 +84,9 @@ fn stays_valid<F: Net>(packets: &[Segment]) {
         for hop in node.everywhere(&packet.bytes()) {
             match hop.said {
                 Ok(Action::Untouched) => hop.untouched(),
-                Ok(Action::Transmit(device)) if Segment::read(hop.bytes()).is_err() => drop(hop.refused(device)),
+                Ok(Action::Transmit(device)) if Segment::read(hop.bytes()).is_err() => {
+                    drop(hop.refused(device))
+                }
                 Ok(action) => drop(hop.goes(action)),
                 Err(_) => {}
             }
@@ -81,9 +109,15 @@ fn comes_back<F: Net>(protocol: Protocol, client: End, backend: usize, asked: &[
         1 => node.to_device(&answer),
         _ => node.from_device(&answer),
     };
-    assert!(matches!(hop.said, Ok(Action::Stack | Action::Neighbour(_))), "{hop:?}");
+    assert!(
+        matches!(hop.said, Ok(Action::Stack | Action::Neighbour(_))),
+        "{hop:?}"
+    );
     let back = Segment::read(hop.bytes()).expect("a valid packet");
-    assert_eq!((back.src, back.dst, &back.payload[..]), (end::<F>(to), end::<F>(client), said));
+    assert_eq!(
+        (back.src, back.dst, &back.payload[..]),
+        (end::<F>(to), end::<F>(client), said)
+    );
     assert_eq!(node.flows(), (0, 2));
 }
 

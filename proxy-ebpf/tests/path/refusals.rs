@@ -33,7 +33,13 @@ const TO: End = (NODE, NODE_PORT);
 /// The message that refuses `packet`, judged byte by byte: to its sender, from the address that it dialled, quoting its headers.
 #[track_caller]
 fn refuses(hop: &Hop, packet: &Segment, device: IfIndex) {
-    answers(hop, packet, device, if packet.src.is_ipv4() { [3, 3] } else { [1, 4] }, 0);
+    answers(
+        hop,
+        packet,
+        device,
+        if packet.src.is_ipv4() { [3, 3] } else { [1, 4] },
+        0,
+    );
 }
 
 /// The same for any message: type and code, and the MTU that it tells.
@@ -41,25 +47,50 @@ fn refuses(hop: &Hop, packet: &Segment, device: IfIndex) {
 fn answers(hop: &Hop, packet: &Segment, device: IfIndex, [kind, code]: [u8; 2], mtu: u32) {
     let icmp = hop.refused(device);
     let bytes = packet.bytes();
-    let network = if packet.src.is_ipv4() { 20 + packet.options.len() } else { 40 };
-    let transport = if packet.protocol == Protocol::UDP { 8 } else { 20 };
+    let network = if packet.src.is_ipv4() {
+        20 + packet.options.len()
+    } else {
+        40
+    };
+    let transport = if packet.protocol == Protocol::UDP {
+        8
+    } else {
+        20
+    };
     let mut link = [0; 12];
     link[..6].copy_from_slice(&packet.link[6..]);
     link[6..].copy_from_slice(&packet.link[..6]);
     let quote = bytes[14..14 + network + transport].to_vec();
     let rest = mtu.to_be_bytes();
-    assert_eq!(icmp, Icmp { link, src: packet.dst.ip(), dst: packet.src.ip(), ttl: TTL, kind, code, rest, quote });
+    assert_eq!(
+        icmp,
+        Icmp {
+            link,
+            src: packet.dst.ip(),
+            dst: packet.src.ip(),
+            ttl: TTL,
+            kind,
+            code,
+            rest,
+            quote
+        }
+    );
 }
 
 /// Table of verdicts: no usable endpoint anywhere: the client sees "connection refused", outside and in pods.
 fn service_without_backends_refuses<F: Net>() {
     for protocol in PROTOCOLS {
-        let node = Node::<F>::new().with_node_port(0, &[]).with_cluster_ip(0, &[]);
+        let node = Node::<F>::new()
+            .with_node_port(0, &[])
+            .with_cluster_ip(0, &[]);
         let syn = opening::<F>(protocol, FROM, TO);
         refuses(&node.from_device(&syn), &syn, ETH);
         let syn = opening::<F>(protocol, (POD_A, 40000), (VIP, 80));
         refuses(&node.from_pod(VETH_A, &syn), &syn, VETH_A);
-        assert_eq!((node.flows(), node.tables.counted(Counter::Rejected)), ((0, 0), 2));
+        assert_eq!(
+            (node.flows(), node.tables.counted(Counter::Rejected)),
+            ((0, 0), 2)
+        );
     }
 }
 
@@ -75,10 +106,13 @@ fn unknown_port_of_a_cluster_ip_is_refused<F: Net>() {
 /// Table of verdicts: externalTrafficPolicy Local on a nodePort, backends elsewhere only: refused at once.
 fn external_traffic_policy_local_refuses<F: Net>() {
     for protocol in PROTOCOLS {
-        let node = Node::<F>::new().with_node_port(ServiceFlags::LOCAL, &[pod::<F>(REMOTE)]).without_local_backends();
+        let node = Node::<F>::new()
+            .with_node_port(ServiceFlags::LOCAL, &[pod::<F>(REMOTE)])
+            .without_local_backends();
         let syn = opening::<F>(protocol, FROM, TO);
         refuses(&node.from_device(&syn), &syn, ETH);
-        node.from_device(&packet::<F>(Protocol::TCP, FROM, TO).flags(ACK)).untouched();
+        node.from_device(&packet::<F>(Protocol::TCP, FROM, TO).flags(ACK))
+            .untouched();
     }
 }
 
@@ -86,8 +120,11 @@ fn external_traffic_policy_local_refuses<F: Net>() {
 fn load_balancers_may_wait_for_a_local_backend<F: Net>() {
     for protocol in PROTOCOLS {
         let flags = ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP;
-        let node = Node::<F>::new().with_node_port(flags, &[pod::<F>(REMOTE)]).without_local_backends();
-        node.from_device(&opening::<F>(protocol, FROM, TO)).dropped(Reason::AwaitLocalBackend);
+        let node = Node::<F>::new()
+            .with_node_port(flags, &[pod::<F>(REMOTE)])
+            .without_local_backends();
+        node.from_device(&opening::<F>(protocol, FROM, TO))
+            .dropped(Reason::AwaitLocalBackend);
         let node = Node::<F>::new().with_node_port(flags, &[]);
         let syn = opening::<F>(protocol, FROM, TO);
         refuses(&node.from_device(&syn), &syn, ETH);
@@ -96,17 +133,26 @@ fn load_balancers_may_wait_for_a_local_backend<F: Net>() {
 
 /// V5, V7: policy Local chooses from the first slots only.
 fn external_traffic_policy_local_uses_local_backends_only<F: Net>() {
-    let mut node = Node::<F>::new().with_node_port(ServiceFlags::LOCAL, &[pod::<F>(POD_A), pod::<F>(REMOTE), pod::<F>(NODE2)]);
-    node.tables.services.values_mut().for_each(|service| service.local_len = 1);
+    let mut node = Node::<F>::new().with_node_port(
+        ServiceFlags::LOCAL,
+        &[pod::<F>(POD_A), pod::<F>(REMOTE), pod::<F>(NODE2)],
+    );
+    node.tables
+        .services
+        .values_mut()
+        .for_each(|service| service.local_len = 1);
     for port in 40000..40030 {
-        node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, port), TO)).goes(Action::Pod(VETH_A));
+        node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, port), TO))
+            .goes(Action::Pod(VETH_A));
     }
     // The Cluster set without the local backend (V6, hints): an interval that does not begin at the first slot.
     node.tables.services.values_mut().for_each(|service| {
-        (service.flags, service.cluster_first, service.cluster_len) = (ServiceFlags::NODE_PORT, 1, 2);
+        (service.flags, service.cluster_first, service.cluster_len) =
+            (ServiceFlags::NODE_PORT, 1, 2);
     });
     for port in 41000..41030 {
-        node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, port), TO)).goes(Action::Neighbour(ETH));
+        node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, port), TO))
+            .goes(Action::Neighbour(ETH));
     }
 }
 
@@ -114,18 +160,27 @@ fn external_traffic_policy_local_uses_local_backends_only<F: Net>() {
 fn pods_short_circuit_external_traffic_policy_local<F: Net>() {
     for protocol in PROTOCOLS {
         let flags = ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP;
-        let node = Node::<F>::new().with_node_port(flags, &[pod::<F>(REMOTE)]).without_local_backends();
+        let node = Node::<F>::new()
+            .with_node_port(flags, &[pod::<F>(REMOTE)])
+            .without_local_backends();
         let syn = opening::<F>(protocol, (POD_A, 40000), TO);
-        assert_eq!(node.from_pod(VETH_A, &syn).goes(Action::Neighbour(ETH)), syn.to(end::<F>((REMOTE, TARGET))).hop());
+        assert_eq!(
+            node.from_pod(VETH_A, &syn).goes(Action::Neighbour(ETH)),
+            syn.to(end::<F>((REMOTE, TARGET))).hop()
+        );
     }
 }
 
 /// Table of verdicts: internalTrafficPolicy Local, none local, others elsewhere: dropped, for pods too.
 fn internal_traffic_policy_local_drops<F: Net>() {
     for protocol in PROTOCOLS {
-        let node = Node::<F>::new().with_cluster_ip(ServiceFlags::LOCAL, &[pod::<F>(REMOTE)]).without_local_backends();
-        node.from_pod(VETH_A, &opening::<F>(protocol, (POD_A, 40000), (VIP, 80))).dropped(Reason::AwaitLocalBackend);
-        node.from_device(&opening::<F>(protocol, FROM, (VIP, 80))).dropped(Reason::AwaitLocalBackend);
+        let node = Node::<F>::new()
+            .with_cluster_ip(ServiceFlags::LOCAL, &[pod::<F>(REMOTE)])
+            .without_local_backends();
+        node.from_pod(VETH_A, &opening::<F>(protocol, (POD_A, 40000), (VIP, 80)))
+            .dropped(Reason::AwaitLocalBackend);
+        node.from_device(&opening::<F>(protocol, FROM, (VIP, 80)))
+            .dropped(Reason::AwaitLocalBackend);
     }
 }
 
@@ -144,7 +199,10 @@ fn refusals_are_rate_limited<F: Net>() {
 fn options_and_long_packets_are_quoted_right<F: Net>() {
     // An INIT has at least 16 bytes more.
     let least = |protocol| if protocol == Protocol::SCTP { 16 } else { 0 };
-    for (protocol, len) in PROTOCOLS.into_iter().flat_map(|p| [0, 1, 7, 11, 12, 13, 600, 1400].map(|len| (p, len + least(p)))) {
+    for (protocol, len) in PROTOCOLS
+        .into_iter()
+        .flat_map(|p| [0, 1, 7, 11, 12, 13, 600, 1400].map(|len| (p, len + least(p))))
+    {
         let node = Node::<F>::new().with_node_port(0, &[]);
         let mut syn = opening::<F>(protocol, FROM, TO).payload(&vec![0xa5; len]);
         refuses(&node.from_device(&syn), &syn, ETH);
@@ -181,13 +239,32 @@ fn what_is_larger_than_the_device_takes_is_told_so_and_opens_nothing<F: Net>() {
         node.tables.devices.get_mut(&ETH).expect("the device").mtu = 1280;
         node.tables.config.least_mtu = 1280;
         let headers = if F::V6 { 40 } else { 20 } + overhead(protocol);
-        let sized = |bytes: usize| opening::<F>(protocol, FROM, TO).payload(&vec![7; bytes - headers]);
-        answers(&node.from_device(&sized(1281)), &sized(1281), ETH, too_big, 1280);
-        assert_eq!((node.flows(), node.tables.answered(Reason::TooBig)), ((0, 0), 1));
+        let sized =
+            |bytes: usize| opening::<F>(protocol, FROM, TO).payload(&vec![7; bytes - headers]);
+        answers(
+            &node.from_device(&sized(1281)),
+            &sized(1281),
+            ETH,
+            too_big,
+            1280,
+        );
+        assert_eq!(
+            (node.flows(), node.tables.answered(Reason::TooBig)),
+            ((0, 0), 1)
+        );
         node.from_device(&sized(1280)).goes(Action::Neighbour(ETH));
-        answers(&node.from_device(&sized(1281)), &sized(1281), ETH, too_big, 1280);
+        answers(
+            &node.from_device(&sized(1281)),
+            &sized(1281),
+            ETH,
+            too_big,
+            1280,
+        );
         // A pod of this node takes what came: nothing is sent on by a device.
-        let node = Node::<F> { tables: node.tables }.with_node_port(0, &[pod::<F>(POD_A)]);
+        let node = Node::<F> {
+            tables: node.tables,
+        }
+        .with_node_port(0, &[pod::<F>(POD_A)]);
         let other = opening::<F>(protocol, (CLIENT, 40001), TO).payload(&[7; 1400]);
         node.from_device(&other).goes(Action::Pod(VETH_A));
     }
@@ -195,12 +272,24 @@ fn what_is_larger_than_the_device_takes_is_told_so_and_opens_nothing<F: Net>() {
 
 /// Redirects skip the stack's count of hops, so we count: the last one ends here and its sender is told, before a flow is opened.
 fn the_last_hop_is_told_and_opens_nothing<F: Net>() {
-    for (ttl, protocol) in [0, 1].into_iter().flat_map(|ttl| PROTOCOLS.map(|p| (ttl, p))) {
+    for (ttl, protocol) in [0, 1]
+        .into_iter()
+        .flat_map(|ttl| PROTOCOLS.map(|p| (ttl, p)))
+    {
         for backend in [POD_A, REMOTE] {
             let node = Node::<F>::new().with_node_port(0, &[pod::<F>(backend)]);
             let syn = opening::<F>(protocol, FROM, TO).ttl(ttl);
-            answers(&node.from_device(&syn), &syn, ETH, if F::V6 { [3, 0] } else { [11, 0] }, 0);
-            assert_eq!((node.flows(), node.tables.answered(Reason::TtlExceeded)), ((0, 0), 1));
+            answers(
+                &node.from_device(&syn),
+                &syn,
+                ETH,
+                if F::V6 { [3, 0] } else { [11, 0] },
+                0,
+            );
+            assert_eq!(
+                (node.flows(), node.tables.answered(Reason::TtlExceeded)),
+                ((0, 0), 1)
+            );
         }
     }
 }
@@ -211,11 +300,19 @@ fn sources_that_are_no_host_are_not_answered<F: Net>() {
     let sources: &[&str] = if F::V6 {
         &["::", "::1", "ff02::1", "ffff::1"]
     } else {
-        &["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "239.255.255.250", "255.255.255.255"]
+        &[
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "224.0.0.1",
+            "239.255.255.250",
+            "255.255.255.255",
+        ]
     };
     for source in sources {
         let source = SocketAddr::new(source.parse().expect("an address"), 9);
-        node.from_device(&opening::<F>(Protocol::UDP, FROM, TO).from(source)).dropped(Reason::NotAnswerable);
+        node.from_device(&opening::<F>(Protocol::UDP, FROM, TO).from(source))
+            .dropped(Reason::NotAnswerable);
     }
     assert_eq!(node.tables.counted(Counter::Rejected), 0);
 }

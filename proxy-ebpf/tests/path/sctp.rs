@@ -46,7 +46,10 @@ fn init<F: Net>() -> Segment {
 
 /// Set-up, data, heartbeats and shutdown, as RFC 9260 has them, to a pod of this node and to one of another.
 fn an_association_lives_through_all_its_chunks<F: Net>() {
-    for (backend, way) in [(POD_A, Action::Pod(VETH_A)), (REMOTE, Action::Neighbour(ETH))] {
+    for (backend, way) in [
+        (POD_A, Action::Pod(VETH_A)),
+        (REMOTE, Action::Neighbour(ETH)),
+    ] {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(backend)]);
         let there = node.from_device(&init::<F>()).goes(way);
         let answer = |packet: &Segment| match backend {
@@ -61,26 +64,50 @@ fn an_association_lives_through_all_its_chunks<F: Net>() {
         for kind in [10, 11, 0, 3, 4, 5, 7, 8] {
             let hop = node.raw_from_device(&with_chunk::<F>(&asks, kind));
             assert_eq!(hop.said, Ok(way));
-            let out = Segment { src: there.src, dst: there.dst, ..asks.clone().hop() };
+            let out = Segment {
+                src: there.src,
+                dst: there.dst,
+                ..asks.clone().hop()
+            };
             same_but_for_the_chunk::<F>(&hop, &out, kind);
             let bytes = with_chunk::<F>(&says, kind);
-            let hop = if backend == POD_A { node.raw_at_pod(VETH_A, true, &bytes) } else { node.raw_from_device(&bytes) };
+            let hop = if backend == POD_A {
+                node.raw_at_pod(VETH_A, true, &bytes)
+            } else {
+                node.raw_from_device(&bytes)
+            };
             assert_eq!(hop.said, Ok(back));
-            let out = Segment { src: end::<F>(TO), dst: end::<F>(FROM), ..says.clone().hop() };
+            let out = Segment {
+                src: end::<F>(TO),
+                dst: end::<F>(FROM),
+                ..says.clone().hop()
+            };
             same_but_for_the_chunk::<F>(&hop, &out, kind);
         }
         // SHUTDOWN COMPLETE.
-        assert_eq!(node.raw_from_device(&with_chunk::<F>(&asks, 14)).said, Ok(way));
-        let forward = node.flow(&node.tables.established, &key::<F>(Protocol::SCTP, FROM, TO));
+        assert_eq!(
+            node.raw_from_device(&with_chunk::<F>(&asks, 14)).said,
+            Ok(way)
+        );
+        let forward = node.flow(
+            &node.tables.established,
+            &key::<F>(Protocol::SCTP, FROM, TO),
+        );
         assert!(proxy_common::flow::State::closed(forward.state));
     }
 }
 
 fn v16_only_an_init_opens<F: Net>() {
-    let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]).with_cluster_ip(0, &[pod::<F>(POD_A)]);
+    let node = Node::<F>::new()
+        .with_node_port(0, &[pod::<F>(POD_A)])
+        .with_cluster_ip(0, &[pod::<F>(POD_A)]);
     for flags in [SYN | ACK, ACK, RST, FIN | ACK] {
         node.from_device(&init::<F>().flags(flags)).untouched();
-        node.from_pod(VETH_B, &opening::<F>(Protocol::SCTP, (POD_B, 1), (VIP, 80)).flags(flags)).dropped(Reason::NotSyn);
+        node.from_pod(
+            VETH_B,
+            &opening::<F>(Protocol::SCTP, (POD_B, 1), (VIP, 80)).flags(flags),
+        )
+        .dropped(Reason::NotSyn);
     }
     assert_eq!(node.flows(), (0, 0));
 }
@@ -88,8 +115,10 @@ fn v16_only_an_init_opens<F: Net>() {
 fn v17_an_association_that_is_over_is_opened_anew<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
     let there = node.from_device(&init::<F>()).goes(Action::Pod(VETH_A));
-    node.from_pod(VETH_A, &there.answer()).goes(Action::Neighbour(ETH));
-    node.from_device(&init::<F>().flags(RST)).goes(Action::Pod(VETH_A));
+    node.from_pod(VETH_A, &there.answer())
+        .goes(Action::Neighbour(ETH));
+    node.from_device(&init::<F>().flags(RST))
+        .goes(Action::Pod(VETH_A));
     assert_eq!(node.flows(), (0, 2));
     node.from_device(&init::<F>()).goes(Action::Pod(VETH_A));
     assert_eq!(node.flows(), (2, 0));
@@ -110,12 +139,16 @@ fn a_checksum_that_the_device_computes_is_left_to_it<F: Net>() {
 fn checksums_are_right_up_to_the_mtu<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let there = node.from_device(&init::<F>()).goes(Action::Neighbour(ETH));
-    node.from_device(&there.answer()).goes(Action::Neighbour(ETH));
+    node.from_device(&there.answer())
+        .goes(Action::Neighbour(ETH));
     let largest = 1500 - (chunk_at::<F>() - 14) - 4;
     for len in [0, 1, 2, 3, 4, 100, 1000, largest] {
         let data = init::<F>().flags(ACK).payload(&vec![0x5a; len]);
         let at_tc = node.from_device(&data).goes(Action::Neighbour(ETH));
-        assert_eq!((at_tc.dst, at_tc.payload.len()), (end::<F>((REMOTE, TARGET)), len));
+        assert_eq!(
+            (at_tc.dst, at_tc.payload.len()),
+            (end::<F>((REMOTE, TARGET)), len)
+        );
         let at_xdp = node.early(&data).goes(Action::Transmit(ETH));
         assert_eq!((at_xdp.dst, at_xdp.payload), (at_tc.dst, at_tc.payload));
     }

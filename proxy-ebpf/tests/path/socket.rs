@@ -31,12 +31,19 @@ const ASKING: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
 const OTHER: Protocol = Protocol::SCTP;
 
 fn ask<F: Net>(protocol: Protocol, cookie: u32, (dotted, port): End) -> Ask<F::Addr> {
-    Ask { addr: F::at(dotted), port: Port::new(port), protocol, cookie: [cookie, 7] }
+    Ask {
+        addr: F::at(dotted),
+        port: Port::new(port),
+        protocol,
+        cookie: [cookie, 7],
+    }
 }
 
 /// Where a socket is sent.
 fn sent<F: Net>(tables: &Memory<F>, ask: &Ask<F::Addr>) -> (F::Addr, Port) {
-    direct::<F, _>(tables, ask).expect("no refusal").expect("a backend")
+    direct::<F, _>(tables, ask)
+        .expect("no refusal")
+        .expect("a backend")
 }
 
 fn to<F: Net>((dotted, port): End) -> (F::Addr, Port) {
@@ -47,15 +54,25 @@ fn to<F: Net>((dotted, port): End) -> (F::Addr, Port) {
 fn process_reaches_a_cluster_ip_and_knows_it_by_that_name<F: Net>() {
     for protocol in ASKING {
         for backend in [POD_A, REMOTE] {
-            let tables = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(backend)]).tables;
+            let tables = Node::<F>::new()
+                .with_cluster_ip(0, &[pod::<F>(backend)])
+                .tables;
             let ask = ask::<F>(protocol, 1, (VIP, 80));
             assert_eq!(sent(&tables, &ask), to::<F>((backend, TARGET)));
-            let name = |cookie, port| asked::<F, _>(&tables, cookie, F::at(backend), Port::new(port));
+            let name =
+                |cookie, port| asked::<F, _>(&tables, cookie, F::at(backend), Port::new(port));
             assert_eq!(name(ask.cookie, TARGET), Some(to::<F>((VIP, 80))));
-            assert_eq!(name([2, 7], TARGET), None, "another socket that talks to the backend itself");
+            assert_eq!(
+                name([2, 7], TARGET),
+                None,
+                "another socket that talks to the backend itself"
+            );
             assert_eq!(name(ask.cookie, TARGET + 1), None, "another port of it");
             assert_eq!(tables.counted(Counter::SocketsDirected), 1);
-            assert_eq!(tables.peers.borrow().len(), if protocol == Protocol::UDP { 2 } else { 1 });
+            assert_eq!(
+                tables.peers.borrow().len(),
+                if protocol == Protocol::UDP { 2 } else { 1 }
+            );
         }
     }
 }
@@ -63,22 +80,47 @@ fn process_reaches_a_cluster_ip_and_knows_it_by_that_name<F: Net>() {
 /// V8, V11: another node's address is not translated here.
 fn process_reaches_its_nodes_node_port_and_not_another_nodes<F: Net>() {
     for protocol in ASKING {
-        let tables = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]).tables;
-        assert_eq!(sent(&tables, &ask::<F>(protocol, 1, (NODE, NODE_PORT))), to::<F>((REMOTE, TARGET)));
-        assert_eq!(direct::<F, _>(&tables, &ask::<F>(protocol, 1, (NODE2, NODE_PORT))), Ok(None));
+        let tables = Node::<F>::new()
+            .with_node_port(0, &[pod::<F>(REMOTE)])
+            .tables;
+        assert_eq!(
+            sent(&tables, &ask::<F>(protocol, 1, (NODE, NODE_PORT))),
+            to::<F>((REMOTE, TARGET))
+        );
+        assert_eq!(
+            direct::<F, _>(&tables, &ask::<F>(protocol, 1, (NODE2, NODE_PORT))),
+            Ok(None)
+        );
     }
 }
 
 /// V21: never over a listener that exists; the unspecified address means loopback.
 fn loopback_serves_node_ports_where_nobody_listens<F: Net>() {
     for protocol in ASKING {
-        let mut tables = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]).with_cluster_ip(0, &[pod::<F>(POD_A)]).tables;
-        let at = |addr, port| Ask { addr, port: Port::new(port), protocol, cookie: [1, 7] };
+        let mut tables = Node::<F>::new()
+            .with_node_port(0, &[pod::<F>(REMOTE)])
+            .with_cluster_ip(0, &[pod::<F>(POD_A)])
+            .tables;
+        let at = |addr, port| Ask {
+            addr,
+            port: Port::new(port),
+            protocol,
+            cookie: [1, 7],
+        };
         for addr in [F::Addr::LOOPBACK, F::Addr::ZERO] {
-            assert_eq!(sent(&tables, &at(addr, NODE_PORT)), to::<F>((REMOTE, TARGET)));
-            assert_eq!(direct::<F, _>(&tables, &at(addr, 80)), Ok(None), "no nodePort");
+            assert_eq!(
+                sent(&tables, &at(addr, NODE_PORT)),
+                to::<F>((REMOTE, TARGET))
+            );
+            assert_eq!(
+                direct::<F, _>(&tables, &at(addr, 80)),
+                Ok(None),
+                "no nodePort"
+            );
         }
-        tables.taken.insert((protocol, F::Addr::LOOPBACK, Port::new(NODE_PORT)));
+        tables
+            .taken
+            .insert((protocol, F::Addr::LOOPBACK, Port::new(NODE_PORT)));
         for addr in [F::Addr::LOOPBACK, F::Addr::ZERO] {
             assert_eq!(direct::<F, _>(&tables, &at(addr, NODE_PORT)), Ok(None));
         }
@@ -87,12 +129,29 @@ fn loopback_serves_node_ports_where_nobody_listens<F: Net>() {
 
 /// V19, V20: ports and addresses of the host are the host's.
 fn what_no_service_has_is_left_alone<F: Net>() {
-    let mut tables = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]).tables;
-    tables.addresses.insert(F::at(VIP), AddressFlags(AddressFlags::HOST));
-    tables.ranges.insert((F::at(VIP), if F::V6 { 112 } else { 16 }), RangeKind::SERVICES);
-    for end in [(NODE, NODE_PORT + 1), (NODE, 53), (VIP, 53), (CLIENT, 443), (POD_A, TARGET)] {
+    let mut tables = Node::<F>::new()
+        .with_node_port(0, &[pod::<F>(REMOTE)])
+        .tables;
+    tables
+        .addresses
+        .insert(F::at(VIP), AddressFlags(AddressFlags::HOST));
+    tables.ranges.insert(
+        (F::at(VIP), if F::V6 { 112 } else { 16 }),
+        RangeKind::SERVICES,
+    );
+    for end in [
+        (NODE, NODE_PORT + 1),
+        (NODE, 53),
+        (VIP, 53),
+        (CLIENT, 443),
+        (POD_A, TARGET),
+    ] {
         for protocol in ASKING {
-            assert_eq!(direct::<F, _>(&tables, &ask::<F>(protocol, 1, end)), Ok(None), "{end:?}");
+            assert_eq!(
+                direct::<F, _>(&tables, &ask::<F>(protocol, 1, end)),
+                Ok(None),
+                "{end:?}"
+            );
         }
     }
     assert!(tables.peers.borrow().is_empty());
@@ -104,25 +163,61 @@ fn refusals_have_their_reasons<F: Net>() {
     let unassigned = [10, 96, 0, 99];
     for protocol in ASKING {
         let empty = Node::<F>::new().with_cluster_ip(0, &[]).tables;
-        assert_eq!(direct::<F, _>(&empty, &ask::<F>(protocol, 1, (VIP, 80))), Err(Reason::NoBackend));
-        assert_eq!(direct::<F, _>(&empty, &ask::<F>(protocol, 1, (VIP, 81))), Err(Reason::UnknownPort));
+        assert_eq!(
+            direct::<F, _>(&empty, &ask::<F>(protocol, 1, (VIP, 80))),
+            Err(Reason::NoBackend)
+        );
+        assert_eq!(
+            direct::<F, _>(&empty, &ask::<F>(protocol, 1, (VIP, 81))),
+            Err(Reason::UnknownPort)
+        );
         let mut ranges = Node::<F>::new().tables;
-        ranges.ranges.insert((F::at(VIP), if F::V6 { 112 } else { 16 }), RangeKind::SERVICES);
-        assert_eq!(direct::<F, _>(&ranges, &ask::<F>(protocol, 1, (unassigned, 80))), Err(Reason::NoSuchService));
-        let internal = Node::<F>::new().with_cluster_ip(ServiceFlags::LOCAL, &[here]).without_local_backends().tables;
-        assert_eq!(direct::<F, _>(&internal, &ask::<F>(protocol, 1, (VIP, 80))), Err(Reason::AwaitLocalBackend));
-        assert!([empty, ranges, internal].iter().all(|tables| tables.peers.borrow().is_empty()));
+        ranges.ranges.insert(
+            (F::at(VIP), if F::V6 { 112 } else { 16 }),
+            RangeKind::SERVICES,
+        );
+        assert_eq!(
+            direct::<F, _>(&ranges, &ask::<F>(protocol, 1, (unassigned, 80))),
+            Err(Reason::NoSuchService)
+        );
+        let internal = Node::<F>::new()
+            .with_cluster_ip(ServiceFlags::LOCAL, &[here])
+            .without_local_backends()
+            .tables;
+        assert_eq!(
+            direct::<F, _>(&internal, &ask::<F>(protocol, 1, (VIP, 80))),
+            Err(Reason::AwaitLocalBackend)
+        );
+        assert!(
+            [empty, ranges, internal]
+                .iter()
+                .all(|tables| tables.peers.borrow().is_empty())
+        );
     }
 }
 
 /// V11: externalTrafficPolicy Local does not bind processes of this node, internalTrafficPolicy Local does.
 fn process_has_a_pods_rights_where_the_policy_is_local<F: Net>() {
-    let node_port = Node::<F>::new().with_node_port(ServiceFlags::LOCAL, &[pod::<F>(REMOTE)]).without_local_backends().tables;
-    assert_eq!(sent(&node_port, &ask::<F>(Protocol::TCP, 1, (NODE, NODE_PORT))), to::<F>((REMOTE, TARGET)));
-    let mut internal = Node::<F>::new().with_cluster_ip(ServiceFlags::LOCAL, &[pod::<F>(POD_A), pod::<F>(REMOTE)]).tables;
-    internal.services.values_mut().for_each(|service| service.local_len = 1);
+    let node_port = Node::<F>::new()
+        .with_node_port(ServiceFlags::LOCAL, &[pod::<F>(REMOTE)])
+        .without_local_backends()
+        .tables;
+    assert_eq!(
+        sent(&node_port, &ask::<F>(Protocol::TCP, 1, (NODE, NODE_PORT))),
+        to::<F>((REMOTE, TARGET))
+    );
+    let mut internal = Node::<F>::new()
+        .with_cluster_ip(ServiceFlags::LOCAL, &[pod::<F>(POD_A), pod::<F>(REMOTE)])
+        .tables;
+    internal
+        .services
+        .values_mut()
+        .for_each(|service| service.local_len = 1);
     for cookie in 0..32 {
-        assert_eq!(sent(&internal, &ask::<F>(Protocol::TCP, cookie, (VIP, 80))), to::<F>((POD_A, TARGET)));
+        assert_eq!(
+            sent(&internal, &ask::<F>(Protocol::TCP, cookie, (VIP, 80))),
+            to::<F>((POD_A, TARGET))
+        );
     }
 }
 
@@ -130,10 +225,23 @@ fn process_has_a_pods_rights_where_the_policy_is_local<F: Net>() {
 fn load_balancer_ranges_hold_for_the_node<F: Net>() {
     let mut tables = Node::<F>::new().tables;
     let key = ServiceKey::new(F::at(VIP), Port::new(80), Protocol::TCP);
-    tables.serve(3, &[(key, ServiceFlags::LOAD_BALANCER | ServiceFlags::SOURCE_RANGES)], &[pod::<F>(REMOTE)]);
+    tables.serve(
+        3,
+        &[(
+            key,
+            ServiceFlags::LOAD_BALANCER | ServiceFlags::SOURCE_RANGES,
+        )],
+        &[pod::<F>(REMOTE)],
+    );
     let ask = ask::<F>(Protocol::TCP, 1, (VIP, 80));
     assert_eq!(direct::<F, _>(&tables, &ask), Err(Reason::SourceNotAllowed));
-    tables.sources.insert((SourceKey { service: 3, addr: F::at(VIP) }, if F::V6 { 128 } else { 32 }));
+    tables.sources.insert((
+        SourceKey {
+            service: 3,
+            addr: F::at(VIP),
+        },
+        if F::V6 { 128 } else { 32 },
+    ));
     assert_eq!(sent(&tables, &ask), to::<F>((REMOTE, TARGET)));
 }
 
@@ -150,7 +258,9 @@ fn three<F: Net>() -> [Backend<F::Addr>; 3] {
 fn sockets_spread<F: Net>() {
     let tables = Node::<F>::new().with_cluster_ip(0, &three::<F>()).tables;
     for protocol in ASKING {
-        let all: Vec<_> = (0..300).map(|cookie| sent(&tables, &ask::<F>(protocol, cookie, (VIP, 80)))).collect();
+        let all: Vec<_> = (0..300)
+            .map(|cookie| sent(&tables, &ask::<F>(protocol, cookie, (VIP, 80))))
+            .collect();
         for backend in all.iter().collect::<BTreeSet<_>>() {
             let count = all.iter().filter(|other| *other == backend).count();
             assert!((60..150).contains(&count), "{count} of 300");
@@ -164,29 +274,52 @@ fn sockets_spread<F: Net>() {
 fn datagrams_of_a_socket_keep_their_backend<F: Net>() {
     let [a, b, remote] = three::<F>();
     let mut node = Node::<F>::new().with_cluster_ip(0, &[a]);
-    let asks: Vec<_> = (0..32).map(|cookie| ask::<F>(Protocol::UDP, cookie, (VIP, 80))).collect();
-    asks.iter().for_each(|ask| assert_eq!(sent(&node.tables, ask), to::<F>((POD_A, TARGET))));
+    let asks: Vec<_> = (0..32)
+        .map(|cookie| ask::<F>(Protocol::UDP, cookie, (VIP, 80)))
+        .collect();
+    asks.iter()
+        .for_each(|ask| assert_eq!(sent(&node.tables, ask), to::<F>((POD_A, TARGET))));
     node = node.with_cluster_ip(0, &[b, remote, a]);
-    asks.iter().for_each(|ask| assert_eq!(sent(&node.tables, ask), to::<F>((POD_A, TARGET))));
-    assert_eq!(node.tables.counted(Counter::SocketsDirected), 32, "what is kept is not counted again");
+    asks.iter()
+        .for_each(|ask| assert_eq!(sent(&node.tables, ask), to::<F>((POD_A, TARGET))));
+    assert_eq!(
+        node.tables.counted(Counter::SocketsDirected),
+        32,
+        "what is kept is not counted again"
+    );
     node.tables.backends.clear();
     node = node.with_cluster_ip(0, &[b]);
-    asks.iter().for_each(|ask| assert_eq!(sent(&node.tables, ask), to::<F>((POD_B, TARGET))));
+    asks.iter()
+        .for_each(|ask| assert_eq!(sent(&node.tables, ask), to::<F>((POD_B, TARGET))));
     // A second address that leads to the same backend takes the reply's name over, and the first one back.
     node = node.with_node_port(0, &[b]);
-    let (first, second) = (asks[0], Ask { cookie: asks[0].cookie, ..ask::<F>(Protocol::UDP, 0, (NODE, NODE_PORT)) });
+    let (first, second) = (
+        asks[0],
+        Ask {
+            cookie: asks[0].cookie,
+            ..ask::<F>(Protocol::UDP, 0, (NODE, NODE_PORT))
+        },
+    );
     for ask in [second, first, second] {
         assert_eq!(sent(&node.tables, &ask), to::<F>((POD_B, TARGET)));
-        assert_eq!(asked::<F, _>(&node.tables, ask.cookie, F::at(POD_B), Port::new(TARGET)), Some((ask.addr, ask.port)));
+        assert_eq!(
+            asked::<F, _>(&node.tables, ask.cookie, F::at(POD_B), Port::new(TARGET)),
+            Some((ask.addr, ask.port))
+        );
     }
 }
 
 /// V13: the node is one client, whatever its processes; by all frontends of the service port.
 fn affinity_is_the_nodes_and_ends_with_its_time_or_its_endpoint<F: Net>() {
     let mut node = Node::<F>::new().with_cluster_ip(0, &three::<F>());
-    node.tables.services.values_mut().for_each(|service| service.affinity = 10);
+    node.tables
+        .services
+        .values_mut()
+        .for_each(|service| service.affinity = 10);
     let all = |node: &Node<F>, from: u32| -> BTreeSet<(F::Addr, Port)> {
-        (from..from + 32).map(|cookie| sent(&node.tables, &ask::<F>(Protocol::TCP, cookie, (VIP, 80)))).collect()
+        (from..from + 32)
+            .map(|cookie| sent(&node.tables, &ask::<F>(Protocol::TCP, cookie, (VIP, 80))))
+            .collect()
     };
     let first = all(&node, 0);
     assert_eq!(first.len(), 1);
@@ -201,16 +334,35 @@ fn affinity_is_the_nodes_and_ends_with_its_time_or_its_endpoint<F: Net>() {
     }
     assert_eq!(seen.len(), 3, "it ends with its time");
     let gone = all(&node, 1000);
-    let left: Vec<_> = three::<F>().into_iter().filter(|backend| !gone.contains(&(backend.addr, backend.port))).collect();
+    let left: Vec<_> = three::<F>()
+        .into_iter()
+        .filter(|backend| !gone.contains(&(backend.addr, backend.port)))
+        .collect();
     node.tables.backends.clear();
     node = node.with_cluster_ip(0, &left);
-    node.tables.services.values_mut().for_each(|service| service.affinity = 10);
-    assert!(all(&node, 2000).is_disjoint(&gone), "it ends with its endpoint");
+    node.tables
+        .services
+        .values_mut()
+        .for_each(|service| service.affinity = 10);
+    assert!(
+        all(&node, 2000).is_disjoint(&gone),
+        "it ends with its endpoint"
+    );
 }
 
 /// Only TCP and UDP sockets have hooks that can finish it.
 fn other_protocols_are_nobodys_business<F: Net>() {
     let mut tables = Node::<F>::new().tables;
-    tables.serve(4, &[(ServiceKey::new(F::at(VIP), Port::new(80), OTHER), ServiceFlags::CLUSTER_IP)], &[pod::<F>(POD_A)]);
-    assert_eq!(direct::<F, _>(&tables, &ask::<F>(OTHER, 1, (VIP, 80))), Ok(None));
+    tables.serve(
+        4,
+        &[(
+            ServiceKey::new(F::at(VIP), Port::new(80), OTHER),
+            ServiceFlags::CLUSTER_IP,
+        )],
+        &[pod::<F>(POD_A)],
+    );
+    assert_eq!(
+        direct::<F, _>(&tables, &ask::<F>(OTHER, 1, (VIP, 80))),
+        Ok(None)
+    );
 }

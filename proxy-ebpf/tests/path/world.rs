@@ -51,16 +51,27 @@ pub const ALLOWING: Row = Row(2);
 
 /// One port of every protocol.
 pub fn port_of(number: u16) -> PortSet {
-    let mut set = PortSet { len: 3, ..PortSet::default() };
+    let mut set = PortSet {
+        len: 3,
+        ..PortSet::default()
+    };
     for (range, protocol) in set.ranges.iter_mut().zip(PROTOCOLS) {
-        *range = PortRange { first: number, last: number, protocol, zero: [0; 3] };
+        *range = PortRange {
+            first: number,
+            last: number,
+            protocol,
+            zero: [0; 3],
+        };
     }
     set
 }
 
 /// Every port of every protocol.
 pub fn everything() -> PortSet {
-    PortSet { flags: PortSet::EVERYTHING, ..PortSet::default() }
+    PortSet {
+        flags: PortSet::EVERYTHING,
+        ..PortSet::default()
+    }
 }
 
 /// All protocols that Services have.
@@ -78,17 +89,31 @@ pub fn opening<F: Net>(protocol: Protocol, src: End, dst: End) -> Segment {
 
 /// The key of the flow that a packet belongs to.
 pub fn key<F: Net>(protocol: Protocol, (src, sport): End, (dst, dport): End) -> FlowKey<F::Addr> {
-    FlowKey::new(protocol, F::at(src), Port::new(sport), F::at(dst), Port::new(dport))
+    FlowKey::new(
+        protocol,
+        F::at(src),
+        Port::new(sport),
+        F::at(dst),
+        Port::new(dport),
+    )
 }
 
 /// A backend that is a pod.
 pub fn pod<F: Net>(dotted: Dotted) -> Backend<F::Addr> {
-    Backend { addr: F::at(dotted), port: Port::new(TARGET), flags: BackendFlags::POD, generation: 0 }
+    Backend {
+        addr: F::at(dotted),
+        port: Port::new(TARGET),
+        flags: BackendFlags::POD,
+        generation: 0,
+    }
 }
 
 /// A backend that is a process of a node.
 pub fn process<F: Net>(dotted: Dotted) -> Backend<F::Addr> {
-    Backend { flags: 0, ..pod::<F>(dotted) }
+    Backend {
+        flags: 0,
+        ..pod::<F>(dotted)
+    }
 }
 
 /// This node: its tables, for a test to fill and to read.
@@ -97,20 +122,48 @@ pub struct Node<F: Net> {
     pub tables: Memory<F>,
 }
 
-#[expect(clippy::wrong_self_convention, reason = "hooks are named after where packets come from")]
+#[expect(
+    clippy::wrong_self_convention,
+    reason = "hooks are named after where packets come from"
+)]
 impl<F: Net> Node<F> {
     /// Two pods, one device, routes to everybody, no Service.
     pub fn new() -> Self {
         let mut tables = Memory::<F>::default();
         let host = AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS);
         tables.addresses.insert(F::at(NODE), host);
-        tables.pods.insert(F::at(POD_A), LocalPod { device: VETH_A, slot: 0 });
-        tables.pods.insert(F::at(POD_B), LocalPod { device: VETH_B, slot: 0 });
+        tables.pods.insert(
+            F::at(POD_A),
+            LocalPod {
+                device: VETH_A,
+                slot: 0,
+            },
+        );
+        tables.pods.insert(
+            F::at(POD_B),
+            LocalPod {
+                device: VETH_B,
+                slot: 0,
+            },
+        );
         let (node6, node4) = (V6::at(NODE), V4::at(NODE));
-        let eth = Device { masquerade6: node6, masquerade4: node4, node6, node4, mtu: 1500, flags: 0 };
+        let eth = Device {
+            masquerade6: node6,
+            masquerade4: node4,
+            node6,
+            node4,
+            mtu: 1500,
+            flags: 0,
+        };
         tables.devices.insert(ETH, eth);
         for dotted in [CLIENT, NODE2, REMOTE] {
-            tables.routes.insert(F::at(dotted), Route { device: ETH, neighbour: Some(LINK) });
+            tables.routes.insert(
+                F::at(dotted),
+                Route {
+                    device: ETH,
+                    neighbour: Some(LINK),
+                },
+            );
         }
         Self { tables }
     }
@@ -119,7 +172,8 @@ impl<F: Net> Node<F> {
     pub fn with_node_port(mut self, flags: u32, backends: &[Backend<F::Addr>]) -> Self {
         let zero = <F::Addr as proxy_common::net::Address>::ZERO;
         let flags = flags | ServiceFlags::NODE_PORT;
-        let keys = PROTOCOLS.map(|protocol| (ServiceKey::new(zero, Port::new(NODE_PORT), protocol), flags));
+        let keys = PROTOCOLS
+            .map(|protocol| (ServiceKey::new(zero, Port::new(NODE_PORT), protocol), flags));
         self.tables.serve(1, &keys, backends);
         self
     }
@@ -127,21 +181,30 @@ impl<F: Net> Node<F> {
     /// With port 80 of [`VIP`], of every protocol.
     pub fn with_cluster_ip(mut self, flags: u32, backends: &[Backend<F::Addr>]) -> Self {
         let flags = flags | ServiceFlags::CLUSTER_IP;
-        let keys = PROTOCOLS.map(|protocol| (ServiceKey::new(F::at(VIP), Port::new(80), protocol), flags));
+        let keys =
+            PROTOCOLS.map(|protocol| (ServiceKey::new(F::at(VIP), Port::new(80), protocol), flags));
         self.tables.serve(2, &keys, backends);
-        self.tables.addresses.insert(F::at(VIP), AddressFlags(AddressFlags::CLUSTER_IP));
+        self.tables
+            .addresses
+            .insert(F::at(VIP), AddressFlags(AddressFlags::CLUSTER_IP));
         self
     }
 
     /// With no backend of any Service on this node.
     pub fn without_local_backends(mut self) -> Self {
-        self.tables.services.values_mut().for_each(|service| service.local_len = 0);
+        self.tables
+            .services
+            .values_mut()
+            .for_each(|service| service.local_len = 0);
         self
     }
 
     /// With one port only to masquerade with.
     pub fn with_masquerade_port(mut self, port: u16) -> Self {
-        (self.tables.config.masquerade_first, self.tables.config.masquerade_len) = (port, 1);
+        (
+            self.tables.config.masquerade_first,
+            self.tables.config.masquerade_len,
+        ) = (port, 1);
         self
     }
 
@@ -152,31 +215,45 @@ impl<F: Net> Node<F> {
 
     /// A packet that [`ETH`] received, at tc.
     pub fn from_device(&self, packet: &Segment) -> Hop {
-        hop::<F, false>(packet.bytes(), |bytes| from_device::<F, _, _>(bytes, &self.tables, ETH))
+        hop::<F, false>(packet.bytes(), |bytes| {
+            from_device::<F, _, _>(bytes, &self.tables, ETH)
+        })
     }
     /// A packet that a process of this host sent, as it comes by [`GATE`].
     pub fn from_gate(&self, packet: &Segment) -> Hop {
-        hop::<F, false>(packet.bytes(), |bytes| from_device::<F, _, _>(bytes, &self.tables, GATE))
+        hop::<F, false>(packet.bytes(), |bytes| {
+            from_device::<F, _, _>(bytes, &self.tables, GATE)
+        })
     }
     /// The same as bytes.
     pub fn raw_from_gate(&self, bytes: &[u8]) -> Hop {
-        hop::<F, false>(bytes.to_vec(), |bytes| from_device::<F, _, _>(bytes, &self.tables, GATE))
+        hop::<F, false>(bytes.to_vec(), |bytes| {
+            from_device::<F, _, _>(bytes, &self.tables, GATE)
+        })
     }
     /// The same in XDP.
     pub fn early(&self, packet: &Segment) -> Hop {
-        hop::<F, true>(packet.bytes(), |bytes| early::<F, _, _>(bytes, &self.tables, ETH))
+        hop::<F, true>(packet.bytes(), |bytes| {
+            early::<F, _, _>(bytes, &self.tables, ETH)
+        })
     }
     /// Bytes that [`ETH`] received, at tc.
     pub fn raw_from_device(&self, bytes: &[u8]) -> Hop {
-        hop::<F, false>(bytes.to_vec(), |bytes| from_device::<F, _, _>(bytes, &self.tables, ETH))
+        hop::<F, false>(bytes.to_vec(), |bytes| {
+            from_device::<F, _, _>(bytes, &self.tables, ETH)
+        })
     }
     /// A packet that the pod behind `device` sent.
     pub fn from_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
-        hop::<F, false>(packet.bytes(), |bytes| from_pod::<F, _, _>(bytes, &self.tables, device))
+        hop::<F, false>(packet.bytes(), |bytes| {
+            from_pod::<F, _, _>(bytes, &self.tables, device)
+        })
     }
     /// A packet that the stack sends to the pod behind `device`.
     pub fn to_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
-        hop::<F, false>(packet.bytes(), |bytes| to_pod::<F, _, _>(bytes, &self.tables, device))
+        hop::<F, false>(packet.bytes(), |bytes| {
+            to_pod::<F, _, _>(bytes, &self.tables, device)
+        })
     }
     /// A packet that this host itself has made for the pod behind `device`.
     pub fn own_to_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
@@ -196,7 +273,9 @@ impl<F: Net> Node<F> {
     /// The pods are known, nothing passes to or from [`POD_A`], and everything to and from [`POD_B`].
     pub fn isolated(mut self) -> Self {
         for (dotted, device, slot) in [(POD_A, VETH_A, 1), (POD_B, VETH_B, 2)] {
-            self.tables.pods.insert(F::at(dotted), LocalPod { device, slot });
+            self.tables
+                .pods
+                .insert(F::at(dotted), LocalPod { device, slot });
             self.tables.veths.insert(device, Veth { slot, flags: 0 });
         }
         self.tables.config.flags |= Config::POLICY;
@@ -212,7 +291,9 @@ impl<F: Net> Node<F> {
         self.tables.matrix.insert((ALLOWING.0, 1), 2);
         self.tables.port_sets.insert(2, ports);
         let [first, second, third, fourth] = dotted;
-        self.tables.directory.insert((first.into(), second), Word::node(300));
+        self.tables
+            .directory
+            .insert((first.into(), second), Word::node(300));
         self.tables.directory.insert((300, third), Word::node(301));
         self.tables.directory.insert((301, fourth), Word::class(1));
         self.tables.exact.insert(F::at(dotted), 1);
@@ -220,7 +301,9 @@ impl<F: Net> Node<F> {
     }
     /// A packet that a process of this node sends by [`ETH`].
     pub fn to_device(&self, packet: &Segment) -> Hop {
-        hop::<F, false>(packet.bytes(), |bytes| to_device::<F, _, _>(bytes, &self.tables, ETH))
+        hop::<F, false>(packet.bytes(), |bytes| {
+            to_device::<F, _, _>(bytes, &self.tables, ETH)
+        })
     }
     /// A packet that a process of this host sends by `device`, whatever it is for.
     pub fn sends(&self, device: IfIndex, packet: &Segment) -> Hop {
@@ -235,27 +318,44 @@ impl<F: Net> Node<F> {
     }
     /// Bytes that this host's stack sends by [`ETH`].
     pub fn raw_to_device(&self, bytes: &[u8]) -> Hop {
-        hop::<F, false>(bytes.to_vec(), |bytes| to_device::<F, _, _>(bytes, &self.tables, ETH))
+        hop::<F, false>(bytes.to_vec(), |bytes| {
+            to_device::<F, _, _>(bytes, &self.tables, ETH)
+        })
     }
     /// Bytes at every hook; what each did.
     pub fn everywhere(&self, bytes: &[u8]) -> [Hop; 5] {
         let tables = &self.tables;
         [
             hop::<F, true>(bytes.to_vec(), |bytes| early::<F, _, _>(bytes, tables, ETH)),
-            hop::<F, false>(bytes.to_vec(), |bytes| from_device::<F, _, _>(bytes, tables, ETH)),
-            hop::<F, false>(bytes.to_vec(), |bytes| from_pod::<F, _, _>(bytes, tables, VETH_A)),
-            hop::<F, false>(bytes.to_vec(), |bytes| to_pod::<F, _, _>(bytes, tables, VETH_A)),
-            hop::<F, false>(bytes.to_vec(), |bytes| to_device::<F, _, _>(bytes, tables, ETH)),
+            hop::<F, false>(bytes.to_vec(), |bytes| {
+                from_device::<F, _, _>(bytes, tables, ETH)
+            }),
+            hop::<F, false>(bytes.to_vec(), |bytes| {
+                from_pod::<F, _, _>(bytes, tables, VETH_A)
+            }),
+            hop::<F, false>(bytes.to_vec(), |bytes| {
+                to_pod::<F, _, _>(bytes, tables, VETH_A)
+            }),
+            hop::<F, false>(bytes.to_vec(), |bytes| {
+                to_device::<F, _, _>(bytes, tables, ETH)
+            }),
         ]
     }
 
     /// How many entries the tables have: half-open and established.
     pub fn flows(&self) -> (usize, usize) {
-        (self.tables.opening.borrow().len(), self.tables.established.borrow().len())
+        (
+            self.tables.opening.borrow().len(),
+            self.tables.established.borrow().len(),
+        )
     }
     /// The entry of a flow in a table.
     pub fn flow(&self, table: &RefCell<Flows<F>>, key: &FlowKey<F::Addr>) -> Flow<F::Addr> {
-        table.borrow().get(key).copied().unwrap_or_else(|| panic!("no flow {key:?}"))
+        table
+            .borrow()
+            .get(key)
+            .copied()
+            .unwrap_or_else(|| panic!("no flow {key:?}"))
     }
 }
 
@@ -269,10 +369,21 @@ pub struct Hop {
 }
 
 /// Runs a hook's program: it hands to the library what its EtherType says is of the family.
-fn hop<F: Net, const EARLY: bool>(before: Vec<u8>, hook: impl Fn(&mut Bytes<EARLY>) -> Result<Action, Reason>) -> Hop {
+fn hop<F: Net, const EARLY: bool>(
+    before: Vec<u8>,
+    hook: impl Fn(&mut Bytes<EARLY>) -> Result<Action, Reason>,
+) -> Hop {
     let mut bytes = Bytes::received(before.clone());
-    let said = if ethertype(&bytes) == Some(F::ETHERTYPE) { hook(&mut bytes) } else { Ok(Action::Untouched) };
-    Hop { said, before, after: bytes.bytes }
+    let said = if ethertype(&bytes) == Some(F::ETHERTYPE) {
+        hook(&mut bytes)
+    } else {
+        Ok(Action::Untouched)
+    };
+    Hop {
+        said,
+        before,
+        after: bytes.bytes,
+    }
 }
 
 impl Hop {

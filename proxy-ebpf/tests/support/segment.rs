@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
-    Icmpv4Header, Icmpv6Header, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6FlowLabel,
-    Ipv6Header, NetHeaders, PacketBuilder, PacketHeaders, TcpHeader, TransportHeader,
+    Icmpv4Header, Icmpv6Header, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options,
+    Ipv6Extensions, Ipv6FlowLabel, Ipv6Header, NetHeaders, PacketBuilder, PacketHeaders, TcpHeader,
+    TransportHeader,
 };
 use proxy_common::net::Protocol;
 
@@ -53,7 +54,16 @@ impl Segment {
     /// A datagram, or a TCP segment without flags.
     pub fn new(protocol: Protocol, src: SocketAddr, dst: SocketAddr) -> Self {
         let link = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-        let segment = Self { link, src, dst, protocol, flags: 0, ttl: TTL, options: Vec::new(), payload: b"portway".to_vec() };
+        let segment = Self {
+            link,
+            src,
+            dst,
+            protocol,
+            flags: 0,
+            ttl: TTL,
+            options: Vec::new(),
+            payload: b"portway".to_vec(),
+        };
         segment.flags(0)
     }
     /// The same with these flags where it is TCP or SCTP.
@@ -73,7 +83,10 @@ impl Segment {
     }
     /// The same with this payload.
     pub fn payload(self, payload: &[u8]) -> Self {
-        Self { payload: payload.to_vec(), ..self }
+        Self {
+            payload: payload.to_vec(),
+            ..self
+        }
     }
     /// The same from elsewhere.
     pub fn from(self, src: SocketAddr) -> Self {
@@ -85,27 +98,42 @@ impl Segment {
     }
     /// One router further.
     pub fn hop(self) -> Self {
-        Self { ttl: self.ttl - 1, ..self }
+        Self {
+            ttl: self.ttl - 1,
+            ..self
+        }
     }
     /// What the receiver sends back: SYN and ACK to a SYN, ACK to anything else.
     pub fn answer(&self) -> Self {
-        let flags = if self.flags & SYN != 0 { SYN | ACK } else { ACK };
-        Self::new(self.protocol, self.dst, self.src).flags(flags).payload(b"answer")
+        let flags = if self.flags & SYN != 0 {
+            SYN | ACK
+        } else {
+            ACK
+        };
+        Self::new(self.protocol, self.dst, self.src)
+            .flags(flags)
+            .payload(b"answer")
     }
 
     /// The frame.
     pub fn bytes(&self) -> Vec<u8> {
         let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = self.link;
-        let step = PacketBuilder::ethernet2([s0, s1, s2, s3, s4, s5], [d0, d1, d2, d3, d4, d5]).ip(self.network());
+        let step = PacketBuilder::ethernet2([s0, s1, s2, s3, s4, s5], [d0, d1, d2, d3, d4, d5])
+            .ip(self.network());
         let mut bytes = Vec::new();
         let (sport, dport) = (self.src.port(), self.dst.port());
         if self.protocol == Protocol::TCP {
-            step.tcp_header(tcp(sport, dport, self.flags)).write(&mut bytes, &self.payload).expect("writes to memory");
+            step.tcp_header(tcp(sport, dport, self.flags))
+                .write(&mut bytes, &self.payload)
+                .expect("writes to memory");
         } else if self.protocol == Protocol::SCTP {
             let packet = sctp(sport, dport, chunk(self.flags), &self.payload);
-            step.write(&mut bytes, IpNumber(Protocol::SCTP.0), &packet).expect("writes to memory");
+            step.write(&mut bytes, IpNumber(Protocol::SCTP.0), &packet)
+                .expect("writes to memory");
         } else {
-            step.udp(sport, dport).write(&mut bytes, &self.payload).expect("writes to memory");
+            step.udp(sport, dport)
+                .write(&mut bytes, &self.payload)
+                .expect("writes to memory");
         }
         bytes
     }
@@ -114,7 +142,8 @@ impl Segment {
         match (self.src.ip(), self.dst.ip()) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let number = IpNumber(self.protocol.0);
-                let mut ip = Ipv4Header::new(0, self.ttl, number, src.octets(), dst.octets()).expect("fits");
+                let mut ip =
+                    Ipv4Header::new(0, self.ttl, number, src.octets(), dst.octets()).expect("fits");
                 ip.options = Ipv4Options::try_from(&self.options[..]).expect("whole words");
                 IpHeaders::Ipv4(ip, Ipv4Extensions::default())
             }
@@ -136,12 +165,26 @@ impl Segment {
     /// The packet that lies in `bytes`, if it is TCP, UDP or SCTP and all its checksums are right; else what is wrong.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let packet = PacketHeaders::from_ethernet_slice(bytes).map_err(|why| why.to_string())?;
-        let Some(net) = &packet.net else { return Err("no IP".into()) };
+        let Some(net) = &packet.net else {
+            return Err("no IP".into());
+        };
         let payload = packet.payload.slice();
         let (src, dst, ttl) = ends(net)?;
         let (protocol, sport, dport, flags, payload) = match &packet.transport {
-            Some(TransportHeader::Tcp(tcp)) => (Protocol::TCP, tcp.source_port, tcp.destination_port, flag_byte(tcp), payload),
-            Some(TransportHeader::Udp(udp)) => (Protocol::UDP, udp.source_port, udp.destination_port, 0, payload),
+            Some(TransportHeader::Tcp(tcp)) => (
+                Protocol::TCP,
+                tcp.source_port,
+                tcp.destination_port,
+                flag_byte(tcp),
+                payload,
+            ),
+            Some(TransportHeader::Udp(udp)) => (
+                Protocol::UDP,
+                udp.source_port,
+                udp.destination_port,
+                0,
+                payload,
+            ),
             None if is_sctp(net) => read_sctp(payload)?,
             other => return Err(format!("{other:?}")),
         };
@@ -150,15 +193,30 @@ impl Segment {
         }
         let mut link = [0; 12];
         link.copy_from_slice(&bytes[..12]);
-        let options = net.ipv4_ref().map(|(ip, _)| ip.options.to_vec()).unwrap_or_default();
+        let options = net
+            .ipv4_ref()
+            .map(|(ip, _)| ip.options.to_vec())
+            .unwrap_or_default();
         let (src, dst) = (SocketAddr::new(src, sport), SocketAddr::new(dst, dport));
-        Ok(Self { link, src, dst, protocol, flags, ttl, options, payload: payload.to_vec() })
+        Ok(Self {
+            link,
+            src,
+            dst,
+            protocol,
+            flags,
+            ttl,
+            options,
+            payload: payload.to_vec(),
+        })
     }
 }
 
 /// Which chunk plays the part of a TCP segment with these flags.
 fn chunk(flags: u8) -> u8 {
-    CHUNKS.iter().find(|(part, _)| *part == flags).map_or(0, |(_, chunk)| *chunk)
+    CHUNKS
+        .iter()
+        .find(|(part, _)| *part == flags)
+        .map_or(0, |(_, chunk)| *chunk)
 }
 
 /// The chunks of SCTP by the flags whose part they play: INIT, INIT ACK, ABORT, SHUTDOWN, DATA.
@@ -194,32 +252,58 @@ fn read_sctp(bytes: &[u8]) -> Result<(Protocol, u16, u16, u8, &[u8]), String> {
     }
     let mut unfinished = bytes.to_vec();
     unfinished[8..12].fill(0);
-    let (found, right) = (u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]), crc32c::crc32c(&unfinished));
+    let (found, right) = (
+        u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]),
+        crc32c::crc32c(&unfinished),
+    );
     if found != right {
         return Err(format!("checksum {found:#010x}, right is {right:#010x}"));
     }
     let number = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-    let flags = CHUNKS.iter().find(|(_, chunk)| *chunk == bytes[12]).ok_or("an unknown chunk")?.0;
-    let payload = bytes.get(16..12 + usize::from(number(14))).ok_or("the chunk is cut short")?;
+    let flags = CHUNKS
+        .iter()
+        .find(|(_, chunk)| *chunk == bytes[12])
+        .ok_or("an unknown chunk")?
+        .0;
+    let payload = bytes
+        .get(16..12 + usize::from(number(14)))
+        .ok_or("the chunk is cut short")?;
     Ok((Protocol::SCTP, number(0), number(2), flags, payload))
 }
 
 fn tcp(sport: u16, dport: u16, flags: u8) -> TcpHeader {
     let mut tcp = TcpHeader::new(sport, dport, 0x0102_0304, 0xffff);
-    (tcp.fin, tcp.syn, tcp.rst, tcp.psh) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0, flags & 8 != 0);
-    (tcp.ack, tcp.urg, tcp.ece, tcp.cwr) = (flags & 16 != 0, flags & 32 != 0, flags & 64 != 0, flags & 128 != 0);
+    (tcp.fin, tcp.syn, tcp.rst, tcp.psh) = (
+        flags & 1 != 0,
+        flags & 2 != 0,
+        flags & 4 != 0,
+        flags & 8 != 0,
+    );
+    (tcp.ack, tcp.urg, tcp.ece, tcp.cwr) = (
+        flags & 16 != 0,
+        flags & 32 != 0,
+        flags & 64 != 0,
+        flags & 128 != 0,
+    );
     tcp
 }
 
 fn flag_byte(tcp: &TcpHeader) -> u8 {
-    let bits = [tcp.fin, tcp.syn, tcp.rst, tcp.psh, tcp.ack, tcp.urg, tcp.ece, tcp.cwr];
-    bits.iter().enumerate().map(|(bit, set)| u8::from(*set) << bit).sum()
+    let bits = [
+        tcp.fin, tcp.syn, tcp.rst, tcp.psh, tcp.ack, tcp.urg, tcp.ece, tcp.cwr,
+    ];
+    bits.iter()
+        .enumerate()
+        .map(|(bit, set)| u8::from(*set) << bit)
+        .sum()
 }
 
 /// Source, destination and time to live; an error where an IPv4 header's checksum is wrong.
 fn ends(net: &NetHeaders) -> Result<(IpAddr, IpAddr, u8), String> {
     match net {
-        NetHeaders::Ipv4(ip, _) if ip.header_checksum != ip.calc_header_checksum() => Err("wrong IPv4 header checksum".into()),
+        NetHeaders::Ipv4(ip, _) if ip.header_checksum != ip.calc_header_checksum() => {
+            Err("wrong IPv4 header checksum".into())
+        }
         NetHeaders::Ipv4(ip, _) => Ok((ip.source.into(), ip.destination.into(), ip.time_to_live)),
         NetHeaders::Ipv6(ip, _) => Ok((ip.source.into(), ip.destination.into(), ip.hop_limit)),
         NetHeaders::Arp(_) => Err("ARP".into()),
@@ -230,17 +314,34 @@ fn ends(net: &NetHeaders) -> Result<(IpAddr, IpAddr, u8), String> {
 fn verify(net: &NetHeaders, transport: &TransportHeader, payload: &[u8]) -> Result<(), String> {
     let (found, right) = match (net, transport) {
         (NetHeaders::Ipv4(..), TransportHeader::Udp(udp)) if udp.checksum == 0 => return Ok(()),
-        (NetHeaders::Ipv4(ip, _), TransportHeader::Tcp(tcp)) => (tcp.checksum, tcp.calc_checksum_ipv4(ip, payload).ok()),
-        (NetHeaders::Ipv4(ip, _), TransportHeader::Udp(udp)) => (udp.checksum, udp.calc_checksum_ipv4(ip, payload).ok()),
-        (NetHeaders::Ipv6(ip, _), TransportHeader::Tcp(tcp)) => (tcp.checksum, tcp.calc_checksum_ipv6(ip, payload).ok()),
-        (NetHeaders::Ipv6(ip, _), TransportHeader::Udp(udp)) => (udp.checksum, udp.calc_checksum_ipv6(ip, payload).ok()),
-        (NetHeaders::Ipv4(..), TransportHeader::Icmpv4(icmp)) => (icmp.checksum, Some(icmp.icmp_type.calc_checksum(payload))),
-        (NetHeaders::Ipv6(ip, _), TransportHeader::Icmpv6(icmp)) => {
-            (icmp.checksum, icmp.icmp_type.calc_checksum(ip.source, ip.destination, payload).ok())
+        (NetHeaders::Ipv4(ip, _), TransportHeader::Tcp(tcp)) => {
+            (tcp.checksum, tcp.calc_checksum_ipv4(ip, payload).ok())
         }
+        (NetHeaders::Ipv4(ip, _), TransportHeader::Udp(udp)) => {
+            (udp.checksum, udp.calc_checksum_ipv4(ip, payload).ok())
+        }
+        (NetHeaders::Ipv6(ip, _), TransportHeader::Tcp(tcp)) => {
+            (tcp.checksum, tcp.calc_checksum_ipv6(ip, payload).ok())
+        }
+        (NetHeaders::Ipv6(ip, _), TransportHeader::Udp(udp)) => {
+            (udp.checksum, udp.calc_checksum_ipv6(ip, payload).ok())
+        }
+        (NetHeaders::Ipv4(..), TransportHeader::Icmpv4(icmp)) => {
+            (icmp.checksum, Some(icmp.icmp_type.calc_checksum(payload)))
+        }
+        (NetHeaders::Ipv6(ip, _), TransportHeader::Icmpv6(icmp)) => (
+            icmp.checksum,
+            icmp.icmp_type
+                .calc_checksum(ip.source, ip.destination, payload)
+                .ok(),
+        ),
         other => return Err(format!("{other:?}")),
     };
-    if right == Some(found) { Ok(()) } else { Err(format!("checksum {found:#06x}, right is {right:#06x?}")) }
+    if right == Some(found) {
+        Ok(())
+    } else {
+        Err(format!("checksum {found:#06x}, right is {right:#06x?}"))
+    }
 }
 
 /// An ICMP or ICMPv6 message.
@@ -268,8 +369,12 @@ impl Icmp {
     /// The message that lies in `bytes`, if all its checksums are right; else what is wrong.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let packet = PacketHeaders::from_ethernet_slice(bytes).map_err(|why| why.to_string())?;
-        let Some(net) = &packet.net else { return Err("no IP".into()) };
-        let Some(transport) = &packet.transport else { return Err("no transport".into()) };
+        let Some(net) = &packet.net else {
+            return Err("no IP".into());
+        };
+        let Some(transport) = &packet.transport else {
+            return Err("no transport".into());
+        };
         let quote = packet.payload.slice().to_vec();
         let (src, dst, ttl) = ends(net)?;
         verify(net, transport, &quote)?;
@@ -280,6 +385,15 @@ impl Icmp {
         };
         let mut link = [0; 12];
         link.copy_from_slice(&bytes[..12]);
-        Ok(Self { link, src, dst, ttl, kind: head[0], code: head[1], rest: [head[4], head[5], head[6], head[7]], quote })
+        Ok(Self {
+            link,
+            src,
+            dst,
+            ttl,
+            kind: head[0],
+            code: head[1],
+            rest: [head[4], head[5], head[6], head[7]],
+            quote,
+        })
     }
 }

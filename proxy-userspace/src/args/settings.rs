@@ -8,11 +8,13 @@ use anyhow::{Context, Result, ensure};
 use clap::builder::PossibleValue;
 use ipnet::IpNet;
 
-use super::{AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TableSize, TimeoutArgs, Xdp};
+use super::{
+    AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TableSize, TimeoutArgs, Xdp,
+};
 use crate::dataplane::CgroupChoice;
 use crate::model::{
-    Algorithm, ForwardFirewall, Forwarding, HostFirewall, LocalRefusal, NodePortAddresses, PodStart, PortRange, Refusal,
-    Settings, Timeouts,
+    Algorithm, ForwardFirewall, Forwarding, HostFirewall, LocalRefusal, NodePortAddresses,
+    PodStart, PortRange, Refusal, Settings, Timeouts,
 };
 
 /// What `portway agent` is to do.
@@ -95,14 +97,25 @@ impl AgentArgs {
         } = self;
         let StateDir { state_dir } = pins;
         // What the API server writes down as a ServiceCIDR object, a source that plays it has as a flag.
-        let played = source.manifests.iter().flat_map(|_| &source.service_cluster_ip_range);
-        let service_cidrs = service_cidr.iter().chain(played).map(IpNet::trunc).collect();
+        let played = source
+            .manifests
+            .iter()
+            .flat_map(|_| &source.service_cluster_ip_range);
+        let service_cidrs = service_cidr
+            .iter()
+            .chain(played)
+            .map(IpNet::trunc)
+            .collect();
         let node_ports = source.service_node_port_range;
         ensure!(
             masquerade_ports.last < node_ports.first || node_ports.last < masquerade_ports.first,
             "--masquerade-ports {masquerade_ports} and --service-node-port-range {node_ports} have ports in common"
         );
-        ensure!(state_dir.is_absolute(), "--state-dir {}: must be an absolute path", state_dir.display());
+        ensure!(
+            state_dir.is_absolute(),
+            "--state-dir {}: must be an absolute path",
+            state_dir.display()
+        );
         let service = Settings {
             node_name: source.node_name()?.into(),
             nodeport_addresses,
@@ -120,7 +133,8 @@ impl AgentArgs {
             forwarding,
             hz: 0,
         };
-        let [health_bind, metrics_bind] = [self.health_bind, self.metrics_bind].map(|Bind(bind)| bind);
+        let [health_bind, metrics_bind] =
+            [self.health_bind, self.metrics_bind].map(|Bind(bind)| bind);
         Ok(AgentSettings {
             source: source.settings()?,
             service,
@@ -150,34 +164,79 @@ impl SourceArgs {
 
     /// Where objects come from.
     pub fn settings(self) -> Result<SourceSettings> {
-        let Self { node_name: _, kubeconfig, manifests, service_node_port_range, service_cluster_ip_range } = self;
-        let Some(dir) = manifests else { return Ok(SourceSettings::ApiServer { kubeconfig }) };
+        let Self {
+            node_name: _,
+            kubeconfig,
+            manifests,
+            service_node_port_range,
+            service_cluster_ip_range,
+        } = self;
+        let Some(dir) = manifests else {
+            return Ok(SourceSettings::ApiServer { kubeconfig });
+        };
         let cluster_ips: Vec<_> = service_cluster_ip_range.iter().map(IpNet::trunc).collect();
         for v4 in [true, false] {
-            let of_family = cluster_ips.iter().filter(|range| range.addr().is_ipv4() == v4).count();
-            ensure!(of_family <= 1, "--service-cluster-ip-range: at most one range of each family");
+            let of_family = cluster_ips
+                .iter()
+                .filter(|range| range.addr().is_ipv4() == v4)
+                .count();
+            ensure!(
+                of_family <= 1,
+                "--service-cluster-ip-range: at most one range of each family"
+            );
         }
         for range in &cluster_ips {
-            ensure!(range.max_prefix_len() - range.prefix_len() >= 2, "--service-cluster-ip-range: {range} is too small");
+            ensure!(
+                range.max_prefix_len() - range.prefix_len() >= 2,
+                "--service-cluster-ip-range: {range} is too small"
+            );
         }
-        Ok(SourceSettings::Manifests { dir, ranges: Ranges { node_ports: service_node_port_range, cluster_ips } })
+        Ok(SourceSettings::Manifests {
+            dir,
+            ranges: Ranges {
+                node_ports: service_node_port_range,
+                cluster_ips,
+            },
+        })
     }
 }
 
 impl RefusalArgs {
     fn meaning(self) -> LocalRefusal {
-        let Self { local_refusal_node_port: node_port, local_refusal_load_balancer: load_balancer, local_refusal_external_ip } =
-            self;
-        LocalRefusal { node_port, load_balancer, external_ip: local_refusal_external_ip }
+        let Self {
+            local_refusal_node_port: node_port,
+            local_refusal_load_balancer: load_balancer,
+            local_refusal_external_ip,
+        } = self;
+        LocalRefusal {
+            node_port,
+            load_balancer,
+            external_ip: local_refusal_external_ip,
+        }
     }
 }
 
 impl TimeoutArgs {
     fn meaning(self) -> Result<Timeouts> {
-        let Self { opening_timeout, tcp_timeout, tcp_close_wait_timeout, tcp_closed_timeout, udp_timeout } = self;
-        let all = [opening_timeout, tcp_timeout, tcp_close_wait_timeout, tcp_closed_timeout, udp_timeout];
+        let Self {
+            opening_timeout,
+            tcp_timeout,
+            tcp_close_wait_timeout,
+            tcp_closed_timeout,
+            udp_timeout,
+        } = self;
+        let all = [
+            opening_timeout,
+            tcp_timeout,
+            tcp_close_wait_timeout,
+            tcp_closed_timeout,
+            udp_timeout,
+        ];
         // Flows note the time in 32 bits of jiffies, which at 1000 a second come round after 49 days.
-        ensure!(all.iter().all(|seconds| (1..=2_000_000).contains(seconds)), "timeouts must be 1 to 2000000 seconds");
+        ensure!(
+            all.iter().all(|seconds| (1..=2_000_000).contains(seconds)),
+            "timeouts must be 1 to 2000000 seconds"
+        );
         Ok(Timeouts {
             opening: opening_timeout,
             tcp: tcp_timeout,
@@ -211,9 +270,14 @@ impl FromStr for NodePortAddresses {
         }
         let prefix = |part: &str| match part.trim().parse::<IpNet>() {
             Ok(prefix) => Ok(prefix.trunc()),
-            Err(_) => Err(format!("`{part}` is neither a CIDR nor the word primary alone")),
+            Err(_) => Err(format!(
+                "`{part}` is neither a CIDR nor the word primary alone"
+            )),
         };
-        text.split(',').map(prefix).collect::<Result<_, _>>().map(Self::Within)
+        text.split(',')
+            .map(prefix)
+            .collect::<Result<_, _>>()
+            .map(Self::Within)
     }
 }
 
@@ -224,7 +288,9 @@ impl FromStr for Bind {
         if text == "off" {
             return Ok(Self(None));
         }
-        text.parse().map(|addr| Self(Some(addr))).map_err(|_| format!("`{text}` is neither ADDRESS:PORT nor off"))
+        text.parse()
+            .map(|addr| Self(Some(addr)))
+            .map_err(|_| format!("`{text}` is neither ADDRESS:PORT nor off"))
     }
 }
 
@@ -236,7 +302,9 @@ impl clap::ValueEnum for Refusal {
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
             Self::Reject => PossibleValue::new("reject").help("the client is refused at once"),
-            Self::Drop => PossibleValue::new("drop").help("the client hears nothing and tries again"),
+            Self::Drop => {
+                PossibleValue::new("drop").help("the client hears nothing and tries again")
+            }
         })
     }
 }
@@ -248,8 +316,11 @@ impl clap::ValueEnum for HostFirewall {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
-            Self::Bypass => PossibleValue::new("bypass").help("translated packets pass it by; the log says so"),
-            Self::Respect => PossibleValue::new("respect").help("where there is one, they take the stack's way through it"),
+            Self::Bypass => {
+                PossibleValue::new("bypass").help("translated packets pass it by; the log says so")
+            }
+            Self::Respect => PossibleValue::new("respect")
+                .help("where there is one, they take the stack's way through it"),
         })
     }
 }
@@ -261,8 +332,11 @@ impl clap::ValueEnum for Algorithm {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
-            Self::Random => PossibleValue::new("random").help("by a key of each node's own: every backend is as likely"),
-            Self::Maglev => PossibleValue::new("maglev").help("by consistent hashing: all nodes choose alike"),
+            Self::Random => PossibleValue::new("random")
+                .help("by a key of each node's own: every backend is as likely"),
+            Self::Maglev => {
+                PossibleValue::new("maglev").help("by consistent hashing: all nodes choose alike")
+            }
         })
     }
 }
@@ -274,10 +348,10 @@ impl clap::ValueEnum for Forwarding {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
-            Self::Masquerade => PossibleValue::new("masquerade").help("by the node that it asked, as which the pod sees it"),
-            Self::Dsr => {
-                PossibleValue::new("dsr").help("straight by the pod's node (direct server return): the pod sees the client")
-            }
+            Self::Masquerade => PossibleValue::new("masquerade")
+                .help("by the node that it asked, as which the pod sees it"),
+            Self::Dsr => PossibleValue::new("dsr")
+                .help("straight by the pod's node (direct server return): the pod sees the client"),
         })
     }
 }
@@ -289,8 +363,12 @@ impl clap::ValueEnum for PodStart {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
-            Self::Deny => PossibleValue::new("deny").help("nothing passes, but what its own node sends it"),
-            Self::Allow => PossibleValue::new("allow").help("everything passes until the policy is known"),
+            Self::Deny => {
+                PossibleValue::new("deny").help("nothing passes, but what its own node sends it")
+            }
+            Self::Allow => {
+                PossibleValue::new("allow").help("everything passes until the policy is known")
+            }
         })
     }
 }
@@ -303,7 +381,11 @@ mod tests {
     use clap::Parser;
 
     fn agent(args: &str) -> Result<AgentSettings> {
-        let typed = Cli::try_parse_from(["portway", "agent"].into_iter().chain(args.split_whitespace()))?;
+        let typed = Cli::try_parse_from(
+            ["portway", "agent"]
+                .into_iter()
+                .chain(args.split_whitespace()),
+        )?;
         match typed.command {
             Command::Agent(args) => args.settings(),
             other => panic!("no agent: {other:?}"),
@@ -315,18 +397,36 @@ mod tests {
         use clap::CommandFactory;
         let cli = Cli::command();
         let agent = cli.find_subcommand("agent").expect("an agent");
-        let with_values = agent.get_arguments().filter(|a| a.get_long().is_some_and(|l| l != "help" && l != "version"));
+        let with_values = agent
+            .get_arguments()
+            .filter(|a| a.get_long().is_some_and(|l| l != "help" && l != "version"));
         for arg in with_values {
-            let long = arg.get_long().expect("filtered").replace('-', "_").to_uppercase();
-            assert_eq!(arg.get_env().and_then(|e| e.to_str()), Some(format!("PORTWAY_{long}").as_str()));
+            let long = arg
+                .get_long()
+                .expect("filtered")
+                .replace('-', "_")
+                .to_uppercase();
+            assert_eq!(
+                arg.get_env().and_then(|e| e.to_str()),
+                Some(format!("PORTWAY_{long}").as_str())
+            );
         }
     }
 
     #[test]
     fn defaults() {
         let settings = agent("--node-name node-a").expect("settings");
-        assert_eq!(settings.source, SourceSettings::ApiServer { kubeconfig: None });
-        assert_eq!(settings.service, Settings { node_name: "node-a".into(), ..Settings::default() });
+        assert_eq!(
+            settings.source,
+            SourceSettings::ApiServer { kubeconfig: None }
+        );
+        assert_eq!(
+            settings.service,
+            Settings {
+                node_name: "node-a".into(),
+                ..Settings::default()
+            }
+        );
         assert_eq!(settings.metrics_bind, "127.0.0.1:10249".parse().ok());
     }
 
@@ -335,11 +435,17 @@ mod tests {
         for (typed, said) in [
             ("--masquerade-ports 1024-30000", "--service-node-port-range"),
             ("--masquerade-ports 9-1", "--masquerade-ports"),
-            ("--nodeport-addresses 192.0.2.0/24,primary", "--nodeport-addresses"),
+            (
+                "--nodeport-addresses 192.0.2.0/24,primary",
+                "--nodeport-addresses",
+            ),
             ("--kubeconfig a --manifests b", "--manifests"),
             ("--health-bind 10256", "--health-bind"),
             ("--tcp-timeout 0", "timeouts"),
-            ("--manifests d --service-cluster-ip-range 10.0.0.0/16,10.1.0.0/16", "--service-cluster-ip-range"),
+            (
+                "--manifests d --service-cluster-ip-range 10.0.0.0/16,10.1.0.0/16",
+                "--service-cluster-ip-range",
+            ),
         ] {
             let error = format!("{:#}", agent(typed).expect_err(typed));
             assert!(error.contains(said), "{typed}: {error}");
@@ -349,18 +455,39 @@ mod tests {
     #[test]
     fn once_may_say_how_it_prints() {
         let once = |args: &str| agent(args).expect("settings").once;
-        assert_eq!((once(""), once("--once"), once("--once=json")), (None, Some(Output::Text), Some(Output::Json)));
+        assert_eq!(
+            (once(""), once("--once"), once("--once=json")),
+            (None, Some(Output::Text), Some(Output::Json))
+        );
     }
 
     #[test]
     fn translated_packets_take_the_stacks_way_only_where_that_is_wanted_and_needed() {
         for (typed, found, way) in [
             ("", ForwardFirewall::Present, TranslatedWay::Redirect),
-            ("--host-firewall respect", ForwardFirewall::Absent, TranslatedWay::Redirect),
-            ("--host-firewall respect", ForwardFirewall::Present, TranslatedWay::Stack),
+            (
+                "--host-firewall respect",
+                ForwardFirewall::Absent,
+                TranslatedWay::Redirect,
+            ),
+            (
+                "--host-firewall respect",
+                ForwardFirewall::Present,
+                TranslatedWay::Stack,
+            ),
         ] {
-            let settings = agent(&format!("--node-name node-a {typed}")).expect("settings").service;
-            assert_eq!(Settings { forward_firewall: found, ..settings }.translated_way(), way, "{typed} {found:?}");
+            let settings = agent(&format!("--node-name node-a {typed}"))
+                .expect("settings")
+                .service;
+            assert_eq!(
+                Settings {
+                    forward_firewall: found,
+                    ..settings
+                }
+                .translated_way(),
+                way,
+                "{typed} {found:?}"
+            );
         }
     }
 
@@ -370,6 +497,9 @@ mod tests {
             .expect("settings");
         assert_eq!((settings.devices.len(), settings.health_bind), (3, None));
         let prefixes = ["192.0.2.0/24", "::/0"].map(|p| p.parse().expect("a prefix"));
-        assert_eq!(settings.service.nodeport_addresses, NodePortAddresses::Within(prefixes.to_vec()));
+        assert_eq!(
+            settings.service.nodeport_addresses,
+            NodePortAddresses::Within(prefixes.to_vec())
+        );
     }
 }

@@ -29,7 +29,11 @@ struct Line {
 
 pub fn read(dir: &StateDir) -> Result<Flows> {
     let maps = Maps::from_pins(dir)?;
-    let now = Now { jiffies: Clock::from_pins(dir)?.now()?, hz: hz()?, actual: maps.read()? };
+    let now = Now {
+        jiffies: Clock::from_pins(dir)?.now()?,
+        hz: hz()?,
+        actual: maps.read()?,
+    };
     let mut found = Vec::new();
     add(&mut found, &maps.v4.flows, &now)?;
     add(&mut found, &maps.v4.opening, &now)?;
@@ -47,7 +51,12 @@ struct Now {
 
 fn add<A: Address>(found: &mut Vec<Line>, table: &impl FlowTable<A>, now: &Now) -> Result<()> {
     let flows = table.all()?;
-    found.extend(flows.iter().filter(|(_, flow)| flow.is(Role::FORWARD)).map(|(key, flow)| line(key, flow, now)));
+    found.extend(
+        flows
+            .iter()
+            .filter(|(_, flow)| flow.is(Role::FORWARD))
+            .map(|(key, flow)| line(key, flow, now)),
+    );
     Ok(())
 }
 
@@ -82,7 +91,9 @@ fn state(state: u8) -> &'static str {
 }
 
 pub fn text(flows: &Flows) -> String {
-    let mut table = table(&["PROTOCOL", "CLIENT", "FRONTEND", "BACKEND", "AS", "SERVICE", "WAY", "STATE", "IDLE"]);
+    let mut table = table(&[
+        "PROTOCOL", "CLIENT", "FRONTEND", "BACKEND", "AS", "SERVICE", "WAY", "STATE", "IDLE",
+    ]);
     for line in &flows.0 {
         table.add_row([
             line.protocol.name().into(),

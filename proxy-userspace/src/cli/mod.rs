@@ -29,7 +29,11 @@ pub fn flows(args: &PinArgs) -> Result<String> {
     print(args, flows::read, flows::text)
 }
 
-fn print<T>(args: &PinArgs, read: fn(&StateDir) -> Result<T>, text: fn(&T) -> String) -> Result<String>
+fn print<T>(
+    args: &PinArgs,
+    read: fn(&StateDir) -> Result<T>,
+    text: fn(&T) -> String,
+) -> Result<String>
 where
     for<'a> &'a T: Into<Value>,
 {
@@ -44,7 +48,10 @@ where
 fn existing(root: &Path) -> Result<StateDir> {
     let dir = StateDir::at(root);
     if !dir.maps().exists() {
-        bail!("nothing of Portway is pinned in {}: no agent has run with this --state-dir", root.display());
+        bail!(
+            "nothing of Portway is pinned in {}: no agent has run with this --state-dir",
+            root.display()
+        );
     }
     Ok(dir)
 }
@@ -52,7 +59,10 @@ fn existing(root: &Path) -> Result<StateDir> {
 /// A table in the manner of kubectl: no lines, columns apart.
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }

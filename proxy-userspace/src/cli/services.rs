@@ -17,14 +17,18 @@ pub struct Services {
 }
 
 pub fn read(dir: &StateDir) -> Result<Services> {
-    Ok(Services { contents: Maps::from_pins(dir)?.read()?.contents() })
+    Ok(Services {
+        contents: Maps::from_pins(dir)?.read()?.contents(),
+    })
 }
 
 /// Frontends by service port; BTreeMap order within.
 fn by_service(services: &Services) -> BTreeMap<&Arc<str>, Vec<(&Frontend, &Target)>> {
     let mut all: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (frontend, target) in &services.contents.frontends {
-        all.entry(&target.service).or_default().push((frontend, target));
+        all.entry(&target.service)
+            .or_default()
+            .push((frontend, target));
     }
     all
 }
@@ -48,23 +52,55 @@ pub fn text(services: &Services) -> String {
 fn front(frontend: &Frontend) -> String {
     match frontend.addr.is_unspecified() {
         true => {
-            format!("*:{}/{}{}", frontend.port, frontend.protocol.name(), if frontend.addr.is_ipv6() { " (IPv6)" } else { "" })
+            format!(
+                "*:{}/{}{}",
+                frontend.port,
+                frontend.protocol.name(),
+                if frontend.addr.is_ipv6() {
+                    " (IPv6)"
+                } else {
+                    ""
+                }
+            )
         }
         false => frontend.to_string(),
     }
 }
 
 fn backends(backends: &Backends) -> String {
-    let mark = |list: &[Endpoint], mark: &str| list.iter().map(|e| format!("{}{mark}", e.addr)).collect::<Vec<_>>();
-    let all = [mark(&backends.local_only, " (Local)"), mark(&backends.both, ""), mark(&backends.cluster_only, "")].concat();
-    if all.is_empty() { "<none>".into() } else { all.join(" ") }
+    let mark = |list: &[Endpoint], mark: &str| {
+        list.iter()
+            .map(|e| format!("{}{mark}", e.addr))
+            .collect::<Vec<_>>()
+    };
+    let all = [
+        mark(&backends.local_only, " (Local)"),
+        mark(&backends.both, ""),
+        mark(&backends.cluster_only, ""),
+    ]
+    .concat();
+    if all.is_empty() {
+        "<none>".into()
+    } else {
+        all.join(" ")
+    }
 }
 
 impl From<&Services> for Value {
     fn from(services: &Services) -> Self {
-        let list = |endpoints: &[Endpoint]| endpoints.iter().map(|e| e.addr.to_string()).collect::<Vec<_>>();
+        let list = |endpoints: &[Endpoint]| {
+            endpoints
+                .iter()
+                .map(|e| e.addr.to_string())
+                .collect::<Vec<_>>()
+        };
         let frontend = |(frontend, target): &(&Frontend, &Target)| {
-            let Backends { local_only, both, cluster_only, .. } = &*target.backends;
+            let Backends {
+                local_only,
+                both,
+                cluster_only,
+                ..
+            } = &*target.backends;
             json!({
                 "address": frontend.addr.to_string(),
                 "port": frontend.port,
@@ -80,6 +116,10 @@ impl From<&Services> for Value {
             })
         };
         let service = |(name, frontends): (&Arc<str>, Vec<_>)| json!({ "service": **name, "frontends": frontends.iter().map(frontend).collect::<Vec<_>>() });
-        by_service(services).into_iter().map(service).collect::<Vec<_>>().into()
+        by_service(services)
+            .into_iter()
+            .map(service)
+            .collect::<Vec<_>>()
+            .into()
     }
 }

@@ -8,7 +8,10 @@ use proxy_common::net::IfIndex;
 use serde_json::{Value, json};
 
 use super::{device_name, lines, table};
-use crate::dataplane::{FlowTable, Hook, Maps, StateDir, Verified, names_in, program_id, programs_in, socket_hooks, sockets_of};
+use crate::dataplane::{
+    FlowTable, Hook, Maps, StateDir, Verified, names_in, program_id, programs_in, socket_hooks,
+    sockets_of,
+};
 use crate::foreign::{self, Foreign};
 
 pub struct Status {
@@ -54,7 +57,11 @@ struct Flows {
 pub fn read(dir: &StateDir) -> Result<Status> {
     let maps = Maps::from_pins(dir)?;
     let contents = maps.read()?.contents();
-    let names: std::collections::BTreeSet<_> = contents.frontends.values().map(|target| &target.service).collect();
+    let names: std::collections::BTreeSet<_> = contents
+        .frontends
+        .values()
+        .map(|target| &target.service)
+        .collect();
     // Each connection has an entry for either direction.
     let flows = Flows {
         established: (maps.v4.flows.all()?.len() + maps.v6.flows.all()?.len()) / 2,
@@ -62,14 +69,28 @@ pub fn read(dir: &StateDir) -> Result<Status> {
     };
     Ok(Status {
         dir: dir.root().display().to_string(),
-        agent: if dir.is_locked()? { Agent::Running } else { Agent::Dead },
-        hooks: names_in(&dir.hooks())?.iter().map(|name| attached(dir, name.parse()?)).collect::<Result<_>>()?,
-        sockets: Sockets { hooks: socket_hooks(dir)?, cgroup: sockets_of(dir) },
+        agent: if dir.is_locked()? {
+            Agent::Running
+        } else {
+            Agent::Dead
+        },
+        hooks: names_in(&dir.hooks())?
+            .iter()
+            .map(|name| attached(dir, name.parse()?))
+            .collect::<Result<_>>()?,
+        sockets: Sockets {
+            hooks: socket_hooks(dir)?,
+            cgroup: sockets_of(dir),
+        },
         programs: programs_in(dir)?,
         frontends: contents.frontends.len(),
         service_ports: names.len(),
         pods: contents.pods.len(),
-        pods_without_device: contents.pods.values().filter(|device| **device == IfIndex::NONE).count(),
+        pods_without_device: contents
+            .pods
+            .values()
+            .filter(|device| **device == IfIndex::NONE)
+            .count(),
         flows,
         counters: counters(&maps)?,
         foreign: foreign::find(dir.root().parent().unwrap_or(dir.root())),
@@ -77,19 +98,31 @@ pub fn read(dir: &StateDir) -> Result<Status> {
 }
 
 fn attached(dir: &StateDir, hook: Hook) -> Result<Attached> {
-    let by = match (hook.point.is_xdp(), dir.hooks().join(hook.to_string()).is_dir()) {
+    let by = match (
+        hook.point.is_xdp(),
+        dir.hooks().join(hook.to_string()).is_dir(),
+    ) {
         (true, _) => "xdp",
         (false, true) => "clsact",
         (false, false) => "tcx",
     };
-    Ok(Attached { hook, device: device_name(hook.device), by, program: program_id(dir, hook) })
+    Ok(Attached {
+        hook,
+        device: device_name(hook.device),
+        by,
+        program: program_id(dir, hook),
+    })
 }
 
 fn counters(maps: &Maps) -> Result<Vec<(&'static str, &'static str, u64)>> {
     let values = maps.counters()?;
     let value = |index: u32| values.get(index as usize).copied().unwrap_or_default();
-    let drops = Reason::ALL.iter().map(|reason| (reason.name(), reason.describe(), value(reason.index())));
-    let events = Counter::ALL.iter().map(|counter| (counter.name(), counter.describe(), value(counter.index())));
+    let drops = Reason::ALL
+        .iter()
+        .map(|reason| (reason.name(), reason.describe(), value(reason.index())));
+    let events = Counter::ALL
+        .iter()
+        .map(|counter| (counter.name(), counter.describe(), value(counter.index())));
     Ok(events.chain(drops).collect())
 }
 
@@ -101,32 +134,71 @@ pub fn text(status: &Status) -> String {
     };
     // Writing to a String cannot fail.
     let _ok = writeln!(out, "Agent:     {agent}\nState:     {}", status.dir);
-    let _ok = writeln!(out, "Services:  {} ports, {} frontends", status.service_ports, status.frontends);
-    let _ok = writeln!(out, "Pods:      {} here, {} of them without a known device", status.pods, status.pods_without_device);
-    let _ok = writeln!(out, "Flows:     {} established, {} half-open", status.flows.established, status.flows.half_open);
+    let _ok = writeln!(
+        out,
+        "Services:  {} ports, {} frontends",
+        status.service_ports, status.frontends
+    );
+    let _ok = writeln!(
+        out,
+        "Pods:      {} here, {} of them without a known device",
+        status.pods, status.pods_without_device
+    );
+    let _ok = writeln!(
+        out,
+        "Flows:     {} established, {} half-open",
+        status.flows.established, status.flows.half_open
+    );
     let _ok = writeln!(out, "Sockets:   {}", status.sockets);
     for foreign in &status.foreign {
         let _ok = writeln!(out, "Beside it: {foreign}; {}", foreign.consequence());
     }
     out.push('\n');
     let mut hooks = table(&["DEVICE", "HOOK", "BY", "PROGRAM"]);
-    for Attached { hook, device, by, program } in &status.hooks {
+    for Attached {
+        hook,
+        device,
+        by,
+        program,
+    } in &status.hooks
+    {
         let program = program.map_or("-".into(), |id| id.to_string());
         hooks.add_row([device.as_str(), hook.point.name(), by, &program]);
     }
     for (name, program) in &status.sockets.hooks {
-        hooks.add_row(["(sockets)", name, "cgroup", &program.map_or("-".into(), |id| id.to_string())]);
+        hooks.add_row([
+            "(sockets)",
+            name,
+            "cgroup",
+            &program.map_or("-".into(), |id| id.to_string()),
+        ]);
     }
     let mut programs = table(&["PROGRAM", "NAME", "VERIFIED INSTRUCTIONS"]);
-    for Verified { name, id, instructions } in &status.programs {
-        programs.add_row([&id.to_string(), name, &instructions.map_or("-".into(), |count| count.to_string())]);
+    for Verified {
+        name,
+        id,
+        instructions,
+    } in &status.programs
+    {
+        programs.add_row([
+            &id.to_string(),
+            name,
+            &instructions.map_or("-".into(), |count| count.to_string()),
+        ]);
     }
     let mut counters = table(&["COUNT", "NAME", "MEANING"]);
     for (name, meaning, value) in status.counters.iter().filter(|(_, _, value)| *value > 0) {
         counters.add_row([&value.to_string(), *name, meaning]);
     }
     let counted = status.counters.iter().any(|(_, _, value)| *value > 0);
-    out + &lines(&hooks) + "\n" + &lines(&programs) + &if counted { format!("\n{}", lines(&counters)) } else { String::new() }
+    out + &lines(&hooks)
+        + "\n"
+        + &lines(&programs)
+        + &if counted {
+            format!("\n{}", lines(&counters))
+        } else {
+            String::new()
+        }
 }
 
 impl std::fmt::Display for Sockets {
@@ -142,9 +214,13 @@ impl From<&Status> for Value {
     fn from(status: &Status) -> Self {
         let hook = |a: &Attached| json!({ "device": a.device, "index": a.hook.device.0, "hook": a.hook.point.name(), "by": a.by, "program": a.program });
         let program = |p: &Verified| json!({ "id": p.id, "name": p.name, "verifiedInstructions": p.instructions });
-        let counters: serde_json::Map<_, _> =
-            status.counters.iter().map(|(name, _, value)| ((*name).into(), (*value).into())).collect();
-        let foreign = |f: &Foreign| json!({ "kind": f.kind.name(), "name": f.name, "evidence": f.evidence });
+        let counters: serde_json::Map<_, _> = status
+            .counters
+            .iter()
+            .map(|(name, _, value)| ((*name).into(), (*value).into()))
+            .collect();
+        let foreign =
+            |f: &Foreign| json!({ "kind": f.kind.name(), "name": f.name, "evidence": f.evidence });
         json!({
             "stateDir": status.dir,
             "running": status.agent == Agent::Running,

@@ -13,39 +13,99 @@ pub fn node_port_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     match &snapshot.settings.nodeport_addresses {
         NodePortAddresses::Within(prefixes) => within(&snapshot.links, prefixes),
         NodePortAddresses::Primary => {
-            let own = snapshot.state.nodes.get(&ObjectName::cluster(&snapshot.settings.node_name));
+            let own = snapshot
+                .state
+                .nodes
+                .get(&ObjectName::cluster(&snapshot.settings.node_name));
             let primary = own.map(primary).unwrap_or_default();
-            if primary.is_empty() { on_node_devices(&snapshot.links) } else { primary }
+            if primary.is_empty() {
+                on_node_devices(&snapshot.links)
+            } else {
+                primary
+            }
         }
     }
 }
 
 /// The node's devices, with the address that the cluster knows it by: of each family the first that its Node tells and this host has.
 pub fn devices(snapshot: &Snapshot) -> BTreeMap<IfIndex, Device> {
-    let own = snapshot.state.nodes.get(&ObjectName::cluster(&snapshot.settings.node_name));
-    let told = own.into_iter().flat_map(|node| node.internal_ips.iter().chain(&node.external_ips));
-    let has: Vec<_> = told.filter(|ip| snapshot.links.host_addresses.contains_key(ip)).collect();
-    let node4 = has.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(Addr4::from(*ip)) } else { None });
-    let node6 = has.iter().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(Addr6::from(*ip)) } else { None });
+    let own = snapshot
+        .state
+        .nodes
+        .get(&ObjectName::cluster(&snapshot.settings.node_name));
+    let told = own
+        .into_iter()
+        .flat_map(|node| node.internal_ips.iter().chain(&node.external_ips));
+    let has: Vec<_> = told
+        .filter(|ip| snapshot.links.host_addresses.contains_key(ip))
+        .collect();
+    let node4 = has.iter().find_map(|ip| {
+        if let IpAddr::V4(ip) = ip {
+            Some(Addr4::from(*ip))
+        } else {
+            None
+        }
+    });
+    let node6 = has.iter().find_map(|ip| {
+        if let IpAddr::V6(ip) = ip {
+            Some(Addr6::from(*ip))
+        } else {
+            None
+        }
+    });
     let (node4, node6) = (node4.unwrap_or_default(), node6.unwrap_or_default());
-    snapshot.links.devices.iter().map(|(index, device)| (*index, Device { node4, node6, ..*device })).collect()
+    snapshot
+        .links
+        .devices
+        .iter()
+        .map(|(index, device)| {
+            (
+                *index,
+                Device {
+                    node4,
+                    node6,
+                    ..*device
+                },
+            )
+        })
+        .collect()
 }
 
 fn within(links: &Links, prefixes: &[IpNet]) -> BTreeSet<IpAddr> {
-    links.host_addresses.keys().copied().filter(|addr| NodePortAddresses::have_within(prefixes, *addr)).collect()
+    links
+        .host_addresses
+        .keys()
+        .copied()
+        .filter(|addr| NodePortAddresses::have_within(prefixes, *addr))
+        .collect()
 }
 
 /// The first InternalIP of each family, else the first ExternalIP.
 fn primary(node: &Node) -> BTreeSet<IpAddr> {
-    let of_family = |v4: bool| node.internal_ips.iter().chain(&node.external_ips).find(|ip| ip.is_ipv4() == v4);
-    [true, false].into_iter().filter_map(of_family).copied().collect()
+    let of_family = |v4: bool| {
+        node.internal_ips
+            .iter()
+            .chain(&node.external_ips)
+            .find(|ip| ip.is_ipv4() == v4)
+    };
+    [true, false]
+        .into_iter()
+        .filter_map(of_family)
+        .copied()
+        .collect()
 }
 
 /// Where nobody has said what the node's addresses are (a directory of manifests without its Node): those of its devices.
 fn on_node_devices(links: &Links) -> BTreeSet<IpAddr> {
     let link_local = |addr: &IpAddr| matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    let on_devices = links.host_addresses.iter().filter(|(_, device)| links.devices.contains_key(device));
-    on_devices.map(|(addr, _)| *addr).filter(|addr| !link_local(addr)).collect()
+    let on_devices = links
+        .host_addresses
+        .iter()
+        .filter(|(_, device)| links.devices.contains_key(device));
+    on_devices
+        .map(|(addr, _)| *addr)
+        .filter(|addr| !link_local(addr))
+        .collect()
 }
 
 #[cfg(test)]
@@ -55,13 +115,24 @@ mod tests {
     use super::*;
 
     fn ips(texts: &[&str]) -> BTreeSet<IpAddr> {
-        texts.iter().map(|t| t.parse().expect("an address")).collect()
+        texts
+            .iter()
+            .map(|t| t.parse().expect("an address"))
+            .collect()
     }
 
     fn host() -> Snapshot {
         let mut snapshot = Snapshot::default();
-        for (ip, device) in [("192.0.2.1", 2), ("198.51.100.1", 3), ("2001:db8::1", 2), ("fe80::1", 2)] {
-            snapshot.links.host_addresses.insert(ip.parse().expect("an address"), IfIndex(device));
+        for (ip, device) in [
+            ("192.0.2.1", 2),
+            ("198.51.100.1", 3),
+            ("2001:db8::1", 2),
+            ("fe80::1", 2),
+        ] {
+            snapshot
+                .links
+                .host_addresses
+                .insert(ip.parse().expect("an address"), IfIndex(device));
         }
         snapshot.links.devices.insert(IfIndex(2), Device::default());
         snapshot.settings.node_name = "node-a".into();
@@ -73,29 +144,72 @@ mod tests {
         let mut snapshot = host();
         let known = |snapshot: &Snapshot| devices(snapshot)[&IfIndex(2)];
         assert_eq!(known(&snapshot), Device::default(), "nobody tells");
-        let internal = ["203.0.113.7", "198.51.100.1"].map(|ip| ip.parse().expect("an address")).to_vec();
-        let node = Node { internal_ips: internal, external_ips: ips(&["2001:db8::1"]).into_iter().collect(), ..Node::default() };
-        snapshot.state.nodes.insert(ObjectName::cluster("node-a"), node);
-        let (node4, node6) =
-            (Ipv4Addr::new(198, 51, 100, 1).into(), "2001:db8::1".parse::<Ipv6Addr>().expect("an address").into());
-        assert_eq!(known(&snapshot), Device { node4, node6, ..Device::default() });
+        let internal = ["203.0.113.7", "198.51.100.1"]
+            .map(|ip| ip.parse().expect("an address"))
+            .to_vec();
+        let node = Node {
+            internal_ips: internal,
+            external_ips: ips(&["2001:db8::1"]).into_iter().collect(),
+            ..Node::default()
+        };
+        snapshot
+            .state
+            .nodes
+            .insert(ObjectName::cluster("node-a"), node);
+        let (node4, node6) = (
+            Ipv4Addr::new(198, 51, 100, 1).into(),
+            "2001:db8::1"
+                .parse::<Ipv6Addr>()
+                .expect("an address")
+                .into(),
+        );
+        assert_eq!(
+            known(&snapshot),
+            Device {
+                node4,
+                node6,
+                ..Device::default()
+            }
+        );
     }
 
     #[test]
     fn v8_prefixes_of_one_family_leave_the_other_alone() {
         let mut snapshot = host();
-        snapshot.settings.nodeport_addresses = NodePortAddresses::Within(vec!["192.0.2.0/24".parse().expect("a prefix")]);
-        assert_eq!(node_port_addresses(&snapshot), ips(&["192.0.2.1", "2001:db8::1", "fe80::1"]));
+        snapshot.settings.nodeport_addresses =
+            NodePortAddresses::Within(vec!["192.0.2.0/24".parse().expect("a prefix")]);
+        assert_eq!(
+            node_port_addresses(&snapshot),
+            ips(&["192.0.2.1", "2001:db8::1", "fe80::1"])
+        );
     }
 
     #[test]
     fn v8_primary_is_one_internal_ip_per_family_else_the_external_one() {
         let mut snapshot = host();
-        assert_eq!(node_port_addresses(&snapshot), ips(&["192.0.2.1", "2001:db8::1"]), "without a Node: its devices' addresses");
+        assert_eq!(
+            node_port_addresses(&snapshot),
+            ips(&["192.0.2.1", "2001:db8::1"]),
+            "without a Node: its devices' addresses"
+        );
         let [internal, external] = [["192.0.2.1", "192.0.2.7"], ["203.0.113.1", "2001:db8::9"]];
-        let parse = |list: [&str; 2]| list.iter().map(|t| t.parse().expect("an address")).collect();
-        let node = Node { internal_ips: parse(internal), external_ips: parse(external), ..Node::default() };
-        snapshot.state.nodes.insert(ObjectName::cluster("node-a"), node);
-        assert_eq!(node_port_addresses(&snapshot), ips(&["192.0.2.1", "2001:db8::9"]));
+        let parse = |list: [&str; 2]| {
+            list.iter()
+                .map(|t| t.parse().expect("an address"))
+                .collect()
+        };
+        let node = Node {
+            internal_ips: parse(internal),
+            external_ips: parse(external),
+            ..Node::default()
+        };
+        snapshot
+            .state
+            .nodes
+            .insert(ObjectName::cluster("node-a"), node);
+        assert_eq!(
+            node_port_addresses(&snapshot),
+            ips(&["192.0.2.1", "2001:db8::9"])
+        );
     }
 }

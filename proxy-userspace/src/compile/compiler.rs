@@ -94,7 +94,9 @@ impl Compiler {
         self.pods = PodNetwork::without_pods(snapshot);
         self.node_ports = node_port_addresses(snapshot);
         let pods = self.pods.prefixes().map(|prefix| (prefix, RangeKind::PODS));
-        self.prefixes = pods.chain(service_ranges(snapshot).map(|range| (range, RangeKind::SERVICES))).collect();
+        self.prefixes = pods
+            .chain(service_ranges(snapshot).map(|range| (range, RangeKind::SERVICES)))
+            .collect();
         self.contents.ranges = self.prefixes.clone();
         self.contents.devices = devices(snapshot);
         self.contents.config = config(snapshot);
@@ -106,14 +108,21 @@ impl Compiler {
             pods: snapshot.state.pods.keys().cloned().collect(),
             namespaces: snapshot.state.namespaces.keys().cloned().collect(),
             policies: snapshot.state.policies.keys().cloned().collect(),
-            addresses: hosts.copied().chain(self.pods.nodes()).chain(self.node_ports.iter().copied()).collect(),
+            addresses: hosts
+                .copied()
+                .chain(self.pods.nodes())
+                .chain(self.node_ports.iter().copied())
+                .collect(),
         };
         self.follow(snapshot, &touched, &mut Delta::default());
     }
 
     fn follow(&mut self, snapshot: &Snapshot, touched: &Touched, delta: &mut Delta) {
         self.contents.config = config(snapshot);
-        let mut concerned = Concerned { services: touched.services.clone(), ..Concerned::default() };
+        let mut concerned = Concerned {
+            services: touched.services.clone(),
+            ..Concerned::default()
+        };
         for slice in &touched.slices {
             self.slice(slice, snapshot, &mut concerned.services);
         }
@@ -122,7 +131,11 @@ impl Compiler {
         for pod in &touched.pods {
             concerned.pods.extend(self.pods.update(pod, snapshot));
         }
-        let at_pods = concerned.pods.iter().filter_map(|addr| self.endpoints.get(addr)).flatten();
+        let at_pods = concerned
+            .pods
+            .iter()
+            .filter_map(|addr| self.endpoints.get(addr))
+            .flatten();
         concerned.services.extend(at_pods.cloned());
         self.compile_services(snapshot, &mut concerned);
         for frontend in std::mem::take(&mut concerned.frontends) {
@@ -132,7 +145,10 @@ impl Compiler {
                 concerned.addresses.insert(frontend.addr);
             }
         }
-        concerned.sources.iter().for_each(|name| self.settle_sources(name, delta));
+        concerned
+            .sources
+            .iter()
+            .for_each(|name| self.settle_sources(name, delta));
         for addr in concerned.pods {
             let range = IpNet::from(addr);
             let kind = match self.prefixes.get(&range) {
@@ -140,30 +156,54 @@ impl Compiler {
                 other => self.pods.range(snapshot, addr).or(other.copied()),
             };
             set(&mut self.contents.ranges, range, kind, &mut delta.ranges);
-            set(&mut self.contents.pods, addr, self.pods.local(snapshot, addr), &mut delta.pods);
+            set(
+                &mut self.contents.pods,
+                addr,
+                self.pods.local(snapshot, addr),
+                &mut delta.pods,
+            );
         }
         for addr in concerned.addresses {
             let flags = self.address(snapshot, addr);
-            set(&mut self.contents.addresses, addr, flags, &mut delta.addresses);
+            set(
+                &mut self.contents.addresses,
+                addr,
+                flags,
+                &mut delta.addresses,
+            );
         }
     }
 
     /// Takes a slice up as the snapshot has it; concerned are the Services whose it was and is.
-    fn slice(&mut self, name: &ObjectName, snapshot: &Snapshot, services: &mut BTreeSet<ObjectName>) {
+    fn slice(
+        &mut self,
+        name: &ObjectName,
+        snapshot: &Snapshot,
+        services: &mut BTreeSet<ObjectName>,
+    ) {
         if let Some(before) = self.owners.remove(name) {
             forget(&mut self.slices, &before, name);
             services.insert(before);
         }
         if let Some(slice) = snapshot.state.slices.get(name) {
             self.owners.insert(name.clone(), slice.service.clone());
-            self.slices.entry(slice.service.clone()).or_default().insert(name.clone());
+            self.slices
+                .entry(slice.service.clone())
+                .or_default()
+                .insert(name.clone());
             services.insert(slice.service.clone());
         }
     }
 
     fn compile_services(&mut self, snapshot: &Snapshot, concerned: &mut Concerned) {
-        let own_node = snapshot.state.nodes.get(&ObjectName::cluster(&snapshot.settings.node_name));
-        let place = Place { node: &snapshot.settings.node_name, zone: own_node.and_then(|node| node.zone.as_deref()) };
+        let own_node = snapshot
+            .state
+            .nodes
+            .get(&ObjectName::cluster(&snapshot.settings.node_name));
+        let place = Place {
+            node: &snapshot.settings.node_name,
+            zone: own_node.and_then(|node| node.zone.as_deref()),
+        };
         for name in std::mem::take(&mut concerned.services) {
             let before = self.services.remove(&name).unwrap_or_default();
             let (mut after, claims) = match snapshot.state.services.get(&name) {
@@ -175,16 +215,47 @@ impl Compiler {
                     claims.remove(order);
                 }
             }
-            for Claim { frontend, order, target } in claims {
+            for Claim {
+                frontend,
+                order,
+                target,
+            } in claims
+            {
                 after.claims.push((frontend, order.clone()));
-                self.claims.entry(frontend).or_default().insert(order, target);
+                self.claims
+                    .entry(frontend)
+                    .or_default()
+                    .insert(order, target);
             }
-            concerned.frontends.extend(before.claims.iter().chain(&after.claims).map(|(frontend, _)| *frontend));
-            concerned.addresses.extend(before.foreign.iter().chain(&after.foreign));
-            before.endpoints.iter().for_each(|addr| forget(&mut self.endpoints, addr, &name));
-            after.endpoints.iter().for_each(|addr| _ = self.endpoints.entry(*addr).or_default().insert(name.clone()));
-            before.foreign.iter().for_each(|addr| forget(&mut self.foreign, addr, &name));
-            after.foreign.iter().for_each(|addr| _ = self.foreign.entry(*addr).or_default().insert(name.clone()));
+            concerned.frontends.extend(
+                before
+                    .claims
+                    .iter()
+                    .chain(&after.claims)
+                    .map(|(frontend, _)| *frontend),
+            );
+            concerned
+                .addresses
+                .extend(before.foreign.iter().chain(&after.foreign));
+            before
+                .endpoints
+                .iter()
+                .for_each(|addr| forget(&mut self.endpoints, addr, &name));
+            after.endpoints.iter().for_each(|addr| {
+                _ = self
+                    .endpoints
+                    .entry(*addr)
+                    .or_default()
+                    .insert(name.clone())
+            });
+            before
+                .foreign
+                .iter()
+                .for_each(|addr| forget(&mut self.foreign, addr, &name));
+            after
+                .foreign
+                .iter()
+                .for_each(|addr| _ = self.foreign.entry(*addr).or_default().insert(name.clone()));
             concerned.sources.insert(name.clone());
             if snapshot.state.services.contains_key(&name) {
                 self.services.insert(name, after);
@@ -193,24 +264,75 @@ impl Compiler {
     }
 
     /// What one Service comes to, by itself.
-    fn service(&self, name: &ObjectName, service: &Service, snapshot: &Snapshot, place: &Place) -> (Compiled, Vec<Claim>) {
+    fn service(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        snapshot: &Snapshot,
+        place: &Place,
+    ) -> (Compiled, Vec<Claim>) {
         if service.proxied != Proxied::Yes {
-            let foreign = if service.proxied == Proxied::OtherProxy { service.cluster_ips.clone() } else { Vec::new() };
-            return (Compiled { foreign: foreign.into_iter().collect(), ..Compiled::default() }, Vec::new());
+            let foreign = if service.proxied == Proxied::OtherProxy {
+                service.cluster_ips.clone()
+            } else {
+                Vec::new()
+            };
+            return (
+                Compiled {
+                    foreign: foreign.into_iter().collect(),
+                    ..Compiled::default()
+                },
+                Vec::new(),
+            );
         }
-        let slices: Vec<&EndpointSlice> =
-            self.slices.get(name).into_iter().flatten().filter_map(|slice| snapshot.state.slices.get(slice)).collect();
-        let claims = services::claims(&Claimant { name, service, slices: &slices, place, pods: &self.pods, snapshot });
-        let endpoints = slices.iter().flat_map(|slice| &slice.endpoints).map(|endpoint| endpoint.addr).collect();
+        let slices: Vec<&EndpointSlice> = self
+            .slices
+            .get(name)
+            .into_iter()
+            .flatten()
+            .filter_map(|slice| snapshot.state.slices.get(slice))
+            .collect();
+        let claims = services::claims(&Claimant {
+            name,
+            service,
+            slices: &slices,
+            place,
+            pods: &self.pods,
+            snapshot,
+        });
+        let endpoints = slices
+            .iter()
+            .flat_map(|slice| &slice.endpoints)
+            .map(|endpoint| endpoint.addr)
+            .collect();
         let ranges = services::sources(snapshot, service);
-        (Compiled { ranges, endpoints, ..Compiled::default() }, claims)
+        (
+            Compiled {
+                ranges,
+                endpoints,
+                ..Compiled::default()
+            },
+            claims,
+        )
     }
 
-    fn settle(&mut self, frontend: Frontend, claimants: &mut BTreeSet<ObjectName>, delta: &mut Delta) {
-        let Some(claims) = self.claims.get(&frontend) else { return };
+    fn settle(
+        &mut self,
+        frontend: Frontend,
+        claimants: &mut BTreeSet<ObjectName>,
+        delta: &mut Delta,
+    ) {
+        let Some(claims) = self.claims.get(&frontend) else {
+            return;
+        };
         claimants.extend(claims.keys().map(|order| order.name.clone()));
         let (winner, conflicts) = services::settle(frontend, claims);
-        set(&mut self.contents.frontends, frontend, winner.cloned(), &mut delta.frontends);
+        set(
+            &mut self.contents.frontends,
+            frontend,
+            winner.cloned(),
+            &mut delta.frontends,
+        );
         if conflicts.is_empty() {
             self.conflicts.remove(&frontend);
         } else {
@@ -223,13 +345,21 @@ impl Compiler {
 
     /// V3: the source ranges of the service ports that are served at load balancer IPs, each family by itself.
     fn settle_sources(&mut self, name: &ObjectName, delta: &mut Delta) {
-        let after = self.services.get(name).map(|compiled| self.sources_of(compiled)).unwrap_or_default();
+        let after = self
+            .services
+            .get(name)
+            .map(|compiled| self.sources_of(compiled))
+            .unwrap_or_default();
         let before = self.sources.remove(name).unwrap_or_default();
         for gone in before.difference(&after) {
             self.contents.sources.remove(gone);
         }
-        self.contents.sources.extend(after.difference(&before).cloned());
-        delta.sources.extend(before.symmetric_difference(&after).cloned());
+        self.contents
+            .sources
+            .extend(after.difference(&before).cloned());
+        delta
+            .sources
+            .extend(before.symmetric_difference(&after).cloned());
         if !after.is_empty() {
             self.sources.insert(name.clone(), after);
         }
@@ -240,28 +370,64 @@ impl Compiler {
             return BTreeSet::new();
         }
         let has = |frontend: &Frontend, order: &Order| {
-            self.claims.get(frontend)?.first_key_value().filter(|(first, _)| *first == order)
+            self.claims
+                .get(frontend)?
+                .first_key_value()
+                .filter(|(first, _)| *first == order)
         };
-        let won = compiled.claims.iter().filter_map(|(frontend, order)| Some((frontend, has(frontend, order)?.1)));
+        let won = compiled
+            .claims
+            .iter()
+            .filter_map(|(frontend, order)| Some((frontend, has(frontend, order)?.1)));
         let restricted = won.filter(|(_, target)| target.flags & ServiceFlags::SOURCE_RANGES != 0);
-        let ports: BTreeSet<_> = restricted.map(|(frontend, target)| (&target.service, frontend.addr.is_ipv4())).collect();
-        let of_family = |v4: bool| compiled.ranges.iter().filter(move |range| range.addr().is_ipv4() == v4);
-        ports.into_iter().flat_map(|(id, v4)| of_family(v4).map(|range| (id.clone(), *range))).collect()
+        let ports: BTreeSet<_> = restricted
+            .map(|(frontend, target)| (&target.service, frontend.addr.is_ipv4()))
+            .collect();
+        let of_family = |v4: bool| {
+            compiled
+                .ranges
+                .iter()
+                .filter(move |range| range.addr().is_ipv4() == v4)
+        };
+        ports
+            .into_iter()
+            .flat_map(|(id, v4)| of_family(v4).map(|range| (id.clone(), *range)))
+            .collect()
     }
 
     /// What an address is to this node: its own, one with nodePorts (V8), a cluster IP.
     fn address(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<AddressFlags> {
-        let at = |port| Frontend { addr, port, protocol: Protocol(0) };
-        let last = Frontend { protocol: Protocol(u8::MAX), ..at(u16::MAX) };
-        let mut frontends = self.contents.frontends.range(at(0)..=last).map(|(_, target)| target);
+        let at = |port| Frontend {
+            addr,
+            port,
+            protocol: Protocol(0),
+        };
+        let last = Frontend {
+            protocol: Protocol(u8::MAX),
+            ..at(u16::MAX)
+        };
+        let mut frontends = self
+            .contents
+            .frontends
+            .range(at(0)..=last)
+            .map(|(_, target)| target);
         let flags = [
-            (snapshot.links.host_addresses.contains_key(&addr), AddressFlags::HOST),
+            (
+                snapshot.links.host_addresses.contains_key(&addr),
+                AddressFlags::HOST,
+            ),
             (self.node_ports.contains(&addr), AddressFlags::NODE_PORTS),
             (self.foreign.contains_key(&addr), AddressFlags::FOREIGN),
             (self.pods.is_announced(addr), AddressFlags::NODE),
-            (frontends.any(|target| target.flags & ServiceFlags::CLUSTER_IP != 0), AddressFlags::CLUSTER_IP),
+            (
+                frontends.any(|target| target.flags & ServiceFlags::CLUSTER_IP != 0),
+                AddressFlags::CLUSTER_IP,
+            ),
         ];
-        let all = flags.into_iter().filter(|(is, _)| *is).fold(0, |all, (_, flag)| all | flag);
+        let all = flags
+            .into_iter()
+            .filter(|(is, _)| *is)
+            .fold(0, |all, (_, flag)| all | flag);
         (all != 0).then_some(AddressFlags(all))
     }
 }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::contents::{Backends, Endpoint};
-use crate::model::{Algorithm, EndpointSlice, Forwarding, Service, ServicePort, SliceEndpoint, TrafficPolicy};
+use crate::model::{
+    Algorithm, EndpointSlice, Forwarding, Service, ServicePort, SliceEndpoint, TrafficPolicy,
+};
 
 /// Where this node stands, for locality and hints.
 pub(super) struct Place<'a> {
@@ -16,13 +18,23 @@ pub(super) struct Place<'a> {
 pub(super) type Endpoints<'a> = BTreeMap<SocketAddr, &'a SliceEndpoint>;
 
 /// V2: those of the slice ports of the same name and protocol; of two entries for one address, the more useful.
-pub(super) fn endpoints<'a>(port: &ServicePort, v4: bool, slices: &[&'a EndpointSlice]) -> Endpoints<'a> {
+pub(super) fn endpoints<'a>(
+    port: &ServicePort,
+    v4: bool,
+    slices: &[&'a EndpointSlice],
+) -> Endpoints<'a> {
     let usefulness = |e: &SliceEndpoint| (!e.terminating, e.ready, e.serving);
     let mut found: Endpoints<'a> = BTreeMap::new();
     for slice in slices {
-        for p in slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol) {
+        for p in slice
+            .ports
+            .iter()
+            .filter(|p| p.name == port.name && p.protocol == port.protocol)
+        {
             for endpoint in slice.endpoints.iter().filter(|e| e.addr.is_ipv4() == v4) {
-                let kept = found.entry(SocketAddr::new(endpoint.addr, p.port)).or_insert(endpoint);
+                let kept = found
+                    .entry(SocketAddr::new(endpoint.addr, p.port))
+                    .or_insert(endpoint);
                 if usefulness(endpoint) > usefulness(kept) {
                     *kept = endpoint;
                 }
@@ -33,15 +45,29 @@ pub(super) fn endpoints<'a>(port: &ServicePort, v4: bool, slices: &[&'a Endpoint
 }
 
 /// V2: the endpoints of a service port, of either family, whatever their conditions.
-pub fn known_endpoints<'a>(port: &ServicePort, slices: &[&'a EndpointSlice]) -> BTreeMap<SocketAddr, &'a SliceEndpoint> {
-    endpoints(port, true, slices).into_iter().chain(endpoints(port, false, slices)).collect()
+pub fn known_endpoints<'a>(
+    port: &ServicePort,
+    slices: &[&'a EndpointSlice],
+) -> BTreeMap<SocketAddr, &'a SliceEndpoint> {
+    endpoints(port, true, slices)
+        .into_iter()
+        .chain(endpoints(port, false, slices))
+        .collect()
 }
 
 /// V14: the endpoints of a service port, of either family, that answer; also those that its Service publishes without asking
 /// whether they do, or their flows would end over and over.
-pub fn serving_endpoints(service: &Service, port: &ServicePort, slices: &[&EndpointSlice]) -> BTreeSet<SocketAddr> {
+pub fn serving_endpoints(
+    service: &Service,
+    port: &ServicePort,
+    slices: &[&EndpointSlice],
+) -> BTreeSet<SocketAddr> {
     let answers = |e: &SliceEndpoint| e.serving || (e.ready && service.publish_not_ready);
-    known_endpoints(port, slices).into_iter().filter(|(_, endpoint)| answers(endpoint)).map(|(addr, _)| addr).collect()
+    known_endpoints(port, slices)
+        .into_iter()
+        .filter(|(_, endpoint)| answers(endpoint))
+        .map(|(addr, _)| addr)
+        .collect()
 }
 
 /// V7: both sets, laid out as intervals; the Local set is empty where no policy of the Service asks for it, and no other node sends clients here
@@ -55,8 +81,15 @@ pub(super) fn backends(
     flags: impl Fn(&SocketAddr) -> u16,
 ) -> Backends {
     let cluster = cluster_set(all, place);
-    let local = if uses_local(service, port) || forwarding == Forwarding::Dsr { local_set(all, place) } else { BTreeSet::new() };
-    let endpoint = |addr: &SocketAddr| Endpoint { addr: *addr, flags: flags(addr) };
+    let local = if uses_local(service, port) || forwarding == Forwarding::Dsr {
+        local_set(all, place)
+    } else {
+        BTreeSet::new()
+    };
+    let endpoint = |addr: &SocketAddr| Endpoint {
+        addr: *addr,
+        flags: flags(addr),
+    };
     Backends {
         local_only: local.difference(&cluster).map(endpoint).collect(),
         both: local.intersection(&cluster).map(endpoint).collect(),
@@ -67,8 +100,11 @@ pub(super) fn backends(
 
 /// Whether some frontend of the port has policy Local.
 fn uses_local(service: &Service, port: &ServicePort) -> bool {
-    let outside = port.node_port.is_some() || !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty();
-    service.internal_policy == TrafficPolicy::Local || (outside && service.external_policy == TrafficPolicy::Local)
+    let outside = port.node_port.is_some()
+        || !service.external_ips.is_empty()
+        || !service.load_balancer_ips.is_empty();
+    service.internal_policy == TrafficPolicy::Local
+        || (outside && service.external_policy == TrafficPolicy::Local)
 }
 
 /// V5, V6.
@@ -88,10 +124,21 @@ fn local_set(all: &Endpoints, place: &Place) -> BTreeSet<SocketAddr> {
 }
 
 /// V5: the ready ones; if there are none, those that serve while they terminate.
-fn usable<'a>(endpoints: impl Iterator<Item = (&'a SocketAddr, &'a &'a SliceEndpoint)> + Clone) -> BTreeSet<SocketAddr> {
-    let which = |wanted: fn(&SliceEndpoint) -> bool| endpoints.clone().filter(move |(_, e)| wanted(e)).map(|(a, _)| *a);
+fn usable<'a>(
+    endpoints: impl Iterator<Item = (&'a SocketAddr, &'a &'a SliceEndpoint)> + Clone,
+) -> BTreeSet<SocketAddr> {
+    let which = |wanted: fn(&SliceEndpoint) -> bool| {
+        endpoints
+            .clone()
+            .filter(move |(_, e)| wanted(e))
+            .map(|(a, _)| *a)
+    };
     let ready: BTreeSet<_> = which(|e| e.ready).collect();
-    if ready.is_empty() { which(|e| e.serving && e.terminating).collect() } else { ready }
+    if ready.is_empty() {
+        which(|e| e.serving && e.terminating).collect()
+    } else {
+        ready
+    }
 }
 
 /// Which hints apply.
@@ -105,7 +152,9 @@ enum Hints {
 fn hints(all: &Endpoints, place: &Place) -> Hints {
     let ready = || all.values().filter(|e| e.ready);
     let in_zone = |e: &&&SliceEndpoint| place.zone.is_some_and(|zone| e.zone_hints.contains(zone));
-    if ready().all(|e| !e.node_hints.is_empty()) && ready().any(|e| e.node_hints.contains(place.node)) {
+    if ready().all(|e| !e.node_hints.is_empty())
+        && ready().any(|e| e.node_hints.contains(place.node))
+    {
         Hints::Node
     } else if ready().all(|e| !e.zone_hints.is_empty()) && ready().any(|e| in_zone(&e)) {
         Hints::Zone

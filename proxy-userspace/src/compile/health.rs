@@ -21,7 +21,10 @@ pub struct HealthCheck {
 impl HealthCheck {
     /// How many endpoints a load balancer counts that asks at `addr`: those of that family, so that a dual-stack pod is one.
     pub fn weight(&self, addr: IpAddr) -> usize {
-        self.local_endpoints.iter().filter(|endpoint| endpoint.is_ipv4() == addr.is_ipv4()).count()
+        self.local_endpoints
+            .iter()
+            .filter(|endpoint| endpoint.is_ipv4() == addr.is_ipv4())
+            .count()
     }
 }
 
@@ -47,8 +50,15 @@ pub struct PortConflict {
 
 impl fmt::Display for PortConflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { port, winner, loser } = self;
-        write!(f, "the health of Service {loser} is not served at port {port}: Service {winner} has it")
+        let Self {
+            port,
+            winner,
+            loser,
+        } = self;
+        write!(
+            f,
+            "the health of Service {loser} is not served at port {port}: Service {winner} has it"
+        )
     }
 }
 
@@ -58,31 +68,50 @@ pub fn health_checks(snapshot: &Snapshot) -> HealthChecks {
     if asked.is_empty() {
         return HealthChecks::default();
     }
-    asked.sort_by_key(|(port, name, service)| (*port, service.created.unwrap_or(UnixTime::MAX), *name));
+    asked.sort_by_key(|(port, name, service)| {
+        (*port, service.created.unwrap_or(UnixTime::MAX), *name)
+    });
     let addresses = listen_addresses(snapshot);
     let mut local = local_ready_endpoints(&snapshot.state, &snapshot.settings.node_name);
     let mut owners: BTreeMap<u16, &ObjectName> = BTreeMap::new();
     let mut checks = HealthChecks::default();
     for (port, name, service) in asked {
         if let Some(winner) = owners.get(&port) {
-            checks.conflicts.push(PortConflict { port, winner: (*winner).clone(), loser: name.clone() });
+            checks.conflicts.push(PortConflict {
+                port,
+                winner: (*winner).clone(),
+                loser: name.clone(),
+            });
             continue;
         }
         owners.insert(port, name);
         let local_endpoints = local.remove(name).unwrap_or_default();
-        let check = HealthCheck { port, addresses: of_families(&addresses, service), local_endpoints };
+        let check = HealthCheck {
+            port,
+            addresses: of_families(&addresses, service),
+            local_endpoints,
+        };
         checks.served.insert(name.clone(), check);
     }
     checks
 }
 
-fn asked<'a>((name, service): (&'a ObjectName, &'a Service)) -> Option<(u16, &'a ObjectName, &'a Service)> {
-    let port = service.health_check_node_port.filter(|_| service.proxied == Proxied::Yes)?;
+fn asked<'a>(
+    (name, service): (&'a ObjectName, &'a Service),
+) -> Option<(u16, &'a ObjectName, &'a Service)> {
+    let port = service
+        .health_check_node_port
+        .filter(|_| service.proxied == Proxied::Yes)?;
     Some((port, name, service))
 }
 
 fn of_families(addresses: &BTreeSet<IpAddr>, service: &Service) -> BTreeSet<IpAddr> {
-    let served = |addr: &&IpAddr| service.cluster_ips.iter().any(|ip| ip.is_ipv4() == addr.is_ipv4());
+    let served = |addr: &&IpAddr| {
+        service
+            .cluster_ips
+            .iter()
+            .any(|ip| ip.is_ipv4() == addr.is_ipv4())
+    };
     addresses.iter().filter(served).copied().collect()
 }
 
@@ -94,8 +123,15 @@ fn listen_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     let mut addresses = node_port_addresses(snapshot);
     addresses.retain(|addr| !link_local(addr) && snapshot.links.host_addresses.contains_key(addr));
     if let NodePortAddresses::Within(prefixes) = &snapshot.settings.nodeport_addresses {
-        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
-        addresses.extend(loopback.into_iter().filter(|addr| prefixes.iter().any(|prefix| prefix.contains(addr))));
+        let loopback = [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            Ipv6Addr::LOCALHOST.into(),
+        ];
+        addresses.extend(
+            loopback
+                .into_iter()
+                .filter(|addr| prefixes.iter().any(|prefix| prefix.contains(addr))),
+        );
     }
     addresses
 }
@@ -104,10 +140,17 @@ fn listen_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
 /// balancers have to look elsewhere before the last of them is gone.
 pub fn local_ready_endpoints(state: &State, node: &str) -> BTreeMap<ObjectName, BTreeSet<IpAddr>> {
     let mut found: BTreeMap<ObjectName, BTreeSet<IpAddr>> = BTreeMap::new();
-    for slice in state.slices.values().filter(|slice| !slice.ports.is_empty()) {
+    for slice in state
+        .slices
+        .values()
+        .filter(|slice| !slice.ports.is_empty())
+    {
         let here = slice.endpoints.iter().filter(|e| e.ready && e.is_on(node));
         for endpoint in here {
-            found.entry(slice.service.clone()).or_default().insert(endpoint.addr);
+            found
+                .entry(slice.service.clone())
+                .or_default()
+                .insert(endpoint.addr);
         }
     }
     found
@@ -147,16 +190,30 @@ endpoints: [{addresses: ['fd00:244:1::2'], nodeName: n1}]
     }
 
     fn snapshot(yaml: &str) -> Snapshot {
-        let ranges = Ranges { node_ports: PortRange { first: 30000, last: 32767 }, cluster_ips: Vec::new() };
+        let ranges = Ranges {
+            node_ports: PortRange {
+                first: 30000,
+                last: 32767,
+            },
+            cluster_ips: Vec::new(),
+        };
         let mut directory = Directory::new("unused".into());
         directory.take("all.yaml".into(), yaml.to_owned(), None);
         let mut snapshot = Snapshot::default();
         snapshot.settings.node_name = "n1".into();
-        directory.updates(&ranges).into_iter().for_each(|update| _ = snapshot.state.apply(update));
-        assert!(snapshot.state.invalid.is_empty(), "{:?}", snapshot.state.invalid);
+        directory
+            .updates(&ranges)
+            .into_iter()
+            .for_each(|update| _ = snapshot.state.apply(update));
+        assert!(
+            snapshot.state.invalid.is_empty(),
+            "{:?}",
+            snapshot.state.invalid
+        );
         snapshot.links.devices = [(IfIndex(2), Device::default())].into();
-        snapshot.links.host_addresses =
-            ["192.0.2.1", "2001:db8::1", "fe80::1"].map(|a| (a.parse().expect("an address"), IfIndex(2))).into();
+        snapshot.links.host_addresses = ["192.0.2.1", "2001:db8::1", "fe80::1"]
+            .map(|a| (a.parse().expect("an address"), IfIndex(2)))
+            .into();
         snapshot
     }
 
@@ -165,24 +222,41 @@ endpoints: [{addresses: ['fd00:244:1::2'], nodeName: n1}]
     }
 
     fn ips(texts: &[&str]) -> BTreeSet<IpAddr> {
-        texts.iter().map(|t| t.parse().expect("an address")).collect()
+        texts
+            .iter()
+            .map(|t| t.parse().expect("an address"))
+            .collect()
     }
 
     #[test]
     fn v22_distinct_local_ready_endpoints_count_per_family() {
-        let dual = service("web", "1", 31234, "10.96.0.1, clusterIPs: [10.96.0.1, 'fd00:96::1']");
+        let dual = service(
+            "web",
+            "1",
+            31234,
+            "10.96.0.1, clusterIPs: [10.96.0.1, 'fd00:96::1']",
+        );
         let checks = health_checks(&snapshot(&format!("{SLICES}{dual}")));
         let check = &checks.served[&name("web")];
-        assert_eq!((check.port, &check.addresses), (31234, &ips(&["192.0.2.1", "2001:db8::1"])));
+        assert_eq!(
+            (check.port, &check.addresses),
+            (31234, &ips(&["192.0.2.1", "2001:db8::1"]))
+        );
         assert_eq!(check.local_endpoints, ips(&["10.244.1.2", "fd00:244:1::2"]));
-        assert_eq!(["192.0.2.1", "2001:db8::1"].map(|a| check.weight(a.parse().expect("an address"))), [1, 1]);
+        assert_eq!(
+            ["192.0.2.1", "2001:db8::1"].map(|a| check.weight(a.parse().expect("an address"))),
+            [1, 1]
+        );
     }
 
     #[test]
     fn v22_a_service_of_one_family_is_served_at_addresses_of_that_family() {
         let checks = health_checks(&snapshot(&service("web", "1", 31234, "'fd00:96::1'")));
         let check = &checks.served[&name("web")];
-        assert_eq!((&check.addresses, check.local_endpoints.len()), (&ips(&["2001:db8::1"]), 0));
+        assert_eq!(
+            (&check.addresses, check.local_endpoints.len()),
+            (&ips(&["2001:db8::1"]), 0)
+        );
     }
 
     #[test]
@@ -191,7 +265,11 @@ endpoints: [{addresses: ['fd00:244:1::2'], nodeName: n1}]
         let checks = health_checks(&snapshot(&both));
         assert_eq!(checks.served.keys().collect::<Vec<_>>(), [&name("b")]);
         assert_eq!(
-            checks.conflicts.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            checks
+                .conflicts
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>(),
             ["the health of Service shop/a is not served at port 31234: Service shop/b has it"]
         );
     }
@@ -200,9 +278,14 @@ endpoints: [{addresses: ['fd00:244:1::2'], nodeName: n1}]
     fn v8_loopback_only_where_the_operator_says_so() {
         let mut snapshot = snapshot(&service("web", "1", 31234, "10.96.0.1"));
         let mut at = |prefixes: &[&str]| {
-            let prefixes = prefixes.iter().map(|p| p.parse().expect("a prefix")).collect();
+            let prefixes = prefixes
+                .iter()
+                .map(|p| p.parse().expect("a prefix"))
+                .collect();
             snapshot.settings.nodeport_addresses = NodePortAddresses::Within(prefixes);
-            health_checks(&snapshot).served[&name("web")].addresses.clone()
+            health_checks(&snapshot).served[&name("web")]
+                .addresses
+                .clone()
         };
         assert_eq!(at(&["127.0.0.0/8"]), ips(&["127.0.0.1"]));
         assert_eq!(at(&["192.0.2.0/24"]), ips(&["192.0.2.1"]));

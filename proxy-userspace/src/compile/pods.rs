@@ -29,14 +29,26 @@ impl PodNetwork {
     /// With what nodes and the operator tell, and without pods.
     pub(super) fn without_pods(snapshot: &Snapshot) -> Self {
         let nodes = &snapshot.state.nodes;
-        let of_nodes = nodes.values().flat_map(|node| node.internal_ips.iter().chain(&node.external_ips));
+        let of_nodes = nodes
+            .values()
+            .flat_map(|node| node.internal_ips.iter().chain(&node.external_ips));
         let announced: BTreeSet<IpAddr> = of_nodes.copied().collect();
         let pod_cidrs = nodes.values().flat_map(|node| &node.pod_cidrs);
-        let prefixes: BTreeSet<IpNet> = snapshot.settings.cluster_cidrs.iter().chain(pod_cidrs).map(IpNet::trunc).collect();
+        let prefixes: BTreeSet<IpNet> = snapshot
+            .settings
+            .cluster_cidrs
+            .iter()
+            .chain(pod_cidrs)
+            .map(IpNet::trunc)
+            .collect();
         Self {
             lengths: prefixes.iter().map(IpNet::prefix_len).collect(),
             prefixes,
-            nodes: announced.iter().chain(snapshot.links.host_addresses.keys()).copied().collect(),
+            nodes: announced
+                .iter()
+                .chain(snapshot.links.host_addresses.keys())
+                .copied()
+                .collect(),
             announced,
             ..Self::default()
         }
@@ -54,7 +66,9 @@ impl PodNetwork {
             }
         }
         if let Some(pod) = snapshot.state.pods.get(name) {
-            pod.addresses.iter().for_each(|addr| _ = self.at.entry(*addr).or_default().insert(name.clone()));
+            pod.addresses
+                .iter()
+                .for_each(|addr| _ = self.at.entry(*addr).or_default().insert(name.clone()));
             self.addresses.insert(name.clone(), pod.addresses.clone());
             concerned.extend(&pod.addresses);
         }
@@ -78,7 +92,8 @@ impl PodNetwork {
 
     /// Whether the address is a pod's on the pod network: a known pod's, or within its prefixes and no node's.
     pub(super) fn contains(&self, snapshot: &Snapshot, addr: IpAddr) -> bool {
-        self.owner(snapshot, addr).is_some() || (!self.is_node(snapshot, addr) && self.is_inside(addr))
+        self.owner(snapshot, addr).is_some()
+            || (!self.is_node(snapshot, addr) && self.is_inside(addr))
     }
 
     /// V11: what the packet path has to know of one address beside its prefixes: a node's inside of them, or another node's pod's outside.
@@ -87,7 +102,11 @@ impl PodNetwork {
         let elsewhere = |pod: &Pod| pod.node.as_deref() != Some(&*snapshot.settings.node_name);
         if inside && self.is_node(snapshot, addr) {
             Some(RangeKind::NONE)
-        } else if !inside && self.owner(snapshot, addr).is_some_and(|(_, pod)| elsewhere(pod)) {
+        } else if !inside
+            && self
+                .owner(snapshot, addr)
+                .is_some_and(|(_, pod)| elsewhere(pod))
+        {
             Some(RangeKind::PODS)
         } else {
             None
@@ -102,23 +121,43 @@ impl PodNetwork {
     }
 
     /// P20, P22: finished pods own nothing; of several, a running one, then the newest.
-    pub(super) fn owner<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> Option<(&'a ObjectName, &'a Pod)> {
-        let pods = self.pods_at(snapshot, addr).filter(|(_, pod)| pod.on_pod_network());
+    pub(super) fn owner<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        addr: IpAddr,
+    ) -> Option<(&'a ObjectName, &'a Pod)> {
+        let pods = self
+            .pods_at(snapshot, addr)
+            .filter(|(_, pod)| pod.on_pod_network());
         pods.max_by_key(|(name, pod)| (pod.phase == Phase::Running, pod.created, Reverse(*name)))
     }
 
     fn is_node(&self, snapshot: &Snapshot, addr: IpAddr) -> bool {
-        self.nodes.contains(&addr) || self.pods_at(snapshot, addr).any(|(_, pod)| pod.host_network)
+        self.nodes.contains(&addr)
+            || self
+                .pods_at(snapshot, addr)
+                .any(|(_, pod)| pod.host_network)
     }
 
     fn is_inside(&self, addr: IpAddr) -> bool {
         let around = |length: &u8| IpNet::new(addr, *length).ok().map(|net| net.trunc());
-        self.lengths.iter().filter_map(around).any(|prefix| self.prefixes.contains(&prefix))
+        self.lengths
+            .iter()
+            .filter_map(around)
+            .any(|prefix| self.prefixes.contains(&prefix))
     }
 
     /// The pods that say an address is theirs.
-    pub(super) fn pods_at<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> impl Iterator<Item = (&'a ObjectName, &'a Pod)> {
-        self.at.get(&addr).into_iter().flatten().filter_map(|name| snapshot.state.pods.get_key_value(name))
+    pub(super) fn pods_at<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        addr: IpAddr,
+    ) -> impl Iterator<Item = (&'a ObjectName, &'a Pod)> {
+        self.at
+            .get(&addr)
+            .into_iter()
+            .flatten()
+            .filter_map(|name| snapshot.state.pods.get_key_value(name))
     }
 }
 #[cfg(test)]
@@ -139,7 +178,12 @@ mod tests {
     /// With all pods, and their addresses.
     fn network(snapshot: &Snapshot) -> (PodNetwork, BTreeSet<IpAddr>) {
         let mut network = PodNetwork::without_pods(snapshot);
-        let addresses = snapshot.state.pods.keys().flat_map(|name| network.update(name, snapshot)).collect();
+        let addresses = snapshot
+            .state
+            .pods
+            .keys()
+            .flat_map(|name| network.update(name, snapshot))
+            .collect();
         (network, addresses)
     }
 
@@ -147,26 +191,44 @@ mod tests {
         let mut snapshot = Snapshot::default();
         snapshot.settings.node_name = "here".into();
         for (i, pod) in pods.into_iter().enumerate() {
-            snapshot.state.pods.insert(ObjectName::new("shop", &i.to_string()), pod);
+            snapshot
+                .state
+                .pods
+                .insert(ObjectName::new("shop", &i.to_string()), pod);
         }
         let (network, addresses) = network(&snapshot);
-        let local = addresses.into_iter().filter(|addr| network.local(&snapshot, *addr).is_some());
+        let local = addresses
+            .into_iter()
+            .filter(|addr| network.local(&snapshot, *addr).is_some());
         local.map(|addr| addr.to_string()).collect()
     }
 
     #[test]
     fn p20_finished_pods_hold_no_address() {
         assert!(
-            local(vec![pod("10.244.1.2", Phase::Succeeded, 1, "here"), pod("10.244.1.3", Phase::Failed, 1, "here")]).is_empty()
+            local(vec![
+                pod("10.244.1.2", Phase::Succeeded, 1, "here"),
+                pod("10.244.1.3", Phase::Failed, 1, "here")
+            ])
+            .is_empty()
         );
-        assert_eq!(local(vec![pod("10.244.1.2", Phase::Running, 1, "here")]), ["10.244.1.2"]);
+        assert_eq!(
+            local(vec![pod("10.244.1.2", Phase::Running, 1, "here")]),
+            ["10.244.1.2"]
+        );
     }
 
     #[test]
     fn p22_an_address_is_the_running_pods_then_the_newest() {
-        let newer_elsewhere = vec![pod("10.244.1.2", Phase::Running, 1, "here"), pod("10.244.1.2", Phase::Running, 2, "there")];
+        let newer_elsewhere = vec![
+            pod("10.244.1.2", Phase::Running, 1, "here"),
+            pod("10.244.1.2", Phase::Running, 2, "there"),
+        ];
         assert!(local(newer_elsewhere).is_empty());
-        let running_here = vec![pod("10.244.1.2", Phase::Running, 1, "here"), pod("10.244.1.2", Phase::Pending, 2, "there")];
+        let running_here = vec![
+            pod("10.244.1.2", Phase::Running, 1, "here"),
+            pod("10.244.1.2", Phase::Pending, 2, "there"),
+        ];
         assert_eq!(local(running_here), ["10.244.1.2"]);
     }
 
@@ -174,8 +236,14 @@ mod tests {
     fn host_network_pods_are_the_node() {
         let mut snapshot = Snapshot::default();
         snapshot.settings.cluster_cidrs = vec!["192.0.2.0/24".parse().expect("a prefix")];
-        let host = Pod { host_network: true, ..pod("192.0.2.1", Phase::Running, 1, "here") };
-        snapshot.state.pods.insert(ObjectName::new("shop", "host"), host);
+        let host = Pod {
+            host_network: true,
+            ..pod("192.0.2.1", Phase::Running, 1, "here")
+        };
+        snapshot
+            .state
+            .pods
+            .insert(ObjectName::new("shop", "host"), host);
         let (network, _) = network(&snapshot);
         assert!(!network.contains(&snapshot, "192.0.2.1".parse().expect("an address")));
         assert!(network.contains(&snapshot, "192.0.2.2".parse().expect("an address")));

@@ -109,8 +109,19 @@ impl PolicyCompiler {
     /// The policies in force here that have ipBlocks around such a prefix.
     pub fn crowding<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a ObjectName> {
         let policies = self.in_force.keys().filter(|_| !self.crowded().is_empty());
-        let around = |cidr: &IpNet| self.crowded().range(*cidr..).next().is_some_and(|prefix| cidr.contains(prefix));
-        policies.filter(move |name| snapshot.state.policies.get(*name).is_some_and(|policy| policy.blocks().any(&around)))
+        let around = |cidr: &IpNet| {
+            self.crowded()
+                .range(*cidr..)
+                .next()
+                .is_some_and(|prefix| cidr.contains(prefix))
+        };
+        policies.filter(move |name| {
+            snapshot
+                .state
+                .policies
+                .get(*name)
+                .is_some_and(|policy| policy.blocks().any(&around))
+        })
     }
 
     /// The pod on the pod network that owns an address (P22).
@@ -123,7 +134,12 @@ impl PolicyCompiler {
         if !touched.everything {
             return self.follow(snapshot, touched);
         }
-        let Self { policies: before, classes, rows, .. } = std::mem::take(self);
+        let Self {
+            policies: before,
+            classes,
+            rows,
+            ..
+        } = std::mem::take(self);
         (self.classes, self.rows) = (classes, rows);
         let all = Touched {
             pods: snapshot.state.pods.keys().cloned().collect(),
@@ -138,15 +154,30 @@ impl PolicyCompiler {
         let mut dirty = Dirty::default();
         for namespace in &touched.namespaces {
             if let Some(before) = self.groups.relabel(&namespace.name, snapshot) {
-                self.peers.relabelled(&namespace.name, &before, &mut self.groups, &mut dirty.classes);
+                self.peers.relabelled(
+                    &namespace.name,
+                    &before,
+                    &mut self.groups,
+                    &mut dirty.classes,
+                );
             }
         }
-        touched.pods.iter().for_each(|name| self.pod(name, snapshot, &mut dirty));
+        touched
+            .pods
+            .iter()
+            .for_each(|name| self.pod(name, snapshot, &mut dirty));
         self.give_addresses(snapshot, &mut dirty);
         for addr in &touched.addresses {
-            dirty.pods.extend(self.network.pods_at(snapshot, *addr).map(|(name, _)| name.clone()));
+            dirty.pods.extend(
+                self.network
+                    .pods_at(snapshot, *addr)
+                    .map(|(name, _)| name.clone()),
+            );
         }
-        touched.policies.iter().for_each(|name| self.policy(name, snapshot, &mut dirty));
+        touched
+            .policies
+            .iter()
+            .for_each(|name| self.policy(name, snapshot, &mut dirty));
         for group in std::mem::take(&mut dirty.moved) {
             self.select(group, snapshot, &touched.policies, &mut dirty);
         }
@@ -163,9 +194,17 @@ impl PolicyCompiler {
     fn pod(&mut self, name: &ObjectName, snapshot: &Snapshot, dirty: &mut Dirty) {
         dirty.addresses.extend(self.network.update(name, snapshot));
         dirty.pods.insert(name.clone());
-        let was_local = self.groups.of(name).filter(|id| self.groups.get(*id).local.contains(name));
+        let was_local = self
+            .groups
+            .of(name)
+            .filter(|id| self.groups.get(*id).local.contains(name));
         let mut is_local = None;
-        if let Some(pod) = snapshot.state.pods.get(name).filter(|pod| pod.on_pod_network()) {
+        if let Some(pod) = snapshot
+            .state
+            .pods
+            .get(name)
+            .filter(|pod| pod.on_pod_network())
+        {
             let (id, newness) = self.groups.join(name, Alike::of(name, pod), snapshot);
             if newness == Newness::New {
                 self.peers.begin_group(id, &mut self.groups);
@@ -184,29 +223,47 @@ impl PolicyCompiler {
     /// P22: finds out whose the addresses are now.
     fn give_addresses(&mut self, snapshot: &Snapshot, dirty: &mut Dirty) {
         for addr in &dirty.addresses {
-            let owner = self.network.owner(snapshot, *addr).and_then(|(name, _)| self.groups.of(name));
+            let owner = self
+                .network
+                .owner(snapshot, *addr)
+                .and_then(|(name, _)| self.groups.of(name));
             let before = self.prefixes.set_owner(*addr, owner, &mut self.classes);
             before.map(|id| self.groups.get_mut(id).addresses.remove(addr));
             owner.map(|id| self.groups.get_mut(id).addresses.insert(*addr));
-            dirty.pods.extend(self.network.pods_at(snapshot, *addr).map(|(name, _)| name.clone()));
+            dirty.pods.extend(
+                self.network
+                    .pods_at(snapshot, *addr)
+                    .map(|(name, _)| name.clone()),
+            );
         }
     }
 
     /// Takes a policy up as the snapshot has it.
     fn policy(&mut self, name: &ObjectName, snapshot: &Snapshot, dirty: &mut Dirty) {
         let after = snapshot.state.policies.get(name).and_then(|policy| {
-            let local = self.groups.within(&name.namespace).filter(|id| !self.groups.get(*id).local.is_empty());
-            let selected = local.filter(|id| policy.pods.selects(&self.groups.get(*id).alike.labels));
+            let local = self
+                .groups
+                .within(&name.namespace)
+                .filter(|id| !self.groups.get(*id).local.is_empty());
+            let selected =
+                local.filter(|id| policy.pods.selects(&self.groups.get(*id).alike.labels));
             let groups: BTreeSet<GroupId> = selected.collect();
             (!groups.is_empty()).then_some((policy, groups))
         });
         // The new one comes into force before the old one leaves, so that what they share stays.
-        let after = after.map(|(policy, groups)| InForce { groups, rules: self.enforce(name, policy, snapshot, dirty) });
+        let after = after.map(|(policy, groups)| InForce {
+            groups,
+            rules: self.enforce(name, policy, snapshot, dirty),
+        });
         for id in after.iter().flat_map(|after| &after.groups) {
             self.groups.get_mut(*id).policies.insert(name.clone());
             dirty.rows.insert(*id);
         }
-        let selected = |id: &GroupId| after.as_ref().is_some_and(|after| after.groups.contains(id));
+        let selected = |id: &GroupId| {
+            after
+                .as_ref()
+                .is_some_and(|after| after.groups.contains(id))
+        };
         if let Some(before) = self.in_force.remove(name) {
             for id in before.groups.iter().filter(|id| !selected(id)) {
                 self.groups.get_mut(*id).policies.remove(name);
@@ -218,16 +275,33 @@ impl PolicyCompiler {
     }
 
     /// Looks which policies select a group that may have got its first pod of this node or lost the last; the touched ones know.
-    fn select(&mut self, id: GroupId, snapshot: &Snapshot, touched: &BTreeSet<ObjectName>, dirty: &mut Dirty) {
+    fn select(
+        &mut self,
+        id: GroupId,
+        snapshot: &Snapshot,
+        touched: &BTreeSet<ObjectName>,
+        dirty: &mut Dirty,
+    ) {
         let group = self.groups.get(id);
         let (alike, local) = (group.alike.clone(), !group.local.is_empty());
         dirty.rows.insert(id);
-        let first = ObjectName { namespace: alike.namespace.clone(), name: "".into() };
-        let policies = snapshot.state.policies.range(first..).take_while(|(name, _)| name.namespace == alike.namespace);
-        for (name, policy) in policies.filter(|(name, policy)| !touched.contains(name) && policy.pods.selects(&alike.labels)) {
+        let first = ObjectName {
+            namespace: alike.namespace.clone(),
+            name: "".into(),
+        };
+        let policies = snapshot
+            .state
+            .policies
+            .range(first..)
+            .take_while(|(name, _)| name.namespace == alike.namespace);
+        for (name, policy) in policies
+            .filter(|(name, policy)| !touched.contains(name) && policy.pods.selects(&alike.labels))
+        {
             if !local {
                 self.groups.get_mut(id).policies.remove(name);
-                self.in_force.get_mut(name).map(|in_force| in_force.groups.remove(&id));
+                self.in_force
+                    .get_mut(name)
+                    .map(|in_force| in_force.groups.remove(&id));
                 continue;
             }
             self.groups.get_mut(id).policies.insert(name.clone());
@@ -235,38 +309,73 @@ impl PolicyCompiler {
                 in_force.groups.insert(id);
             } else {
                 let rules = self.enforce(name, policy, snapshot, dirty);
-                self.in_force.insert(name.clone(), InForce { groups: BTreeSet::from([id]), rules });
+                self.in_force.insert(
+                    name.clone(),
+                    InForce {
+                        groups: BTreeSet::from([id]),
+                        rules,
+                    },
+                );
             }
         }
     }
 
     /// The rules of a policy come into force.
-    fn enforce(&mut self, name: &ObjectName, policy: &NetworkPolicy, snapshot: &Snapshot, dirty: &mut Dirty) -> Rules {
-        let parts = &mut Parts { groups: &mut self.groups, prefixes: &mut self.prefixes, changed: &mut dirty.classes };
+    fn enforce(
+        &mut self,
+        name: &ObjectName,
+        policy: &NetworkPolicy,
+        snapshot: &Snapshot,
+        dirty: &mut Dirty,
+    ) -> Rules {
+        let parts = &mut Parts {
+            groups: &mut self.groups,
+            prefixes: &mut self.prefixes,
+            changed: &mut dirty.classes,
+        };
         let peers = &mut self.peers;
         let mut compile = |rules: &Vec<crate::model::policy::Rule>| -> Vec<Rule> {
             let compile = |rule: &crate::model::policy::Rule| {
                 let content = Content::of(&rule.peers, &name.namespace);
-                Rule { peers: peers.acquire(content, &snapshot.settings, parts), ports: rules::ports(&rule.ports) }
+                Rule {
+                    peers: peers.acquire(content, &snapshot.settings, parts),
+                    ports: rules::ports(&rule.ports),
+                }
             };
             rules.iter().map(compile).collect()
         };
-        let rules = Rules { ingress: policy.ingress.as_ref().map(&mut compile), egress: policy.egress.as_ref().map(compile) };
+        let rules = Rules {
+            ingress: policy.ingress.as_ref().map(&mut compile),
+            egress: policy.egress.as_ref().map(compile),
+        };
         peers.ask(&rules, parts);
         rules
     }
 
     fn unforce(&mut self, rules: &Rules, dirty: &mut Dirty) {
-        let parts = &mut Parts { groups: &mut self.groups, prefixes: &mut self.prefixes, changed: &mut dirty.classes };
+        let parts = &mut Parts {
+            groups: &mut self.groups,
+            prefixes: &mut self.prefixes,
+            changed: &mut dirty.classes,
+        };
         self.peers.ask_no_more(rules, parts);
         rules.all().for_each(|rule| self.peers.release(rule.peers));
     }
 
     /// Policies without pods of this node, peers without rules, groups without pods.
     fn end_unused(&mut self, dirty: &mut Dirty) {
-        let unused: Vec<_> = self.in_force.extract_if(.., |_, in_force| in_force.groups.is_empty()).collect();
-        unused.iter().for_each(|(_, in_force)| self.unforce(&in_force.rules, dirty));
-        let parts = &mut Parts { groups: &mut self.groups, prefixes: &mut self.prefixes, changed: &mut dirty.classes };
+        let unused: Vec<_> = self
+            .in_force
+            .extract_if(.., |_, in_force| in_force.groups.is_empty())
+            .collect();
+        unused
+            .iter()
+            .for_each(|(_, in_force)| self.unforce(&in_force.rules, dirty));
+        let parts = &mut Parts {
+            groups: &mut self.groups,
+            prefixes: &mut self.prefixes,
+            changed: &mut dirty.classes,
+        };
         self.peers.end_unused(parts);
         for (id, group) in self.groups.end_empty() {
             self.peers.end_group(id, &group);
@@ -300,33 +409,68 @@ impl PolicyCompiler {
     fn rows_of(&mut self, id: GroupId) -> Rows {
         let group = self.groups.get(id);
         let mut row = |direction| {
-            let policies = group.policies.iter().filter_map(|name| self.in_force.get(name)).map(|in_force| &in_force.rules);
+            let policies = group
+                .policies
+                .iter()
+                .filter_map(|name| self.in_force.get(name))
+                .map(|in_force| &in_force.rules);
             let row = rules::row(policies, direction, &group.alike.named);
             row.map_or(Isolation::None, |row| Isolation::Rules(self.rows.get(row)))
         };
-        Rows { ingress: row(Direction::Ingress), egress: row(Direction::Egress) }
+        Rows {
+            ingress: row(Direction::Ingress),
+            egress: row(Direction::Egress),
+        }
     }
 
     /// A pod of this node with a network of its own (P17, P20); before it has an address it has none here (P21).
     fn pod_policy(&self, name: &ObjectName, snapshot: &Snapshot) -> Option<PodPolicy> {
         let group = self.groups.get(self.groups.of(name)?);
-        let pod = snapshot.state.pods.get(name).filter(|_| group.local.contains(name))?;
-        let owns = |addr: &&IpAddr| self.network.owner(snapshot, **addr).is_some_and(|(owner, _)| owner == name);
+        let pod = snapshot
+            .state
+            .pods
+            .get(name)
+            .filter(|_| group.local.contains(name))?;
+        let owns = |addr: &&IpAddr| {
+            self.network
+                .owner(snapshot, **addr)
+                .is_some_and(|(owner, _)| owner == name)
+        };
         let addresses: BTreeSet<IpAddr> = pod.addresses.iter().filter(owns).copied().collect();
-        let device = addresses.iter().find_map(|addr| snapshot.links.pods.get(addr)).copied().unwrap_or_default();
+        let device = addresses
+            .iter()
+            .find_map(|addr| snapshot.links.pods.get(addr))
+            .copied()
+            .unwrap_or_default();
         let Rows { ingress, egress } = group.rows.clone();
-        Some(PodPolicy { addresses, device, any_source: pod.any_source, ingress, egress })
+        Some(PodPolicy {
+            addresses,
+            device,
+            any_source: pod.any_source,
+            ingress,
+            egress,
+        })
     }
 
     fn settle_classes(&mut self, dirty: &Dirty) -> BTreeSet<IpNet> {
         let mut looked_at = self.prefixes.settle(&mut self.classes);
-        let groups = dirty.classes.iter().flat_map(|id| &self.groups.get(*id).addresses);
-        looked_at.extend(groups.chain(&dirty.addresses).map(|addr| IpNet::from(*addr)));
+        let groups = dirty
+            .classes
+            .iter()
+            .flat_map(|id| &self.groups.get(*id).addresses);
+        looked_at.extend(
+            groups
+                .chain(&dirty.addresses)
+                .map(|addr| IpNet::from(*addr)),
+        );
         // Two or three sorted runs.
         looked_at.sort();
         looked_at.dedup();
         let mut known = HashMap::new();
-        let news = looked_at.into_iter().map(|prefix| (prefix, self.class(prefix, &mut known))).collect::<Vec<_>>();
+        let news = looked_at
+            .into_iter()
+            .map(|prefix| (prefix, self.class(prefix, &mut known)))
+            .collect::<Vec<_>>();
         drop(known);
         let news = news.into_iter().filter(|(prefix, class)| {
             let before = self.policies.classes.get(prefix);
@@ -337,7 +481,10 @@ impl PolicyCompiler {
         let classes = &mut self.policies.classes;
         if classes.is_empty() {
             // In order and all at once, which is faster.
-            *classes = news.into_iter().filter_map(|(prefix, class)| Some((prefix, class?))).collect();
+            *classes = news
+                .into_iter()
+                .filter_map(|(prefix, class)| Some((prefix, class?)))
+                .collect();
         } else {
             for (prefix, class) in news {
                 match class {
@@ -351,13 +498,20 @@ impl PolicyCompiler {
     }
 
     /// The class of a prefix, if it is another than that of the longest one around it.
-    fn class(&mut self, prefix: IpNet, known: &mut HashMap<(GroupId, *const Class), Arc<Class>>) -> Option<Arc<Class>> {
+    fn class(
+        &mut self,
+        prefix: IpNet,
+        known: &mut HashMap<(GroupId, *const Class), Arc<Class>>,
+    ) -> Option<Arc<Class>> {
         let prefix = self.prefixes.get(prefix)?;
         let class = match prefix.owner {
             None => &prefix.blocks,
             Some(id) => known
                 .entry((id, Arc::as_ptr(&prefix.blocks)))
-                .or_insert_with(|| self.classes.get(self.peers.class(self.groups.get(id), &prefix.blocks))),
+                .or_insert_with(|| {
+                    self.classes
+                        .get(self.peers.class(self.groups.get(id), &prefix.blocks))
+                }),
         };
         (!Arc::ptr_eq(class, &prefix.above)).then(|| class.clone())
     }

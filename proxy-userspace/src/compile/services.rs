@@ -12,7 +12,8 @@ use super::endpoints::{Place, backends, endpoints};
 use super::pods::PodNetwork;
 use crate::contents::{Frontend, Target};
 use crate::model::{
-    EndpointSlice, Forwarding, LocalRefusal, ObjectName, Refusal, Service, ServicePort, Snapshot, TrafficPolicy, UnixTime,
+    EndpointSlice, Forwarding, LocalRefusal, ObjectName, Refusal, Service, ServicePort, Snapshot,
+    TrafficPolicy, UnixTime,
 };
 
 /// V3: whom the load balancer IPs of a Service serve, of both families.
@@ -20,26 +21,44 @@ pub(super) fn sources(snapshot: &Snapshot, service: &Service) -> Vec<IpNet> {
     if service.source_ranges.is_empty() {
         return Vec::new();
     }
-    service.source_ranges.iter().copied().chain(looped_back(snapshot, service)).collect()
+    service
+        .source_ranges
+        .iter()
+        .copied()
+        .chain(looped_back(snapshot, service))
+        .collect()
 }
 
 /// Where the host itself has the load balancer's address, its packets to the Service come from there: they are allowed if the node's own
 /// address is.
 fn looped_back(snapshot: &Snapshot, service: &Service) -> Vec<IpNet> {
-    let own = snapshot.state.nodes.get(&ObjectName::cluster(&snapshot.settings.node_name));
-    let own = own.into_iter().flat_map(|node| &node.internal_ips).chain(snapshot.links.host_addresses.keys());
+    let own = snapshot
+        .state
+        .nodes
+        .get(&ObjectName::cluster(&snapshot.settings.node_name));
+    let own = own
+        .into_iter()
+        .flat_map(|node| &node.internal_ips)
+        .chain(snapshot.links.host_addresses.keys());
     let allowed = |v4: bool| {
         let mut own = own.clone().filter(|ip| ip.is_ipv4() == v4);
         own.any(|ip| service.source_ranges.iter().any(|range| range.contains(ip)))
     };
     let families = [true, false].map(|v4| (v4, allowed(v4)));
-    let ips = service.load_balancer_ips.iter().filter(|ip| families.contains(&(ip.is_ipv4(), true)));
+    let ips = service
+        .load_balancer_ips
+        .iter()
+        .filter(|ip| families.contains(&(ip.is_ipv4(), true)));
     ips.map(|ip| IpNet::from(*ip)).collect()
 }
 
 /// V3: whether load balancer IPs of a family are for some sources only. A range of all addresses means no restriction.
 fn is_restricted(service: &Service, v4: bool) -> bool {
-    let mut ranges = service.source_ranges.iter().filter(|range| range.addr().is_ipv4() == v4).peekable();
+    let mut ranges = service
+        .source_ranges
+        .iter()
+        .filter(|range| range.addr().is_ipv4() == v4)
+        .peekable();
     ranges.peek().is_some() && ranges.all(|range| range.prefix_len() > 0)
 }
 
@@ -91,13 +110,38 @@ pub(super) fn claims(claimant: &Claimant<'_>) -> Vec<Claim> {
 }
 
 /// The frontends of one port in the family of one cluster IP.
-fn claim_port(claimant: &Claimant<'_>, cluster_ip: IpAddr, port: &ServicePort, claims: &mut Vec<Claim>) {
-    let Claimant { name, service, slices, place, pods, snapshot } = claimant;
+fn claim_port(
+    claimant: &Claimant<'_>,
+    cluster_ip: IpAddr,
+    port: &ServicePort,
+    claims: &mut Vec<Claim>,
+) {
+    let Claimant {
+        name,
+        service,
+        slices,
+        place,
+        pods,
+        snapshot,
+    } = claimant;
     let v4 = cluster_ip.is_ipv4();
-    let pod_flag = |addr: &std::net::SocketAddr| if pods.contains(snapshot, addr.ip()) { BackendFlags::POD } else { 0 };
+    let pod_flag = |addr: &std::net::SocketAddr| {
+        if pods.contains(snapshot, addr.ip()) {
+            BackendFlags::POD
+        } else {
+            0
+        }
+    };
     let algorithm = service.algorithm.unwrap_or(snapshot.settings.algorithm);
     let forwarding = service.forwarding.unwrap_or(snapshot.settings.forwarding);
-    let backends = Arc::new(backends(service, port, &endpoints(port, v4, slices), place, (algorithm, forwarding), pod_flag));
+    let backends = Arc::new(backends(
+        service,
+        port,
+        &endpoints(port, v4, slices),
+        place,
+        (algorithm, forwarding),
+        pod_flag,
+    ));
     let forwarding = match forwarding {
         Forwarding::Dsr => ServiceFlags::DSR,
         Forwarding::Masquerade => 0,
@@ -105,11 +149,22 @@ fn claim_port(claimant: &Claimant<'_>, cluster_ip: IpAddr, port: &ServicePort, c
     let id = service_port_name(name, port);
     let mut add = |addr: IpAddr, number: u16, rank: Rank| {
         claims.push(Claim {
-            frontend: Frontend { addr, port: number, protocol: port.protocol },
-            order: Order { rank, created: service.created.unwrap_or(UnixTime::MAX), name: (*name).clone(), number: claims.len() },
+            frontend: Frontend {
+                addr,
+                port: number,
+                protocol: port.protocol,
+            },
+            order: Order {
+                rank,
+                created: service.created.unwrap_or(UnixTime::MAX),
+                name: (*name).clone(),
+                number: claims.len(),
+            },
             target: Target {
                 service: id.clone(),
-                flags: flags(service, rank, snapshot.settings.local_refusal) | source_flag(service, rank, v4) | forwarding,
+                flags: flags(service, rank, snapshot.settings.local_refusal)
+                    | source_flag(service, rank, v4)
+                    | forwarding,
                 affinity: service.affinity,
                 backends: backends.clone(),
             },
@@ -120,42 +175,86 @@ fn claim_port(claimant: &Claimant<'_>, cluster_ip: IpAddr, port: &ServicePort, c
         add(cluster_ip, port.port, Rank::ClusterIp);
     }
     if let Some(number) = port.node_port {
-        add(if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }, number, Rank::NodePort);
+        add(
+            if v4 {
+                Ipv4Addr::UNSPECIFIED.into()
+            } else {
+                Ipv6Addr::UNSPECIFIED.into()
+            },
+            number,
+            Rank::NodePort,
+        );
     }
-    for (ips, rank) in [(&service.load_balancer_ips, Rank::LoadBalancer), (&service.external_ips, Rank::ExternalIp)] {
-        ips.iter().filter(|ip| ip.is_ipv4() == v4).for_each(|ip| add(*ip, port.port, rank));
+    for (ips, rank) in [
+        (&service.load_balancer_ips, Rank::LoadBalancer),
+        (&service.external_ips, Rank::ExternalIp),
+    ] {
+        ips.iter()
+            .filter(|ip| ip.is_ipv4() == v4)
+            .for_each(|ip| add(*ip, port.port, rank));
     }
 }
 
 /// `namespace/name:port`, by the port's number where it has no name.
 pub fn service_port_name(name: &ObjectName, port: &ServicePort) -> Arc<str> {
-    if port.name.is_empty() { format!("{name}:{}", port.port).into() } else { format!("{name}:{}", port.name).into() }
+    if port.name.is_empty() {
+        format!("{name}:{}", port.port).into()
+    } else {
+        format!("{name}:{}", port.name).into()
+    }
 }
 
 /// The frontend's kind, the policy that applies to it, and what happens where Local finds nothing here.
 fn flags(service: &Service, rank: Rank, refusal: LocalRefusal) -> u32 {
     let (kind, policy, refusal) = match rank {
         // Pods retry, and an answer that says "refused" would be taken for the Service's.
-        Rank::ClusterIp => (ServiceFlags::CLUSTER_IP, service.internal_policy, Refusal::Drop),
-        Rank::NodePort => (ServiceFlags::NODE_PORT, service.external_policy, refusal.node_port),
-        Rank::LoadBalancer => (ServiceFlags::LOAD_BALANCER, service.external_policy, refusal.load_balancer),
-        Rank::ExternalIp => (ServiceFlags::EXTERNAL_IP, service.external_policy, refusal.external_ip),
+        Rank::ClusterIp => (
+            ServiceFlags::CLUSTER_IP,
+            service.internal_policy,
+            Refusal::Drop,
+        ),
+        Rank::NodePort => (
+            ServiceFlags::NODE_PORT,
+            service.external_policy,
+            refusal.node_port,
+        ),
+        Rank::LoadBalancer => (
+            ServiceFlags::LOAD_BALANCER,
+            service.external_policy,
+            refusal.load_balancer,
+        ),
+        Rank::ExternalIp => (
+            ServiceFlags::EXTERNAL_IP,
+            service.external_policy,
+            refusal.external_ip,
+        ),
     };
     match (policy, refusal) {
         (TrafficPolicy::Cluster, _) => kind,
         (TrafficPolicy::Local, Refusal::Reject) => kind | ServiceFlags::LOCAL,
-        (TrafficPolicy::Local, Refusal::Drop) => kind | ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP,
+        (TrafficPolicy::Local, Refusal::Drop) => {
+            kind | ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP
+        }
     }
 }
 
 fn source_flag(service: &Service, rank: Rank, v4: bool) -> u32 {
-    if rank == Rank::LoadBalancer && is_restricted(service, v4) { ServiceFlags::SOURCE_RANGES } else { 0 }
+    if rank == Rank::LoadBalancer && is_restricted(service, v4) {
+        ServiceFlags::SOURCE_RANGES
+    } else {
+        0
+    }
 }
 
 /// Who has a frontend, and who does not.
-pub(super) fn settle(frontend: Frontend, claims: &BTreeMap<Order, Target>) -> (Option<&Target>, Vec<Conflict>) {
+pub(super) fn settle(
+    frontend: Frontend,
+    claims: &BTreeMap<Order, Target>,
+) -> (Option<&Target>, Vec<Conflict>) {
     let mut all = claims.iter();
-    let Some((_, winner)) = all.next() else { return (None, Vec::new()) };
+    let Some((_, winner)) = all.next() else {
+        return (None, Vec::new());
+    };
     // Its own second claim is the load balancer's address listed as an external IP too.
     let losers = all.filter(|(_, target)| target.service != winner.service);
     let conflict = |(order, target): (&Order, &Target)| Conflict {

@@ -10,8 +10,9 @@ use proxy_common::net::{Device, IfIndex, Protocol};
 use super::{Compiler, Touched, compile_reporting};
 use crate::contents::{Contents, Delta};
 use crate::model::{
-    Algorithm, EndpointSlice, Family, Forwarding, Invalid, Node, Object, ObjectName, Phase, Pod, Proxied, Service, ServiceCidr,
-    ServicePort, SliceEndpoint, SlicePort, Snapshot, TargetPort, TrafficPolicy, Update,
+    Algorithm, EndpointSlice, Family, Forwarding, Invalid, Node, Object, ObjectName, Phase, Pod,
+    Proxied, Service, ServiceCidr, ServicePort, SliceEndpoint, SlicePort, Snapshot, TargetPort,
+    TrafficPolicy, Update,
 };
 use crate::place::{Actual, place, place_delta};
 
@@ -60,12 +61,22 @@ fn service(dice: &mut Dice) -> Service {
         target: TargetPort::Number(8080),
     };
     Service {
-        proxied: dice.pick(&[Proxied::Yes, Proxied::Yes, Proxied::Yes, Proxied::OtherProxy, Proxied::Headless]),
+        proxied: dice.pick(&[
+            Proxied::Yes,
+            Proxied::Yes,
+            Proxied::Yes,
+            Proxied::OtherProxy,
+            Proxied::Headless,
+        ]),
         cluster_ips: dice.some(2, Dice::address),
         external_ips: dice.some(1, Dice::address).into_iter().collect(),
         load_balancer_ips: dice.some(2, Dice::address).into_iter().collect(),
         source_ranges: dice
-            .some(1, |dice| dice.pick(&["10.244.0.0/24", "10.0.0.0/8", "fd00::/64"]).parse().expect("a prefix"))
+            .some(1, |dice| {
+                dice.pick(&["10.244.0.0/24", "10.0.0.0/8", "fd00::/64"])
+                    .parse()
+                    .expect("a prefix")
+            })
             .into_iter()
             .collect(),
         ports: dice.some(2, port),
@@ -87,7 +98,9 @@ fn slice(dice: &mut Dice) -> EndpointSlice {
         ready: dice.pick(&[true, true, false]),
         serving: dice.pick(&[true, false]),
         terminating: dice.pick(&[false, true]),
-        node: dice.pick(&[Some("here"), Some("there"), None]).map(Into::into),
+        node: dice
+            .pick(&[Some("here"), Some("there"), None])
+            .map(Into::into),
         zone_hints: BTreeSet::new(),
         node_hints: BTreeSet::new(),
     };
@@ -96,7 +109,13 @@ fn slice(dice: &mut Dice) -> EndpointSlice {
         protocol: dice.pick(&[Protocol::TCP, Protocol::UDP]),
         port: dice.pick(&[8080, 53]),
     });
-    EndpointSlice { service: dice.name(), ports, family: Family::V4, endpoints: dice.some(3, endpoint), triggered: None }
+    EndpointSlice {
+        service: dice.name(),
+        ports,
+        family: Family::V4,
+        endpoints: dice.some(3, endpoint),
+        triggered: None,
+    }
 }
 
 fn pod(dice: &mut Dice) -> Pod {
@@ -119,7 +138,11 @@ fn node(dice: &mut Dice) -> Node {
     Node {
         internal_ips: dice.some(1, Dice::address),
         external_ips: Vec::new(),
-        pod_cidrs: dice.some(1, |dice| dice.pick(&["10.244.1.0/24", "10.244.0.0/16"]).parse().expect("a prefix")),
+        pod_cidrs: dice.some(1, |dice| {
+            dice.pick(&["10.244.1.0/24", "10.244.0.0/16"])
+                .parse()
+                .expect("a prefix")
+        }),
         zone: dice.pick(&[None, Some("east".into())]),
         leaving: false,
     }
@@ -134,15 +157,38 @@ fn happen(dice: &mut Dice, snapshot: &mut Snapshot, touched: &mut Touched) {
         7..9 => Object::Pod(dice.name(), pod(dice)),
         9 => Object::Node(ObjectName::cluster(&dice.node_name()), node(dice)),
         10 => {
-            let prefixes = dice.some(1, |dice| dice.pick(&["10.244.2.0/24", "10.244.2.1/32"]).parse().expect("a prefix"));
-            Object::ServiceCidr(dice.name(), ServiceCidr { prefixes: prefixes.into_iter().collect() })
+            let prefixes = dice.some(1, |dice| {
+                dice.pick(&["10.244.2.0/24", "10.244.2.1/32"])
+                    .parse()
+                    .expect("a prefix")
+            });
+            Object::ServiceCidr(
+                dice.name(),
+                ServiceCidr {
+                    prefixes: prefixes.into_iter().collect(),
+                },
+            )
         }
         _ => {
             let before = snapshot.links.clone();
-            snapshot.links.pods = dice.some(2, |dice| (dice.address(), IfIndex(dice.below(3).into()))).into_iter().collect();
+            snapshot.links.pods = dice
+                .some(2, |dice| (dice.address(), IfIndex(dice.below(3).into())))
+                .into_iter()
+                .collect();
             if dice.below(3) == 0 {
-                snapshot.links.host_addresses = dice.some(2, |dice| (dice.address(), IfIndex(1))).into_iter().collect();
-                let device = |dice: &mut Dice| (IfIndex(1), Device { mtu: dice.pick(&[1400, 1500]), ..Device::default() });
+                snapshot.links.host_addresses = dice
+                    .some(2, |dice| (dice.address(), IfIndex(1)))
+                    .into_iter()
+                    .collect();
+                let device = |dice: &mut Dice| {
+                    (
+                        IfIndex(1),
+                        Device {
+                            mtu: dice.pick(&[1400, 1500]),
+                            ..Device::default()
+                        },
+                    )
+                };
                 snapshot.links.devices = dice.some(1, device).into_iter().collect();
             }
             touched.note_links(&before, &snapshot.links);
@@ -151,7 +197,11 @@ fn happen(dice: &mut Dice, snapshot: &mut Snapshot, touched: &mut Touched) {
     };
     let update = match dice.below(8) {
         0 => Update::Delete(reference(object)),
-        1 => Update::Invalid(Invalid { object: reference(object), field: String::new(), why: String::new() }),
+        1 => Update::Invalid(Invalid {
+            object: reference(object),
+            field: String::new(),
+            why: String::new(),
+        }),
         _ => Update::Apply(object),
     };
     touched.note(&update);
@@ -197,8 +247,13 @@ fn large(services: u32) -> Snapshot {
     let (mut snapshot, _) = begin();
     for n in 0..services {
         let name = ObjectName::new("shop", &format!("service-{n}"));
-        _ = snapshot.state.apply(Update::Apply(Object::Service(name.clone(), one_of_many(n))));
-        _ = snapshot.state.apply(Update::Apply(Object::EndpointSlice(name.clone(), slice_of(&name, n, 4))));
+        _ = snapshot
+            .state
+            .apply(Update::Apply(Object::Service(name.clone(), one_of_many(n))));
+        _ = snapshot.state.apply(Update::Apply(Object::EndpointSlice(
+            name.clone(),
+            slice_of(&name, n, 4),
+        )));
     }
     snapshot
 }
@@ -240,9 +295,19 @@ fn slice_of(service: &ObjectName, n: u32, count: u32) -> EndpointSlice {
         zone_hints: BTreeSet::new(),
         node_hints: BTreeSet::new(),
     };
-    let ports = vec![SlicePort { name: "http".into(), protocol: Protocol::TCP, port: 8080 }];
+    let ports = vec![SlicePort {
+        name: "http".into(),
+        protocol: Protocol::TCP,
+        port: 8080,
+    }];
     let endpoints = (0..count).map(endpoint).collect();
-    EndpointSlice { service: service.clone(), ports, family: Family::V4, endpoints, triggered: None }
+    EndpointSlice {
+        service: service.clone(),
+        ports,
+        family: Family::V4,
+        endpoints,
+        triggered: None,
+    }
 }
 
 /// One changed Service among 10,000: two frontends are looked at and written, and it takes a small part of the time of all.
@@ -254,7 +319,9 @@ fn one_changed_service_of_10_000_costs_only_itself() {
     let begun = Instant::now();
     compiler.compile(&snapshot, &Touched::everything());
     let whole = begun.elapsed();
-    place(compiler.contents(), &kernel).into_iter().for_each(|write| kernel.apply(write));
+    place(compiler.contents(), &kernel)
+        .into_iter()
+        .for_each(|write| kernel.apply(write));
     let mut times: Vec<Duration> = Vec::new();
     for (round, n) in (0..100u32).map(|round| (round, round * 97 % SERVICES)) {
         let name = ObjectName::new("shop", &format!("service-{n}"));
@@ -267,14 +334,27 @@ fn one_changed_service_of_10_000_costs_only_itself() {
         let writes = place_delta(&delta, compiler.contents(), &kernel);
         times.push(begun.elapsed());
         assert_eq!(delta.frontends.len(), 2, "round {round}");
-        assert_eq!(delta, Delta { frontends: delta.frontends.clone(), ..Delta::default() });
+        assert_eq!(
+            delta,
+            Delta {
+                frontends: delta.frontends.clone(),
+                ..Delta::default()
+            }
+        );
         // Three backends with their endpoints, and two frontends.
         assert_eq!(writes.len(), 3 * 2 + 2, "{writes:?}");
         writes.into_iter().for_each(|write| kernel.apply(write));
     }
     times.sort();
-    println!("all of {SERVICES} Services: {whole:.1?}; one of them: median {:.1?}, longest {:.1?}", times[50], times[99]);
-    assert!(times[50] * 100 < whole, "one Service took {:?}, all of them {whole:?}", times[50]);
+    println!(
+        "all of {SERVICES} Services: {whole:.1?}; one of them: median {:.1?}, longest {:.1?}",
+        times[50], times[99]
+    );
+    assert!(
+        times[50] * 100 < whole,
+        "one Service took {:?}, all of them {whole:?}",
+        times[50]
+    );
     assert_eq!(compiler.contents(), &compile_reporting(&snapshot).0);
     assert_ne!(compiler.contents(), &Contents::default());
 }

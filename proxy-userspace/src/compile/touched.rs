@@ -27,12 +27,23 @@ pub struct Touched {
 impl Touched {
     /// Nothing is known of what changed.
     pub fn everything() -> Self {
-        Self { everything: true, ..Self::default() }
+        Self {
+            everything: true,
+            ..Self::default()
+        }
     }
 
     /// Also what `more` has.
     pub fn extend(&mut self, more: Self) {
-        let Self { everything, services, slices, pods, namespaces, policies, addresses } = more;
+        let Self {
+            everything,
+            services,
+            slices,
+            pods,
+            namespaces,
+            policies,
+            addresses,
+        } = more;
         self.everything |= everything;
         self.services.extend(services);
         self.slices.extend(slices);
@@ -45,7 +56,9 @@ impl Touched {
     /// What a piece of news may change.
     pub fn note(&mut self, update: &Update) {
         self.everything |= *update == Update::Synced;
-        let Some(object) = update.object() else { return };
+        let Some(object) = update.object() else {
+            return;
+        };
         match object.kind {
             Kind::Service => _ = self.services.insert(object.name),
             Kind::EndpointSlice => _ = self.slices.insert(object.name),
@@ -61,7 +74,9 @@ impl Touched {
     /// What a new look at the host's network may change.
     pub fn note_links(&mut self, before: &Links, after: &Links) {
         let differs = |addr: &&IpAddr| before.pods.get(*addr) != after.pods.get(*addr);
-        self.addresses.extend(before.pods.keys().chain(after.pods.keys()).filter(differs));
-        self.everything |= (&before.devices, &before.host_addresses) != (&after.devices, &after.host_addresses);
+        self.addresses
+            .extend(before.pods.keys().chain(after.pods.keys()).filter(differs));
+        self.everything |=
+            (&before.devices, &before.host_addresses) != (&after.devices, &after.host_addresses);
     }
 }

@@ -32,7 +32,11 @@ impl Delta {
     pub fn between(before: &Contents, after: &Contents) -> Self {
         Self {
             frontends: unlike(&before.frontends, &after.frontends),
-            sources: before.sources.symmetric_difference(&after.sources).cloned().collect(),
+            sources: before
+                .sources
+                .symmetric_difference(&after.sources)
+                .cloned()
+                .collect(),
             ranges: unlike(&before.ranges, &after.ranges),
             addresses: unlike(&before.addresses, &after.addresses),
             pods: unlike(&before.pods, &after.pods),
@@ -42,12 +46,20 @@ impl Delta {
 }
 
 /// The keys of the elements that two maps differ in.
-pub fn unlike<K: Ord + Clone, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> BTreeSet<K> {
+pub fn unlike<K: Ord + Clone, V: PartialEq>(
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+) -> BTreeSet<K> {
     changes(before, after).map(|(key, _)| key.clone()).collect()
 }
 
 /// Sets an element, or takes it away, and notes its key if that was news.
-pub fn set<K: Ord + Copy, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>, noted: &mut BTreeSet<K>) {
+pub fn set<K: Ord + Copy, V: PartialEq>(
+    map: &mut BTreeMap<K, V>,
+    key: K,
+    value: Option<V>,
+    noted: &mut BTreeSet<K>,
+) {
     if map.get(&key) == value.as_ref() {
         return;
     }

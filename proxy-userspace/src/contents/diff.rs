@@ -39,6 +39,15 @@ mod tests {
         let old = BTreeMap::from([(1, 'a'), (2, 'b'), (3, 'c'), (9, 'z')]);
         let new = BTreeMap::from([(0, 'n'), (2, 'b'), (3, 'd'), (4, 'e')]);
         let seen: Vec<_> = changes(&old, &new).collect();
-        assert_eq!(seen, [(&0, Some(&'n')), (&1, None), (&3, Some(&'d')), (&4, Some(&'e')), (&9, None)]);
+        assert_eq!(
+            seen,
+            [
+                (&0, Some(&'n')),
+                (&1, None),
+                (&3, Some(&'d')),
+                (&4, Some(&'e')),
+                (&9, None)
+            ]
+        );
     }
 }

@@ -31,7 +31,12 @@ const ADDRESS_FLAGS: [(u32, &str); 5] = [
 
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", SocketAddr::new(self.addr, self.port), self.protocol.name())
+        write!(
+            f,
+            "{}/{}",
+            SocketAddr::new(self.addr, self.port),
+            self.protocol.name()
+        )
     }
 }
 
@@ -43,7 +48,10 @@ impl Target {
 }
 
 fn names(flags: u32, all: &[(u32, &'static str)]) -> Vec<&'static str> {
-    all.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect()
+    all.iter()
+        .filter(|(bit, _)| flags & bit != 0)
+        .map(|(_, name)| *name)
+        .collect()
 }
 
 impl fmt::Display for Contents {
@@ -51,10 +59,14 @@ impl fmt::Display for Contents {
         self.services(f)?;
         if !self.sources.is_empty() {
             writeln!(f, "sources")?;
-            self.sources.iter().try_for_each(|(service, range)| writeln!(f, "  {service} {range}"))?;
+            self.sources
+                .iter()
+                .try_for_each(|(service, range)| writeln!(f, "  {service} {range}"))?;
         }
         if !self.ranges.is_empty() {
-            section(f, "ranges", &self.ranges, |f, range, kind| write!(f, "{range} {}", range_word(*kind)))?;
+            section(f, "ranges", &self.ranges, |f, range, kind| {
+                write!(f, "{range} {}", range_word(*kind))
+            })?;
         }
         section(f, "addresses", &self.addresses, |f, addr, flags| {
             write!(f, "{addr} {}", names(flags.0, &ADDRESS_FLAGS).join(" "))
@@ -63,11 +75,21 @@ impl fmt::Display for Contents {
             IfIndex::NONE => write!(f, "{addr} device not found"),
             IfIndex(index) => write!(f, "{addr} device {index}"),
         })?;
-        section(f, "devices", &self.devices, |f, index, device| write!(f, "{} {}", index.0, device_words(device)))?;
+        section(f, "devices", &self.devices, |f, index, device| {
+            write!(f, "{} {}", index.0, device_words(device))
+        })?;
         let c = &self.config;
         let last = u32::from(c.masquerade_first) + u32::from(c.masquerade_len).saturating_sub(1);
-        writeln!(f, "config\n  masquerade-ports {}-{last}", c.masquerade_first)?;
-        writeln!(f, "  opening-timeout {} udp-timeout {}", c.opening_timeout, c.udp_timeout)
+        writeln!(
+            f,
+            "config\n  masquerade-ports {}-{last}",
+            c.masquerade_first
+        )?;
+        writeln!(
+            f,
+            "  opening-timeout {} udp-timeout {}",
+            c.opening_timeout, c.udp_timeout
+        )
     }
 }
 
@@ -96,13 +118,31 @@ fn section<K, V>(
 
 fn device_words(device: &Device) -> String {
     let known = |ips: [IpAddr; 2]| {
-        let known: Vec<_> = ips.iter().filter(|ip| !ip.is_unspecified()).map(IpAddr::to_string).collect();
-        if known.is_empty() { "nothing".to_owned() } else { known.join(" ") }
+        let known: Vec<_> = ips
+            .iter()
+            .filter(|ip| !ip.is_unspecified())
+            .map(IpAddr::to_string)
+            .collect();
+        if known.is_empty() {
+            "nothing".to_owned()
+        } else {
+            known.join(" ")
+        }
     };
-    let xdp = if device.flags & Device::XDP_TARGET != 0 { " xdp-target" } else { "" };
-    let [masquerade, node] =
-        [[device.masquerade4.ip(), device.masquerade6.ip()], [device.node4.ip(), device.node6.ip()]].map(known);
-    format!("mtu {} masquerade {masquerade} node {node}{xdp}", device.mtu)
+    let xdp = if device.flags & Device::XDP_TARGET != 0 {
+        " xdp-target"
+    } else {
+        ""
+    };
+    let [masquerade, node] = [
+        [device.masquerade4.ip(), device.masquerade6.ip()],
+        [device.node4.ip(), device.node6.ip()],
+    ]
+    .map(known);
+    format!(
+        "mtu {} masquerade {masquerade} node {node}{xdp}",
+        device.mtu
+    )
 }
 
 /// Service port, IPv6 or not, backends.
@@ -113,7 +153,10 @@ impl Contents {
     fn services(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut groups = BTreeMap::<Group, Vec<(&Frontend, &Target)>>::new();
         for (frontend, target) in &self.frontends {
-            groups.entry((&target.service, frontend.addr.is_ipv6(), &target.backends)).or_default().push((frontend, target));
+            groups
+                .entry((&target.service, frontend.addr.is_ipv6(), &target.backends))
+                .or_default()
+                .push((frontend, target));
         }
         writeln!(f, "services")?;
         for ((service, v6, backends), frontends) in groups {
@@ -128,11 +171,21 @@ impl Contents {
                 }
                 writeln!(f)?;
             }
-            for (set, endpoints) in
-                [("local-only", &backends.local_only), ("both", &backends.both), ("cluster-only", &backends.cluster_only)]
-            {
+            for (set, endpoints) in [
+                ("local-only", &backends.local_only),
+                ("both", &backends.both),
+                ("cluster-only", &backends.cluster_only),
+            ] {
                 endpoints.iter().try_for_each(|Endpoint { addr, flags }| {
-                    writeln!(f, "    {set} {addr}{}", if flags & BackendFlags::POD != 0 { " pod" } else { "" })
+                    writeln!(
+                        f,
+                        "    {set} {addr}{}",
+                        if flags & BackendFlags::POD != 0 {
+                            " pod"
+                        } else {
+                            ""
+                        }
+                    )
                 })?;
             }
         }

@@ -103,9 +103,16 @@ impl Verdict {
 /// Whether the policies of this node's pods allow a connection to a port of a protocol, port 0 where the protocol has none: ingress judged at
 /// the destination, egress at the source, and nothing at an end that is no pod of this node (P1). Not judged here is what does not
 /// depend on policies: the own node and the pod itself (P18, P19), neighbour discovery (P26).
-pub fn verdict(policies: &Policies, from: IpAddr, to: IpAddr, protocol: Protocol, port: u16) -> Verdict {
-    let allows =
-        |isolation: Option<&Isolation>, peer| isolation.is_none_or(|i| i.allows(policies.class_of(peer), protocol, port));
+pub fn verdict(
+    policies: &Policies,
+    from: IpAddr,
+    to: IpAddr,
+    protocol: Protocol,
+    port: u16,
+) -> Verdict {
+    let allows = |isolation: Option<&Isolation>, peer| {
+        isolation.is_none_or(|i| i.allows(policies.class_of(peer), protocol, port))
+    };
     Verdict {
         ingress: allows(policies.pod_at(to).map(|(_, pod)| &pod.ingress), from),
         egress: allows(policies.pod_at(from).map(|(_, pod)| &pod.egress), to),
@@ -114,8 +121,12 @@ pub fn verdict(policies: &Policies, from: IpAddr, to: IpAddr, protocol: Protocol
 
 /// What is said of the longest prefix that covers another, or is it.
 pub fn longest<T>(all: &BTreeMap<IpNet, T>, prefix: IpNet) -> Option<&T> {
-    let around = (0..=prefix.prefix_len()).rev().filter_map(|length| IpNet::new(prefix.addr(), length).ok());
-    around.into_iter().find_map(|around| all.get(&around.trunc()))
+    let around = (0..=prefix.prefix_len())
+        .rev()
+        .filter_map(|length| IpNet::new(prefix.addr(), length).ok());
+    around
+        .into_iter()
+        .find_map(|around| all.get(&around.trunc()))
 }
 
 impl Policies {
@@ -131,7 +142,9 @@ impl Policies {
 
     /// The pod of this node that owns an address (P22).
     pub fn pod_at(&self, addr: IpAddr) -> Option<(&ObjectName, &PodPolicy)> {
-        self.pods.iter().find(|(_, pod)| pod.addresses.contains(&addr))
+        self.pods
+            .iter()
+            .find(|(_, pod)| pod.addresses.contains(&addr))
     }
 }
 
@@ -148,7 +161,10 @@ impl Isolation {
         match self {
             Self::None => true,
             Self::Rules(row) => {
-                let ports = class.map_or_else(|| row.towards(&Class::default()), |class| row.towards(class));
+                let ports = class.map_or_else(
+                    || row.towards(&Class::default()),
+                    |class| row.towards(class),
+                );
                 ports.have(protocol, port)
             }
         }
@@ -163,7 +179,15 @@ impl Row {
         for (_, ports) in self.rules.iter().filter(|(peers, _)| applies(peers)) {
             all.add(ports);
         }
-        all.resolve(|name| class.named.get(name).into_iter().flatten().copied().collect())
+        all.resolve(|name| {
+            class
+                .named
+                .get(name)
+                .into_iter()
+                .flatten()
+                .copied()
+                .collect()
+        })
     }
 }
 
@@ -180,7 +204,15 @@ impl Ports {
     /// The same with numbers for names; a name without a number is nothing.
     pub fn resolve(mut self, numbers: impl Fn(&(Arc<str>, Protocol)) -> Vec<u16>) -> Self {
         for name in std::mem::take(&mut self.named) {
-            let ranges = numbers(&name).into_iter().map(|port| (name.1, PortRange { first: port, last: port }));
+            let ranges = numbers(&name).into_iter().map(|port| {
+                (
+                    name.1,
+                    PortRange {
+                        first: port,
+                        last: port,
+                    },
+                )
+            });
             self.ranges.extend(ranges);
         }
         self.normalise();
@@ -196,7 +228,10 @@ impl Ports {
     /// Brings the ranges into their one form: what is contained elsewhere goes, what touches becomes one.
     pub fn normalise(&mut self) {
         if self.everything {
-            *self = Self { everything: true, ..Self::default() };
+            *self = Self {
+                everything: true,
+                ..Self::default()
+            };
             return;
         }
         let whole = &self.whole;
@@ -206,7 +241,10 @@ impl Ports {
         ranges.sort_by_key(|(protocol, range)| (*protocol, range.first, range.last));
         for (protocol, range) in ranges {
             match self.ranges.last_mut() {
-                Some((before, last)) if *before == protocol && u32::from(range.first) <= u32::from(last.last) + 1 => {
+                Some((before, last))
+                    if *before == protocol
+                        && u32::from(range.first) <= u32::from(last.last) + 1 =>
+                {
                     last.last = last.last.max(range.last);
                 }
                 _ => self.ranges.push((protocol, range)),
@@ -225,25 +263,59 @@ mod tests {
 
     #[test]
     fn p14_ranges_that_touch_become_one_and_ends_count() {
-        let mut ports =
-            Ports { ranges: vec![range(80, 90), range(91, 95), range(65535, 65535), range(85, 86)], ..Ports::default() };
+        let mut ports = Ports {
+            ranges: vec![
+                range(80, 90),
+                range(91, 95),
+                range(65535, 65535),
+                range(85, 86),
+            ],
+            ..Ports::default()
+        };
         ports.normalise();
         assert_eq!(ports.ranges, [range(80, 95), range(65535, 65535)]);
-        assert!(ports.have(Protocol::TCP, 80) && ports.have(Protocol::TCP, 95) && ports.have(Protocol::TCP, 65535));
+        assert!(
+            ports.have(Protocol::TCP, 80)
+                && ports.have(Protocol::TCP, 95)
+                && ports.have(Protocol::TCP, 65535)
+        );
         assert!(!ports.have(Protocol::TCP, 96) && !ports.have(Protocol::UDP, 80));
     }
 
     #[test]
     fn p4_p15_a_row_is_a_union_and_names_are_resolved_by_the_class() {
         let http: Arc<str> = "http".into();
-        let named = Ports { named: BTreeSet::from([(http.clone(), Protocol::TCP)]), ..Ports::default() };
-        let dns = Ports { ranges: vec![(Protocol::UDP, PortRange { first: 53, last: 53 })], ..Ports::default() };
-        let row = Row { rules: BTreeMap::from([(Peers::EVERYBODY, dns), (Peers(7), named)]) };
-        let class =
-            Class { peers: BTreeSet::from([Peers(7)]), named: BTreeMap::from([((http, Protocol::TCP), [80, 8080].into())]) };
+        let named = Ports {
+            named: BTreeSet::from([(http.clone(), Protocol::TCP)]),
+            ..Ports::default()
+        };
+        let dns = Ports {
+            ranges: vec![(
+                Protocol::UDP,
+                PortRange {
+                    first: 53,
+                    last: 53,
+                },
+            )],
+            ..Ports::default()
+        };
+        let row = Row {
+            rules: BTreeMap::from([(Peers::EVERYBODY, dns), (Peers(7), named)]),
+        };
+        let class = Class {
+            peers: BTreeSet::from([Peers(7)]),
+            named: BTreeMap::from([((http, Protocol::TCP), [80, 8080].into())]),
+        };
         let ports = row.towards(&class);
-        assert!(ports.have(Protocol::TCP, 80) && ports.have(Protocol::TCP, 8080) && ports.have(Protocol::UDP, 53));
-        let stranger = row.towards(&Class { peers: BTreeSet::new(), ..class });
+        assert!(
+            ports.have(Protocol::TCP, 80)
+                && ports.have(Protocol::TCP, 8080)
+                && ports.have(Protocol::UDP, 53)
+        );
+        let stranger = row.towards(&Class {
+            peers: BTreeSet::new(),
+            ..class
+        });
         assert!(!stranger.have(Protocol::TCP, 80) && stranger.have(Protocol::UDP, 53));
     }
 }

@@ -21,43 +21,84 @@ const HOOKS: u8 = Hook::FromDevice as u8 | Hook::FromPod as u8 | Hook::ToPod as 
 /// # Errors
 /// Where the tables have no room.
 pub fn adopt(maps: &mut Maps, tracked: &Tracked, own: bool, now: u32) -> Result<bool> {
-    match (tracked.original.0.ip(), tracked.original.1.ip(), tracked.reply.0.ip(), tracked.reply.1.ip()) {
-        (IpAddr::V4(a), IpAddr::V4(b), IpAddr::V4(c), IpAddr::V4(d)) => {
-            insert(&mut maps.v4, tracked, [a, b, c, d].map(Addr4::from), own, now)
-        }
-        (IpAddr::V6(a), IpAddr::V6(b), IpAddr::V6(c), IpAddr::V6(d)) => {
-            insert(&mut maps.v6, tracked, [a, b, c, d].map(Addr6::from), own, now)
-        }
+    match (
+        tracked.original.0.ip(),
+        tracked.original.1.ip(),
+        tracked.reply.0.ip(),
+        tracked.reply.1.ip(),
+    ) {
+        (IpAddr::V4(a), IpAddr::V4(b), IpAddr::V4(c), IpAddr::V4(d)) => insert(
+            &mut maps.v4,
+            tracked,
+            [a, b, c, d].map(Addr4::from),
+            own,
+            now,
+        ),
+        (IpAddr::V6(a), IpAddr::V6(b), IpAddr::V6(c), IpAddr::V6(d)) => insert(
+            &mut maps.v6,
+            tracked,
+            [a, b, c, d].map(Addr6::from),
+            own,
+            now,
+        ),
         _ => Ok(false),
     }
 }
 
 /// Both directions; first the reply's, as the programs do.
-fn insert<A: Address>(maps: &mut FamilyMaps<A>, tracked: &Tracked, ends: [A; 4], own: bool, now: u32) -> Result<bool>
+fn insert<A: Address>(
+    maps: &mut FamilyMaps<A>,
+    tracked: &Tracked,
+    ends: [A; 4],
+    own: bool,
+    now: u32,
+) -> Result<bool>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    let table = if tracked.answered { &mut maps.flows } else { &mut maps.opening };
+    let table = if tracked.answered {
+        &mut maps.flows
+    } else {
+        &mut maps.opening
+    };
     let [(reply, back), (forward, there)] = entries(tracked, ends, own, now);
     Ok(put(table, reply, back)? && put(table, forward, there)?)
 }
 
-fn put<A: Address>(table: &mut Hash<FlowKey<A>, Flow<A>>, key: FlowKey<A>, flow: Flow<A>) -> Result<bool>
+fn put<A: Address>(
+    table: &mut Hash<FlowKey<A>, Flow<A>>,
+    key: FlowKey<A>,
+    flow: Flow<A>,
+) -> Result<bool>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
     match table.insert(key, flow, NEW) {
         Ok(()) => Ok(true),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
+        {
+            Ok(false)
+        }
         Err(error) => Err(error).context("record a connection that was there before"),
     }
 }
 
 /// The reply's entry, then the client's: how each looks here, and what others make of it.
-fn entries<A: Address>(tracked: &Tracked, ends: [A; 4], own: bool, now: u32) -> [(FlowKey<A>, Flow<A>); 2] {
-    let Tracked { protocol, original, reply, answered } = tracked;
+fn entries<A: Address>(
+    tracked: &Tracked,
+    ends: [A; 4],
+    own: bool,
+    now: u32,
+) -> [(FlowKey<A>, Flow<A>); 2] {
+    let Tracked {
+        protocol,
+        original,
+        reply,
+        answered,
+    } = tracked;
     let [client, asked, server, answers] = ends;
     let port = |end: &std::net::SocketAddr| Port::new(end.port());
     let role = Role::PLAIN | if own { Role::OWN_NODE } else { 0 };
@@ -74,11 +115,29 @@ fn entries<A: Address>(tracked: &Tracked, ends: [A; 4], own: bool, now: u32) -> 
         state: if *answered { State::REPLIED } else { 0 },
         role: role | Role::FORWARD,
     };
-    let back =
-        Flow { src: asked, dst: client, sport: port(&original.1), dport: port(&original.0), role: role | Role::REPLY, ..there };
+    let back = Flow {
+        src: asked,
+        dst: client,
+        sport: port(&original.1),
+        dport: port(&original.0),
+        role: role | Role::REPLY,
+        ..there
+    };
     [
-        (FlowKey::new(*protocol, server, port(&reply.0), answers, port(&reply.1)), back),
-        (FlowKey::new(*protocol, client, port(&original.0), asked, port(&original.1)), there),
+        (
+            FlowKey::new(*protocol, server, port(&reply.0), answers, port(&reply.1)),
+            back,
+        ),
+        (
+            FlowKey::new(
+                *protocol,
+                client,
+                port(&original.0),
+                asked,
+                port(&original.1),
+            ),
+            there,
+        ),
     ]
 }
 
@@ -97,13 +156,29 @@ mod tests {
             reply: (end("10.244.1.2:8080"), end("192.0.2.1:50000")),
             answered: true,
         };
-        let ends = [[198, 51, 100, 7], [192, 0, 2, 1], [10, 244, 1, 2], [192, 0, 2, 1]].map(Addr4::from_bytes);
+        let ends = [
+            [198, 51, 100, 7],
+            [192, 0, 2, 1],
+            [10, 244, 1, 2],
+            [192, 0, 2, 1],
+        ]
+        .map(Addr4::from_bytes);
         let [(reply, back), (forward, there)] = entries(&tracked, ends, false, 7);
-        assert_eq!((there.mate(Protocol::TCP), back.mate(Protocol::TCP)), (reply, forward));
-        assert_eq!((forward.src, forward.dport, there.dst, there.dport), (ends[0], Port::new(30080), ends[2], Port::new(8080)));
+        assert_eq!(
+            (there.mate(Protocol::TCP), back.mate(Protocol::TCP)),
+            (reply, forward)
+        );
+        assert_eq!(
+            (forward.src, forward.dport, there.dst, there.dport),
+            (ends[0], Port::new(30080), ends[2], Port::new(8080))
+        );
         assert_eq!(
             (there.role, back.role, there.state),
-            (Role::PLAIN | Role::FORWARD, Role::PLAIN | Role::REPLY, State::REPLIED)
+            (
+                Role::PLAIN | Role::FORWARD,
+                Role::PLAIN | Role::REPLY,
+                State::REPLIED
+            )
         );
     }
 }

@@ -41,13 +41,19 @@ enum Position {
 impl Default for Walk {
     /// A walk that has not begun.
     fn default() -> Self {
-        Self { position: Position::Start, size: ELEMENTS }
+        Self {
+            position: Position::Start,
+            size: ELEMENTS,
+        }
     }
 }
 
 impl Walk {
     /// The next elements, none at the end. Elements that come and go meanwhile may be missed; none is seen twice in one bucket.
-    pub fn next<K: Pod, V: Pod>(&mut self, map: &HashMap<MapData, K, V>) -> Result<Option<Vec<(K, V)>>> {
+    pub fn next<K: Pod, V: Pod>(
+        &mut self,
+        map: &HashMap<MapData, K, V>,
+    ) -> Result<Option<Vec<(K, V)>>> {
         let mut next = 0_u32;
         let from = match &self.position {
             Position::End => return Ok(None),
@@ -64,7 +70,11 @@ impl Walk {
                 other => break other.context("read a batch of elements")?,
             }
         };
-        self.position = if elements.1 { Position::End } else { Position::Bucket(next) };
+        self.position = if elements.1 {
+            Position::End
+        } else {
+            Position::Bucket(next)
+        };
         Ok(Some(elements.0))
     }
 }
@@ -83,15 +93,24 @@ fn unsupported(error: &io::Error) -> bool {
 }
 
 fn one_by_one<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>> {
-    map.iter().collect::<Result<_, MapError>>().context("read the elements one by one")
+    map.iter()
+        .collect::<Result<_, MapError>>()
+        .context("read the elements one by one")
 }
 
 /// Elements from bucket `from` on, and whether they were the last.
-fn look_up<K: Pod, V: Pod>(map: &MapData, from: Option<u32>, next: &mut u32, size: usize) -> io::Result<(Vec<(K, V)>, bool)> {
+fn look_up<K: Pod, V: Pod>(
+    map: &MapData,
+    from: Option<u32>,
+    next: &mut u32,
+    size: usize,
+) -> io::Result<(Vec<(K, V)>, bool)> {
     let mut keys = vec![MaybeUninit::<K>::uninit(); size];
     let mut values = vec![MaybeUninit::<V>::uninit(); size];
     let mut attr = BatchAttr {
-        in_batch: from.as_ref().map_or(0, |bucket| std::ptr::from_ref(bucket) as u64),
+        in_batch: from
+            .as_ref()
+            .map_or(0, |bucket| std::ptr::from_ref(bucket) as u64),
         out_batch: std::ptr::from_mut(next) as u64,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,
@@ -101,7 +120,14 @@ fn look_up<K: Pod, V: Pod>(map: &MapData, from: Option<u32>, next: &mut u32, siz
     };
     // SAFETY: the attribute has the layout of the kernel's, and its pointers lead to `size` keys and values of the map's own sizes
     // (aya has compared them), and to positions of four bytes, which is what hash maps use.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_LOOKUP_BATCH,
+            &raw mut attr,
+            size_of::<BatchAttr>(),
+        )
+    };
     let last = match result {
         0 => false,
         _ => match io::Error::last_os_error() {
@@ -114,5 +140,8 @@ fn look_up<K: Pod, V: Pod>(map: &MapData, from: Option<u32>, next: &mut u32, siz
         // SAFETY: the kernel has written the first `count` keys and values; `Pod` means that any bytes are a value.
         unsafe { (key.assume_init(), value.assume_init()) }
     };
-    Ok((keys.iter().zip(&values).take(written).map(pair).collect(), last))
+    Ok((
+        keys.iter().zip(&values).take(written).map(pair).collect(),
+        last,
+    ))
 }

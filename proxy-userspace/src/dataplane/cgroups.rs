@@ -34,7 +34,9 @@ impl FromStr for CgroupChoice {
             "auto" => Ok(Self::Auto),
             "off" => Ok(Self::Off),
             path if path.starts_with('/') => Ok(Self::At(path.into())),
-            _ => Err(format!("`{text}` is neither an absolute path nor auto nor off")),
+            _ => Err(format!(
+                "`{text}` is neither an absolute path nor auto nor off"
+            )),
         }
     }
 }
@@ -62,13 +64,22 @@ impl Cgroup {
     /// # Errors
     /// Where it is none of cgroup v2.
     pub fn at(path: &Path) -> Result<Self> {
-        let kind = statfs(path).with_context(|| format!("look at {}", path.display()))?.filesystem_type();
+        let kind = statfs(path)
+            .with_context(|| format!("look at {}", path.display()))?
+            .filesystem_type();
         if kind != CGROUP2_SUPER_MAGIC {
             bail!("{} is no cgroup of version 2", path.display());
         }
         let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-        let id = file.metadata().with_context(|| format!("look at {}", path.display()))?.ino();
-        Ok(Self { path: path.to_owned(), file, id })
+        let id = file
+            .metadata()
+            .with_context(|| format!("look at {}", path.display()))?
+            .ino();
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            id,
+        })
     }
 
     /// The root of the hierarchy.
@@ -77,11 +88,18 @@ impl Cgroup {
     /// Where it is not mounted, or only a part of it, as in a container.
     pub fn root() -> Result<Self> {
         let mounts = mounts(&read_mounts()?);
-        let Some(any) = mounts.first() else { bail!("no cgroup of version 2 is mounted") };
-        let root = mounts.iter().find(|path| !path.join(NOT_OF_THE_ROOT).exists());
+        let Some(any) = mounts.first() else {
+            bail!("no cgroup of version 2 is mounted")
+        };
+        let root = mounts
+            .iter()
+            .find(|path| !path.join(NOT_OF_THE_ROOT).exists());
         match root {
             Some(path) => Self::at(path),
-            None => bail!("{} is the cgroup of a container, not the host's root; name that with --cgroup", any.display()),
+            None => bail!(
+                "{} is the cgroup of a container, not the host's root; name that with --cgroup",
+                any.display()
+            ),
         }
     }
 }
@@ -95,7 +113,11 @@ pub fn path_of(id: u64) -> Option<PathBuf> {
             return Some(path);
         }
         let below = fs::read_dir(&path).into_iter().flatten().flatten();
-        next.extend(below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+        next.extend(
+            below
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
+        );
     }
     None
 }
@@ -119,7 +141,11 @@ mod tests {
 
     #[test]
     fn a_cgroup_is_named_found_or_not_wanted() {
-        for (typed, meant) in [("auto", CgroupChoice::Auto), ("off", CgroupChoice::Off), ("/a", CgroupChoice::At("/a".into()))] {
+        for (typed, meant) in [
+            ("auto", CgroupChoice::Auto),
+            ("off", CgroupChoice::Off),
+            ("/a", CgroupChoice::At("/a".into())),
+        ] {
             assert_eq!(typed.parse(), Ok(meant));
         }
         assert!("sys/fs/cgroup".parse::<CgroupChoice>().is_err());
@@ -127,7 +153,8 @@ mod tests {
 
     #[test]
     fn version_1_is_not_taken_for_version_2() {
-        let text = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n";
+        let text =
+            "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n";
         assert_eq!(mounts(text), Vec::<PathBuf>::new());
         let hybrid = format!("{text}cgroup2 /sys/fs/cgroup/my\\040own cgroup2 rw 0 0\n");
         assert_eq!(mounts(&hybrid), [PathBuf::from("/sys/fs/cgroup/my own")]);

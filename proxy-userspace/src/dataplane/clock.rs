@@ -25,7 +25,9 @@ pub fn pin(ebpf: &mut Ebpf, dir: &StateDir) -> Result<()> {
     let path = pin_path(dir);
     remove(&path)?;
     match ebpf.program_mut(PROGRAM) {
-        Some(Program::SchedClassifier(program)) => program.pin(&path).with_context(|| format!("pin {}", path.display())),
+        Some(Program::SchedClassifier(program)) => program
+            .pin(&path)
+            .with_context(|| format!("pin {}", path.display())),
         _ => anyhow::bail!("the eBPF object has no tc program {PROGRAM}"),
     }
 }
@@ -38,15 +40,22 @@ impl Clock {
     /// The clock that an agent has pinned.
     pub fn from_pins(dir: &StateDir) -> Result<Self> {
         let path = pin_path(dir);
-        let program = SchedClassifier::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
+        let program =
+            SchedClassifier::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
         Ok(Self { program })
     }
 
     /// The low 32 bits of jiffies.
     pub fn now(&self) -> Result<u32> {
         let (frame, mut context) = ([0_u8; 64], [0_u8; CONTEXT]);
-        let options = TestRunOptions { data_in: Some(&frame), ctx_out: Some(&mut context), ..TestRunOptions::new() };
-        self.program.test_run(options).context("run the clock's program")?;
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ctx_out: Some(&mut context),
+            ..TestRunOptions::new()
+        };
+        self.program
+            .test_run(options)
+            .context("run the clock's program")?;
         let mut low = [0_u8; 4];
         low.copy_from_slice(&context[CB0..CB0 + 4]);
         Ok(u32::from_ne_bytes(low))
@@ -55,7 +64,8 @@ impl Clock {
 
 /// Jiffies in a second: the resolution of the coarse clock is one jiffy.
 pub fn hz() -> Result<u32> {
-    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("ask for the length of a jiffy")?;
+    let tick =
+        clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("ask for the length of a jiffy")?;
     let nanos = u64::try_from(tick.tv_nsec()).unwrap_or_default().max(1);
     Ok(u32::try_from((1_000_000_000 + nanos / 2) / nanos).unwrap_or(u32::MAX))
 }

@@ -36,7 +36,9 @@ impl Denials {
     /// That of loaded programs.
     pub fn new(ebpf: &mut Ebpf) -> Result<Self> {
         let map = object::take(ebpf, "EVENTS")?;
-        RingBuf::try_from(map).map(Self).context("open the ring buffer EVENTS")
+        RingBuf::try_from(map)
+            .map(Self)
+            .context("open the ring buffer EVENTS")
     }
 
     /// Passes denials on until the agent ends. What nobody takes in time is lost: it is counted all the same.
@@ -63,8 +65,18 @@ fn read(bytes: &[u8]) -> Option<Denied> {
         return None;
     }
     // SAFETY: as many bytes as a denial has, and any bytes are one.
-    let Denial { src, dst, sport, dport, protocol, reason, silent } = unsafe { bytes.as_ptr().cast::<Denial>().read_unaligned() };
-    let end = |bytes: [u8; 16], port| SocketAddr::new(IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical(), port);
+    let Denial {
+        src,
+        dst,
+        sport,
+        dport,
+        protocol,
+        reason,
+        silent,
+    } = unsafe { bytes.as_ptr().cast::<Denial>().read_unaligned() };
+    let end = |bytes: [u8; 16], port| {
+        SocketAddr::new(IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical(), port)
+    };
     Some(Denied {
         client: end(src, sport),
         server: end(dst, dport),

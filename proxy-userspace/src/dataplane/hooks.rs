@@ -11,7 +11,9 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
 use proxy_common::net::IfIndex;
@@ -42,7 +44,14 @@ pub enum Point {
 
 impl Point {
     /// Every point.
-    pub const ALL: [Self; 6] = [Self::ToPod, Self::ToDevice, Self::FromPod, Self::FromDevice, Self::XdpGeneric, Self::XdpNative];
+    pub const ALL: [Self; 6] = [
+        Self::ToPod,
+        Self::ToDevice,
+        Self::FromPod,
+        Self::FromDevice,
+        Self::XdpGeneric,
+        Self::XdpNative,
+    ];
 
     /// Its name in pins and for people.
     pub const fn name(self) -> &'static str {
@@ -100,9 +109,21 @@ impl FromStr for Hook {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (name, device) = text.rsplit_once('-').with_context(|| format!("{text} names no hook"))?;
-        let point = Point::ALL.into_iter().find(|point| point.name() == name).with_context(|| format!("{text} names no hook"))?;
-        Ok(Self { point, device: IfIndex(device.parse().with_context(|| format!("{text} names no device"))?) })
+        let (name, device) = text
+            .rsplit_once('-')
+            .with_context(|| format!("{text} names no hook"))?;
+        let point = Point::ALL
+            .into_iter()
+            .find(|point| point.name() == name)
+            .with_context(|| format!("{text} names no hook"))?;
+        Ok(Self {
+            point,
+            device: IfIndex(
+                device
+                    .parse()
+                    .with_context(|| format!("{text} names no device"))?,
+            ),
+        })
     }
 }
 
@@ -127,7 +148,13 @@ pub struct Hooks {
 impl Hooks {
     /// The hooks in `dir`; `xdp_program` is the one that this kernel took.
     pub fn new(dir: StateDir, xdp_program: &'static str) -> Self {
-        Self { dir, flavour: Flavour::Unknown, xdp_program, attached: BTreeSet::new(), refused: BTreeMap::new() }
+        Self {
+            dir,
+            flavour: Flavour::Unknown,
+            xdp_program,
+            attached: BTreeSet::new(),
+            refused: BTreeMap::new(),
+        }
     }
 
     /// The hooks at which this agent's programs run.
@@ -171,8 +198,14 @@ impl Hooks {
                 }
                 Err(error) => {
                     let words = format!("{error:#}");
-                    if self.refused.insert(*hook, words.clone()).is_none_or(|before| before != words) {
-                        errors.push(error.context(format!("attach {} to {device}", hook.point.name())));
+                    if self
+                        .refused
+                        .insert(*hook, words.clone())
+                        .is_none_or(|before| before != words)
+                    {
+                        errors.push(
+                            error.context(format!("attach {} to {device}", hook.point.name())),
+                        );
                     }
                 }
             }
@@ -190,7 +223,13 @@ impl Hooks {
         let pin = self.dir.hooks().join(hook.to_string());
         match hook.point.how() {
             How::Xdp(mode) => attach_xdp(program(ebpf, self.xdp_program)?, mode, hook.device, &pin),
-            How::Tc(kind) => self.attach_tc(program(ebpf, hook.point.name())?, kind, hook.device, device, &pin),
+            How::Tc(kind) => self.attach_tc(
+                program(ebpf, hook.point.name())?,
+                kind,
+                hook.device,
+                device,
+                &pin,
+            ),
         }?;
         info!(device, hook = hook.point.name(), "attached");
         Ok(())
@@ -218,7 +257,10 @@ impl Hooks {
                     self.flavour = Flavour::Tcx;
                     return Ok(());
                 }
-                Err(error) if self.flavour == Flavour::Unknown && os_error(&error) == Some(libc::EINVAL) => {
+                Err(error)
+                    if self.flavour == Flavour::Unknown
+                        && os_error(&error) == Some(libc::EINVAL) =>
+                {
                     info!("this kernel has no tcx; clsact filters are used");
                     self.flavour = Flavour::Clsact;
                 }
@@ -242,12 +284,21 @@ impl Hooks {
             Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => return Err(error).context("add a clsact qdisc"),
         }
-        let place = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+        let place = NlOptions {
+            priority: PRIORITY,
+            handle: HANDLE,
+            classid: None,
+        };
         let attached = program.attach_with_options(device, kind, TcAttachOptions::Netlink(place));
         let id = match attached {
-            Err(ProgramError::TcError(TcError::NetlinkError(error))) if error.raw_os_error() == Some(libc::EEXIST) => {
-                let there = SchedClassifierLink::attached(device, kind, PRIORITY, HANDLE, None).context("find the device")?;
-                program.attach_to_link(there).context("replace the filter")?
+            Err(ProgramError::TcError(TcError::NetlinkError(error)))
+                if error.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                let there = SchedClassifierLink::attached(device, kind, PRIORITY, HANDLE, None)
+                    .context("find the device")?;
+                program
+                    .attach_to_link(there)
+                    .context("replace the filter")?
             }
             other => other.context("add a filter")?,
         };
@@ -272,7 +323,8 @@ pub fn detach(dir: &StateDir, hook: Hook) -> Result<()> {
         && let Ok(device) = nix::net::if_::if_indextoname(hook.device.0)
     {
         let device = device.to_string_lossy();
-        let filter = SchedClassifierLink::attached(&device, kind, PRIORITY, HANDLE, None).context("find the device")?;
+        let filter = SchedClassifierLink::attached(&device, kind, PRIORITY, HANDLE, None)
+            .context("find the device")?;
         // Dropping it removes the filter, if it is there.
         drop(filter);
     }
@@ -289,8 +341,12 @@ fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
-    let program = ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name}"))?;
-    program.try_into().with_context(|| format!("the program {name} is of another type"))
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the eBPF object has no program {name}"))?;
+    program
+        .try_into()
+        .with_context(|| format!("the program {name} is of another type"))
 }
 
 #[derive(PartialEq, Eq)]
@@ -314,15 +370,23 @@ fn replace_tcx(program: &mut SchedClassifier, pin: &Path) -> Result<Replaced> {
     }
 }
 
-fn attach_tcx(program: &mut SchedClassifier, kind: TcAttachType, device: &str, pin: &Path) -> Result<()> {
-    let id = program.attach_with_options(device, kind, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
+fn attach_tcx(
+    program: &mut SchedClassifier,
+    kind: TcAttachType,
+    device: &str,
+    pin: &Path,
+) -> Result<()> {
+    let id =
+        program.attach_with_options(device, kind, TcAttachOptions::TcxOrder(LinkOrder::first()))?;
     let link = FdLink::try_from(program.take_link(id)?)?;
     link.pin(pin).map(drop).context("pin the link")
 }
 
 fn attach_xdp(program: &mut Xdp, mode: XdpMode, index: IfIndex, pin: &Path) -> Result<()> {
     if pin.exists() {
-        let link = XdpLink::try_from(FdLink::from(PinnedLink::from_pin(pin).context("open the pinned link")?))?;
+        let link = XdpLink::try_from(FdLink::from(
+            PinnedLink::from_pin(pin).context("open the pinned link")?,
+        ))?;
         match program.attach_to_link(link) {
             Ok(id) => return program.take_link(id).map(drop).context("keep the link"),
             Err(error) if is_dead(&error) => remove(pin)?,
@@ -330,7 +394,8 @@ fn attach_xdp(program: &mut Xdp, mode: XdpMode, index: IfIndex, pin: &Path) -> R
         }
     }
     let id = program.attach_to_if_index(index.0, mode)?;
-    let link = FdLink::try_from(program.take_link(id)?).context("this kernel has no XDP links (5.9)")?;
+    let link =
+        FdLink::try_from(program.take_link(id)?).context("this kernel has no XDP links (5.9)")?;
     link.pin(pin).map(drop).context("pin the link")
 }
 

@@ -49,7 +49,10 @@ pub use peers::PeerTable;
 pub use policies::PolicyMaps;
 pub use programs::{Verified, programs_in};
 pub use readers::wait as wait_for_programs;
-pub use sockets::{Globals, PROGRAMS as SOCKET_PROGRAMS, SocketHooks, attached as socket_hooks, attached_to as sockets_of};
+pub use sockets::{
+    Globals, PROGRAMS as SOCKET_PROGRAMS, SocketHooks, attached as socket_hooks,
+    attached_to as sockets_of,
+};
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 pub use verdicts::{Held, NodeVerdicts};
@@ -64,7 +67,12 @@ use object::{Migration, OBJECT};
 use statedir::Lock;
 
 /// The tc programs; each carries the name of its [`Point`].
-const CLASSIFIERS: [Point; 4] = [Point::ToPod, Point::ToDevice, Point::FromPod, Point::FromDevice];
+const CLASSIFIERS: [Point; 4] = [
+    Point::ToPod,
+    Point::ToDevice,
+    Point::FromPod,
+    Point::FromDevice,
+];
 /// The XDP program for kernels and devices with frames of several buffers, and the one for others.
 const XDP_PROGRAMS: [&str; 2] = ["portway_xdp_frags", "portway_xdp"];
 
@@ -140,7 +148,11 @@ impl Dataplane {
         let denials = Denials::new(&mut ebpf)?;
         let hooks = Hooks::new(dir.clone(), xdp_program);
         let sockets = SocketHooks::prepare(&mut ebpf, &options.cgroup, &globals);
-        let log = if level > 0 { Some(PacketLog::new(&mut ebpf)?) } else { None };
+        let log = if level > 0 {
+            Some(PacketLog::new(&mut ebpf)?)
+        } else {
+            None
+        };
         Ok(Self {
             dir,
             xdp: options.xdp,
@@ -161,7 +173,11 @@ impl Dataplane {
     pub fn open_maps(&self) -> Result<Maps> {
         Maps::from_paths(|name| {
             let incoming = self.dir.incoming(name);
-            if incoming.exists() { incoming } else { self.dir.map(name) }
+            if incoming.exists() {
+                incoming
+            } else {
+                self.dir.map(name)
+            }
         })
     }
 
@@ -186,11 +202,21 @@ impl Dataplane {
     /// Where those cannot be read, or the flow tables have no room.
     pub fn adopt(&mut self, contents: &Contents) -> Result<usize> {
         let now = Clock::from_pins(&self.dir)?.now()?;
-        let is_host = |addr| contents.addresses.get(&addr).is_some_and(|flags| flags.has(AddressFlags::HOST));
+        let is_host = |addr| {
+            contents
+                .addresses
+                .get(&addr)
+                .is_some_and(|flags| flags.has(AddressFlags::HOST))
+        };
         let mut adopted = 0;
         for tracked in conntrack::tracked()? {
             if tracked.concerns(|addr| contents.pods.contains_key(&addr)) {
-                adopted += usize::from(adopt::adopt(&mut self.maps, &tracked, tracked.is_own(is_host), now)?);
+                adopted += usize::from(adopt::adopt(
+                    &mut self.maps,
+                    &tracked,
+                    tracked.is_own(is_host),
+                    now,
+                )?);
             }
         }
         Ok(adopted)
@@ -226,7 +252,10 @@ impl Dataplane {
 
     /// Applies writes to the policy tables in their order, up to the first that the kernel refuses; what is left is given back with the error,
     /// for the order is what keeps verdicts right (P32).
-    pub fn apply_policies(&mut self, mut writes: VecDeque<PolicyWrite>) -> (VecDeque<PolicyWrite>, Option<anyhow::Error>) {
+    pub fn apply_policies(
+        &mut self,
+        mut writes: VecDeque<PolicyWrite>,
+    ) -> (VecDeque<PolicyWrite>, Option<anyhow::Error>) {
         while let Some(write) = writes.front() {
             if let Err(error) = self.policies.write(write) {
                 return (writes, Some(error));
@@ -247,18 +276,32 @@ impl Dataplane {
         let wanted = wanted_hooks(found, self.xdp);
         let before = self.hooks.attached().clone();
         let refused = self.hooks.update(&mut self.ebpf, &wanted, &found.present)?;
-        self.hooks.attached().difference(&before).for_each(|hook| warn_of_partial_checksums(*hook, found));
-        self.sockets.attach(&mut self.ebpf, &self.dir).context("attach the socket hooks")?;
+        self.hooks
+            .attached()
+            .difference(&before)
+            .for_each(|hook| warn_of_partial_checksums(*hook, found));
+        self.sockets
+            .attach(&mut self.ebpf, &self.dir)
+            .context("attach the socket hooks")?;
         if let Some(migration) = self.migration.take() {
-            migration.finish(&self.dir).context("put new maps in the place of old ones")?;
+            migration
+                .finish(&self.dir)
+                .context("put new maps in the place of old ones")?;
         }
         Ok(refused)
     }
 
     /// The flags of a device as they follow from what is attached there.
     pub fn device_flags(&self, device: IfIndex) -> u32 {
-        let native = Hook { point: Point::XdpNative, device };
-        if self.hooks.attached().contains(&native) { Device::XDP_TARGET } else { 0 }
+        let native = Hook {
+            point: Point::XdpNative,
+            device,
+        };
+        if self.hooks.attached().contains(&native) {
+            Device::XDP_TARGET
+        } else {
+            0
+        }
     }
 
     /// Whether processes of this node are served by their sockets.
@@ -275,7 +318,9 @@ impl Dataplane {
 /// The generation that a write makes visible to packets.
 fn depends_on(write: &Write) -> Option<(Side, u32)> {
     match write {
-        Write::Put(Entry::Service(frontend, service)) => Some((frontend.addr.into(), service.generation)),
+        Write::Put(Entry::Service(frontend, service)) => {
+            Some((frontend.addr.into(), service.generation))
+        }
         _ => None,
     }
 }
@@ -285,7 +330,9 @@ fn part_of(write: &Write) -> Option<(Side, u32)> {
     match write {
         Write::Put(Entry::Backend(key, _)) => Some((key.side, key.generation)),
         Write::Put(Entry::Maglev(key, _)) => Some((key.into(), key.generation)),
-        Write::Put(Entry::Endpoint(endpoint, _)) => Some((endpoint.addr.ip().into(), endpoint.generation)),
+        Write::Put(Entry::Endpoint(endpoint, _)) => {
+            Some((endpoint.addr.ip().into(), endpoint.generation))
+        }
         _ => None,
     }
 }
@@ -310,7 +357,9 @@ fn wanted_hooks(found: &Found, xdp: XdpChoice) -> BTreeMap<Hook, String> {
 /// Native XDP belongs on cards: over a veth it breaks partial checksums and segmentation offload.
 fn xdp_point(xdp: XdpChoice, driver: Driver) -> Option<Point> {
     match (xdp, driver) {
-        (XdpChoice::Off, _) | (_, Driver::Tunnel | Driver::Loopback) | (XdpChoice::Auto, Driver::Software) => None,
+        (XdpChoice::Off, _)
+        | (_, Driver::Tunnel | Driver::Loopback)
+        | (XdpChoice::Auto, Driver::Software) => None,
         (XdpChoice::Auto, Driver::Card) | (XdpChoice::Native, _) => Some(Point::XdpNative),
         (XdpChoice::Generic, _) => Some(Point::XdpGeneric),
     }
@@ -320,7 +369,11 @@ fn xdp_point(xdp: XdpChoice, driver: Driver) -> Option<Point> {
 fn warn_of_partial_checksums(hook: Hook, found: &Found) {
     let xdp = matches!(hook.point, Point::XdpNative | Point::XdpGeneric);
     if xdp && found.drivers.get(&hook.device) == Some(&Driver::Software) {
-        let device = found.names.get(&hook.device).map(String::as_str).unwrap_or_default();
+        let device = found
+            .names
+            .get(&hook.device)
+            .map(String::as_str)
+            .unwrap_or_default();
         warn!(
             device,
             "XDP on a device without hardware spoils packets whose checksum their sender left to it; use --xdp auto or off"
@@ -329,7 +382,9 @@ fn warn_of_partial_checksums(hook: Hook, found: &Found) {
 }
 
 fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
-    let program = ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name}"))?;
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the eBPF object has no program {name}"))?;
     match program {
         Program::SchedClassifier(program) => SchedClassifier::load(program),
         Program::Xdp(program) => Xdp::load(program),
@@ -337,7 +392,12 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
     }
     .with_context(|| format!("load the program {name}"))?;
     if let Some(Ok(info)) = ebpf.program(name).map(info) {
-        info!(program = name, id = info.id(), instructions = info.verified_instruction_count(), "the verifier took it");
+        info!(
+            program = name,
+            id = info.id(),
+            instructions = info.verified_instruction_count(),
+            "the verifier took it"
+        );
     }
     Ok(())
 }
@@ -351,7 +411,10 @@ fn load_xdp(ebpf: &mut Ebpf, xdp: XdpChoice) -> Result<&'static str> {
     match load(ebpf, frags) {
         Ok(()) => Ok(frags),
         Err(error) => {
-            debug!(error = format!("{error:#}"), "this kernel does not take the XDP program for frames of several buffers");
+            debug!(
+                error = format!("{error:#}"),
+                "this kernel does not take the XDP program for frames of several buffers"
+            );
             load(ebpf, plain).map(|()| plain)
         }
     }

@@ -62,8 +62,19 @@ pub const PINNED: [&str; 39] = [
 ];
 
 /// The maps that each agent makes anew: what is in them is numbered by the agent that wrote it, and its programs use no other agent's.
-const OWN: [&str; 11] =
-    ["PODS4", "PODS6", "ROWS", "VETHS", "CLASSES4", "CLASSES6", "PREFIXES4", "PREFIXES6", "MATRIX", "VERDICTS", "PORTSETS"];
+const OWN: [&str; 11] = [
+    "PODS4",
+    "PODS6",
+    "ROWS",
+    "VETHS",
+    "CLASSES4",
+    "CLASSES6",
+    "PREFIXES4",
+    "PREFIXES6",
+    "MATRIX",
+    "VERDICTS",
+    "PORTSETS",
+];
 
 /// Those of them that begin with what the earlier agent knew: which device each pod has.
 const KNOWN: [&str; 2] = ["PODS4", "PODS6"];
@@ -92,14 +103,25 @@ pub struct Migration {
 
 /// Loads the object with the maps that are pinned in `dir`, pinning those that are not.
 /// The programs log up to `log_level`, and serve the sockets that `globals` says; the policy tables have `room`.
-pub fn load(dir: &StateDir, object: &[u8], log_level: u8, globals: Option<&Globals>, room: Room) -> Result<(Ebpf, Migration)> {
-    for name in names_in(&dir.maps())?.iter().filter(|name| name.ends_with("-new")) {
+pub fn load(
+    dir: &StateDir,
+    object: &[u8],
+    log_level: u8,
+    globals: Option<&Globals>,
+    room: Room,
+) -> Result<(Ebpf, Migration)> {
+    for name in names_in(&dir.maps())?
+        .iter()
+        .filter(|name| name.ends_with("-new"))
+    {
         remove(&dir.map(name))?;
     }
     let definitions = definitions(object)?;
     let (mut loader, mut migration) = (EbpfLoader::new(), Migration::default());
     for name in PINNED {
-        let wanted = *definitions.get(name).with_context(|| format!("the eBPF object has no map {name}"))?;
+        let wanted = *definitions
+            .get(name)
+            .with_context(|| format!("the eBPF object has no map {name}"))?;
         if OWN.contains(&name) && dir.map(name).exists() || !adoptable(dir, name, wanted)? {
             loader.map_pin_path(name, dir.incoming(name));
             migration.names.push(name);
@@ -107,7 +129,9 @@ pub fn load(dir: &StateDir, object: &[u8], log_level: u8, globals: Option<&Globa
             loader.map_pin_path(name, dir.map(name));
         }
     }
-    loader.map_max_entries("CLASSES4", room.nodes).map_max_entries("MATRIX", room.chunks);
+    loader
+        .map_max_entries("CLASSES4", room.nodes)
+        .map_max_entries("MATRIX", room.chunks);
     loader.override_global(super::packet_log::LEVEL, &log_level, true);
     if let Some(globals) = globals {
         globals.tell(&mut loader);
@@ -122,7 +146,8 @@ impl Migration {
     pub fn finish(self, dir: &StateDir) -> Result<()> {
         self.copy(dir, raw::Put::IfAbsent)?;
         for name in self.names {
-            std::fs::rename(dir.incoming(name), dir.map(name)).with_context(|| format!("put the new map {name} in its place"))?;
+            std::fs::rename(dir.incoming(name), dir.map(name))
+                .with_context(|| format!("put the new map {name} in its place"))?;
             if OWN.contains(&name) {
                 debug!(map = name, "the map was made anew");
             } else {
@@ -139,22 +164,34 @@ impl Migration {
             if !wanted {
                 continue;
             }
-            let old = MapData::from_pin(dir.map(name)).with_context(|| format!("open the old map {name}"))?;
-            let new = MapData::from_pin(dir.incoming(name)).with_context(|| format!("open the new map {name}"))?;
+            let old = MapData::from_pin(dir.map(name))
+                .with_context(|| format!("open the old map {name}"))?;
+            let new = MapData::from_pin(dir.incoming(name))
+                .with_context(|| format!("open the new map {name}"))?;
             let (from, to) = (old.info()?, new.info()?);
             // Its elements are told apart by their number, which another version may have given to another reason.
             if *name == COUNTERS && from.max_entries() != to.max_entries() {
-                info!(map = name, "this version counts other things; it starts at zero");
+                info!(
+                    map = name,
+                    "this version counts other things; it starts at zero"
+                );
                 continue;
             }
             let grown = GROWN.contains(name) && from.value_size() < to.value_size();
             if from.key_size() != to.key_size() || from.value_size() != to.value_size() && !grown {
-                warn!(map = name, "the elements of the map have changed their form; it starts empty");
+                warn!(
+                    map = name,
+                    "the elements of the map have changed their form; it starts empty"
+                );
                 continue;
             }
-            let lost = raw::copy(&old, &new, how).with_context(|| format!("copy the map {name}"))?;
+            let lost =
+                raw::copy(&old, &new, how).with_context(|| format!("copy the map {name}"))?;
             if lost > 0 {
-                warn!(map = name, lost, "the new map has no room for all elements of the old");
+                warn!(
+                    map = name,
+                    lost, "the new map has no room for all elements of the old"
+                );
             }
         }
         Ok(())
@@ -167,9 +204,16 @@ fn adoptable(dir: &StateDir, name: &'static str, wanted: Definition) -> Result<b
     if !path.exists() {
         return Ok(true);
     }
-    let found = Definition::of(&MapInfo::from_pin(&path).with_context(|| format!("look at {}", path.display()))?)?;
+    let found = Definition::of(
+        &MapInfo::from_pin(&path).with_context(|| format!("look at {}", path.display()))?,
+    )?;
     if found != wanted {
-        info!(map = name, ?found, ?wanted, "the pinned map is not what this version uses");
+        info!(
+            map = name,
+            ?found,
+            ?wanted,
+            "the pinned map is not what this version uses"
+        );
     }
     Ok(found == wanted)
 }
@@ -195,10 +239,15 @@ fn definitions(object: &[u8]) -> Result<BTreeMap<String, Definition>> {
         entries: map.max_entries(),
         flags: map.map_flags(),
     };
-    Ok(object.maps.iter().map(|(name, map)| (name.clone(), definition(map))).collect())
+    Ok(object
+        .maps
+        .iter()
+        .map(|(name, map)| (name.clone(), definition(map)))
+        .collect())
 }
 
 /// Takes a map out of the loaded object.
 pub fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
-    ebpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}"))
+    ebpf.take_map(name)
+        .with_context(|| format!("the eBPF object has no map {name}"))
 }

@@ -50,30 +50,53 @@ impl PolicyMaps {
 
     /// How large the tables were made.
     pub fn room(&self) -> Room {
-        Room { nodes: self.directory.elements, chunks: self.matrix.elements, ..Room::default() }
+        Room {
+            nodes: self.directory.elements,
+            chunks: self.matrix.elements,
+            ..Room::default()
+        }
     }
 
     /// Makes one write.
     pub fn write(&mut self, write: &PolicyWrite) -> Result<()> {
         match write {
             PolicyWrite::Set(number, set) => Ok(self.sets.set(*number, *set, 0)?),
-            PolicyWrite::Chunk(chunk, classes) => {
-                (0..).zip(classes.iter()).try_for_each(|(class, set)| self.matrix.store_u16(*chunk, class, *set))
+            PolicyWrite::Chunk(chunk, classes) => (0..)
+                .zip(classes.iter())
+                .try_for_each(|(class, set)| self.matrix.store_u16(*chunk, class, *set)),
+            PolicyWrite::Verdict { chunk, class, set } => {
+                self.matrix.store_u16(*chunk, *class, *set)
             }
-            PolicyWrite::Verdict { chunk, class, set } => self.matrix.store_u16(*chunk, *class, *set),
             PolicyWrite::Hashed(key, set) => Ok(self.verdicts.insert(&whole(*key), *set, 0)?),
             PolicyWrite::Unhash(key) => gone(self.verdicts.remove(&whole(*key))),
-            PolicyWrite::Node(node, words) if *node >= ROOTS => {
-                (0..).zip(words.iter()).try_for_each(|(byte, word)| self.directory.store_u32(*node, byte, word.0))
-            }
+            PolicyWrite::Node(node, words) if *node >= ROOTS => (0..)
+                .zip(words.iter())
+                .try_for_each(|(byte, word)| self.directory.store_u32(*node, byte, word.0)),
             PolicyWrite::Node(node, _) => bail!("node {node} is a root"),
-            PolicyWrite::Word(node, byte, word) => self.directory.store_u32(*node, (*byte).into(), word.0),
-            PolicyWrite::Words { node, from, len, word } => self.directory.fill_u32(*node, (*from).into(), (*len).into(), word.0),
+            PolicyWrite::Word(node, byte, word) => {
+                self.directory.store_u32(*node, (*byte).into(), word.0)
+            }
+            PolicyWrite::Words {
+                node,
+                from,
+                len,
+                word,
+            } => self
+                .directory
+                .fill_u32(*node, (*from).into(), (*len).into(), word.0),
             PolicyWrite::Exact(addr, class) => Ok(self.exact.insert(six(*addr)?, *class, 0)?),
             PolicyWrite::DeleteExact(addr) => delete(&mut self.exact, six(*addr)?),
             PolicyWrite::Prefix(prefix, class) => match prefix.addr() {
-                IpAddr::V4(addr) => Ok(self.prefixes4.insert(&key(*prefix, addr.into()), *class, 0)?),
-                IpAddr::V6(addr) => Ok(self.prefixes6.insert(&key(*prefix, addr.into()), *class, 0)?),
+                IpAddr::V4(addr) => {
+                    Ok(self
+                        .prefixes4
+                        .insert(&key(*prefix, addr.into()), *class, 0)?)
+                }
+                IpAddr::V6(addr) => {
+                    Ok(self
+                        .prefixes6
+                        .insert(&key(*prefix, addr.into()), *class, 0)?)
+                }
             },
             PolicyWrite::DeletePrefix(prefix) => match prefix.addr() {
                 IpAddr::V4(addr) => gone(self.prefixes4.remove(&key(*prefix, addr.into()))),
@@ -123,15 +146,29 @@ pub(super) struct Words<T> {
 
 impl<T> Words<T> {
     fn open(name: &str, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let Map::Array(data) = take(name)? else { bail!("the map {name} is no array") };
-        let found = data.info().with_context(|| format!("look at the map {name}"))?;
+        let Map::Array(data) = take(name)? else {
+            bail!("the map {name} is no array")
+        };
+        let found = data
+            .info()
+            .with_context(|| format!("look at the map {name}"))?;
         let elements = found.max_entries();
         if found.value_size() as usize != size_of::<T>() {
-            bail!("the map {name} has elements of {} bytes", found.value_size());
+            bail!(
+                "the map {name} has elements of {} bytes",
+                found.value_size()
+            );
         }
         let len = elements as usize * size_of::<T>().next_multiple_of(8);
-        let memory = MmapOptions::new().len(len).map_raw(data.fd().as_fd().as_raw_fd());
-        Ok(Self { memory: memory.with_context(|| format!("map {name}"))?, _map: data, elements, _of: std::marker::PhantomData })
+        let memory = MmapOptions::new()
+            .len(len)
+            .map_raw(data.fd().as_fd().as_raw_fd());
+        Ok(Self {
+            memory: memory.with_context(|| format!("map {name}"))?,
+            _map: data,
+            elements,
+            _of: std::marker::PhantomData,
+        })
     }
 
     /// Where a part of an element is, counted in parts of its size.
@@ -142,7 +179,12 @@ impl<T> Words<T> {
             bail!("no part {part} of element {element}");
         }
         // SAFETY: within the mapping, as just checked.
-        Ok(unsafe { self.memory.as_mut_ptr().add(element as usize * stride + offset) }.cast())
+        Ok(unsafe {
+            self.memory
+                .as_mut_ptr()
+                .add(element as usize * stride + offset)
+        }
+        .cast())
     }
 
     pub(super) fn load_u16(&self, element: u32, part: u32) -> Result<u16> {
@@ -163,8 +205,13 @@ impl<T> Words<T> {
 
     /// Makes parts side by side equal, each by a store of its own.
     fn fill_u32(&self, element: u32, first: u32, len: u32, value: u32) -> Result<()> {
-        let Some(last) = len.checked_sub(1) else { return Ok(()) };
-        let (from, to) = (self.at::<u32>(element, first)?, self.at::<u32>(element, first + last)?);
+        let Some(last) = len.checked_sub(1) else {
+            return Ok(());
+        };
+        let (from, to) = (
+            self.at::<u32>(element, first)?,
+            self.at::<u32>(element, first + last)?,
+        );
         let mut at = from;
         while at <= to {
             // SAFETY: between two parts of one element that lie within the mapping; else as above.
@@ -189,12 +236,16 @@ impl Words<PodRows> {
         // SAFETY: as above; the element is aligned to its eight bytes.
         let both = unsafe { AtomicU64::from_ptr(self.at(element, 0)?) }.load(Ordering::Acquire);
         let [a, b, c, d, e, f, g, h] = both.to_ne_bytes();
-        Ok(PodRows { ingress: Row(u32::from_ne_bytes([a, b, c, d])), egress: Row(u32::from_ne_bytes([e, f, g, h])) })
+        Ok(PodRows {
+            ingress: Row(u32::from_ne_bytes([a, b, c, d])),
+            egress: Row(u32::from_ne_bytes([e, f, g, h])),
+        })
     }
 
     /// Both rows at once.
     fn store_u64(&self, element: u32, rows: &PodRows) -> Result<()> {
-        let ([a, b, c, d], [e, f, g, h]) = (rows.ingress.0.to_ne_bytes(), rows.egress.0.to_ne_bytes());
+        let ([a, b, c, d], [e, f, g, h]) =
+            (rows.ingress.0.to_ne_bytes(), rows.egress.0.to_ne_bytes());
         let both = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
         // SAFETY: as above; the element is aligned to its eight bytes.
         unsafe { AtomicU64::from_ptr(self.at(element, 0)?) }.store(both, Ordering::Release);

@@ -33,31 +33,49 @@ pub fn programs_in(dir: &StateDir) -> Result<Vec<Verified>> {
     };
     // One that went while it was looked at is none.
     let using = loaded_programs().flatten().filter(uses);
-    let all = program_pins(dir)?.into_iter().chain(using).map(|program| (program.id(), Verified::from(&program)));
+    let all = program_pins(dir)?
+        .into_iter()
+        .chain(using)
+        .map(|program| (program.id(), Verified::from(&program)));
     Ok(all.collect::<BTreeMap<_, _>>().into_values().collect())
 }
 
 fn map_ids(dir: &StateDir) -> Result<BTreeSet<u32>> {
-    let id = |name: &String| Ok(MapInfo::from_pin(dir.map(name)).with_context(|| format!("look at the map {name}"))?.id());
+    let id = |name: &String| {
+        Ok(MapInfo::from_pin(dir.map(name))
+            .with_context(|| format!("look at the map {name}"))?
+            .id())
+    };
     names_in(&dir.maps())?.iter().map(id).collect()
 }
 
 fn program_pins(dir: &StateDir) -> Result<Vec<ProgramInfo>> {
-    let info =
-        |name: &String| ProgramInfo::from_pin(dir.programs().join(name)).with_context(|| format!("look at the program {name}"));
+    let info = |name: &String| {
+        ProgramInfo::from_pin(dir.programs().join(name))
+            .with_context(|| format!("look at the program {name}"))
+    };
     names_in(&dir.programs())?.iter().map(info).collect()
 }
 
 impl From<&ProgramInfo> for Verified {
     fn from(program: &ProgramInfo) -> Self {
         let name = full_name(&String::from_utf8_lossy(program.name()));
-        Self { name, id: program.id(), instructions: program.verified_instruction_count() }
+        Self {
+            name,
+            id: program.id(),
+            instructions: program.verified_instruction_count(),
+        }
     }
 }
 
 /// The name that the kernel has cut off.
 fn full_name(kernel: &str) -> String {
-    let ours = CLASSIFIERS.map(Point::name).into_iter().chain(XDP_PROGRAMS).chain(sockets::PROGRAMS).chain([clock::PROGRAM]);
+    let ours = CLASSIFIERS
+        .map(Point::name)
+        .into_iter()
+        .chain(XDP_PROGRAMS)
+        .chain(sockets::PROGRAMS)
+        .chain([clock::PROGRAM]);
     let mut same = ours.filter(|name| name.get(..NAME).unwrap_or(name) == kernel);
     same.next().unwrap_or(kernel).to_owned()
 }

@@ -54,7 +54,9 @@ fn value_bytes(info: &aya::maps::MapInfo) -> Result<usize> {
     let size = info.value_size() as usize;
     match info.map_type()? {
         MapType::PerCpuArray | MapType::PerCpuHash | MapType::LruPerCpuHash => {
-            let cpus = aya::util::nr_cpus().map_err(|(_, error)| error).context("count processors")?;
+            let cpus = aya::util::nr_cpus()
+                .map_err(|(_, error)| error)
+                .context("count processors")?;
             Ok(size.next_multiple_of(8) * cpus)
         }
         _ => Ok(size),
@@ -72,18 +74,43 @@ fn next_key(map: &MapData, key: Option<&[u8]>, size: usize) -> Result<Option<Vec
     }
 }
 
-fn element(number: libc::c_long, map: &MapData, key: &[u8], value: &mut [u8], flags: u64) -> io::Result<()> {
+fn element(
+    number: libc::c_long,
+    map: &MapData,
+    key: &[u8],
+    value: &mut [u8],
+    flags: u64,
+) -> io::Result<()> {
     // SAFETY: key and value are of the map's sizes.
     unsafe { command(number, map, key.as_ptr(), value.as_mut_ptr(), flags) }
 }
 
 /// # Safety
 /// The pointers must be what the command wants for this map.
-unsafe fn command(number: libc::c_long, map: &MapData, key: *const u8, value: *mut u8, flags: u64) -> io::Result<()> {
+unsafe fn command(
+    number: libc::c_long,
+    map: &MapData,
+    key: *const u8,
+    value: *mut u8,
+    flags: u64,
+) -> io::Result<()> {
     let map_fd = map.fd().as_fd().as_raw_fd() as u32;
-    let mut attr = ElementAttr { map_fd, pad: 0, key: key as u64, value: value as u64, flags };
+    let mut attr = ElementAttr {
+        map_fd,
+        pad: 0,
+        key: key as u64,
+        value: value as u64,
+        flags,
+    };
     // SAFETY: the attribute has the kernel's layout; the caller vouches for the pointers.
-    match unsafe { libc::syscall(libc::SYS_bpf, number, &raw mut attr, size_of::<ElementAttr>()) } {
+    match unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            number,
+            &raw mut attr,
+            size_of::<ElementAttr>(),
+        )
+    } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

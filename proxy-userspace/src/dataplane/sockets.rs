@@ -23,8 +23,16 @@ use super::cgroups::{Cgroup, CgroupChoice, path_of};
 use super::statedir::{StateDir, names_in, remove};
 
 /// The programs; each carries the name of its place, and so does its pin. Who restores a name comes before who makes it needed.
-pub const PROGRAMS: [&str; 8] =
-    ["recvmsg4", "recvmsg6", "getpeername4", "getpeername6", "connect4", "connect6", "sendmsg4", "sendmsg6"];
+pub const PROGRAMS: [&str; 8] = [
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+];
 
 /// The global that says whose network namespace is ours.
 const NETNS: &str = "NETNS";
@@ -56,7 +64,14 @@ impl Globals {
     /// Where the kernel does not tell which one that is, and it is not the initial one either.
     pub fn here() -> Result<Self> {
         let kernel = KernelVersion::current().context("ask for the kernel's version")?;
-        Ok(Self { netns: netns()?, refused: if kernel < SET_RETVAL { 0 } else { -libc::ECONNREFUSED } })
+        Ok(Self {
+            netns: netns()?,
+            refused: if kernel < SET_RETVAL {
+                0
+            } else {
+                -libc::ECONNREFUSED
+            },
+        })
     }
 
     /// Tells the programs that `loader` will load.
@@ -73,12 +88,20 @@ fn netns() -> Result<u64> {
     let (mut cookie, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
     // SAFETY: the option is a u64, and so is what it is written to.
     let code = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
     };
     match code {
         0 => Ok(cookie),
         _ if Path::new(OF_THE_INITIAL_ONE).exists() => Ok(INITIAL_NETNS),
-        _ => bail!("this kernel does not tell network namespaces apart (5.14), and this is not the host's"),
+        _ => bail!(
+            "this kernel does not tell network namespaces apart (5.14), and this is not the host's"
+        ),
     }
 }
 
@@ -108,7 +131,10 @@ impl SocketHooks {
 
     fn absent(error: &anyhow::Error) -> Self {
         let why = format!("{error:#}");
-        warn!(why, "no socket hooks: processes of this node reach Services by packets");
+        warn!(
+            why,
+            "no socket hooks: processes of this node reach Services by packets"
+        );
         Self::Absent(why)
     }
 
@@ -155,15 +181,25 @@ fn find(choice: &CgroupChoice, globals: &Result<Globals>) -> Result<Cgroup> {
 fn load(ebpf: &mut Ebpf) -> Result<()> {
     for name in PROGRAMS {
         let program = program(ebpf, name)?;
-        program.load().with_context(|| format!("load the program {name}"))?;
+        program
+            .load()
+            .with_context(|| format!("load the program {name}"))?;
         let facts = program.info().context("ask for a program's facts")?;
-        info!(program = name, id = facts.id(), instructions = facts.verified_instruction_count(), "the verifier took it");
+        info!(
+            program = name,
+            id = facts.id(),
+            instructions = facts.verified_instruction_count(),
+            "the verifier took it"
+        );
     }
     Ok(())
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr> {
-    match ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name}"))? {
+    match ebpf
+        .program_mut(name)
+        .with_context(|| format!("the eBPF object has no program {name}"))?
+    {
         Program::CgroupSockAddr(program) => Ok(program),
         _ => bail!("the program {name} is of another type"),
     }
@@ -181,13 +217,16 @@ fn attach(program: &mut CgroupSockAddr, cgroup: &Cgroup, pin: &Path) -> Result<(
     if pin.exists() {
         let link = open(pin).context("open the pinned link")?;
         // aya does not replace programs of such links.
-        if facts(&link)?.cgroup == cgroup.id && replace(&link, program.fd()?.as_fd())? == Replaced::Yes {
+        if facts(&link)?.cgroup == cgroup.id
+            && replace(&link, program.fd()?.as_fd())? == Replaced::Yes
+        {
             return Ok(());
         }
         remove(pin)?;
     }
     let id = program.attach::<&File>(&cgroup.file, CgroupAttachMode::Single)?;
-    let link = FdLink::try_from(program.take_link(id)?).map_err(|_| anyhow!("this kernel has no links of cgroups (5.7)"))?;
+    let link = FdLink::try_from(program.take_link(id)?)
+        .map_err(|_| anyhow!("this kernel has no links of cgroups (5.7)"))?;
     link.pin(pin).map(drop).context("pin the link")
 }
 
@@ -195,13 +234,23 @@ fn attach(program: &mut CgroupSockAddr, cgroup: &Cgroup, pin: &Path) -> Result<(
 pub fn detach(dir: &StateDir) -> Result<()> {
     let pins = names_in(&dir.sockets())?;
     // The other way round than they were attached.
-    let known = PROGRAMS.iter().rev().filter(|name| pins.iter().any(|pin| pin == *name)).map(|name| (*name).to_owned());
-    let others = pins.iter().filter(|pin| !PROGRAMS.contains(&pin.as_str())).cloned();
+    let known = PROGRAMS
+        .iter()
+        .rev()
+        .filter(|name| pins.iter().any(|pin| pin == *name))
+        .map(|name| (*name).to_owned());
+    let others = pins
+        .iter()
+        .filter(|pin| !PROGRAMS.contains(&pin.as_str()))
+        .cloned();
     for name in known.chain(others).collect::<Vec<_>>() {
         let pin = dir.sockets().join(name);
         // Without its pin alone a link goes some time later, and no one knows in which order.
         if let Err(error) = open(&pin).and_then(|link| cut(&link)) {
-            warn!(error = format!("{error:#}"), "a socket hook may outlive its pin for a moment");
+            warn!(
+                error = format!("{error:#}"),
+                "a socket hook may outlive its pin for a moment"
+            );
         }
         remove(&pin)?;
     }
@@ -214,7 +263,10 @@ pub fn detach(dir: &StateDir) -> Result<()> {
 /// The socket hooks of a state directory: by name, with the program's id.
 pub fn attached(dir: &StateDir) -> Result<Vec<(String, Option<u32>)>> {
     let program = |name: &String| Some(facts(&open(&dir.sockets().join(name)).ok()?).ok()?.program);
-    Ok(names_in(&dir.sockets())?.into_iter().map(|name| (name.clone(), program(&name))).collect())
+    Ok(names_in(&dir.sockets())?
+        .into_iter()
+        .map(|name| (name.clone(), program(&name)))
+        .collect())
 }
 
 /// The cgroup that they are attached to, in words; none if they are not.
@@ -222,7 +274,10 @@ pub fn attached_to(dir: &StateDir) -> Option<String> {
     let name = names_in(&dir.sockets()).ok()?.into_iter().next()?;
     match facts(&open(&dir.sockets().join(name)).ok()?).ok()?.cgroup {
         0 => Some("a cgroup that is gone".to_owned()),
-        id => Some(path_of(id).map_or_else(|| format!("the cgroup {id}"), |path| path.display().to_string())),
+        id => Some(path_of(id).map_or_else(
+            || format!("the cgroup {id}"),
+            |path| path.display().to_string(),
+        )),
     }
 }
 
@@ -272,9 +327,14 @@ struct OpenAttr {
 
 fn open(pin: &Path) -> Result<OwnedFd> {
     let path = CString::new(pin.as_os_str().as_bytes()).context("name a pin")?;
-    let attr = OpenAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    let attr = OpenAttr {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
     // SAFETY: the attribute has the kernel's layout, and leads to a path that ends with a zero.
-    let fd = unsafe { command(BPF_OBJ_GET, &attr) }.with_context(|| format!("open {}", pin.display()))?;
+    let fd = unsafe { command(BPF_OBJ_GET, &attr) }
+        .with_context(|| format!("open {}", pin.display()))?;
     // SAFETY: the kernel has given it to us just now.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -282,7 +342,11 @@ fn open(pin: &Path) -> Result<OwnedFd> {
 fn facts(link: &OwnedFd) -> Result<LinkInfo> {
     // SAFETY: plain integers.
     let mut info: LinkInfo = unsafe { zeroed() };
-    let attr = InfoAttr { fd: link.as_raw_fd() as u32, len: offset_of!(LinkInfo, end) as u32, info: (&raw mut info) as u64 };
+    let attr = InfoAttr {
+        fd: link.as_raw_fd() as u32,
+        len: offset_of!(LinkInfo, end) as u32,
+        info: (&raw mut info) as u64,
+    };
     // SAFETY: the attribute has the kernel's layout, and leads to as many bytes as it says.
     unsafe { command(BPF_OBJ_GET_INFO_BY_FD, &attr) }.context("ask for a link's cgroup")?;
     Ok(info)
@@ -296,7 +360,12 @@ enum Replaced {
 }
 
 fn replace(link: &OwnedFd, program: BorrowedFd<'_>) -> Result<Replaced> {
-    let attr = UpdateAttr { link: link.as_raw_fd() as u32, program: program.as_raw_fd() as u32, flags: 0, old_program: 0 };
+    let attr = UpdateAttr {
+        link: link.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        flags: 0,
+        old_program: 0,
+    };
     // SAFETY: the attribute has the kernel's layout, and no pointer.
     match unsafe { command(BPF_LINK_UPDATE, &attr) } {
         Ok(_) => Ok(Replaced::Yes),
@@ -307,15 +376,30 @@ fn replace(link: &OwnedFd, program: BorrowedFd<'_>) -> Result<Replaced> {
 
 /// Detaches the program of a link, before this returns.
 fn cut(link: &OwnedFd) -> Result<()> {
-    let attr = DetachAttr { link: link.as_raw_fd() as u32 };
+    let attr = DetachAttr {
+        link: link.as_raw_fd() as u32,
+    };
     // SAFETY: the attribute has the kernel's layout, and no pointer.
-    unsafe { command(BPF_LINK_DETACH, &attr) }.map(drop).context("detach a link")
+    unsafe { command(BPF_LINK_DETACH, &attr) }
+        .map(drop)
+        .context("detach a link")
 }
 
 /// # Safety
 /// The attribute must be what the command wants.
 unsafe fn command<A>(number: libc::c_long, attr: &A) -> io::Result<i32> {
     // SAFETY: the caller vouches for the attribute.
-    let code = unsafe { libc::syscall(libc::SYS_bpf, number, std::ptr::from_ref(attr), size_of::<A>()) };
-    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(code as i32) }
+    let code = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            number,
+            std::ptr::from_ref(attr),
+            size_of::<A>(),
+        )
+    };
+    if code < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(code as i32)
+    }
 }

@@ -29,7 +29,9 @@ impl StateDir {
 
     /// The directory as it is, for reading.
     pub fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self {
+            root: root.to_owned(),
+        }
     }
 
     /// Makes the directory and what belongs in it, mounting bpffs where there is none.
@@ -38,8 +40,18 @@ impl StateDir {
         if !dir.root.starts_with(BPFFS) {
             fs::create_dir_all(root).with_context(|| format!("create {}", root.display()))?;
         }
-        mount_bpffs(if root.starts_with(BPFFS) { Path::new(BPFFS) } else { root })?;
-        for sub in [dir.maps(), dir.programs(), dir.hooks(), dir.sockets(), dir.qdiscs()] {
+        mount_bpffs(if root.starts_with(BPFFS) {
+            Path::new(BPFFS)
+        } else {
+            root
+        })?;
+        for sub in [
+            dir.maps(),
+            dir.programs(),
+            dir.hooks(),
+            dir.sockets(),
+            dir.qdiscs(),
+        ] {
             fs::create_dir_all(&sub).with_context(|| format!("create {}", sub.display()))?;
         }
         Ok(dir)
@@ -89,7 +101,10 @@ impl StateDir {
     pub fn lock(&self) -> Result<Lock> {
         match self.try_lock()? {
             Some(lock) => Ok(lock),
-            None => bail!("{} belongs to another agent that is running", self.root.display()),
+            None => bail!(
+                "{} belongs to another agent that is running",
+                self.root.display()
+            ),
         }
     }
 
@@ -99,7 +114,8 @@ impl StateDir {
     }
 
     fn try_lock(&self) -> Result<Option<Lock>> {
-        let file = File::open(&self.root).with_context(|| format!("open {}", self.root.display()))?;
+        let file =
+            File::open(&self.root).with_context(|| format!("open {}", self.root.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Some(Lock(lock))),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
@@ -109,12 +125,20 @@ impl StateDir {
 }
 
 fn mount_bpffs(at: &Path) -> Result<()> {
-    let kind = statfs(at).with_context(|| format!("look at the file system of {}", at.display()))?.filesystem_type();
+    let kind = statfs(at)
+        .with_context(|| format!("look at the file system of {}", at.display()))?
+        .filesystem_type();
     if kind == BPF_FS_MAGIC {
         return Ok(());
     }
-    mount(Some("bpf"), at, Some("bpf"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC, Some("mode=0700"))
-        .with_context(|| format!("mount bpffs on {}", at.display()))
+    mount(
+        Some("bpf"),
+        at,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=0700"),
+    )
+    .with_context(|| format!("mount bpffs on {}", at.display()))
 }
 
 /// The names in a directory, sorted; none if it does not exist.
@@ -135,9 +159,15 @@ pub fn names_in(dir: &Path) -> Result<Vec<String>> {
 
 /// Removes a file or an empty directory; it is well if there is none.
 pub fn remove(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+    let removed = if path.is_dir() {
+        fs::remove_dir(path)
+    } else {
+        fs::remove_file(path)
+    };
     match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| format!("remove {}", path.display())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
         _ => Ok(()),
     }
 }

@@ -35,7 +35,13 @@ pub async fn unload(root: &Path) -> Result<()> {
         }
     }
     remove_qdiscs(&dir).await?;
-    for sub in [dir.maps(), dir.programs(), dir.hooks(), dir.sockets(), dir.qdiscs()] {
+    for sub in [
+        dir.maps(),
+        dir.programs(),
+        dir.hooks(),
+        dir.sockets(),
+        dir.qdiscs(),
+    ] {
         for name in names_in(&sub)? {
             remove(&sub.join(name))?;
         }
@@ -65,9 +71,14 @@ async fn remove_qdiscs(dir: &StateDir) -> Result<()> {
     let (connection, handle, _) = new_connection().context("open a netlink socket")?;
     let task = tokio::spawn(connection);
     for name in names {
-        let device = IfIndex(name.parse().with_context(|| format!("{name} names no device"))?);
+        let device = IfIndex(
+            name.parse()
+                .with_context(|| format!("{name} names no device"))?,
+        );
         if nix::net::if_::if_indextoname(device.0).is_ok() {
-            remove_qdisc(&handle, device).await.with_context(|| format!("remove the clsact qdisc of device {}", device.0))?;
+            remove_qdisc(&handle, device)
+                .await
+                .with_context(|| format!("remove the clsact qdisc of device {}", device.0))?;
         }
     }
     task.abort();
@@ -76,8 +87,20 @@ async fn remove_qdiscs(dir: &StateDir) -> Result<()> {
 
 async fn remove_qdisc(handle: &Handle, device: IfIndex) -> Result<()> {
     let index = i32::try_from(device.0).context("a device index out of range")?;
-    let ingress: Vec<_> = handle.traffic_filter(index).get().ingress().execute().try_collect().await?;
-    let egress: Vec<_> = handle.traffic_filter(index).get().egress().execute().try_collect().await?;
+    let ingress: Vec<_> = handle
+        .traffic_filter(index)
+        .get()
+        .ingress()
+        .execute()
+        .try_collect()
+        .await?;
+    let egress: Vec<_> = handle
+        .traffic_filter(index)
+        .get()
+        .egress()
+        .execute()
+        .try_collect()
+        .await?;
     if !ingress.is_empty() || !egress.is_empty() {
         info!(device = device.0, "others use the clsact qdisc; it stays");
         return Ok(());
@@ -85,6 +108,9 @@ async fn remove_qdisc(handle: &Handle, device: IfIndex) -> Result<()> {
     let mut request = handle.qdisc().del(index);
     let header = &mut request.message_mut().header;
     header.parent = TcHandle::CLSACT;
-    header.handle = TcHandle { major: 0xffff, minor: 0 };
+    header.handle = TcHandle {
+        major: 0xffff,
+        minor: 0,
+    };
     Ok(request.execute().await?)
 }

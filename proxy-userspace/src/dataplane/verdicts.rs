@@ -49,7 +49,10 @@ impl NodeVerdicts {
         Ok(Self {
             pods4: open("PODS4", &mut take)?,
             pods6: open("PODS6", &mut take)?,
-            tables: Asked { maps: PolicyMaps::open(take)?, failed: RefCell::default() },
+            tables: Asked {
+                maps: PolicyMaps::open(take)?,
+                failed: RefCell::default(),
+            },
         })
     }
 
@@ -59,8 +62,14 @@ impl NodeVerdicts {
     /// Where the kernel does not let a table be read.
     pub fn held(&self, from: IpAddr, to: IpAddr, protocol: Protocol, port: u16) -> Result<Held> {
         match (from, to) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => self.tables.held::<V4>(&self.pods4, from.into(), to.into(), protocol, port),
-            (IpAddr::V6(from), IpAddr::V6(to)) => self.tables.held::<V6>(&self.pods6, from.into(), to.into(), protocol, port),
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                self.tables
+                    .held::<V4>(&self.pods4, from.into(), to.into(), protocol, port)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                self.tables
+                    .held::<V6>(&self.pods6, from.into(), to.into(), protocol, port)
+            }
             _ => Ok(Held::default()),
         }
     }
@@ -87,9 +96,13 @@ impl Asked {
     {
         let rows = |addr: F::Addr| self.read(pods.get(&addr, 0)).map(|pod| self.rows(pod.slot));
         let says = |row, other| allows::<F, _>(self, row, &other, protocol, port);
-        let held =
-            Held { egress: rows(from).map(|rows| says(rows.egress, to)), ingress: rows(to).map(|rows| says(rows.ingress, from)) };
-        self.failed.take().map_or(Ok(held), |error| Err(error).context("read the policy tables"))
+        let held = Held {
+            egress: rows(from).map(|rows| says(rows.egress, to)),
+            ingress: rows(to).map(|rows| says(rows.ingress, from)),
+        };
+        self.failed.take().map_or(Ok(held), |error| {
+            Err(error).context("read the policy tables")
+        })
     }
 
     fn read<T>(&self, found: Result<T, MapError>) -> Option<T> {
@@ -118,7 +131,12 @@ macro_rules! verdicts {
                 self.maps.rows.load_u64(slot).unwrap_or_default()
             }
             fn word(&self, node: u32, byte: u8) -> Word {
-                Word(self.maps.directory.load_u32(node, byte.into()).unwrap_or_default())
+                Word(
+                    self.maps
+                        .directory
+                        .load_u32(node, byte.into())
+                        .unwrap_or_default(),
+                )
             }
             fn exact_class(&self, addr: &<$family as Family>::Addr) -> Option<u32> {
                 $exact(self, addr)
@@ -127,11 +145,15 @@ macro_rules! verdicts {
                 self.longest(&self.maps.$prefixes, *addr)
             }
             fn verdict(&self, chunk: u32, class: u32) -> u32 {
-                let set = self.maps.matrix.load_u16(chunk + class / CHUNK_CLASSES, class % CHUNK_CLASSES);
+                let set = self
+                    .maps
+                    .matrix
+                    .load_u16(chunk + class / CHUNK_CLASSES, class % CHUNK_CLASSES);
                 set.map_or(PortSet::NONE, u32::from)
             }
             fn hashed_verdict(&self, key: &VerdictKey) -> u32 {
-                self.read(self.maps.verdicts.get(&whole(*key), 0)).unwrap_or(PortSet::NONE)
+                self.read(self.maps.verdicts.get(&whole(*key), 0))
+                    .unwrap_or(PortSet::NONE)
             }
             fn ports(&self, set: u32) -> Option<Box<PortSet>> {
                 self.read(self.maps.sets.get(&set, 0)).map(Box::new)
@@ -141,4 +163,8 @@ macro_rules! verdicts {
 }
 
 verdicts!(V4, |_, _| None, prefixes4);
-verdicts!(V6, |asked: &Self, addr| asked.read(asked.maps.exact.get(addr, 0)), prefixes6);
+verdicts!(
+    V6,
+    |asked: &Self, addr| asked.read(asked.maps.exact.get(addr, 0)),
+    prefixes6
+);

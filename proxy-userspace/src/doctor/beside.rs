@@ -6,7 +6,10 @@ use crate::model::{self, ObjectName, ObjectRef};
 
 /// One for each, about the Node.
 pub(super) fn findings(found: &[Foreign], node: &str) -> Vec<Finding> {
-    let object = ObjectRef { kind: model::Kind::Node, name: ObjectName::cluster(node) };
+    let object = ObjectRef {
+        kind: model::Kind::Node,
+        name: ObjectName::cluster(node),
+    };
     let finding = |foreign: &Foreign| {
         let check = match foreign.kind {
             Kind::DataPlane => "other-data-plane",

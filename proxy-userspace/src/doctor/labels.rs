@@ -9,7 +9,10 @@ pub(super) type Distance = (usize, usize);
 
 /// The distance, and in words what differs.
 pub(super) fn difference(selector: &Labels, labels: &Labels) -> (Distance, Vec<Difference>) {
-    let differences: Vec<_> = selector.iter().filter_map(|(key, value)| pair(key, value, labels)).collect();
+    let differences: Vec<_> = selector
+        .iter()
+        .filter_map(|(key, value)| pair(key, value, labels))
+        .collect();
     let letters = differences.iter().map(|d| d.letters).sum();
     ((differences.len(), letters), differences)
 }
@@ -30,34 +33,60 @@ fn pair(key: &str, value: &str, labels: &Labels) -> Option<Difference> {
     let asked = format!("{key}={value}");
     match labels.get(key) {
         Some(found) if found == value => None,
-        Some(found) => {
-            Some(Difference { asked, found: Some(format!("{key}={found}")), letters: strsim::osa_distance(value, found) })
-        }
+        Some(found) => Some(Difference {
+            asked,
+            found: Some(format!("{key}={found}")),
+            letters: strsim::osa_distance(value, found),
+        }),
         None => {
-            let candidates = labels.iter().map(|(k, v)| (strsim::osa_distance(key, k) + strsim::osa_distance(value, v), k, v));
+            let candidates = labels.iter().map(|(k, v)| {
+                (
+                    strsim::osa_distance(key, k) + strsim::osa_distance(value, v),
+                    k,
+                    v,
+                )
+            });
             let near = candidates.min().filter(|(letters, _, _)| *letters <= 3);
             let letters = near.map_or(asked.len(), |(letters, _, _)| letters);
-            Some(Difference { asked, found: near.map(|(_, k, v)| format!("{k}={v}")), letters })
+            Some(Difference {
+                asked,
+                found: near.map(|(_, k, v)| format!("{k}={v}")),
+                letters,
+            })
         }
     }
 }
 
 /// Of things with labels, those nearest to the selector, with what differs; nothing if none is like it in any way.
-pub(super) fn nearest<T>(selector: &Labels, things: impl Iterator<Item = (T, Labels)>) -> Option<(Vec<T>, Vec<Difference>)> {
+pub(super) fn nearest<T>(
+    selector: &Labels,
+    things: impl Iterator<Item = (T, Labels)>,
+) -> Option<(Vec<T>, Vec<Difference>)> {
     let mut groups: BTreeMap<(Distance, Vec<Difference>), Vec<T>> = BTreeMap::new();
     for (thing, labels) in things {
         let (distance, differences) = difference(selector, &labels);
-        let alike = differences.len() < selector.len() || differences.iter().any(|d| d.found.is_some());
+        let alike =
+            differences.len() < selector.len() || differences.iter().any(|d| d.found.is_some());
         if alike {
-            groups.entry((distance, differences)).or_default().push(thing);
+            groups
+                .entry((distance, differences))
+                .or_default()
+                .push(thing);
         }
     }
-    groups.into_iter().next().map(|((_, differences), things)| (things, differences))
+    groups
+        .into_iter()
+        .next()
+        .map(|((_, differences), things)| (things, differences))
 }
 
 /// `app=web, tier=front`.
 pub(super) fn words(labels: &Labels) -> String {
-    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
+    labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 #[cfg(test)]
@@ -65,7 +94,10 @@ mod tests {
     use super::*;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
-        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
     }
 
     #[test]
@@ -77,14 +109,24 @@ mod tests {
             ("web", labels(&[("app", "demo"), ("tier", "web")])),
         ];
         let (who, what) = nearest(&selector, things.into_iter()).expect("something near");
-        assert_eq!((who, what[0].found.as_deref()), (vec!["web"], Some("tier=web")));
+        assert_eq!(
+            (who, what[0].found.as_deref()),
+            (vec!["web"], Some("tier=web"))
+        );
     }
 
     #[test]
     fn a_key_in_other_letters_is_seen_and_a_stranger_is_not() {
         let selector = labels(&[("app", "demo")]);
-        let (_, what) = nearest(&selector, [((), labels(&[("App", "demo")]))].into_iter()).expect("something near");
+        let (_, what) = nearest(&selector, [((), labels(&[("App", "demo")]))].into_iter())
+            .expect("something near");
         assert_eq!(what[0].found.as_deref(), Some("App=demo"));
-        assert!(nearest(&selector, [((), labels(&[("component", "database")]))].into_iter()).is_none());
+        assert!(
+            nearest(
+                &selector,
+                [((), labels(&[("component", "database")]))].into_iter()
+            )
+            .is_none()
+        );
     }
 }

@@ -9,10 +9,26 @@ use crate::model::{Kind, ObjectName, ObjectRef, Proxied, ServicePort, State};
 /// Frontends that two Services claim.
 pub(super) fn claimed_twice(conflicts: &[Conflict]) -> Vec<Finding> {
     let finding = |c: &Conflict| {
-        let object = ObjectRef { kind: Kind::Service, name: c.object.clone() };
-        let field = if c.frontend.addr.is_unspecified() { "spec.ports[*].nodePort" } else { "spec.externalIPs" };
-        let problem = format!("{} belongs to Service {} already, so {} is not served there", c.frontend, c.winner, c.loser);
-        Finding::new("claimed-twice", &object, field, problem, "give one of the two another port or address")
+        let object = ObjectRef {
+            kind: Kind::Service,
+            name: c.object.clone(),
+        };
+        let field = if c.frontend.addr.is_unspecified() {
+            "spec.ports[*].nodePort"
+        } else {
+            "spec.externalIPs"
+        };
+        let problem = format!(
+            "{} belongs to Service {} already, so {} is not served there",
+            c.frontend, c.winner, c.loser
+        );
+        Finding::new(
+            "claimed-twice",
+            &object,
+            field,
+            problem,
+            "give one of the two another port or address",
+        )
     };
     conflicts.iter().map(finding).collect()
 }
@@ -20,13 +36,27 @@ pub(super) fn claimed_twice(conflicts: &[Conflict]) -> Vec<Finding> {
 /// nodePorts on which a process of this host listens.
 pub(super) fn taken_by_host(state: &State, listeners: &[Listener]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (name, service) in state.services.iter().filter(|(_, s)| s.proxied == Proxied::Yes) {
+    for (name, service) in state
+        .services
+        .iter()
+        .filter(|(_, s)| s.proxied == Proxied::Yes)
+    {
         for (i, port) in service.ports.iter().enumerate() {
-            let Some(number) = port.node_port else { continue };
-            let mut takers: Vec<_> = listeners.iter().filter(|l| takes(l, number, port.protocol)).map(who).collect();
+            let Some(number) = port.node_port else {
+                continue;
+            };
+            let mut takers: Vec<_> = listeners
+                .iter()
+                .filter(|l| takes(l, number, port.protocol))
+                .map(who)
+                .collect();
             takers.sort();
             takers.dedup();
-            findings.extend(takers.into_iter().map(|taker| taken(name, i, port, number, &taker)));
+            findings.extend(
+                takers
+                    .into_iter()
+                    .map(|taker| taken(name, i, port, number, &taker)),
+            );
         }
     }
     findings
@@ -34,7 +64,9 @@ pub(super) fn taken_by_host(state: &State, listeners: &[Listener]) -> Vec<Findin
 
 /// On loopback alone it is in nobody's way.
 fn takes(listener: &Listener, number: u16, protocol: Protocol) -> bool {
-    listener.addr.port() == number && listener.protocol == protocol && !listener.addr.ip().to_canonical().is_loopback()
+    listener.addr.port() == number
+        && listener.protocol == protocol
+        && !listener.addr.ip().to_canonical().is_loopback()
 }
 
 fn who(listener: &Listener) -> String {
@@ -45,11 +77,21 @@ fn who(listener: &Listener) -> String {
 }
 
 fn taken(name: &ObjectName, index: usize, port: &ServicePort, number: u16, taker: &str) -> Finding {
-    let object = ObjectRef { kind: Kind::Service, name: name.clone() };
+    let object = ObjectRef {
+        kind: Kind::Service,
+        name: name.clone(),
+    };
     let problem = format!(
         "{taker} of this host listens on {number}/{} too; clients from outside reach the Service, not it",
         port.protocol.name()
     );
-    let advice = "let that process listen elsewhere, or give the Service another nodePort".to_owned();
-    Finding::new("node-port-taken", &object, format!("spec.ports[{index}].nodePort"), problem, advice)
+    let advice =
+        "let that process listen elsewhere, or give the Service another nodePort".to_owned();
+    Finding::new(
+        "node-port-taken",
+        &object,
+        format!("spec.ports[{index}].nodePort"),
+        problem,
+        advice,
+    )
 }

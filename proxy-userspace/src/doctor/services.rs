@@ -8,7 +8,8 @@ use proxy_common::net::Protocol;
 use super::Finding;
 use super::labels::{Difference, nearest, words};
 use crate::model::{
-    ContainerPort, Kind, Labels, ObjectName, ObjectRef, Pod, Proxied, Service, State, TargetPort, Workload, WorkloadName,
+    ContainerPort, Kind, Labels, ObjectName, ObjectRef, Pod, Proxied, Service, State, TargetPort,
+    Workload, WorkloadName,
 };
 
 /// As many examples as a person reads.
@@ -19,18 +20,31 @@ pub(super) fn examine(state: &State) -> Vec<Finding> {
     let concerned = |s: &Service| !matches!(s.proxied, Proxied::ExternalName | Proxied::OtherProxy);
     let mut findings = Vec::new();
     for (name, service) in state.services.iter().filter(|(_, s)| concerned(s)) {
-        let object = ObjectRef { kind: Kind::Service, name: name.clone() };
+        let object = ObjectRef {
+            kind: Kind::Service,
+            name: name.clone(),
+        };
         let pods: Vec<_> = state.pods_of(name, service).collect();
-        let ready = slices.get(name).into_iter().flatten().flat_map(|slice| &slice.endpoints).any(|e| e.ready || e.serving);
+        let ready = slices
+            .get(name)
+            .into_iter()
+            .flatten()
+            .flat_map(|slice| &slice.endpoints)
+            .any(|e| e.ready || e.serving);
         if service.selector.is_empty() {
             let written = slices.contains_key(name);
-            findings
-                .extend((!ready && service.proxied == Proxied::Yes).then(|| without_selector(&object, Written::from(written))));
+            findings.extend(
+                (!ready && service.proxied == Proxied::Yes)
+                    .then(|| without_selector(&object, Written::from(written))),
+            );
         } else if pods.is_empty() {
             findings.push(no_pod(&object, service, state));
         } else {
             findings.extend(named_ports(&object, service, &pods));
-            findings.extend((!ready && !pods.iter().any(|(_, pod)| usable(pod))).then(|| nothing_ready(&object, &pods)));
+            findings.extend(
+                (!ready && !pods.iter().any(|(_, pod)| usable(pod)))
+                    .then(|| nothing_ready(&object, &pods)),
+            );
         }
     }
     findings
@@ -54,15 +68,22 @@ impl From<bool> for Written {
 
 fn without_selector(object: &ObjectRef, written: Written) -> Finding {
     let (problem, advice) = match written {
-        Written::Yes => {
-            ("its EndpointSlices have no endpoint that is ready", "see to what writes them, and to the endpoints' conditions")
-        }
+        Written::Yes => (
+            "its EndpointSlices have no endpoint that is ready",
+            "see to what writes them, and to the endpoints' conditions",
+        ),
         Written::No => (
             "it has neither a selector nor an EndpointSlice, so it leads nowhere",
             "give it a selector, or an EndpointSlice with the label kubernetes.io/service-name",
         ),
     };
-    Finding::new("no-ready-endpoint", object, "spec.selector", problem, advice)
+    Finding::new(
+        "no-ready-endpoint",
+        object,
+        "spec.selector",
+        problem,
+        advice,
+    )
 }
 
 /// The selector matches no pod: what comes nearest, and what makes pods that would match.
@@ -72,12 +93,25 @@ fn no_pod(object: &ObjectRef, service: &Service, state: &State) -> Finding {
         .or_else(|| elsewhere(object, service, state))
         .or_else(|| nearly(namespace, &service.selector, usize::MAX, state))
         .unwrap_or_else(|| {
-            let pods = state.pods.keys().filter(|pod| pod.namespace == *namespace).count();
+            let pods = state
+                .pods
+                .keys()
+                .filter(|pod| pod.namespace == *namespace)
+                .count();
             let hint = format!("none of the {pods} pods of the namespace has labels like these");
             (hint, "create the pods, or correct the selector".to_owned())
         });
-    let problem = format!("the selector {} matches no pod of namespace {namespace}; {hint}", words(&service.selector));
-    Finding::new("selector-matches-nothing", object, "spec.selector", problem, advice)
+    let problem = format!(
+        "the selector {} matches no pod of namespace {namespace}; {hint}",
+        words(&service.selector)
+    );
+    Finding::new(
+        "selector-matches-nothing",
+        object,
+        "spec.selector",
+        problem,
+        advice,
+    )
 }
 
 /// What comes near, and what to do.
@@ -86,12 +120,19 @@ pub(super) type Hint = Option<(String, String)>;
 /// A Deployment's pods would match, but there are none.
 fn made_by_nobody(object: &ObjectRef, service: &Service, state: &State) -> Hint {
     let makes = |(name, w): &(&WorkloadName, &Workload)| {
-        name.name.namespace == object.name.namespace && service.selector.iter().all(|(k, v)| w.labels.get(k) == Some(v))
+        name.name.namespace == object.name.namespace
+            && service
+                .selector
+                .iter()
+                .all(|(k, v)| w.labels.get(k) == Some(v))
     };
     let (name, workload) = state.workloads.iter().find(makes)?;
     let WorkloadName { kind, name } = name;
     Some(match workload.replicas {
-        Some(0) => (format!("{kind} {name} would make them, but its spec.replicas is 0"), format!("scale {kind} {name} up")),
+        Some(0) => (
+            format!("{kind} {name} would make them, but its spec.replicas is 0"),
+            format!("scale {kind} {name} up"),
+        ),
         _ => (
             format!("{kind} {name} would make them, but no such Pod is there"),
             format!(
@@ -103,19 +144,39 @@ fn made_by_nobody(object: &ObjectRef, service: &Service, state: &State) -> Hint 
 
 /// The pods are in another namespace.
 fn elsewhere(object: &ObjectRef, service: &Service, state: &State) -> Hint {
-    let matches = |pod: &Pod| service.selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v));
+    let matches = |pod: &Pod| {
+        service
+            .selector
+            .iter()
+            .all(|(k, v)| pod.labels.get(k) == Some(v))
+    };
     let (other, _) = state.pods.iter().find(|(_, pod)| matches(pod))?;
-    let hint = format!("pod {other} has these labels, but a Service only picks pods of its own namespace");
-    Some((hint, format!("move the Service to namespace {}, or the pods to {}", other.namespace, object.name.namespace)))
+    let hint =
+        format!("pod {other} has these labels, but a Service only picks pods of its own namespace");
+    Some((
+        hint,
+        format!(
+            "move the Service to namespace {}, or the pods to {}",
+            other.namespace, object.name.namespace
+        ),
+    ))
 }
 
 /// Labels that nearly match, in all but so many letters; pods' before those of what makes pods.
 pub(super) fn nearly(namespace: &str, selector: &Labels, letters: usize, state: &State) -> Hint {
     let here = |name: &ObjectName| *name.namespace == *namespace;
-    let pods =
-        state.pods.iter().filter(|(name, _)| here(name)).map(|(name, pod)| (format!("pod {}", name.name), pod.labels.clone()));
+    let pods = state
+        .pods
+        .iter()
+        .filter(|(name, _)| here(name))
+        .map(|(name, pod)| (format!("pod {}", name.name), pod.labels.clone()));
     let workloads = state.workloads.iter().filter(|(name, _)| here(&name.name));
-    let workloads = workloads.map(|(name, w)| (format!("{} {}", name.kind, name.name.name), w.labels.clone()));
+    let workloads = workloads.map(|(name, w)| {
+        (
+            format!("{} {}", name.kind, name.name.name),
+            w.labels.clone(),
+        )
+    });
     let (who, differences) = nearest(selector, pods).or_else(|| nearest(selector, workloads))?;
     if differences.iter().map(|d| d.letters).sum::<usize>() > letters {
         return None;
@@ -127,22 +188,44 @@ pub(super) fn nearly(namespace: &str, selector: &Labels, letters: usize, state: 
     let corrections: Vec<_> = differences.iter().filter_map(|d| d.found.clone()).collect();
     let advice = match corrections.as_slice() {
         [] => "take those pairs out of the selector, or give the pods these labels".to_owned(),
-        found => format!("if those are meant, let the selector ask for {}", found.join(", ")),
+        found => format!(
+            "if those are meant, let the selector ask for {}",
+            found.join(", ")
+        ),
     };
-    Some((format!("nearest are {}: {}", some_of(&who), listed(differences.iter().map(has))), advice))
+    Some((
+        format!(
+            "nearest are {}: {}",
+            some_of(&who),
+            listed(differences.iter().map(has))
+        ),
+        advice,
+    ))
 }
 
 /// Named targetPorts that no container of the matching pods has.
-fn named_ports(object: &ObjectRef, service: &Service, pods: &[(&ObjectName, &Pod)]) -> Vec<Finding> {
+fn named_ports(
+    object: &ObjectRef,
+    service: &Service,
+    pods: &[(&ObjectName, &Pod)],
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (i, port) in service.ports.iter().enumerate() {
-        let TargetPort::Name(name) = &port.target else { continue };
+        let TargetPort::Name(name) = &port.target else {
+            continue;
+        };
         if pods.iter().any(|(_, pod)| port.on(pod).is_some()) {
             continue;
         }
         let ports: Vec<&ContainerPort> = pods.iter().flat_map(|(_, pod)| &pod.ports).collect();
         let (problem, advice) = unknown_name(name, port.protocol, &ports);
-        findings.push(Finding::new("unknown-target-port", object, format!("spec.ports[{i}].targetPort"), problem, advice));
+        findings.push(Finding::new(
+            "unknown-target-port",
+            object,
+            format!("spec.ports[{i}].targetPort"),
+            problem,
+            advice,
+        ));
     }
     findings
 }
@@ -152,35 +235,65 @@ fn unknown_name(name: &str, protocol: Protocol, ports: &[&ContainerPort]) -> (St
     if let Some(other) = ports.iter().find(|p| p.name.as_deref() == Some(name)) {
         let has = other.protocol.name();
         let problem = format!("the pods' port `{name}` is {has}, the Service port is {protocol}");
-        return (problem, format!("set the Service port's protocol to {has}, or the container port's to {protocol}"));
+        return (
+            problem,
+            format!(
+                "set the Service port's protocol to {has}, or the container port's to {protocol}"
+            ),
+        );
     }
     let names: BTreeSet<_> = ports.iter().filter_map(|p| p.name.as_deref()).collect();
-    let near = names.iter().min_by_key(|known| strsim::levenshtein(known, name));
+    let near = names
+        .iter()
+        .min_by_key(|known| strsim::levenshtein(known, name));
     let numbers: BTreeSet<_> = ports.iter().map(|p| p.port).collect();
     let (there, advice) = match (near, numbers.first()) {
         (Some(near), _) => (
-            format!("they are called {}", listed(names.iter().map(|n| format!("`{n}`")))),
+            format!(
+                "they are called {}",
+                listed(names.iter().map(|n| format!("`{n}`")))
+            ),
             format!("set targetPort to {near}, or name the container's port {name}"),
         ),
         (None, Some(_)) => (
-            format!("theirs have no names, only numbers: {}", listed(numbers.iter())),
+            format!(
+                "theirs have no names, only numbers: {}",
+                listed(numbers.iter())
+            ),
             format!("set targetPort to the number, or name the container's port {name}"),
         ),
         (None, None) => (
             "they declare no ports at all".to_owned(),
-            format!("set targetPort to the number, or declare a port named {name} in the container"),
+            format!(
+                "set targetPort to the number, or declare a port named {name} in the container"
+            ),
         ),
     };
-    (format!("no container of the matching pods has a port named `{name}`; {there}"), advice)
+    (
+        format!("no container of the matching pods has a port named `{name}`; {there}"),
+        advice,
+    )
 }
 
 /// Pods match, but none can be sent to: why.
 fn nothing_ready(object: &ObjectRef, pods: &[(&ObjectName, &Pod)]) -> Finding {
-    let reasons = pods.iter().map(|(name, pod)| format!("pod {}: {}", name.name, unready_because(pod)));
-    let problem =
-        format!("of {} that its selector matches none is ready; {}", count(pods.len(), "pod"), first_of(reasons.collect()));
-    let advice = "clients are refused until a pod is ready: see `kubectl describe pod` and the pod's log";
-    Finding::new("no-ready-endpoint", object, "spec.selector", problem, advice)
+    let reasons = pods
+        .iter()
+        .map(|(name, pod)| format!("pod {}: {}", name.name, unready_because(pod)));
+    let problem = format!(
+        "of {} that its selector matches none is ready; {}",
+        count(pods.len(), "pod"),
+        first_of(reasons.collect())
+    );
+    let advice =
+        "clients are refused until a pod is ready: see `kubectl describe pod` and the pod's log";
+    Finding::new(
+        "no-ready-endpoint",
+        object,
+        "spec.selector",
+        problem,
+        advice,
+    )
 }
 
 fn unready_because(pod: &Pod) -> String {
@@ -196,7 +309,11 @@ fn unready_because(pod: &Pod) -> String {
 }
 
 pub(super) fn count(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+    if n == 1 {
+        format!("1 {what}")
+    } else {
+        format!("{n} {what}s")
+    }
 }
 
 fn some_of(who: &[String]) -> String {
@@ -204,7 +321,12 @@ fn some_of(who: &[String]) -> String {
 }
 
 fn first_of(all: Vec<String>) -> String {
-    let shown = all.iter().take(EXAMPLES).cloned().collect::<Vec<_>>().join("; ");
+    let shown = all
+        .iter()
+        .take(EXAMPLES)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
     match all.len().saturating_sub(EXAMPLES) {
         0 => shown,
         more => format!("{shown}; and {more} more"),
@@ -212,5 +334,8 @@ fn first_of(all: Vec<String>) -> String {
 }
 
 pub(super) fn listed(items: impl Iterator<Item = impl Display>) -> String {
-    items.map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+    items
+        .map(|item| item.to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }

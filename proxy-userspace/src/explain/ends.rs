@@ -38,16 +38,27 @@ impl FromStr for End {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(addr) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        if let Ok(addr) = text
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .parse::<IpAddr>()
+        {
             return Ok(Self::Address(addr.to_canonical()));
         }
-        let error = || format!("`{text}` is neither NAMESPACE/POD nor an address nor svc/NAMESPACE/SERVICE");
+        let error = || {
+            format!("`{text}` is neither NAMESPACE/POD nor an address nor svc/NAMESPACE/SERVICE")
+        };
         let parts: Vec<_> = text.split('/').collect();
-        if parts.iter().any(|part| part.is_empty() || part.contains([':', ' '])) {
+        if parts
+            .iter()
+            .any(|part| part.is_empty() || part.contains([':', ' ']))
+        {
             return Err(error());
         }
         match *parts.as_slice() {
-            ["svc" | "service", namespace, name] => Ok(Self::Service(ObjectName::new(namespace, name))),
+            ["svc" | "service", namespace, name] => {
+                Ok(Self::Service(ObjectName::new(namespace, name)))
+            }
             ["pod", namespace, name] => Ok(Self::Pod(ObjectName::new(namespace, name))),
             ["svc" | "service", name] => Ok(Self::Service(ObjectName::new("default", name))),
             ["pod", name] | [name] => Ok(Self::Pod(ObjectName::new("default", name))),
@@ -61,7 +72,11 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let error = || format!("`{text}` is no end with a port such as shop/db:5432, svc/shop/db:5432 or 10.0.0.1:53/udp");
+        let error = || {
+            format!(
+                "`{text}` is no end with a port such as shop/db:5432, svc/shop/db:5432 or 10.0.0.1:53/udp"
+            )
+        };
         let (end, port) = text.rsplit_once(':').ok_or_else(error)?;
         let (port, protocol) = port.split_once('/').unwrap_or((port, "TCP"));
         let protocol = match protocol.to_ascii_uppercase().as_str() {
@@ -71,10 +86,17 @@ impl FromStr for Target {
             _ => return Err(format!("`{protocol}` is no protocol: TCP, UDP or SCTP")),
         };
         // `fd00::1` without brackets would lose its last group to the port.
-        if port.is_empty() || port.parse::<u16>() == Ok(0) || end.contains(':') && !end.ends_with(']') {
+        if port.is_empty()
+            || port.parse::<u16>() == Ok(0)
+            || end.contains(':') && !end.ends_with(']')
+        {
             return Err(error());
         }
-        Ok(Self { end: end.parse()?, port: port.to_owned(), protocol })
+        Ok(Self {
+            end: end.parse()?,
+            port: port.to_owned(),
+            protocol,
+        })
     }
 }
 
@@ -120,13 +142,20 @@ pub enum Who<'a> {
 impl<'a> Party<'a> {
     /// Who has an address (P17, P20, P22).
     pub fn at(state: &'a State, addr: IpAddr) -> Self {
-        let of_node = |node: &crate::model::Node| node.internal_ips.contains(&addr) || node.external_ips.contains(&addr);
-        let pods = || state.pods.iter().filter(|(_, pod)| pod.addresses.contains(&addr) && !pod.finished());
+        let of_node = |node: &crate::model::Node| {
+            node.internal_ips.contains(&addr) || node.external_ips.contains(&addr)
+        };
+        let pods = || {
+            state
+                .pods
+                .iter()
+                .filter(|(_, pod)| pod.addresses.contains(&addr) && !pod.finished())
+        };
         let owner = pods().filter(|(_, pod)| !pod.host_network);
         let who = if let Some((name, _)) = state.nodes.iter().find(|(_, node)| of_node(node)) {
             Who::Node(&name.name)
-        } else if let Some((name, pod)) =
-            owner.max_by_key(|(name, pod)| (pod.phase == Phase::Running, pod.created, Reverse(*name)))
+        } else if let Some((name, pod)) = owner
+            .max_by_key(|(name, pod)| (pod.phase == Phase::Running, pod.created, Reverse(*name)))
         {
             Who::Pod(name, pod)
         } else if let Some((name, pod)) = pods().next() {
@@ -134,7 +163,10 @@ impl<'a> Party<'a> {
         } else {
             Who::Outside
         };
-        Self { addr: Some(addr), who }
+        Self {
+            addr: Some(addr),
+            who,
+        }
     }
 
     /// The pod, if policies take it for one.
@@ -169,7 +201,9 @@ impl<'a> Party<'a> {
 impl fmt::Display for Party<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.who, self.addr) {
-            (Who::Pod(name, _) | Who::HostPod(name, _) | Who::Ended(name), _) => write!(f, "{name}"),
+            (Who::Pod(name, _) | Who::HostPod(name, _) | Who::Ended(name), _) => {
+                write!(f, "{name}")
+            }
             (Who::Node(node), _) => write!(f, "node {node}"),
             (Who::Outside, Some(IpAddr::V6(addr))) => write!(f, "[{addr}]"),
             (Who::Outside, Some(addr)) => write!(f, "{addr}"),
@@ -186,7 +220,12 @@ pub(super) struct Pair<'a> {
 }
 
 /// Every connection that is asked about, by families (P23) and by a Service's backends (P28).
-pub(super) fn pairs<'a>(state: &'a State, from: &End, to: &Target, notes: &mut Vec<String>) -> Result<Vec<Pair<'a>>> {
+pub(super) fn pairs<'a>(
+    state: &'a State,
+    from: &End,
+    to: &Target,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Pair<'a>>> {
     let sources = parties(state, from, notes)?;
     let service = match &to.end {
         End::Service(name) => Some((service_named(state, name)?, None)),
@@ -195,24 +234,54 @@ pub(super) fn pairs<'a>(state: &'a State, from: &End, to: &Target, notes: &mut V
     };
     let targets: Vec<(Party<'_>, Port)> = match service {
         Some(((name, service), addr)) => {
-            notes.extend(addr.map(|addr| format!("{addr} is the cluster IP of Service {name}; judged are its backends")));
+            notes.extend(addr.map(|addr| {
+                format!("{addr} is the cluster IP of Service {name}; judged are its backends")
+            }));
             backends(state, name, service, to)?
         }
         None => {
             let parties = parties(state, &to.end, notes)?;
             notes.extend(parties.iter().find_map(|party| node_port(state, party, to)));
-            let ports = parties.first().map(|party| numbers(party, to)).transpose()?.unwrap_or_default();
-            let with_ports = |party| ports.iter().map(move |&number| (party, Port { number, protocol: to.protocol }));
+            let ports = parties
+                .first()
+                .map(|party| numbers(party, to))
+                .transpose()?
+                .unwrap_or_default();
+            let with_ports = |party| {
+                ports.iter().map(move |&number| {
+                    (
+                        party,
+                        Port {
+                            number,
+                            protocol: to.protocol,
+                        },
+                    )
+                })
+            };
             parties.into_iter().flat_map(with_ports).collect()
         }
     };
-    let family = |a: &Party<'_>, b: &Party<'_>| a.addr.zip(b.addr).is_none_or(|(a, b)| a.is_ipv4() == b.is_ipv4());
+    let family = |a: &Party<'_>, b: &Party<'_>| {
+        a.addr
+            .zip(b.addr)
+            .is_none_or(|(a, b)| a.is_ipv4() == b.is_ipv4())
+    };
     let matching = |from: &Party<'a>| {
         let from = *from;
-        targets.iter().filter(move |(to, _)| family(&from, to)).map(move |(to, port)| Pair { from, to: *to, port: *port })
+        targets
+            .iter()
+            .filter(move |(to, _)| family(&from, to))
+            .map(move |(to, port)| Pair {
+                from,
+                to: *to,
+                port: *port,
+            })
     };
     let pairs: Vec<_> = sources.iter().flat_map(matching).collect();
-    ensure!(!pairs.is_empty(), "the two ends have no address of one family: IPv4 reaches IPv4 only, IPv6 IPv6");
+    ensure!(
+        !pairs.is_empty(),
+        "the two ends have no address of one family: IPv4 reaches IPv4 only, IPv6 IPv6"
+    );
     Ok(pairs)
 }
 
@@ -221,7 +290,10 @@ fn parties<'a>(state: &'a State, end: &End, notes: &mut Vec<String>) -> Result<V
         End::Service(name) => bail!("Service {name} connects to nobody: name a pod or an address"),
         End::Address(addr) => {
             let party = Party::at(state, *addr);
-            notes.extend((!matches!(party.who, Who::Outside)).then(|| format!("{addr} is {}", owner(&party))));
+            notes.extend(
+                (!matches!(party.who, Who::Outside))
+                    .then(|| format!("{addr} is {}", owner(&party))),
+            );
             Ok(vec![party])
         }
         End::Pod(name) => {
@@ -242,7 +314,13 @@ fn parties<'a>(state: &'a State, end: &End, notes: &mut Vec<String>) -> Result<V
             notes.extend(remark.map(|remark| format!("pod {name} {remark}")));
             Ok(match pod.addresses.as_slice() {
                 [] => vec![Party { addr: None, who }],
-                all => all.iter().map(|addr| Party { addr: Some(*addr), who }).collect(),
+                all => all
+                    .iter()
+                    .map(|addr| Party {
+                        addr: Some(*addr),
+                        who,
+                    })
+                    .collect(),
             })
         }
     }
@@ -251,8 +329,16 @@ fn parties<'a>(state: &'a State, end: &End, notes: &mut Vec<String>) -> Result<V
 /// P28: which of the two is judged depends on the node that translates.
 fn node_port(state: &State, to: &Party<'_>, asked: &Target) -> Option<String> {
     let (node, number) = (to.node()?, asked.port.parse::<u16>().ok()?);
-    let has = |service: &Service| service.ports.iter().any(|p| p.node_port == Some(number) && p.protocol == asked.protocol);
-    let (service, _) = state.services.iter().find(|(_, service)| service.proxied == Proxied::Yes && has(service))?;
+    let has = |service: &Service| {
+        service
+            .ports
+            .iter()
+            .any(|p| p.node_port == Some(number) && p.protocol == asked.protocol)
+    };
+    let (service, _) = state
+        .services
+        .iter()
+        .find(|(_, service)| service.proxied == Proxied::Yes && has(service))?;
     Some(format!(
         "{number} is a nodePort of Service {service}: judged here is the way to node {node}; what its backends say, and what pods of \
          that node may, is asked by svc/{service}"
@@ -271,12 +357,22 @@ fn pod_named<'a>(state: &'a State, name: &ObjectName) -> Result<(&'a ObjectName,
     if let Some(found) = state.pods.get_key_value(name) {
         return Ok(found);
     }
-    let there: Vec<_> = state.pods.keys().filter(|pod| pod.namespace == name.namespace).map(|pod| &*pod.name).collect();
+    let there: Vec<_> = state
+        .pods
+        .keys()
+        .filter(|pod| pod.namespace == name.namespace)
+        .map(|pod| &*pod.name)
+        .collect();
     if there.is_empty() {
         bail!("no pod {name}: namespace {} has no pods", name.namespace);
     }
     let mut nearest = there;
-    nearest.sort_by_key(|other| (!other.starts_with(&*name.name), strsim::levenshtein(other, &name.name)));
+    nearest.sort_by_key(|other| {
+        (
+            !other.starts_with(&*name.name),
+            strsim::levenshtein(other, &name.name),
+        )
+    });
     nearest.truncate(3);
     bail!("no pod {name}; nearest are {}", nearest.join(", "))
 }
@@ -287,47 +383,98 @@ fn numbers(party: &Party<'_>, to: &Target) -> Result<Vec<u16>> {
         return Ok(vec![number]);
     }
     let (Who::Pod(name, pod) | Who::HostPod(name, pod)) = party.who else {
-        bail!("only pods' ports have names: give the number of port `{}`", to.port)
+        bail!(
+            "only pods' ports have names: give the number of port `{}`",
+            to.port
+        )
     };
-    let named = pod.ports.iter().filter(|p| p.name.as_deref() == Some(&to.port) && p.protocol == to.protocol);
+    let named = pod
+        .ports
+        .iter()
+        .filter(|p| p.name.as_deref() == Some(&to.port) && p.protocol == to.protocol);
     let found: BTreeSet<_> = named.map(|p| p.port).collect();
-    ensure!(!found.is_empty(), "no container of pod {name} has a port named `{}` with protocol {}", to.port, to.protocol.name());
+    ensure!(
+        !found.is_empty(),
+        "no container of pod {name} has a port named `{}` with protocol {}",
+        to.port,
+        to.protocol.name()
+    );
     Ok(found.into_iter().collect())
 }
 
 fn service_named<'a>(state: &'a State, name: &ObjectName) -> Result<(&'a ObjectName, &'a Service)> {
-    state.services.get_key_value(name).ok_or_else(|| anyhow::anyhow!("no Service {name}"))
+    state
+        .services
+        .get_key_value(name)
+        .ok_or_else(|| anyhow::anyhow!("no Service {name}"))
 }
 
 /// The backends that answer the cluster's pods' questions for names, where the usual Service is there.
 pub(crate) fn dns(state: &State) -> Vec<(Party<'_>, Port)> {
     let name = ObjectName::new("kube-system", "kube-dns");
-    let to = Target { end: End::Service(name.clone()), port: "53".to_owned(), protocol: Protocol::UDP };
-    state.services.get(&name).and_then(|service| backends(state, &name, service, &to).ok()).unwrap_or_default()
+    let to = Target {
+        end: End::Service(name.clone()),
+        port: "53".to_owned(),
+        protocol: Protocol::UDP,
+    };
+    state
+        .services
+        .get(&name)
+        .and_then(|service| backends(state, &name, service, &to).ok())
+        .unwrap_or_default()
 }
 
 fn service_at(state: &State, addr: IpAddr) -> Option<(&ObjectName, &Service)> {
-    state.services.iter().find(|(_, service)| service.cluster_ips.contains(&addr))
+    state
+        .services
+        .iter()
+        .find(|(_, service)| service.cluster_ips.contains(&addr))
 }
 
 /// P28: the ready endpoints behind a Service's port, or those that still serve; of one family if a cluster IP was asked for.
-fn backends<'a>(state: &'a State, name: &ObjectName, service: &Service, to: &Target) -> Result<Vec<(Party<'a>, Port)>> {
+fn backends<'a>(
+    state: &'a State,
+    name: &ObjectName,
+    service: &Service,
+    to: &Target,
+) -> Result<Vec<(Party<'a>, Port)>> {
     let port = service_port(name, service, to)?;
     let slices = state.slices.values().filter(|slice| slice.service == *name);
     let mut found: BTreeSet<(Readiness, SocketAddr)> = BTreeSet::new();
     for slice in slices {
-        let numbers = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol).map(|p| p.port);
+        let numbers = slice
+            .ports
+            .iter()
+            .filter(|p| p.name == port.name && p.protocol == port.protocol)
+            .map(|p| p.port);
         for number in numbers {
             let endpoints = slice.endpoints.iter().filter(|e| e.ready || e.serving);
-            let readiness = |ready: bool| if ready { Readiness::Ready } else { Readiness::Serving };
+            let readiness = |ready: bool| {
+                if ready {
+                    Readiness::Ready
+                } else {
+                    Readiness::Serving
+                }
+            };
             found.extend(endpoints.map(|e| (readiness(e.ready), SocketAddr::new(e.addr, number))));
         }
     }
     let best = found.first().map(|(readiness, _)| *readiness);
     let of_family = |addr: &SocketAddr| !matches!(to.end, End::Address(asked) if asked.is_ipv4() != addr.is_ipv4());
-    let chosen = found.into_iter().filter(|(readiness, addr)| Some(*readiness) == best && of_family(addr));
-    let backends: Vec<_> =
-        chosen.map(|(_, addr)| (Party::at(state, addr.ip()), Port { number: addr.port(), protocol: port.protocol })).collect();
+    let chosen = found
+        .into_iter()
+        .filter(|(readiness, addr)| Some(*readiness) == best && of_family(addr));
+    let backends: Vec<_> = chosen
+        .map(|(_, addr)| {
+            (
+                Party::at(state, addr.ip()),
+                Port {
+                    number: addr.port(),
+                    protocol: port.protocol,
+                },
+            )
+        })
+        .collect();
     ensure!(
         !backends.is_empty(),
         "Service {name} has no endpoint that is ready: everybody is refused there, whatever policies say"
@@ -341,8 +488,14 @@ enum Readiness {
     Serving,
 }
 
-fn service_port<'a>(name: &ObjectName, service: &'a Service, to: &Target) -> Result<&'a ServicePort> {
-    let is = |p: &&ServicePort| p.protocol == to.protocol && (*p.name == *to.port || to.port.parse() == Ok(p.port));
+fn service_port<'a>(
+    name: &ObjectName,
+    service: &'a Service,
+    to: &Target,
+) -> Result<&'a ServicePort> {
+    let is = |p: &&ServicePort| {
+        p.protocol == to.protocol && (*p.name == *to.port || to.port.parse() == Ok(p.port))
+    };
     if let Some(port) = service.ports.iter().find(is) {
         return Ok(port);
     }
@@ -352,5 +505,8 @@ fn service_port<'a>(name: &ObjectName, service: &'a Service, to: &Target) -> Res
     };
     let there: Vec<_> = service.ports.iter().map(port).collect();
     let asked: Arc<str> = format!("{}/{}", to.port, to.protocol.name()).into();
-    bail!("Service {name} has no port {asked}; it has {}", there.join(", "))
+    bail!(
+        "Service {name} has no port {asked}; it has {}",
+        there.join(", ")
+    )
 }

@@ -17,19 +17,31 @@ pub struct Tables {
 
 /// Holds a node's tables against the objects.
 pub fn compare(held: Held, connection: &Explanation) -> Tables {
-    let ends = [(&connection.egress, held.egress), (&connection.ingress, held.ingress)];
-    let here: Vec<_> = ends.into_iter().filter_map(|(judgement, held)| Some((judgement, held?))).collect();
+    let ends = [
+        (&connection.egress, held.egress),
+        (&connection.ingress, held.ingress),
+    ];
+    let here: Vec<_> = ends
+        .into_iter()
+        .filter_map(|(judgement, held)| Some((judgement, held?)))
+        .collect();
     Tables {
         judged: here.iter().map(|(judgement, _)| judgement.side).collect(),
-        disagreements: here.into_iter().filter_map(|(judgement, held)| disagreement(judgement, held)).collect(),
+        disagreements: here
+            .into_iter()
+            .filter_map(|(judgement, held)| disagreement(judgement, held))
+            .collect(),
     }
 }
 
 fn disagreement(judgement: &Judgement, held: bool) -> Option<String> {
-    let Judgement { side, of, outcome, .. } = judgement;
+    let Judgement {
+        side, of, outcome, ..
+    } = judgement;
     // What every pod may is decided before the tables are asked (P18, P19).
     let asked = !matches!(outcome, Outcome::OwnNode | Outcome::Itself);
-    let [tables, objects] = [held, judgement.allows()].map(|allows| if allows { "allow" } else { "deny" });
+    let [tables, objects] =
+        [held, judgement.allows()].map(|allows| if allows { "allow" } else { "deny" });
     (asked && held != judgement.allows()).then(|| {
         let side = side.name().to_lowercase();
         format!("the tables of this node {tables} this {side} of {of} and the objects {objects} it: the agent is not in step")

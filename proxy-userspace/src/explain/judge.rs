@@ -101,15 +101,35 @@ impl Judgement {
 }
 
 /// What an end says of a new connection whose addresses are the pods' own.
-pub fn judge(state: &State, side: Side, from: &Party<'_>, to: &Party<'_>, port: &Port) -> Judgement {
+pub fn judge(
+    state: &State,
+    side: Side,
+    from: &Party<'_>,
+    to: &Party<'_>,
+    port: &Port,
+) -> Judgement {
     let (own, other) = match side {
         Side::Egress => (from, to),
         Side::Ingress => (to, from),
     };
-    let judgement = |outcome, policies| Judgement { side, of: own.to_string(), outcome, policies };
-    let Some((name, pod)) = own.pod() else { return judgement(Outcome::NoPod(own.kind()), Vec::new()) };
-    let asked = Asked { state, other, to, port };
-    let policies: Vec<_> = selecting(state, side, name, pod).map(|(name, rules)| asked.policy(name, rules)).collect();
+    let judgement = |outcome, policies| Judgement {
+        side,
+        of: own.to_string(),
+        outcome,
+        policies,
+    };
+    let Some((name, pod)) = own.pod() else {
+        return judgement(Outcome::NoPod(own.kind()), Vec::new());
+    };
+    let asked = Asked {
+        state,
+        other,
+        to,
+        port,
+    };
+    let policies: Vec<_> = selecting(state, side, name, pod)
+        .map(|(name, rules)| asked.policy(name, rules))
+        .collect();
     let outcome = if policies.is_empty() {
         Outcome::NotIsolated
     } else if other.pod().is_some_and(|(peer, _)| peer == name) {
@@ -123,9 +143,14 @@ pub fn judge(state: &State, side: Side, from: &Party<'_>, to: &Party<'_>, port: 
 }
 
 fn allowing(policies: &[PolicyView]) -> Option<Outcome> {
-    let rules = policies.iter().flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)));
+    let rules = policies
+        .iter()
+        .flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)));
     let (policy, rule) = rules.into_iter().find(|(_, rule)| rule.allows)?;
-    Some(Outcome::Allowed { policy: policy.name.clone(), rule: rule.number })
+    Some(Outcome::Allowed {
+        policy: policy.name.clone(),
+        rule: rule.number,
+    })
 }
 
 /// P3: the policies that select a pod for a direction, with its rules.
@@ -135,8 +160,12 @@ fn selecting<'a>(
     name: &'a ObjectName,
     pod: &'a Pod,
 ) -> impl Iterator<Item = (&'a ObjectName, &'a [Rule])> {
-    let own = state.policies.iter().filter(|(policy, _)| policy.namespace == name.namespace);
-    own.filter(|(_, policy)| policy.pods.selects(&pod.labels)).filter_map(move |(name, policy)| Some((name, side.rules(policy)?)))
+    let own = state
+        .policies
+        .iter()
+        .filter(|(policy, _)| policy.namespace == name.namespace);
+    own.filter(|(_, policy)| policy.pods.selects(&pod.labels))
+        .filter_map(move |(name, policy)| Some((name, side.rules(policy)?)))
 }
 
 /// A connection as rules are held against it.
@@ -150,28 +179,49 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     fn policy(&self, name: &ObjectName, rules: &[Rule]) -> PolicyView {
-        let rules = rules.iter().enumerate().map(|(i, rule)| self.rule(i + 1, name, rule)).collect();
-        PolicyView { name: name.to_string(), rules }
+        let rules = rules
+            .iter()
+            .enumerate()
+            .map(|(i, rule)| self.rule(i + 1, name, rule))
+            .collect();
+        PolicyView {
+            name: name.to_string(),
+            rules,
+        }
     }
 
     /// P6: one of its peers and one of its ports.
     fn rule(&self, number: usize, policy: &ObjectName, rule: &Rule) -> RuleView {
         let everybody = "everybody".to_owned();
-        let peers = any(&rule.peers, everybody, |peer| self.peer(&policy.namespace, peer));
-        let ports = any(&rule.ports, "every port".to_owned(), |port| ports::matches(port, self.to, self.port));
+        let peers = any(&rule.peers, everybody, |peer| {
+            self.peer(&policy.namespace, peer)
+        });
+        let ports = any(&rule.ports, "every port".to_owned(), |port| {
+            ports::matches(port, self.to, self.port)
+        });
         let allows = peers.is_ok() && ports.is_ok();
         let because = match (peers, ports) {
             (Ok(peer), Ok(port)) => vec![format!("{peer}, {port}")],
-            (peers, ports) => [peers.err(), ports.err()].into_iter().flatten().flatten().collect(),
+            (peers, ports) => [peers.err(), ports.err()]
+                .into_iter()
+                .flatten()
+                .flatten()
+                .collect(),
         };
-        RuleView { number, allows, because }
+        RuleView {
+            number,
+            allows,
+            because,
+        }
     }
 
     /// P8: what of the peer matches, or why nothing does.
     fn peer(&self, own: &str, peer: &Peer) -> Result<String, String> {
         match peer {
             Peer::Block { cidr, except } => {
-                let Some(addr) = self.other.addr else { return Err(format!("allows {cidr}, but {} has no address", self.other)) };
+                let Some(addr) = self.other.addr else {
+                    return Err(format!("allows {cidr}, but {} has no address", self.other));
+                };
                 self.block(addr, cidr, except)
             }
             Peer::Pods { namespaces, pods } => self.pods(own, namespaces, pods),
@@ -189,7 +239,9 @@ impl Asked<'_> {
             return Err(format!("allows {cidr}, but {addr} is not within"));
         }
         match except.iter().find(|except| except.contains(&addr)) {
-            Some(except) => Err(format!("allows {cidr} except {except}, and {addr} is within that")),
+            Some(except) => Err(format!(
+                "allows {cidr} except {except}, and {addr} is within that"
+            )),
             None => Ok(format!("{addr} is within {cidr}")),
         }
     }
@@ -203,13 +255,18 @@ impl Asked<'_> {
         };
         match namespaces {
             Namespaces::Own if *name.namespace != *own => {
-                return Err(format!("{wanted}, but {name} is of namespace {}", name.namespace));
+                return Err(format!(
+                    "{wanted}, but {name} is of namespace {}",
+                    name.namespace
+                ));
             }
             Namespaces::Own => {}
             Namespaces::Matching(selector) => {
                 let namespace = ObjectName::cluster(&name.namespace);
                 let Some(found) = self.state.namespaces.get(&namespace) else {
-                    return Err(format!("{wanted}, but nothing is known of namespace {namespace}"));
+                    return Err(format!(
+                        "{wanted}, but nothing is known of namespace {namespace}"
+                    ));
                 };
                 if let Some(differs) = words::differs(selector, &found.labels) {
                     return Err(format!("{wanted}, but namespace {namespace} has {differs}"));
@@ -224,7 +281,11 @@ impl Asked<'_> {
 }
 
 /// The first of a list that matches, or everything that speaks against; an empty list is `all`.
-fn any<T>(list: &[T], all: String, matches: impl Fn(&T) -> Result<String, String>) -> Result<String, Vec<String>> {
+fn any<T>(
+    list: &[T],
+    all: String,
+    matches: impl Fn(&T) -> Result<String, String>,
+) -> Result<String, Vec<String>> {
     if list.is_empty() {
         return Ok(all);
     }

@@ -17,7 +17,11 @@ impl fmt::Display for Answer {
             // The other family's pair has mostly the same to say.
             let text = connection.to_string();
             if !before.contains(&text) {
-                let gap = if before.is_empty() && self.notes.is_empty() { "" } else { "\n" };
+                let gap = if before.is_empty() && self.notes.is_empty() {
+                    ""
+                } else {
+                    "\n"
+                };
                 write!(f, "{gap}{text}")?;
                 before.push(text);
             }
@@ -28,47 +32,94 @@ impl fmt::Display for Answer {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, to, allowed, egress, ingress, tables, .. } = self;
+        let Self {
+            from,
+            to,
+            allowed,
+            egress,
+            ingress,
+            tables,
+            ..
+        } = self;
         let verdict = if *allowed { "allowed" } else { "DENIED" };
-        let denying: Vec<_> = [egress, ingress].into_iter().filter(|judgement| !judgement.allows()).map(sentence).collect();
+        let denying: Vec<_> = [egress, ingress]
+            .into_iter()
+            .filter(|judgement| !judgement.allows())
+            .map(sentence)
+            .collect();
         match denying.is_empty() {
             true => writeln!(f, "{from} -> {to} is {verdict}.")?,
             false => writeln!(f, "{from} -> {to} is {verdict}: {}.", denying.join("; "))?,
         }
         write!(f, "{egress}{ingress}")?;
-        tables.as_ref().map_or(Ok(()), |tables| write!(f, "{tables}"))
+        tables
+            .as_ref()
+            .map_or(Ok(()), |tables| write!(f, "{tables}"))
     }
 }
 
 impl fmt::Display for Tables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { judged, disagreements } = self;
+        let Self {
+            judged,
+            disagreements,
+        } = self;
         let ends: Vec<_> = judged.iter().map(|side| side.name()).collect();
         match (ends.is_empty(), disagreements.is_empty()) {
             (true, _) => writeln!(f, "  Tables: neither end is a pod of this node: ask there"),
-            (_, true) => writeln!(f, "  Tables: {} in the kernel of this node says the same", ends.join(" and ")),
-            _ => disagreements.iter().try_for_each(|what| writeln!(f, "  Tables: {what}")),
+            (_, true) => writeln!(
+                f,
+                "  Tables: {} in the kernel of this node says the same",
+                ends.join(" and ")
+            ),
+            _ => disagreements
+                .iter()
+                .try_for_each(|what| writeln!(f, "  Tables: {what}")),
         }
     }
 }
 
 fn sentence(judgement: &Judgement) -> String {
-    let Judgement { side, of, policies, .. } = judgement;
+    let Judgement {
+        side, of, policies, ..
+    } = judgement;
     let names: Vec<_> = policies.iter().map(|policy| &policy.name).collect();
-    let many = if names.len() == 1 { "NetworkPolicy" } else { "NetworkPolicies" };
-    format!("{} of {of} is isolated by {many} {}, and no rule allows this", side.name().to_lowercase(), list(&names))
+    let many = if names.len() == 1 {
+        "NetworkPolicy"
+    } else {
+        "NetworkPolicies"
+    };
+    format!(
+        "{} of {of} is isolated by {many} {}, and no rule allows this",
+        side.name().to_lowercase(),
+        list(&names)
+    )
 }
 
 impl fmt::Display for Judgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { side, of, outcome, policies } = self;
+        let Self {
+            side,
+            of,
+            outcome,
+            policies,
+        } = self;
         let side = side.name();
         match outcome {
             Outcome::NoPod(what) => writeln!(f, "  {side}: nothing judges here: {what}")?,
-            Outcome::NotIsolated => writeln!(f, "  {side}: allowed: no policy selects {of} for {}", side.to_lowercase())?,
-            Outcome::OwnNode => writeln!(f, "  {side}: allowed: a pod's own node may always reach it, as kubelet's probes do")?,
+            Outcome::NotIsolated => writeln!(
+                f,
+                "  {side}: allowed: no policy selects {of} for {}",
+                side.to_lowercase()
+            )?,
+            Outcome::OwnNode => writeln!(
+                f,
+                "  {side}: allowed: a pod's own node may always reach it, as kubelet's probes do"
+            )?,
             Outcome::Itself => writeln!(f, "  {side}: allowed: a pod may always reach itself")?,
-            Outcome::Allowed { policy, rule } => writeln!(f, "  {side}: allowed by rule {rule} of {policy}")?,
+            Outcome::Allowed { policy, rule } => {
+                writeln!(f, "  {side}: allowed by rule {rule} of {policy}")?
+            }
             Outcome::Denied => writeln!(f, "  {side}: denied")?,
         }
         policies.iter().try_for_each(|policy| write!(f, "{policy}"))
@@ -79,11 +130,23 @@ impl fmt::Display for PolicyView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, rules } = self;
         if rules.is_empty() {
-            writeln!(f, "    {name} has no rule for this direction: it allows nothing")?;
+            writeln!(
+                f,
+                "    {name} has no rule for this direction: it allows nothing"
+            )?;
         }
         for rule in rules {
-            let verb = if rule.allows { "allows it" } else { "does not match" };
-            writeln!(f, "    rule {} of {name} {verb}: {}", rule.number, rule.because.join("; "))?;
+            let verb = if rule.allows {
+                "allows it"
+            } else {
+                "does not match"
+            };
+            writeln!(
+                f,
+                "    rule {} of {name} {verb}: {}",
+                rule.number,
+                rule.because.join("; ")
+            )?;
         }
         Ok(())
     }
@@ -91,21 +154,34 @@ impl fmt::Display for PolicyView {
 
 /// Items with commas.
 pub(super) fn list(items: &[impl Display]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    items
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// What a selector asks for; an empty one asks nothing.
 pub(crate) fn selector(selector: &Selector) -> String {
-    list(&selector.requirements.iter().map(requirement).collect::<Vec<_>>())
+    list(
+        &selector
+            .requirements
+            .iter()
+            .map(requirement)
+            .collect::<Vec<_>>(),
+    )
 }
 
 /// One requirement as `kubectl get --selector` has it.
 fn requirement(requirement: &Requirement) -> String {
-    let joined = |values: &std::collections::BTreeSet<String>| list(&values.iter().collect::<Vec<_>>());
+    let joined =
+        |values: &std::collections::BTreeSet<String>| list(&values.iter().collect::<Vec<_>>());
     match requirement {
         Requirement::In(key, values) if values.len() == 1 => format!("{key}={}", joined(values)),
         Requirement::In(key, values) => format!("{key} in ({})", joined(values)),
-        Requirement::NotIn(key, values) if values.len() == 1 => format!("{key}!={}", joined(values)),
+        Requirement::NotIn(key, values) if values.len() == 1 => {
+            format!("{key}!={}", joined(values))
+        }
         Requirement::NotIn(key, values) => format!("{key} notin ({})", joined(values)),
         Requirement::Exists(key) => format!("a label {key}"),
         Requirement::DoesNotExist(key) => format!("no label {key}"),
@@ -114,11 +190,19 @@ fn requirement(requirement: &Requirement) -> String {
 
 /// What labels have where a selector asks for something else; `None` if it selects them.
 pub(super) fn differs(selector: &Selector, labels: &Labels) -> Option<String> {
-    let failing = selector.requirements.iter().filter(|requirement| !requirement.holds(labels));
+    let failing = selector
+        .requirements
+        .iter()
+        .filter(|requirement| !requirement.holds(labels));
     let has = |requirement: &Requirement| {
-        let (Requirement::In(key, _) | Requirement::NotIn(key, _) | Requirement::Exists(key) | Requirement::DoesNotExist(key)) =
-            requirement;
-        labels.get(key).map_or_else(|| format!("no label {key}"), |value| format!("{key}={value}"))
+        let (Requirement::In(key, _)
+        | Requirement::NotIn(key, _)
+        | Requirement::Exists(key)
+        | Requirement::DoesNotExist(key)) = requirement;
+        labels.get(key).map_or_else(
+            || format!("no label {key}"),
+            |value| format!("{key}={value}"),
+        )
     };
     let found: Vec<_> = failing.map(has).collect();
     (!found.is_empty()).then(|| list(&found))
@@ -132,7 +216,9 @@ pub(crate) fn pods(own: &str, namespaces: &Namespaces, pods: &Selector) -> Strin
     };
     match namespaces {
         Namespaces::Own => format!("{which} of namespace {own}"),
-        Namespaces::Matching(any) if any.requirements.is_empty() => format!("{which} of any namespace"),
+        Namespaces::Matching(any) if any.requirements.is_empty() => {
+            format!("{which} of any namespace")
+        }
         Namespaces::Matching(some) => format!("{which} of a namespace with {}", selector(some)),
     }
 }
@@ -142,7 +228,9 @@ pub(crate) fn port(port: &PolicyPort) -> String {
     let protocol = port.protocol.name();
     match &port.port {
         PortMatch::All => format!("every {protocol} port"),
-        PortMatch::Range(range) if range.first == range.last => format!("port {}/{protocol}", range.first),
+        PortMatch::Range(range) if range.first == range.last => {
+            format!("port {}/{protocol}", range.first)
+        }
         PortMatch::Range(range) => format!("ports {range}/{protocol}"),
         PortMatch::Named(name) => format!("port {name}/{protocol}"),
     }

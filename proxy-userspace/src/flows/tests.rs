@@ -9,11 +9,22 @@ use crate::testing::Namespace;
 const HZ: u32 = 250;
 
 fn timeouts() -> Timeouts {
-    Timeouts { opening: 30, tcp: 86_400, tcp_close_wait: 3_600, tcp_closed: 10, udp: 120 }
+    Timeouts {
+        opening: 30,
+        tcp: 86_400,
+        tcp_close_wait: 3_600,
+        tcp_closed: 10,
+        udp: 120,
+    }
 }
 
 fn law(serving: Option<Serving>) -> Law {
-    Law { timeouts: timeouts(), hz: HZ, serving: serving.map(Arc::new), direct: Law::DIRECT }
+    Law {
+        timeouts: timeouts(),
+        hz: HZ,
+        serving: serving.map(Arc::new),
+        direct: Law::DIRECT,
+    }
 }
 
 const CLIENT: Addr4 = Addr4::from_bytes([198, 51, 100, 1]);
@@ -21,7 +32,12 @@ const VIP: Addr4 = Addr4::from_bytes([192, 0, 2, 1]);
 const BACKEND: Addr4 = Addr4::from_bytes([10, 244, 1, 2]);
 
 /// Both directions of a connection from the client's `port`.
-fn connection(protocol: Protocol, port: u16, seen: [u32; 2], state: u8) -> [(FlowKey<Addr4>, Flow<Addr4>); 2] {
+fn connection(
+    protocol: Protocol,
+    port: u16,
+    seen: [u32; 2],
+    state: u8,
+) -> [(FlowKey<Addr4>, Flow<Addr4>); 2] {
     let (port, front, back) = (Port::new(port), Port::new(30080), Port::new(80));
     let common = Flow {
         src: CLIENT,
@@ -36,13 +52,27 @@ fn connection(protocol: Protocol, port: u16, seen: [u32; 2], state: u8) -> [(Flo
         state,
         role: Role::FORWARD,
     };
-    let reply = Flow { src: VIP, dst: CLIENT, sport: front, dport: port, seen: seen[1], role: Role::REPLY, ..common };
-    [(FlowKey::new(protocol, CLIENT, port, VIP, front), common), (FlowKey::new(protocol, BACKEND, back, CLIENT, port), reply)]
+    let reply = Flow {
+        src: VIP,
+        dst: CLIENT,
+        sport: front,
+        dport: port,
+        seen: seen[1],
+        role: Role::REPLY,
+        ..common
+    };
+    [
+        (FlowKey::new(protocol, CLIENT, port, VIP, front), common),
+        (FlowKey::new(protocol, BACKEND, back, CLIENT, port), reply),
+    ]
 }
 
 fn serving() -> Serving {
     let backend = SocketAddr::new(BACKEND.ip(), 80);
-    Serving { endpoints: BTreeMap::from([(1, BTreeSet::from([backend]))]), unknown_from: 5 }
+    Serving {
+        endpoints: BTreeMap::from([(1, BTreeSet::from([backend]))]),
+        unknown_from: 5,
+    }
 }
 
 #[test]
@@ -53,9 +83,18 @@ fn v18_each_kind_lives_as_long_as_its_timeout() {
         assert_eq!(law.judge(protocol, &flow, seconds * HZ - 1), None);
         law.judge(protocol, &flow, seconds * HZ)
     };
-    assert_eq!(lives(Protocol::TCP, State::REPLIED, 86_400), Some(Ended::Idle));
-    assert_eq!(lives(Protocol::TCP, State::REPLIED | State::FIN_REPLY, 3_600), Some(Ended::Idle));
-    assert_eq!(lives(Protocol::TCP, State::REPLIED | State::FIN_BOTH, 10), Some(Ended::Closed));
+    assert_eq!(
+        lives(Protocol::TCP, State::REPLIED, 86_400),
+        Some(Ended::Idle)
+    );
+    assert_eq!(
+        lives(Protocol::TCP, State::REPLIED | State::FIN_REPLY, 3_600),
+        Some(Ended::Idle)
+    );
+    assert_eq!(
+        lives(Protocol::TCP, State::REPLIED | State::FIN_BOTH, 10),
+        Some(Ended::Closed)
+    );
     assert_eq!(lives(Protocol::TCP, State::RESET, 10), Some(Ended::Closed));
     assert_eq!(lives(Protocol::UDP, State::REPLIED, 120), Some(Ended::Idle));
     assert_eq!(lives(Protocol::UDP, 0, 30), Some(Ended::Unanswered));
@@ -67,31 +106,73 @@ fn v18_each_kind_lives_as_long_as_its_timeout() {
 fn v18_connections_that_are_answered_elsewhere_live_by_what_their_client_says() {
     let judge = |law: &Law, protocol, state, seconds: u32| {
         let [(_, flow), _] = connection(protocol, 1, [0, 0], state);
-        law.judge(protocol, &Flow { way: Way::Tunnel as u8, ..flow }, seconds * HZ)
+        law.judge(
+            protocol,
+            &Flow {
+                way: Way::Tunnel as u8,
+                ..flow
+            },
+            seconds * HZ,
+        )
     };
     let (empty, full) = (law(None), law(None).for_table(u64::from(TABLE_ENTRIES)));
     for (law, protocol, state, seconds, ended) in [
         (&empty, Protocol::TCP, State::REPLIED, 10_800, Ended::Idle),
         (&full, Protocol::SCTP, State::REPLIED, 600, Ended::Idle),
-        (&empty, Protocol::TCP, State::REPLIED | State::FIN_FORWARD, 20, Ended::Idle),
-        (&full, Protocol::SCTP, State::REPLIED | State::FIN_FORWARD, 10, Ended::Idle),
-        (&empty, Protocol::TCP, State::REPLIED | State::RESET, 10, Ended::Closed),
+        (
+            &empty,
+            Protocol::TCP,
+            State::REPLIED | State::FIN_FORWARD,
+            20,
+            Ended::Idle,
+        ),
+        (
+            &full,
+            Protocol::SCTP,
+            State::REPLIED | State::FIN_FORWARD,
+            10,
+            Ended::Idle,
+        ),
+        (
+            &empty,
+            Protocol::TCP,
+            State::REPLIED | State::RESET,
+            10,
+            Ended::Closed,
+        ),
         (&empty, Protocol::TCP, 0, 30, Ended::Unanswered),
         (&full, Protocol::UDP, State::REPLIED, 120, Ended::Idle),
     ] {
-        assert_eq!(judge(law, protocol, state, seconds - 1), None, "{protocol:?} {state}");
-        assert_eq!(judge(law, protocol, state, seconds), Some(ended), "{protocol:?} {state}");
+        assert_eq!(
+            judge(law, protocol, state, seconds - 1),
+            None,
+            "{protocol:?} {state}"
+        );
+        assert_eq!(
+            judge(law, protocol, state, seconds),
+            Some(ended),
+            "{protocol:?} {state}"
+        );
     }
 }
 
 #[test]
 fn closed_flows_go_the_sooner_the_fuller_the_table_is() {
-    let law = Law { timeouts: Timeouts::default(), ..law(None) };
+    let law = Law {
+        timeouts: Timeouts::default(),
+        ..law(None)
+    };
     let eighths = |n: u64| law.for_table(u64::from(TABLE_ENTRIES) / 8 * n).timeouts;
-    assert_eq!([0, 4, 5, 6, 8].map(|n| eighths(n).tcp_closed), [60, 60, 30, 0, 0]);
+    assert_eq!(
+        [0, 4, 5, 6, 8].map(|n| eighths(n).tcp_closed),
+        [60, 60, 30, 0, 0]
+    );
     assert_eq!(law.for_table(u64::MAX).timeouts.tcp_closed, 0);
     let direct = |n: u64| law.for_table(u64::from(TABLE_ENTRIES) / 8 * n).direct;
-    assert_eq!([0, 4, 5, 6, 8].map(direct), [10_800, 10_800, 5_400, 600, 600]);
+    assert_eq!(
+        [0, 4, 5, 6, 8].map(direct),
+        [10_800, 10_800, 5_400, 600, 600]
+    );
     assert_eq!(eighths(8).tcp, law.timeouts.tcp, "those that are open stay");
 }
 
@@ -101,7 +182,9 @@ fn v18_flows_of_which_nothing_is_known_were_evicted() {
     assert_eq!(lost(10, 4, 7), 2, "half of a pair counts for both");
     assert_eq!(lost(10, 9, 8), 0, "what began during the walk");
     let metrics = Metrics::default();
-    [3, 2, 5].into_iter().for_each(|total| metrics.flows_evicted(total));
+    [3, 2, 5]
+        .into_iter()
+        .for_each(|total| metrics.flows_evicted(total));
     assert_eq!(metrics.ended(Ended::Evicted), 5);
 }
 
@@ -110,13 +193,29 @@ fn v14_udp_flows_end_with_their_backend_and_tcp_flows_do_not() {
     let law = law(Some(serving()));
     let judge = |protocol, service, dst| {
         let [(_, flow), _] = connection(protocol, 1, [0, 0], State::REPLIED);
-        law.judge(protocol, &Flow { service, dst, ..flow }, 0)
+        law.judge(
+            protocol,
+            &Flow {
+                service,
+                dst,
+                ..flow
+            },
+            0,
+        )
     };
     let other = Addr4::from_bytes([10, 244, 1, 3]);
     assert_eq!(judge(Protocol::UDP, 1, BACKEND), None);
     assert_eq!(judge(Protocol::UDP, 1, other), Some(Ended::BackendGone));
-    assert_eq!(judge(Protocol::UDP, 2, BACKEND), Some(Ended::BackendGone), "the service is gone");
-    assert_eq!(judge(Protocol::UDP, 5, BACKEND), None, "a service younger than what we know");
+    assert_eq!(
+        judge(Protocol::UDP, 2, BACKEND),
+        Some(Ended::BackendGone),
+        "the service is gone"
+    );
+    assert_eq!(
+        judge(Protocol::UDP, 5, BACKEND),
+        None,
+        "a service younger than what we know"
+    );
     assert_eq!(judge(Protocol::UDP, 0, other), None, "no Service opened it");
     assert_eq!(judge(Protocol::TCP, 1, other), None);
 }
@@ -134,21 +233,47 @@ fn jiffies_may_wrap_and_a_note_from_the_future_is_no_age() {
 }
 
 /// Runs a sweep over these connections; gives the client ports of those that are left, by direction.
-fn survivors(law: Law, make: impl Fn(u32) -> Vec<[(FlowKey<Addr4>, Flow<Addr4>); 2]> + Send + 'static) -> Vec<u16> {
+fn survivors(
+    law: Law,
+    make: impl Fn(u32) -> Vec<[(FlowKey<Addr4>, Flow<Addr4>); 2]> + Send + 'static,
+) -> Vec<u16> {
     let node = Namespace::new();
     let dir = node.state_dir();
     node.block_on(async move {
-        let _plane = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off, cgroup: CgroupChoice::Off })
-            .expect("open the data plane");
+        let _plane = Dataplane::open(&Options {
+            state_dir: dir.clone(),
+            xdp: XdpChoice::Off,
+            cgroup: CgroupChoice::Off,
+        })
+        .expect("open the data plane");
         let dir = StateDir::at(&dir);
-        let (mut maps, clock) = (Maps::from_pins(&dir).expect("open"), Clock::from_pins(&dir).expect("open"));
+        let (mut maps, clock) = (
+            Maps::from_pins(&dir).expect("open"),
+            Clock::from_pins(&dir).expect("open"),
+        );
         for (key, flow) in make(clock.now().expect("now")).into_iter().flatten() {
             maps.v4.flows.insert(key, flow, 0).expect("insert a flow");
         }
-        sweep(&mut maps, &clock, &law, Swept::default(), &Metrics::default()).await.expect("sweep");
+        sweep(
+            &mut maps,
+            &clock,
+            &law,
+            Swept::default(),
+            &Metrics::default(),
+        )
+        .await
+        .expect("sweep");
         let left = maps.v4.flows.all().expect("read");
-        let mut ports: Vec<_> =
-            left.iter().map(|(key, _)| if key.src == CLIENT { key.sport.number() } else { key.dport.number() }).collect();
+        let mut ports: Vec<_> = left
+            .iter()
+            .map(|(key, _)| {
+                if key.src == CLIENT {
+                    key.sport.number()
+                } else {
+                    key.dport.number()
+                }
+            })
+            .collect();
         ports.sort();
         ports
     })
@@ -167,7 +292,12 @@ fn a_packet_in_either_direction_keeps_both_entries() {
 #[test]
 fn an_entry_without_its_other_half_ends_by_its_own_time() {
     let left = survivors(law(None), |now| {
-        let [forward, _] = connection(Protocol::UDP, 1, [now.wrapping_sub(200 * HZ); 2], State::REPLIED);
+        let [forward, _] = connection(
+            Protocol::UDP,
+            1,
+            [now.wrapping_sub(200 * HZ); 2],
+            State::REPLIED,
+        );
         let [_, reply] = connection(Protocol::UDP, 2, [now; 2], State::REPLIED);
         vec![[forward, forward], [reply, reply]]
     });
@@ -180,7 +310,10 @@ fn both_directions_of_a_udp_flow_go_with_its_backend() {
     gone.endpoints.clear();
     gone.endpoints.insert(1, BTreeSet::new());
     let left = survivors(law(Some(gone)), |now| {
-        vec![connection(Protocol::UDP, 1, [now; 2], State::REPLIED), connection(Protocol::TCP, 2, [now; 2], State::REPLIED)]
+        vec![
+            connection(Protocol::UDP, 1, [now; 2], State::REPLIED),
+            connection(Protocol::TCP, 2, [now; 2], State::REPLIED),
+        ]
     });
     assert_eq!(left, [2, 2]);
 }
@@ -191,13 +324,35 @@ fn p22_flows_end_with_the_pod_that_had_the_address() {
     let node = Namespace::new();
     let dir = node.state_dir();
     node.block_on(async move {
-        let _plane = Dataplane::open(&Options { state_dir: dir.clone(), xdp: XdpChoice::Off, cgroup: CgroupChoice::Off })
-            .expect("open the data plane");
+        let _plane = Dataplane::open(&Options {
+            state_dir: dir.clone(),
+            xdp: XdpChoice::Off,
+            cgroup: CgroupChoice::Off,
+        })
+        .expect("open the data plane");
         let mut maps = Maps::from_pins(&StateDir::at(&dir)).expect("open");
         let other = |(key, flow): (FlowKey<Addr4>, Flow<Addr4>)| {
-            let elsewhere = |addr| if addr == BACKEND { Addr4::from_bytes([10, 244, 1, 3]) } else { addr };
-            let key = FlowKey { src: elsewhere(key.src), dst: elsewhere(key.dst), sport: Port::new(9), ..key };
-            (key, Flow { src: elsewhere(flow.src), dst: elsewhere(flow.dst), ..flow })
+            let elsewhere = |addr| {
+                if addr == BACKEND {
+                    Addr4::from_bytes([10, 244, 1, 3])
+                } else {
+                    addr
+                }
+            };
+            let key = FlowKey {
+                src: elsewhere(key.src),
+                dst: elsewhere(key.dst),
+                sport: Port::new(9),
+                ..key
+            };
+            (
+                key,
+                Flow {
+                    src: elsewhere(flow.src),
+                    dst: elsewhere(flow.dst),
+                    ..flow
+                },
+            )
         };
         for (key, flow) in connection(Protocol::TCP, 1, [0, 0], State::REPLIED) {
             maps.v4.flows.insert(key, flow, 0).expect("insert a flow");
@@ -207,7 +362,10 @@ fn p22_flows_end_with_the_pod_that_had_the_address() {
         for (key, flow) in connection(Protocol::UDP, 2, [0, 0], 0) {
             maps.v4.opening.insert(key, flow, 0).expect("insert a flow");
         }
-        assert_eq!(end_those_of(&mut maps, &BTreeSet::from([BACKEND.ip()])).expect("end flows"), 4);
+        assert_eq!(
+            end_those_of(&mut maps, &BTreeSet::from([BACKEND.ip()])).expect("end flows"),
+            4
+        );
         assert_eq!(maps.v4.flows.all().expect("read").len(), 2);
         assert!(maps.v4.opening.all().expect("read").is_empty());
     });

@@ -17,20 +17,38 @@ pub(super) fn judge(seen: &Seen) -> Vec<Foreign> {
 }
 
 fn data_plane(name: &str, evidence: String) -> Foreign {
-    Foreign { kind: Kind::DataPlane, name: name.to_owned(), evidence }
+    Foreign {
+        kind: Kind::DataPlane,
+        name: name.to_owned(),
+        evidence,
+    }
 }
 
 /// In IPVS mode it has iptables' chain too, so that mode is judged first.
 fn kube_proxy(seen: &Seen) -> Vec<Foreign> {
     let mut found = Vec::new();
-    for table in seen.tables.iter().filter(|table| table.name == "kube-proxy" && table.from.starts_with("nftables")) {
-        found.push(data_plane("kube-proxy, nftables mode", format!("{} table kube-proxy", table.from)));
+    for table in seen
+        .tables
+        .iter()
+        .filter(|table| table.name == "kube-proxy" && table.from.starts_with("nftables"))
+    {
+        found.push(data_plane(
+            "kube-proxy, nftables mode",
+            format!("{} table kube-proxy", table.from),
+        ));
     }
     if seen.devices.iter().any(|device| device == "kube-ipvs0") {
-        found.push(data_plane("kube-proxy, IPVS mode", "device kube-ipvs0".to_owned()));
+        found.push(data_plane(
+            "kube-proxy, IPVS mode",
+            "device kube-ipvs0".to_owned(),
+        ));
         return found;
     }
-    for table in seen.tables.iter().filter(|table| table.chains.contains_key("KUBE-SERVICES")) {
+    for table in seen
+        .tables
+        .iter()
+        .filter(|table| table.chains.contains_key("KUBE-SERVICES"))
+    {
         let evidence = format!("chain KUBE-SERVICES in {} table {}", table.from, table.name);
         found.push(data_plane("kube-proxy, iptables mode", evidence));
     }
@@ -49,24 +67,54 @@ struct Marks {
     chain: Option<&'static str>,
 }
 
-const CILIUM: Marks =
-    Marks { name: "Cilium", device: Some("cilium_host"), pin: Some("cilium_"), program: "cil_", chain: Some("CILIUM_") };
-const CALICO: Marks = Marks { name: "Calico", device: None, pin: Some("cali_"), program: "cali_", chain: Some("cali-") };
+const CILIUM: Marks = Marks {
+    name: "Cilium",
+    device: Some("cilium_host"),
+    pin: Some("cilium_"),
+    program: "cil_",
+    chain: Some("CILIUM_"),
+};
+const CALICO: Marks = Marks {
+    name: "Calico",
+    device: None,
+    pin: Some("cali_"),
+    program: "cali_",
+    chain: Some("cali-"),
+};
 
 /// One piece of evidence of each sort is enough.
 fn marked(seen: &Seen, marks: &Marks) -> Vec<Foreign> {
-    let device = seen.devices.iter().find(|device| Some(device.as_str()) == marks.device).map(|d| format!("device {d}"));
-    let pin = seen.pins.iter().find(|pin| marks.pin.is_some_and(|start| pin.starts_with(start)));
-    let program = seen.programs.iter().find(|(_, name)| name.starts_with(marks.program));
-    let chains = seen.tables.iter().flat_map(|table| table.chains.keys().map(move |chain| (table, chain)));
-    let chain = marks.chain.and_then(|start| chains.clone().find(|(_, chain)| chain.starts_with(start)));
+    let device = seen
+        .devices
+        .iter()
+        .find(|device| Some(device.as_str()) == marks.device)
+        .map(|d| format!("device {d}"));
+    let pin = seen
+        .pins
+        .iter()
+        .find(|pin| marks.pin.is_some_and(|start| pin.starts_with(start)));
+    let program = seen
+        .programs
+        .iter()
+        .find(|(_, name)| name.starts_with(marks.program));
+    let chains = seen
+        .tables
+        .iter()
+        .flat_map(|table| table.chains.keys().map(move |chain| (table, chain)));
+    let chain = marks
+        .chain
+        .and_then(|start| chains.clone().find(|(_, chain)| chain.starts_with(start)));
     let evidence = [
         device,
         pin.map(|pin| format!("pinned map {pin}")),
         program.map(|(device, name)| format!("program {name} on {device}")),
         chain.map(|(table, chain)| format!("chain {chain} in {} table {}", table.from, table.name)),
     ];
-    evidence.into_iter().flatten().map(|evidence| data_plane(marks.name, evidence)).collect()
+    evidence
+        .into_iter()
+        .flatten()
+        .map(|evidence| data_plane(marks.name, evidence))
+        .collect()
 }
 
 /// Chains that packets come into when they are forwarded, and that refuse some.
@@ -74,7 +122,10 @@ fn firewall(table: &Table) -> Vec<Foreign> {
     if table.name == "kube-proxy" {
         return Vec::new();
     }
-    let forwards = table.chains.iter().filter(|(_, chain)| chain.hook.as_deref() == Some("forward"));
+    let forwards = table
+        .chains
+        .iter()
+        .filter(|(_, chain)| chain.hook.as_deref() == Some("forward"));
     let refusing = forwards.filter_map(|(name, chain)| Some((name, refusal(table, name, chain)?)));
     refusing
         .map(|(name, why)| Foreign {
@@ -90,19 +141,32 @@ fn refusal(table: &Table, name: &str, chain: &Chain) -> Option<String> {
         return Some("policy drop".to_owned());
     }
     let refusing = refusing_chain(table, name, &mut BTreeSet::new())?;
-    Some(if refusing == name { "a rule refuses".to_owned() } else { format!("a rule refuses in {refusing}") })
+    Some(if refusing == name {
+        "a rule refuses".to_owned()
+    } else {
+        format!("a rule refuses in {refusing}")
+    })
 }
 
 /// The first chain on the way that has a rule which refuses. Those of other data planes are judged as theirs.
-fn refusing_chain<'a>(table: &'a Table, name: &'a str, visited: &mut BTreeSet<&'a str>) -> Option<&'a str> {
+fn refusing_chain<'a>(
+    table: &'a Table,
+    name: &'a str,
+    visited: &mut BTreeSet<&'a str>,
+) -> Option<&'a str> {
     const DATA_PLANES: [&str; 4] = ["KUBE-", "cali-", "CILIUM_", "CNI-"];
     if !visited.insert(name) || DATA_PLANES.iter().any(|start| name.starts_with(start)) {
         return None;
     }
-    table.chains.get(name)?.steps.iter().find_map(|step| match step {
-        Step::Refuse => Some(name),
-        Step::To(next) => refusing_chain(table, next, visited),
-    })
+    table
+        .chains
+        .get(name)?
+        .steps
+        .iter()
+        .find_map(|step| match step {
+            Step::Refuse => Some(name),
+            Step::To(next) => refusing_chain(table, next, visited),
+        })
 }
 
 /// Whose rules these are, by the names that the well-known tools give.

@@ -27,7 +27,12 @@ pub(super) struct Seen {
 pub(super) fn look(bpffs: &Path) -> Seen {
     let devices = devices();
     let programs = programs(&devices);
-    Seen { tables: tables(), pins: pins(bpffs), programs, devices: devices.into_iter().map(|(_, name)| name).collect() }
+    Seen {
+        tables: tables(),
+        pins: pins(bpffs),
+        programs,
+        devices: devices.into_iter().map(|(_, name)| name).collect(),
+    }
 }
 
 /// iptables' rules are among nftables' too, unless they are in the older tables that only their own tools see.
@@ -35,14 +40,22 @@ fn tables() -> Vec<Table> {
     let nft = run("nft", &["-j", "-t", "list", "ruleset"]);
     let seen_by_nft = nft.is_some();
     let mut tables = nft.map(|json| from_nft(&json)).unwrap_or_default();
-    for (tool, names) in [("iptables", "ip_tables_names"), ("ip6tables", "ip6_tables_names")] {
+    for (tool, names) in [
+        ("iptables", "ip_tables_names"),
+        ("ip6tables", "ip6_tables_names"),
+    ] {
         // Asking the tool would load the kernel's module where nobody has used it.
-        let legacy = fs::read_to_string(format!("/proc/thread-self/net/{names}")).is_ok_and(|names| !names.trim().is_empty());
+        let legacy = fs::read_to_string(format!("/proc/thread-self/net/{names}"))
+            .is_ok_and(|names| !names.trim().is_empty());
         if legacy {
-            let text = run(&format!("{tool}-legacy-save"), &[]).or_else(|| run(&format!("{tool}-save"), &[]));
+            let text = run(&format!("{tool}-legacy-save"), &[])
+                .or_else(|| run(&format!("{tool}-save"), &[]));
             tables.extend(from_iptables(tool, &text.unwrap_or_default()));
         } else if !seen_by_nft {
-            tables.extend(from_iptables(tool, &run(&format!("{tool}-save"), &[]).unwrap_or_default()));
+            tables.extend(from_iptables(
+                tool,
+                &run(&format!("{tool}-save"), &[]).unwrap_or_default(),
+            ));
         }
     }
     tables
@@ -50,9 +63,14 @@ fn tables() -> Vec<Table> {
 
 /// What a tool prints; nothing if it is not there or fails.
 fn run(tool: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(tool).args(arguments).stdin(Stdio::null()).output();
+    let output = Command::new(tool)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output();
     match output {
-        Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Ok(output) if output.status.success() => {
+            Some(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
         Ok(output) => {
             debug!(tool, error = %String::from_utf8_lossy(&output.stderr).trim(), "cannot list firewall rules");
             None
@@ -72,47 +90,76 @@ pub(super) fn programs(devices: &[(u32, String)]) -> Vec<(String, String)> {
 
 /// Not by sysfs, which shows the namespace that it was mounted in.
 pub(super) fn devices() -> Vec<(u32, String)> {
-    let Ok(devices) = nix::net::if_::if_nameindex() else { return Vec::new() };
-    devices.iter().map(|device| (device.index(), device.name().to_string_lossy().into_owned())).collect()
+    let Ok(devices) = nix::net::if_::if_nameindex() else {
+        return Vec::new();
+    };
+    devices
+        .iter()
+        .map(|device| (device.index(), device.name().to_string_lossy().into_owned()))
+        .collect()
 }
 
 fn pins(bpffs: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(bpffs.join("tc/globals")) else { return Vec::new() };
-    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    let Ok(entries) = fs::read_dir(bpffs.join("tc/globals")) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 fn tcx(device: &str) -> Vec<(String, String)> {
-    tcx_programs(device).into_iter().map(|program| (device.to_owned(), program)).collect()
+    tcx_programs(device)
+        .into_iter()
+        .map(|program| (device.to_owned(), program))
+        .collect()
 }
 
 /// Programs in filters, as they were attached before tcx. A thread of its own has this one's namespace, and no runtime yet.
 fn clsact(devices: &[(u32, String)]) -> Vec<(String, String)> {
     let look = || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().ok()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .ok()?;
         Some(runtime.block_on(filters(devices)))
     };
     std::thread::scope(|scope| scope.spawn(look).join().ok().flatten()).unwrap_or_default()
 }
 
 async fn filters(devices: &[(u32, String)]) -> Vec<(String, String)> {
-    let Ok((connection, handle, _)) = rtnetlink::new_connection() else { return Vec::new() };
+    let Ok((connection, handle, _)) = rtnetlink::new_connection() else {
+        return Vec::new();
+    };
     tokio::spawn(connection);
     let mut found = Vec::new();
     for (index, device) in devices {
-        let Ok(index) = i32::try_from(*index) else { continue };
-        let both = [handle.traffic_filter(index).get().ingress(), handle.traffic_filter(index).get().egress()];
+        let Ok(index) = i32::try_from(*index) else {
+            continue;
+        };
+        let both = [
+            handle.traffic_filter(index).get().ingress(),
+            handle.traffic_filter(index).get().egress(),
+        ];
         for request in both {
             // A device without such a qdisc is an error, and has no filters.
             let messages: Vec<_> = request.execute().try_collect().await.unwrap_or_default();
             let attributes = messages.into_iter().flat_map(|message| message.attributes);
-            found.extend(attributes.flat_map(program_names).map(|name| (device.clone(), name)));
+            found.extend(
+                attributes
+                    .flat_map(program_names)
+                    .map(|name| (device.clone(), name)),
+            );
         }
     }
     found
 }
 
 fn program_names(attribute: TcAttribute) -> Vec<String> {
-    let TcAttribute::Options(options) = attribute else { return Vec::new() };
+    let TcAttribute::Options(options) = attribute else {
+        return Vec::new();
+    };
     let name = |option| match option {
         TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name),
         _ => None,

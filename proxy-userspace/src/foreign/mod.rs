@@ -53,7 +53,9 @@ impl Foreign {
     /// What that means, in a sentence.
     pub fn consequence(&self) -> &'static str {
         match self.kind {
-            Kind::DataPlane => "it handles packets of Services or pods on this node too, and each may undo what the other does",
+            Kind::DataPlane => {
+                "it handles packets of Services or pods on this node too, and each may undo what the other does"
+            }
             Kind::Firewall => {
                 "packets that Portway redirects between clients and pods pass it by; with --host-firewall respect they do not"
             }
@@ -63,7 +65,9 @@ impl Foreign {
     /// What to do about it.
     pub fn advice(&self) -> &'static str {
         match self.kind {
-            Kind::DataPlane => "let only one of them serve this node, and remove what the other has left (kube-proxy --cleanup)",
+            Kind::DataPlane => {
+                "let only one of them serve this node, and remove what the other has left (kube-proxy --cleanup)"
+            }
             Kind::Firewall => {
                 "say the same in a NetworkPolicy or in loadBalancerSourceRanges, or run with --host-firewall respect"
             }
@@ -83,10 +87,19 @@ pub fn tell(found: &[Foreign]) -> ForwardFirewall {
             Kind::DataPlane => "another data plane",
             Kind::Firewall => "a firewall for forwarded packets",
         };
-        warn!(evidence = foreign.evidence, "{what} is on this node: {}; {}", foreign.name, foreign.consequence());
+        warn!(
+            evidence = foreign.evidence,
+            "{what} is on this node: {}; {}",
+            foreign.name,
+            foreign.consequence()
+        );
     }
     let filtered = found.iter().any(|foreign| foreign.kind == Kind::Firewall);
-    if filtered { ForwardFirewall::Present } else { ForwardFirewall::Absent }
+    if filtered {
+        ForwardFirewall::Present
+    } else {
+        ForwardFirewall::Absent
+    }
 }
 
 /// The programs on the devices of the calling thread's network namespace, for the tests of those who attach some.

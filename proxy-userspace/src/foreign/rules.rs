@@ -89,28 +89,61 @@ fn read_object(tables: &mut Tables, object: &Value) {
     if let Ok(NftTable { family, name }) = NftTable::deserialize(&object["table"]) {
         nft_table(tables, family, name);
     } else if let Ok(chain) = NftChain::deserialize(&object["chain"]) {
-        let policy = if chain.policy.as_deref() == Some("drop") { Policy::Drop } else { Policy::Accept };
-        let known = nft_table(tables, chain.family, chain.table).chains.entry(chain.name).or_default();
+        let policy = if chain.policy.as_deref() == Some("drop") {
+            Policy::Drop
+        } else {
+            Policy::Accept
+        };
+        let known = nft_table(tables, chain.family, chain.table)
+            .chains
+            .entry(chain.name)
+            .or_default();
         (known.hook, known.policy) = (chain.hook, policy);
-    } else if let Ok(NftRule { family, table, chain, expr }) = NftRule::deserialize(&object["rule"]) {
-        let chain = nft_table(tables, family, table).chains.entry(chain).or_default();
+    } else if let Ok(NftRule {
+        family,
+        table,
+        chain,
+        expr,
+    }) = NftRule::deserialize(&object["rule"])
+    {
+        let chain = nft_table(tables, family, table)
+            .chains
+            .entry(chain)
+            .or_default();
         chain.steps.extend(expr.iter().flat_map(nft_steps));
     }
 }
 
 fn nft_table(tables: &mut Tables, family: String, name: String) -> &mut Table {
     let from = format!("nftables {family}");
-    tables.entry((family, name.clone())).or_insert_with(|| Table { from, name, chains: BTreeMap::new() })
+    tables
+        .entry((family, name.clone()))
+        .or_insert_with(|| Table {
+            from,
+            name,
+            chains: BTreeMap::new(),
+        })
 }
 
 /// Verdicts, also those in the values of a map of verdicts, and iptables' own target REJECT.
 fn nft_steps(expression: &Value) -> Vec<Step> {
-    let Some(fields) = expression.as_object() else { return Vec::new() };
+    let Some(fields) = expression.as_object() else {
+        return Vec::new();
+    };
     let steps = fields.iter().flat_map(|(key, value)| match key.as_str() {
         "drop" | "reject" => vec![Step::Refuse],
-        "jump" | "goto" => value["target"].as_str().map(|target| Step::To(target.to_owned())).into_iter().collect(),
+        "jump" | "goto" => value["target"]
+            .as_str()
+            .map(|target| Step::To(target.to_owned()))
+            .into_iter()
+            .collect(),
         "xt" if value["type"] == "target" && value["name"] == "REJECT" => vec![Step::Refuse],
-        "vmap" => value["data"]["set"].as_array().into_iter().flatten().flat_map(|pair| nft_steps(&pair[1])).collect(),
+        "vmap" => value["data"]["set"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|pair| nft_steps(&pair[1]))
+            .collect(),
         _ => Vec::new(),
     });
     steps.collect()
@@ -121,7 +154,11 @@ pub fn from_iptables(tool: &str, text: &str) -> Vec<Table> {
     let mut tables: Vec<Table> = Vec::new();
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('*') {
-            tables.push(Table { from: tool.to_owned(), name: name.trim().to_owned(), chains: BTreeMap::new() });
+            tables.push(Table {
+                from: tool.to_owned(),
+                name: name.trim().to_owned(),
+                chains: BTreeMap::new(),
+            });
         } else if let Some(table) = tables.last_mut() {
             read_line(table, line);
         }
@@ -137,14 +174,27 @@ fn read_line(table: &mut Table, line: &str) {
         let chain = table.chains.entry(name.to_owned()).or_default();
         // A chain of the user's own has no policy.
         chain.hook = (policy != "-").then(|| name.to_lowercase());
-        chain.policy = if policy == "DROP" { Policy::Drop } else { Policy::Accept };
+        chain.policy = if policy == "DROP" {
+            Policy::Drop
+        } else {
+            Policy::Accept
+        };
     } else if let ["-A", chain, ..] = words[..] {
-        let target = words.windows(2).rev().find(|pair| pair[0] == "-j" || pair[0] == "-g").map(|pair| pair[1]);
+        let target = words
+            .windows(2)
+            .rev()
+            .find(|pair| pair[0] == "-j" || pair[0] == "-g")
+            .map(|pair| pair[1]);
         let step = match target {
             Some("DROP" | "REJECT") => Some(Step::Refuse),
             Some(other) => Some(Step::To(other.to_owned())),
             None => None,
         };
-        table.chains.entry(chain.to_owned()).or_default().steps.extend(step);
+        table
+            .chains
+            .entry(chain.to_owned())
+            .or_default()
+            .steps
+            .extend(step);
     }
 }

@@ -8,15 +8,24 @@ use super::*;
 use crate::testing::Namespace;
 
 fn judged(seen: Seen) -> Vec<String> {
-    judge::judge(&seen).iter().map(|foreign| format!("{}: {foreign}", foreign.kind.name())).collect()
+    judge::judge(&seen)
+        .iter()
+        .map(|foreign| format!("{}: {foreign}", foreign.kind.name()))
+        .collect()
 }
 
 fn by_nft(objects: &str) -> Vec<String> {
-    judged(Seen { tables: from_nft(&format!("{{\"nftables\": [{objects}]}}")), ..Seen::default() })
+    judged(Seen {
+        tables: from_nft(&format!("{{\"nftables\": [{objects}]}}")),
+        ..Seen::default()
+    })
 }
 
 fn by_iptables(text: &str) -> Vec<String> {
-    judged(Seen { tables: from_iptables("iptables", text), ..Seen::default() })
+    judged(Seen {
+        tables: from_iptables("iptables", text),
+        ..Seen::default()
+    })
 }
 
 /// As nft 1.0.6 prints it.
@@ -31,22 +40,41 @@ const FIREWALLD: &str = r#"{"metainfo": {"version": "1.0.6", "json_schema_versio
 fn a_rule_that_refuses_is_found_although_not_all_of_it_is_understood() {
     assert_eq!(
         by_nft(FIREWALLD),
-        ["firewall: firewalld (chain filter_FORWARD in nftables inet table firewalld: a rule refuses)"]
+        [
+            "firewall: firewalld (chain filter_FORWARD in nftables inet table firewalld: a rule refuses)"
+        ]
     );
 }
 
 #[test]
 fn refusals_are_followed_through_jumps_goto_and_verdict_maps_and_loops_end() {
-    let chain = |name: &str, more: &str| format!(r#"{{"chain": {{"family": "inet", "table": "t", "name": "{name}"{more}}}}},"#);
-    let rule = |chain: &str, expr: &str| {
-        format!(r#"{{"rule": {{"family": "inet", "table": "t", "chain": "{chain}", "expr": [{expr}]}}}},"#)
+    let chain = |name: &str, more: &str| {
+        format!(r#"{{"chain": {{"family": "inet", "table": "t", "name": "{name}"{more}}}}},"#)
     };
-    let chains = chain("f", r#", "hook": "forward", "policy": "accept""#) + &chain("a", "") + &chain("b", "");
-    let there = rule("f", r#"{"goto": {"target": "a"}}"#) + &rule("a", r#"{"jump": {"target": "f"}}"#);
-    let last = rule("b", r#"{"reject": {"type": "icmpx", "expr": "admin-prohibited"}}"#);
-    let map = rule("a", r#"{"vmap": {"key": {"meta": {"key": "iif"}}, "data": {"set": [["eth0", {"jump": {"target": "b"}}]]}}}"#);
+    let rule = |chain: &str, expr: &str| {
+        format!(
+            r#"{{"rule": {{"family": "inet", "table": "t", "chain": "{chain}", "expr": [{expr}]}}}},"#
+        )
+    };
+    let chains = chain("f", r#", "hook": "forward", "policy": "accept""#)
+        + &chain("a", "")
+        + &chain("b", "");
+    let there =
+        rule("f", r#"{"goto": {"target": "a"}}"#) + &rule("a", r#"{"jump": {"target": "f"}}"#);
+    let last = rule(
+        "b",
+        r#"{"reject": {"type": "icmpx", "expr": "admin-prohibited"}}"#,
+    );
+    let map = rule(
+        "a",
+        r#"{"vmap": {"key": {"meta": {"key": "iif"}}, "data": {"set": [["eth0", {"jump": {"target": "b"}}]]}}}"#,
+    );
     let end = r#"{"metainfo": {}}"#;
-    assert_eq!(by_nft(&format!("{chains}{there}{last}{end}")), [""; 0], "b is not reached");
+    assert_eq!(
+        by_nft(&format!("{chains}{there}{last}{end}")),
+        [""; 0],
+        "b is not reached"
+    );
     assert_eq!(
         by_nft(&format!("{chains}{there}{map}{last}{end}")),
         ["firewall: this host's own rules (chain f in nftables inet table t: a rule refuses in b)"]
@@ -55,7 +83,10 @@ fn refusals_are_followed_through_jumps_goto_and_verdict_maps_and_loops_end() {
 
 #[test]
 fn a_chain_of_another_hook_is_no_firewall_for_forwarded_packets() {
-    assert_eq!(by_nft(&FIREWALLD.replace("\"hook\": \"forward\"", "\"hook\": \"input\"")), [""; 0]);
+    assert_eq!(
+        by_nft(&FIREWALLD.replace("\"hook\": \"forward\"", "\"hook\": \"input\"")),
+        [""; 0]
+    );
 }
 
 #[test]
@@ -63,20 +94,36 @@ fn kube_proxys_modes_are_told_apart() {
     let nft = r#"{"table": {"family": "ip6", "name": "kube-proxy", "handle": 1}},
         {"chain": {"family": "ip6", "table": "kube-proxy", "name": "filter-forward", "hook": "forward", "policy": "accept"}},
         {"rule": {"family": "ip6", "table": "kube-proxy", "chain": "filter-forward", "expr": [{"drop": null}]}}"#;
-    assert_eq!(by_nft(nft), ["dataPlane: kube-proxy, nftables mode (nftables ip6 table kube-proxy)"]);
+    assert_eq!(
+        by_nft(nft),
+        ["dataPlane: kube-proxy, nftables mode (nftables ip6 table kube-proxy)"]
+    );
 
     let iptables = "*filter\n:FORWARD ACCEPT [0:0]\n:KUBE-FORWARD - [0:0]\n-A FORWARD -j KUBE-FORWARD\n\
         -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n*nat\n:KUBE-SERVICES - [0:0]\nCOMMIT\n";
-    assert_eq!(by_iptables(iptables), ["dataPlane: kube-proxy, iptables mode (chain KUBE-SERVICES in iptables table nat)"]);
+    assert_eq!(
+        by_iptables(iptables),
+        ["dataPlane: kube-proxy, iptables mode (chain KUBE-SERVICES in iptables table nat)"]
+    );
 
     let tables = from_iptables("iptables", iptables);
-    let seen = Seen { tables, devices: vec!["kube-ipvs0".to_owned()], ..Seen::default() };
-    assert_eq!(judged(seen), ["dataPlane: kube-proxy, IPVS mode (device kube-ipvs0)"]);
+    let seen = Seen {
+        tables,
+        devices: vec!["kube-ipvs0".to_owned()],
+        ..Seen::default()
+    };
+    assert_eq!(
+        judged(seen),
+        ["dataPlane: kube-proxy, IPVS mode (device kube-ipvs0)"]
+    );
 }
 
 #[test]
 fn the_kubelets_own_chains_are_no_data_plane() {
-    assert_eq!(by_iptables("*mangle\n:KUBE-KUBELET-CANARY - [0:0]\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"), [""; 0]);
+    assert_eq!(
+        by_iptables("*mangle\n:KUBE-KUBELET-CANARY - [0:0]\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"),
+        [""; 0]
+    );
 }
 
 #[test]
@@ -96,10 +143,19 @@ fn cilium_and_calico_are_known_by_any_of_their_marks() {
             "dataPlane: Cilium (program cil_from_netdev on eth0)"
         ]
     );
-    let calico = Seen { programs: on("cali_tc_preambl"), ..Seen::default() };
-    assert_eq!(judged(calico), ["dataPlane: Calico (program cali_tc_preambl on eth0)"]);
+    let calico = Seen {
+        programs: on("cali_tc_preambl"),
+        ..Seen::default()
+    };
+    assert_eq!(
+        judged(calico),
+        ["dataPlane: Calico (program cali_tc_preambl on eth0)"]
+    );
     let chains = "*filter\n:FORWARD ACCEPT [0:0]\n:cali-FORWARD - [0:0]\n-A FORWARD -j cali-FORWARD\n-A cali-FORWARD -j DROP\n";
-    assert_eq!(by_iptables(chains), ["dataPlane: Calico (chain cali-FORWARD in iptables table filter)"]);
+    assert_eq!(
+        by_iptables(chains),
+        ["dataPlane: Calico (chain cali-FORWARD in iptables table filter)"]
+    );
 }
 
 #[test]
@@ -107,14 +163,30 @@ fn ufw_and_dockers_policy_are_named() {
     let ufw = "*filter\n:FORWARD ACCEPT [0:0]\n:ufw-reject-forward - [0:0]\n-A FORWARD -j ufw-reject-forward\n\
         -A ufw-reject-forward -j REJECT --reject-with icmp-port-unreachable\nCOMMIT\n";
     let evidence = "chain FORWARD in iptables table filter";
-    assert_eq!(by_iptables(ufw), [format!("firewall: ufw ({evidence}: a rule refuses in ufw-reject-forward)")]);
+    assert_eq!(
+        by_iptables(ufw),
+        [format!(
+            "firewall: ufw ({evidence}: a rule refuses in ufw-reject-forward)"
+        )]
+    );
     let docker = "*filter\n:FORWARD DROP [0:0]\n:DOCKER-USER - [0:0]\nCOMMIT\n";
-    assert_eq!(by_iptables(docker), [format!("firewall: Docker's rules, or others beside them ({evidence}: policy drop)")]);
+    assert_eq!(
+        by_iptables(docker),
+        [format!(
+            "firewall: Docker's rules, or others beside them ({evidence}: policy drop)"
+        )]
+    );
 }
 
 #[test]
 fn nothing_is_made_of_what_is_no_ruleset() {
-    for text in ["", "{", "[]", "{\"nftables\": 3}", "{\"nftables\": [{\"rule\": 7}, 8]}"] {
+    for text in [
+        "",
+        "{",
+        "[]",
+        "{\"nftables\": 3}",
+        "{\"nftables\": [{\"rule\": 7}, 8]}",
+    ] {
         assert_eq!(from_nft(text), [], "{text}");
         assert_eq!(from_iptables("iptables", text), []);
     }
@@ -122,7 +194,12 @@ fn nothing_is_made_of_what_is_no_ruleset() {
 
 /// What is found in this namespace, without the evidence's numbers.
 fn found_in(host: &Namespace) -> Vec<String> {
-    host.run(|| find(&PathBuf::from("/nonexistent")).iter().map(ToString::to_string).collect())
+    host.run(|| {
+        find(&PathBuf::from("/nonexistent"))
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    })
 }
 
 #[test]
@@ -131,11 +208,27 @@ fn real_rules_of_nft_are_found_and_gone_when_they_are() {
     assert_eq!(found_in(&host), [""; 0], "a fresh namespace");
     host.command("nft", "add table ip kube-proxy");
     host.command("nft", "add table inet edge");
-    host.command("nft", "add chain inet edge guard { type filter hook forward priority 0 ; policy accept ; }");
-    assert_eq!(found_in(&host), ["kube-proxy, nftables mode (nftables ip table kube-proxy)"], "a chain that lets all pass");
-    host.command("nft", "add rule inet edge guard ip saddr 203.0.113.0/24 counter drop");
+    host.command(
+        "nft",
+        "add chain inet edge guard { type filter hook forward priority 0 ; policy accept ; }",
+    );
+    assert_eq!(
+        found_in(&host),
+        ["kube-proxy, nftables mode (nftables ip table kube-proxy)"],
+        "a chain that lets all pass"
+    );
+    host.command(
+        "nft",
+        "add rule inet edge guard ip saddr 203.0.113.0/24 counter drop",
+    );
     let guard = "this host's own rules (chain guard in nftables inet table edge: a rule refuses)";
-    assert_eq!(found_in(&host), ["kube-proxy, nftables mode (nftables ip table kube-proxy)", guard]);
+    assert_eq!(
+        found_in(&host),
+        [
+            "kube-proxy, nftables mode (nftables ip table kube-proxy)",
+            guard
+        ]
+    );
     host.command("nft", "delete table ip kube-proxy");
     assert_eq!(found_in(&host), [guard]);
 }
@@ -154,7 +247,10 @@ fn real_rules_of_both_kinds_of_iptables_are_found() {
     );
     let older = Namespace::new();
     older.command("ip6tables-legacy", "-P FORWARD DROP");
-    assert_eq!(found_in(&older), ["this host's own rules (chain FORWARD in ip6tables table filter: policy drop)"]);
+    assert_eq!(
+        found_in(&older),
+        ["this host's own rules (chain FORWARD in ip6tables table filter: policy drop)"]
+    );
 }
 
 #[test]

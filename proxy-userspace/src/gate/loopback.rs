@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use netlink_packet_core::{DefaultNla, Emitable as _, NLA_F_NESTED};
 use proxy_common::net::IfIndex;
-use rtnetlink::packet_route::link::{AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{
+    AfSpecInet, AfSpecUnspec, InetDevConf, LinkAttribute, LinkMessage,
+};
 use rtnetlink::{Handle, LinkUnspec};
 use tracing::warn;
 
@@ -25,24 +27,46 @@ struct Setting {
 }
 
 const SETTINGS: [Setting; 2] = [
-    Setting { name: "accept_local", number: 23, of: |conf| conf.accept_local },
-    Setting { name: "route_localnet", number: 26, of: |conf| conf.route_localnet },
+    Setting {
+        name: "accept_local",
+        number: 23,
+        of: |conf| conf.accept_local,
+    },
+    Setting {
+        name: "route_localnet",
+        number: 26,
+        of: |conf| conf.route_localnet,
+    },
 ];
 
 /// Lets in what the programs put there.
 pub async fn open(handle: &Handle, entry: u32) -> Result<()> {
     let loopback = link(handle, IfIndex::LOOPBACK.0).await?;
-    let Some(now) = settings(&loopback) else { return Ok(()) };
-    let missing: Vec<_> = SETTINGS.iter().filter(|setting| (setting.of)(now) == 0).collect();
+    let Some(now) = settings(&loopback) else {
+        return Ok(());
+    };
+    let missing: Vec<_> = SETTINGS
+        .iter()
+        .filter(|setting| (setting.of)(now) == 0)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
     let noted = note(&link(handle, entry).await?);
-    let names = SETTINGS.iter().filter(|setting| noted.contains(setting.name) || missing.iter().any(|m| m.name == setting.name));
+    let names = SETTINGS.iter().filter(|setting| {
+        noted.contains(setting.name) || missing.iter().any(|m| m.name == setting.name)
+    });
     let names: Vec<_> = names.map(|setting| setting.name).collect();
     let alias = LinkAttribute::IfAlias(format!("portway has set of lo: {}", names.join(" ")));
-    let message = LinkUnspec::new_with_index(entry).append_extra_attribute(alias).build();
-    handle.link().set(message).execute().await.context("note what is changed")?;
+    let message = LinkUnspec::new_with_index(entry)
+        .append_extra_attribute(alias)
+        .build();
+    handle
+        .link()
+        .set(message)
+        .execute()
+        .await
+        .context("note what is changed")?;
     for setting in missing {
         set(handle, setting, 1).await?;
     }
@@ -52,7 +76,10 @@ pub async fn open(handle: &Handle, entry: u32) -> Result<()> {
 /// Puts back what [`open`] has changed.
 pub async fn close(handle: &Handle, entry: u32) -> Result<()> {
     let noted = note(&link(handle, entry).await?);
-    for setting in SETTINGS.iter().filter(|setting| noted.contains(setting.name)) {
+    for setting in SETTINGS
+        .iter()
+        .filter(|setting| noted.contains(setting.name))
+    {
         set(handle, setting, 0).await?;
     }
     Ok(())
@@ -60,7 +87,10 @@ pub async fn close(handle: &Handle, entry: u32) -> Result<()> {
 
 /// A host that takes a packet only by the device that leads to its sender refuses by loopback what comes from elsewhere.
 pub fn warn_of_filter() {
-    let read = |device| fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter")).unwrap_or_default();
+    let read = |device| {
+        fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"))
+            .unwrap_or_default()
+    };
     if is_strict(&["all", "lo"].map(read)) {
         warn!(
             "net.ipv4.conf.all.rp_filter is 1 (strict): processes of this node reach cluster IPs and nodePorts, but not external and load balancer \
@@ -71,21 +101,34 @@ pub fn warn_of_filter() {
 
 /// The larger one counts, and only 1 is strict.
 fn is_strict(filters: &[String]) -> bool {
-    filters.iter().filter_map(|filter| filter.trim().parse::<u8>().ok()).max() == Some(1)
+    filters
+        .iter()
+        .filter_map(|filter| filter.trim().parse::<u8>().ok())
+        .max()
+        == Some(1)
 }
 
 async fn link(handle: &Handle, device: u32) -> Result<LinkMessage> {
-    let mut found: Vec<LinkMessage> =
-        handle.link().get().match_index(device).execute().try_collect().await.with_context(|| format!("read device {device}"))?;
+    let mut found: Vec<LinkMessage> = handle
+        .link()
+        .get()
+        .match_index(device)
+        .execute()
+        .try_collect()
+        .await
+        .with_context(|| format!("read device {device}"))?;
     found.pop().with_context(|| format!("read device {device}"))
 }
 
 /// The settings of a device; none where it knows no IPv4.
 fn settings(link: &LinkMessage) -> Option<&InetDevConf> {
-    let specs = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::AfSpecUnspec(specs) => Some(specs),
-        _ => None,
-    });
+    let specs = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::AfSpecUnspec(specs) => Some(specs),
+            _ => None,
+        });
     let inet = specs?.iter().find_map(|spec| match spec {
         AfSpecUnspec::Inet(inet) => Some(inet),
         _ => None,
@@ -98,10 +141,13 @@ fn settings(link: &LinkMessage) -> Option<&InetDevConf> {
 
 /// What was noted at a device; nothing where nobody has.
 fn note(link: &LinkMessage) -> String {
-    let alias = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfAlias(alias) => Some(alias.clone()),
-        _ => None,
-    });
+    let alias = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfAlias(alias) => Some(alias.clone()),
+            _ => None,
+        });
     alias.unwrap_or_default()
 }
 
@@ -112,8 +158,15 @@ async fn set(handle: &Handle, setting: &Setting, value: u32) -> Result<()> {
     one.emit(&mut bytes);
     let conf = AfSpecInet::Other(DefaultNla::new(INET_CONF | NLA_F_NESTED, bytes));
     let spec = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![conf])]);
-    let message = LinkUnspec::new_with_index(IfIndex::LOOPBACK.0).append_extra_attribute(spec).build();
-    handle.link().set(message).execute().await.with_context(|| format!("set {} of loopback to {value}", setting.name))
+    let message = LinkUnspec::new_with_index(IfIndex::LOOPBACK.0)
+        .append_extra_attribute(spec)
+        .build();
+    handle
+        .link()
+        .set(message)
+        .execute()
+        .await
+        .with_context(|| format!("set {} of loopback to {value}", setting.name))
 }
 
 #[cfg(test)]
@@ -124,6 +177,11 @@ mod tests {
     fn the_larger_filter_counts() {
         let strict = |all: &str, lo: &str| is_strict(&[all.into(), lo.into()]);
         assert!(strict("1\n", "0\n") && strict("0\n", "1\n"));
-        assert!(!strict("0\n", "0\n") && !strict("2\n", "1\n") && !strict("1\n", "2\n") && !strict("", ""));
+        assert!(
+            !strict("0\n", "0\n")
+                && !strict("2\n", "1\n")
+                && !strict("1\n", "2\n")
+                && !strict("", "")
+        );
     }
 }

@@ -36,7 +36,10 @@ pub struct Moment {
 impl Moment {
     /// This moment.
     pub fn now() -> Self {
-        Self { now: Instant::now(), wall: Timestamp::now() }
+        Self {
+            now: Instant::now(),
+            wall: Timestamp::now(),
+        }
     }
 
     /// What the clock on the wall showed at `then`, had nobody set it since.
@@ -62,12 +65,28 @@ struct Named<'a> {
 }
 
 /// V22: 200 iff there is a local endpoint and the proxy is healthy.
-pub fn service(name: &ObjectName, local_endpoints: usize, vitals: &Vitals, now: Instant, patience: Duration) -> Answer {
+pub fn service(
+    name: &ObjectName,
+    local_endpoints: usize,
+    vitals: &Vitals,
+    now: Instant,
+    patience: Duration,
+) -> Answer {
     let service_proxy_healthy = vitals.alive(now, patience);
-    let service = Named { namespace: &name.namespace, name: &name.name };
-    let body = ServiceHealth { service, local_endpoints, service_proxy_healthy };
+    let service = Named {
+        namespace: &name.namespace,
+        name: &name.name,
+    };
+    let body = ServiceHealth {
+        service,
+        local_endpoints,
+        service_proxy_healthy,
+    };
     let mut answer = json(local_endpoints > 0 && service_proxy_healthy, &body);
-    answer.headers.push(("X-Load-Balancing-Endpoint-Weight", local_endpoints.to_string()));
+    answer.headers.push((
+        "X-Load-Balancing-Endpoint-Weight",
+        local_endpoints.to_string(),
+    ));
     answer
 }
 
@@ -104,7 +123,12 @@ pub fn livez(vitals: &Vitals, at: Moment, patience: Duration) -> Answer {
 /// Whether the kernel has had all that was known at the start: from then on the node serves, and a rollout may go on to the next one.
 /// kube-proxy has no such path; its `/healthz` says 200 while starting.
 pub fn readyz(vitals: &Vitals) -> Answer {
-    json(vitals.in_step, &Readiness { ready: vitals.in_step })
+    json(
+        vitals.in_step,
+        &Readiness {
+            ready: vitals.in_step,
+        },
+    )
 }
 
 #[derive(Serialize)]
@@ -116,27 +140,49 @@ fn proxy(vitals: &Vitals, at: Moment, patience: Duration, node_eligible: Option<
     /// What Go writes for a time that never was.
     const NEVER: &str = "0001-01-01T00:00:00Z";
     let families = [("IPv4", vitals.v4), ("IPv6", vitals.v6)];
-    let shown = |then: Option<Instant>| then.map_or(NEVER.to_owned(), |then| at.shown(then).to_string());
-    let family =
-        |progress: &Progress| FamilyHealth { last_updated: shown(progress.updated), healthy: progress.well(at.now, patience) };
+    let shown =
+        |then: Option<Instant>| then.map_or(NEVER.to_owned(), |then| at.shown(then).to_string());
+    let family = |progress: &Progress| FamilyHealth {
+        last_updated: shown(progress.updated),
+        healthy: progress.well(at.now, patience),
+    };
     let healthy = vitals.alive(at.now, patience);
     let good = healthy && node_eligible.unwrap_or(true);
     // Tools take an old time for a stuck proxy: as long as all is well it is always new, as with kube-proxy.
-    let last = if good { Some(at.now) } else { families.iter().filter_map(|(_, progress)| progress.updated).max() };
+    let last = if good {
+        Some(at.now)
+    } else {
+        families
+            .iter()
+            .filter_map(|(_, progress)| progress.updated)
+            .max()
+    };
     let body = ProxyHealth {
         last_updated: shown(last),
         current_time: at.wall.to_string(),
         node_eligible,
         healthy,
-        status: families.iter().filter(|(_, p)| p.updated.is_some()).map(|(name, p)| (*name, family(p))).collect(),
+        status: families
+            .iter()
+            .filter(|(_, p)| p.updated.is_some())
+            .map(|(name, p)| (*name, family(p)))
+            .collect(),
     };
     json(good, &body)
 }
 
 fn json(good: bool, body: &impl Serialize) -> Answer {
-    let headers = vec![("Content-Type", "application/json".to_owned()), ("X-Content-Type-Options", "nosniff".to_owned())];
-    let body = serde_json::to_string(body).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
-    Answer { status: if good { 200 } else { 503 }, headers, body }
+    let headers = vec![
+        ("Content-Type", "application/json".to_owned()),
+        ("X-Content-Type-Options", "nosniff".to_owned()),
+    ];
+    let body =
+        serde_json::to_string(body).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+    Answer {
+        status: if good { 200 } else { 503 },
+        headers,
+        body,
+    }
 }
 
 impl IntoResponse for Answer {
@@ -145,9 +191,16 @@ impl IntoResponse for Answer {
         for (name, value) in self.headers {
             response = response.header(name, value);
         }
-        response.body(Body::from(self.body)).unwrap_or_else(|error| {
-            (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.to_string()).into_response()
-        })
+        response
+            .body(Body::from(self.body))
+            .unwrap_or_else(|error| {
+                (
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    [(header::CONTENT_TYPE, "text/plain")],
+                    error.to_string(),
+                )
+                    .into_response()
+            })
     }
 }
 
@@ -157,24 +210,47 @@ mod tests {
     use crate::health::{NodeVitals, TOO_LONG};
 
     fn at(start: Instant, seconds: u64) -> Moment {
-        let wall = Timestamp::from_second(1_800_000_000).expect("a time") + SignedDuration::from_secs(seconds as i64);
-        Moment { now: start + Duration::from_secs(seconds), wall }
+        let wall = Timestamp::from_second(1_800_000_000).expect("a time")
+            + SignedDuration::from_secs(seconds as i64);
+        Moment {
+            now: start + Duration::from_secs(seconds),
+            wall,
+        }
     }
 
     #[test]
     fn v22_the_answer_to_a_load_balancer_to_the_letter() {
-        let answer = service(&ObjectName::new("shop", "web"), 2, &Vitals::default(), Instant::now(), TOO_LONG);
+        let answer = service(
+            &ObjectName::new("shop", "web"),
+            2,
+            &Vitals::default(),
+            Instant::now(),
+            TOO_LONG,
+        );
         assert_eq!(answer.status, 200);
-        assert_eq!(answer.body, r#"{"service":{"namespace":"shop","name":"web"},"localEndpoints":2,"serviceProxyHealthy":true}"#);
-        assert!(answer.headers.contains(&("X-Load-Balancing-Endpoint-Weight", "2".to_owned())));
+        assert_eq!(
+            answer.body,
+            r#"{"service":{"namespace":"shop","name":"web"},"localEndpoints":2,"serviceProxyHealthy":true}"#
+        );
+        assert!(
+            answer
+                .headers
+                .contains(&("X-Load-Balancing-Endpoint-Weight", "2".to_owned()))
+        );
     }
 
     #[test]
     fn a_node_is_ready_when_the_kernel_has_had_all() {
         let starting = Vitals::starting(Instant::now());
         assert_eq!(readyz(&starting).status, 503);
-        let ready = readyz(&Vitals { in_step: true, ..starting });
-        assert_eq!((ready.status, ready.body.as_str()), (200, r#"{"ready":true}"#));
+        let ready = readyz(&Vitals {
+            in_step: true,
+            ..starting
+        });
+        assert_eq!(
+            (ready.status, ready.body.as_str()),
+            (200, r#"{"ready":true}"#)
+        );
     }
 
     #[test]
@@ -185,20 +261,43 @@ mod tests {
         let late = start + Duration::from_secs(61);
         let answer = service(&ObjectName::new("shop", "web"), 2, &vitals, late, TOO_LONG);
         assert_eq!(answer.status, 503);
-        assert!(answer.body.contains(r#""localEndpoints":2,"serviceProxyHealthy":false"#), "{}", answer.body);
+        assert!(
+            answer
+                .body
+                .contains(r#""localEndpoints":2,"serviceProxyHealthy":false"#),
+            "{}",
+            answer.body
+        );
     }
 
     #[test]
     fn v23_a_leaving_or_missing_node_is_503_for_healthz_only_and_says_so() {
         let start = Instant::now();
-        for (node, status) in
-            [(NodeVitals::Unknown, 200), (NodeVitals::Present, 200), (NodeVitals::Leaving, 503), (NodeVitals::Missing, 503)]
-        {
-            let vitals = Vitals { node, ..Vitals::starting(start) };
-            assert_eq!(healthz(&vitals, at(start, 5), TOO_LONG).status, status, "{node:?}");
-            assert_eq!(livez(&vitals, at(start, 5), TOO_LONG).status, 200, "{node:?}");
+        for (node, status) in [
+            (NodeVitals::Unknown, 200),
+            (NodeVitals::Present, 200),
+            (NodeVitals::Leaving, 503),
+            (NodeVitals::Missing, 503),
+        ] {
+            let vitals = Vitals {
+                node,
+                ..Vitals::starting(start)
+            };
+            assert_eq!(
+                healthz(&vitals, at(start, 5), TOO_LONG).status,
+                status,
+                "{node:?}"
+            );
+            assert_eq!(
+                livez(&vitals, at(start, 5), TOO_LONG).status,
+                200,
+                "{node:?}"
+            );
         }
-        let leaving = Vitals { node: NodeVitals::Leaving, ..Vitals::starting(start) };
+        let leaving = Vitals {
+            node: NodeVitals::Leaving,
+            ..Vitals::starting(start)
+        };
         assert_eq!(
             healthz(&leaving, at(start, 5), TOO_LONG).body,
             r#"{"lastUpdated":"2027-01-15T08:00:00Z","currentTime":"2027-01-15T08:00:05Z","nodeEligible":false,"healthy":true,"#

@@ -77,7 +77,10 @@ impl Progress {
 
     /// All updates have reached the kernel.
     pub fn update(&mut self, now: Instant) {
-        *self = Self { updated: Some(now), waiting_since: None };
+        *self = Self {
+            updated: Some(now),
+            waiting_since: None,
+        };
     }
 
     /// Healthy while starting: before the first update nobody waits in vain.
@@ -132,7 +135,10 @@ mod tests {
         vitals.update(start);
         vitals.v4.queue(at(10));
         vitals.v4.queue(at(20));
-        assert!(vitals.alive(at(70), TOO_LONG) && !vitals.alive(at(71), TOO_LONG), "the oldest update counts");
+        assert!(
+            vitals.alive(at(70), TOO_LONG) && !vitals.alive(at(71), TOO_LONG),
+            "the oldest update counts"
+        );
         assert!(vitals.v6.well(at(71), TOO_LONG));
         vitals.update(at(80));
         assert!(vitals.alive(at(7000), TOO_LONG), "nothing waits");
@@ -141,9 +147,18 @@ mod tests {
     #[test]
     fn v23_the_last_node_that_goes_is_missed_if_it_was_ours() {
         let none = State::default();
-        assert_eq!(NodeVitals::of(&none, "node1", NodeVitals::Unknown), NodeVitals::Unknown);
-        assert_eq!(NodeVitals::of(&none, "node1", NodeVitals::Present), NodeVitals::Missing);
-        assert_eq!(NodeVitals::of(&none, "node1", NodeVitals::Missing), NodeVitals::Missing);
+        assert_eq!(
+            NodeVitals::of(&none, "node1", NodeVitals::Unknown),
+            NodeVitals::Unknown
+        );
+        assert_eq!(
+            NodeVitals::of(&none, "node1", NodeVitals::Present),
+            NodeVitals::Missing
+        );
+        assert_eq!(
+            NodeVitals::of(&none, "node1", NodeVitals::Missing),
+            NodeVitals::Missing
+        );
     }
 
     #[test]

@@ -24,7 +24,11 @@ struct Known {
 ///
 /// # Errors
 /// If `bind` cannot be listened on.
-pub async fn serve_health(bind: SocketAddr, vitals: watch::Receiver<Vitals>, metrics: Arc<Metrics>) -> Result<()> {
+pub async fn serve_health(
+    bind: SocketAddr,
+    vitals: watch::Receiver<Vitals>,
+    metrics: Arc<Metrics>,
+) -> Result<()> {
     let health = |State(known): State<Known>| async move {
         let answer = healthz(&known.vitals.borrow(), Moment::now(), TOO_LONG);
         known.metrics.healthz(answer.status);
@@ -36,7 +40,10 @@ pub async fn serve_health(bind: SocketAddr, vitals: watch::Receiver<Vitals>, met
         answer
     };
     let ready = |State(known): State<Known>| async move { readyz(&known.vitals.borrow()) };
-    let router = Router::new().route("/healthz", get(health)).route("/livez", get(live)).route("/readyz", get(ready));
+    let router = Router::new()
+        .route("/healthz", get(health))
+        .route("/livez", get(live))
+        .route("/readyz", get(ready));
     let router = router.with_state(Known { vitals, metrics });
     http::serve(bind, router).await
 }

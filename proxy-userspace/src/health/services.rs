@@ -31,8 +31,16 @@ pub type Checks = BTreeMap<ObjectName, HealthCheck>;
 ///
 /// # Errors
 /// If whoever tells the checks has gone.
-pub async fn serve_services(mut checks: watch::Receiver<Checks>, vitals: watch::Receiver<Vitals>, events: Events) -> Result<()> {
-    let asked = Asked { checks: checks.clone(), vitals, at: SocketAddr::from(([0, 0, 0, 0], 0)) };
+pub async fn serve_services(
+    mut checks: watch::Receiver<Checks>,
+    vitals: watch::Receiver<Vitals>,
+    events: Events,
+) -> Result<()> {
+    let asked = Asked {
+        checks: checks.clone(),
+        vitals,
+        at: SocketAddr::from(([0, 0, 0, 0], 0)),
+    };
     let mut open = BTreeMap::new();
     let mut warnings = Warnings::new(events);
     loop {
@@ -54,7 +62,11 @@ pub async fn serve_services(mut checks: watch::Receiver<Checks>, vitals: watch::
 fn listeners(checks: &Checks) -> BTreeMap<SocketAddr, ObjectName> {
     let of = |(name, check): (&ObjectName, &HealthCheck)| {
         let (name, port) = (name.clone(), check.port);
-        check.addresses.clone().into_iter().map(move |ip| (SocketAddr::new(ip, port), name.clone()))
+        check
+            .addresses
+            .clone()
+            .into_iter()
+            .map(move |ip| (SocketAddr::new(ip, port), name.clone()))
     };
     checks.iter().flat_map(of).collect()
 }
@@ -66,8 +78,15 @@ struct Server {
 }
 
 /// When this is done the addresses are free again.
-async fn close_others(open: &mut BTreeMap<SocketAddr, Server>, wanted: &BTreeMap<SocketAddr, ObjectName>) {
-    let gone: Vec<_> = open.extract_if(.., |at, server| !wanted.contains_key(at) || server.task.is_finished()).collect();
+async fn close_others(
+    open: &mut BTreeMap<SocketAddr, Server>,
+    wanted: &BTreeMap<SocketAddr, ObjectName>,
+) {
+    let gone: Vec<_> = open
+        .extract_if(.., |at, server| {
+            !wanted.contains_key(at) || server.task.is_finished()
+        })
+        .collect();
     for (at, Server { _end, task }) in gone {
         drop(_end);
         task.abort();
@@ -89,7 +108,18 @@ async fn listen(
             continue;
         }
         match TcpListener::bind(at).await {
-            Ok(listener) => _ = open.insert(*at, serve(listener, Asked { at: *at, ..asked.clone() })),
+            Ok(listener) => {
+                _ = open.insert(
+                    *at,
+                    serve(
+                        listener,
+                        Asked {
+                            at: *at,
+                            ..asked.clone()
+                        },
+                    ),
+                )
+            }
             Err(error) => _ = refused.insert(not_served(name, *at, &error)),
         }
     }
@@ -99,10 +129,15 @@ async fn listen(
 /// kube-proxy's words for it.
 fn not_served(name: &ObjectName, at: SocketAddr, error: &std::io::Error) -> Warning {
     Warning {
-        object: ObjectRef { kind: Kind::Service, name: name.clone() },
+        object: ObjectRef {
+            kind: Kind::Service,
+            name: name.clone(),
+        },
         reason: "FailedToStartServiceHealthcheck",
         action: "Listen",
-        note: format!("cannot listen on {at} for the health check of Service {name}: {error}; trying again"),
+        note: format!(
+            "cannot listen on {at} for the health check of Service {name}: {error}; trying again"
+        ),
     }
 }
 
@@ -112,7 +147,10 @@ fn serve(listener: TcpListener, asked: Asked) -> Server {
     let router = Router::new().fallback(reply).with_state(asked);
     let task = tokio::spawn(async move {
         let told = async { _ = ended.await };
-        if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(told).await {
+        if let Err(error) = axum::serve(listener, router)
+            .with_graceful_shutdown(told)
+            .await
+        {
             warn!(%at, error = %error, "the server of a Service's health has ended");
         }
     });
@@ -138,9 +176,17 @@ async fn reply(State(asked): State<Asked>) -> Response {
 
 /// V22: the answer to whoever asks at this address and port; `None` if no Service is asked about there.
 pub fn answer_at(checks: &Checks, at: SocketAddr, vitals: &Vitals, now: Instant) -> Option<Answer> {
-    let here = |(_, check): &(&ObjectName, &HealthCheck)| check.port == at.port() && check.addresses.contains(&at.ip());
+    let here = |(_, check): &(&ObjectName, &HealthCheck)| {
+        check.port == at.port() && check.addresses.contains(&at.ip())
+    };
     let (name, check) = checks.iter().find(here)?;
-    Some(answer::service(name, check.weight(at.ip()), vitals, now, TOO_LONG))
+    Some(answer::service(
+        name,
+        check.weight(at.ip()),
+        vitals,
+        now,
+        TOO_LONG,
+    ))
 }
 
 #[cfg(test)]

@@ -5,8 +5,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use proxy_common::net::IfIndex;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressScope,
+};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
+};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 
@@ -44,7 +48,13 @@ pub enum Kind {
 
 impl Link {
     pub fn from_message(message: &LinkMessage) -> (IfIndex, Self) {
-        let mut link = Self { name: String::new(), kind: Kind::Other, driver: Driver::Software, mtu: 0, bridge: None };
+        let mut link = Self {
+            name: String::new(),
+            kind: Kind::Other,
+            driver: Driver::Software,
+            mtu: 0,
+            bridge: None,
+        };
         let mut info = None;
         for attribute in &message.attributes {
             match attribute {
@@ -76,7 +86,13 @@ fn classify(layer: LinkLayerType, kind: Option<&InfoKind>) -> (Kind, Driver) {
         (LinkLayerType::Ether, Some(InfoKind::Bridge)) => (Kind::Bridge, Driver::Software),
         (
             LinkLayerType::Ether,
-            Some(InfoKind::Vxlan | InfoKind::Geneve | InfoKind::GreTap | InfoKind::GreTap6 | InfoKind::Tun),
+            Some(
+                InfoKind::Vxlan
+                | InfoKind::Geneve
+                | InfoKind::GreTap
+                | InfoKind::GreTap6
+                | InfoKind::Tun,
+            ),
         ) => (Kind::Other, Driver::Tunnel),
         (LinkLayerType::Ether, Some(_)) => (Kind::Other, Driver::Software),
         (_, _) => (Kind::Other, Driver::Tunnel),
@@ -111,10 +127,17 @@ impl HostAddress {
                 _ => {}
             }
         }
-        let unfit = AddressFlags::Secondary | AddressFlags::Deprecated | AddressFlags::Tentative | AddressFlags::Dadfailed;
+        let unfit = AddressFlags::Secondary
+            | AddressFlags::Deprecated
+            | AddressFlags::Tentative
+            | AddressFlags::Dadfailed;
         let fit = message.header.scope == AddressScope::Universe && !flags.intersects(unfit);
         let preferred = if fit { Preferred::Yes } else { Preferred::No };
-        Some(Self { device: IfIndex(message.header.index), addr: local.or(address)?, preferred })
+        Some(Self {
+            device: IfIndex(message.header.index),
+            addr: local.or(address)?,
+            preferred,
+        })
     }
 }
 
@@ -139,22 +162,32 @@ impl Route {
     /// A route's next hops; none if it is not unicast or not of the main table.
     pub fn from_message(message: &RouteMessage) -> Vec<Self> {
         let mut to = unspecified(message);
-        let (mut device, mut via, mut hops, mut table) = (None, Via::Link, Vec::new(), u32::from(message.header.table));
+        let (mut device, mut via, mut hops, mut table) =
+            (None, Via::Link, Vec::new(), u32::from(message.header.table));
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Destination(addr) => to = prefix(addr, message.header.destination_prefix_length).or(to),
+                RouteAttribute::Destination(addr) => {
+                    to = prefix(addr, message.header.destination_prefix_length).or(to)
+                }
                 RouteAttribute::Oif(index) => device = Some(IfIndex(*index)),
                 RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => via = Via::Gateway,
                 RouteAttribute::Table(id) => table = *id,
-                RouteAttribute::MultiPath(all) => {
-                    hops.extend(all.iter().map(|hop| (IfIndex(hop.interface_index), via_of(&hop.attributes))))
-                }
+                RouteAttribute::MultiPath(all) => hops.extend(
+                    all.iter()
+                        .map(|hop| (IfIndex(hop.interface_index), via_of(&hop.attributes))),
+                ),
                 _ => {}
             }
         }
         hops.extend(device.map(|device| (device, via)));
-        let Some(to) = to.filter(|_| message.header.kind == RouteType::Unicast && table == TABLE_MAIN) else { return Vec::new() };
-        hops.into_iter().map(|(device, via)| Self { to, device, via }).collect()
+        let Some(to) =
+            to.filter(|_| message.header.kind == RouteType::Unicast && table == TABLE_MAIN)
+        else {
+            return Vec::new();
+        };
+        hops.into_iter()
+            .map(|(device, via)| Self { to, device, via })
+            .collect()
     }
 }
 
@@ -165,11 +198,15 @@ pub fn destination(message: &RouteMessage) -> Option<IpNet> {
 
 /// Whether such a route leads out by a device.
 pub fn leaves_by(message: &RouteMessage, device: u32) -> bool {
-    Route::from_message(message).iter().any(|route| route.device.0 == device)
+    Route::from_message(message)
+        .iter()
+        .any(|route| route.device.0 == device)
 }
 
 fn via_of(attributes: &[RouteAttribute]) -> Via {
-    let gateway = attributes.iter().any(|a| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_)));
+    let gateway = attributes
+        .iter()
+        .any(|a| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_)));
     if gateway { Via::Gateway } else { Via::Link }
 }
 
@@ -201,11 +238,18 @@ pub struct Neighbour {
 
 impl Neighbour {
     pub fn from_message(message: &NeighbourMessage) -> Self {
-        let mut neighbour = Self { device: IfIndex(message.header.ifindex), ..Self::default() };
+        let mut neighbour = Self {
+            device: IfIndex(message.header.ifindex),
+            ..Self::default()
+        };
         for attribute in &message.attributes {
             match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(addr)) => neighbour.addr = Some(IpAddr::V4(*addr)),
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(addr)) => neighbour.addr = Some(IpAddr::V6(*addr)),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(addr)) => {
+                    neighbour.addr = Some(IpAddr::V4(*addr))
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(addr)) => {
+                    neighbour.addr = Some(IpAddr::V6(*addr))
+                }
                 NeighbourAttribute::LinkLayerAddress(mac) => neighbour.mac = Some(mac.clone()),
                 NeighbourAttribute::Controller(index) => neighbour.bridge = Some(IfIndex(*index)),
                 _ => {}

@@ -99,14 +99,25 @@ pub async fn run(
         let pause = match look(&netlink, &mut wiring, &want).await {
             Ok(now) => {
                 publish(&found, now);
-                if wiring.missing(&want) { retry } else { REFRESH }
+                if wiring.missing(&want) {
+                    retry
+                } else {
+                    REFRESH
+                }
             }
             Err(error) => {
-                warn!(error = format!("{error:#}"), "cannot read the host's network configuration; trying again");
+                warn!(
+                    error = format!("{error:#}"),
+                    "cannot read the host's network configuration; trying again"
+                );
                 FAILED
             }
         };
-        let neighbours = if wiring.missing(&want) { Neighbours::Heeded } else { Neighbours::Ignored };
+        let neighbours = if wiring.missing(&want) {
+            Neighbours::Heeded
+        } else {
+            Neighbours::Ignored
+        };
         tokio::select! {
             changed = wanted.changed() => match changed {
                 Ok(()) => retry = RETRY,
@@ -132,7 +143,11 @@ fn publish(found: &watch::Sender<Option<Found>>, now: Found) {
     found.send_if_modified(|old| {
         let changed = old.as_ref() != Some(&now);
         if changed {
-            debug!(devices = now.links.devices.len(), pods = now.links.pods.len(), "the host's network has changed");
+            debug!(
+                devices = now.links.devices.len(),
+                pods = now.links.pods.len(),
+                "the host's network has changed"
+            );
             *old = Some(now);
         }
         changed

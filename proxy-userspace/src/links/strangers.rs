@@ -20,30 +20,56 @@ pub fn strangers(
 ) -> BTreeSet<IfIndex> {
     let known: BTreeSet<_> = pods.values().copied().collect();
     let bridges = bridges_of_pods(facts, wanted, &known);
-    let routed: BTreeSet<_> = facts.routes.iter().filter(|route| is_to_a_pod(wanted, route)).map(|route| route.device).collect();
+    let routed: BTreeSet<_> = facts
+        .routes
+        .iter()
+        .filter(|route| is_to_a_pod(wanted, route))
+        .map(|route| route.device)
+        .collect();
     let looks_like_a_pods = |(index, link): &(&IfIndex, &Link)| match link.bridge {
         _ if link.kind != Kind::Veth => false,
         Some(bridge) => bridges.contains(&bridge),
         None => routed.contains(index),
     };
-    let found = facts.links.iter().filter(looks_like_a_pods).map(|(index, _)| *index);
-    found.filter(|index| !known.contains(index) && !ours.contains(index)).collect()
+    let found = facts
+        .links
+        .iter()
+        .filter(looks_like_a_pods)
+        .map(|(index, _)| *index);
+    found
+        .filter(|index| !known.contains(index) && !ours.contains(index))
+        .collect()
 }
 
 fn bridges_of_pods(facts: &Facts, wanted: &Wanted, known: &BTreeSet<IfIndex>) -> BTreeSet<IfIndex> {
-    let is_bridge = |index: &IfIndex| facts.links.get(index).is_some_and(|link| link.kind == Kind::Bridge);
+    let is_bridge = |index: &IfIndex| {
+        facts
+            .links
+            .get(index)
+            .is_some_and(|link| link.kind == Kind::Bridge)
+    };
     let of_known = known.iter().filter_map(|pod| facts.links.get(pod)?.bridge);
-    let addressed = facts.addresses.iter().filter(|a| is_pods(wanted, a.addr)).map(|a| a.device);
+    let addressed = facts
+        .addresses
+        .iter()
+        .filter(|a| is_pods(wanted, a.addr))
+        .map(|a| a.device);
     of_known.chain(addressed).filter(is_bridge).collect()
 }
 
 /// A route to one address, on the link.
 fn is_to_a_pod(wanted: &Wanted, route: &Route) -> bool {
-    route.via == Via::Link && route.to.prefix_len() == route.to.max_prefix_len() && is_pods(wanted, route.to.addr())
+    route.via == Via::Link
+        && route.to.prefix_len() == route.to.max_prefix_len()
+        && is_pods(wanted, route.to.addr())
 }
 
 fn is_pods(wanted: &Wanted, addr: IpAddr) -> bool {
-    wanted.own_pod_cidrs.iter().chain(&wanted.pod_cidrs).any(|cidr| cidr.contains(&addr))
+    wanted
+        .own_pod_cidrs
+        .iter()
+        .chain(&wanted.pod_cidrs)
+        .any(|cidr| cidr.contains(&addr))
 }
 
 #[cfg(test)]
@@ -53,15 +79,29 @@ mod tests {
     use super::*;
 
     fn link(name: &str, kind: Kind, bridge: Option<u32>) -> Link {
-        Link { name: name.into(), kind, driver: Driver::Software, mtu: 1500, bridge: bridge.map(IfIndex) }
+        Link {
+            name: name.into(),
+            kind,
+            driver: Driver::Software,
+            mtu: 1500,
+            bridge: bridge.map(IfIndex),
+        }
     }
 
     fn address(device: u32, addr: &str) -> HostAddress {
-        HostAddress { device: IfIndex(device), addr: addr.parse().expect("an address"), preferred: Preferred::Yes }
+        HostAddress {
+            device: IfIndex(device),
+            addr: addr.parse().expect("an address"),
+            preferred: Preferred::Yes,
+        }
     }
 
     fn route(to: &str, device: u32) -> Route {
-        Route { to: to.parse().expect("a prefix"), device: IfIndex(device), via: Via::Link }
+        Route {
+            to: to.parse().expect("a prefix"),
+            device: IfIndex(device),
+            via: Via::Link,
+        }
     }
 
     /// The uplink, which is a veth as in kind; a bridge of pods with two ports, a user's bridge with one, and two veths of their own.
@@ -93,19 +133,34 @@ mod tests {
             ],
         };
         let own_pod_cidrs = vec!["10.244.1.0/24".parse().expect("a prefix")];
-        (facts, Wanted { own_pod_cidrs, ..Wanted::default() })
+        (
+            facts,
+            Wanted {
+                own_pod_cidrs,
+                ..Wanted::default()
+            },
+        )
     }
 
     fn found(facts: &Facts, wanted: &Wanted, pods: &[(&str, u32)]) -> Vec<u32> {
-        let pods = pods.iter().map(|(addr, device)| (addr.parse().expect("an address"), IfIndex(*device))).collect();
-        strangers(facts, wanted, &pods, &BTreeSet::from([IfIndex(2)])).into_iter().map(|index| index.0).collect()
+        let pods = pods
+            .iter()
+            .map(|(addr, device)| (addr.parse().expect("an address"), IfIndex(*device)))
+            .collect();
+        strangers(facts, wanted, &pods, &BTreeSet::from([IfIndex(2)]))
+            .into_iter()
+            .map(|index| index.0)
+            .collect()
     }
 
     #[test]
     fn p31_ports_of_the_pods_bridge_and_veths_with_a_pods_route_are_pods_before_anybody_says_so() {
         let (facts, wanted) = node();
         assert_eq!(found(&facts, &wanted, &[]), [5, 6, 9]);
-        assert_eq!(found(&facts, &wanted, &[("10.244.1.5", 5), ("10.244.1.9", 9)]), [6]);
+        assert_eq!(
+            found(&facts, &wanted, &[("10.244.1.5", 5), ("10.244.1.9", 9)]),
+            [6]
+        );
     }
 
     #[test]
@@ -121,6 +176,13 @@ mod tests {
         let (mut facts, wanted) = node();
         facts.routes.push(route("10.244.1.77/32", 2));
         assert_eq!(found(&facts, &Wanted::default(), &[]), [0; 0]);
-        assert_eq!(found(&facts, &wanted, &[("10.244.1.5", 5), ("10.244.1.6", 6), ("10.244.1.9", 9)]), [0; 0]);
+        assert_eq!(
+            found(
+                &facts,
+                &wanted,
+                &[("10.244.1.5", 5), ("10.244.1.6", 6), ("10.244.1.9", 9)]
+            ),
+            [0; 0]
+        );
     }
 }

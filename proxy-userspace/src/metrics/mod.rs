@@ -87,7 +87,9 @@ fn sync_latency() -> Histogram {
 fn programming_latency() -> Histogram {
     let finer = [0.005, 0.01, 0.025, 0.05, 0.1].into_iter();
     let minute = [0.25, 0.5].into_iter().chain((1..60).map(f64::from));
-    let more = (0..12).map(|i| f64::from(60 + 5 * i)).chain((0..7).map(|i| f64::from(120 + 30 * i)));
+    let more = (0..12)
+        .map(|i| f64::from(60 + 5 * i))
+        .chain((0..7).map(|i| f64::from(120 + 30 * i)));
     Histogram::new(finer.chain(minute).chain(more))
 }
 
@@ -114,7 +116,12 @@ impl Default for KubeProxy {
             livez: Labelled::default(),
         };
         for labels in Family::ALL.map(family) {
-            for latency in [&metrics.sync, &metrics.sync_full, &metrics.sync_partial, &metrics.programming] {
+            for latency in [
+                &metrics.sync,
+                &metrics.sync_full,
+                &metrics.sync_partial,
+                &metrics.programming,
+            ] {
                 drop(latency.get_or_create(&labels));
             }
             for time in [&metrics.synced, &metrics.queued] {
@@ -132,7 +139,13 @@ impl Default for KubeProxy {
 impl Metrics {
     /// A sync of both families took this long, ended at this time, and made that many writes.
     pub fn synced(&self, pass: Pass, took: Duration, unix_seconds: f64, writes: usize) {
-        let KubeProxy { sync, sync_full, sync_partial, synced, .. } = &self.kube_proxy;
+        let KubeProxy {
+            sync,
+            sync_full,
+            sync_partial,
+            synced,
+            ..
+        } = &self.kube_proxy;
         let by_pass = match pass {
             Pass::Full => sync_full,
             Pass::Partial => sync_partial,
@@ -148,7 +161,10 @@ impl Metrics {
     /// A sync was asked for at this time.
     pub fn queued(&self, unix_seconds: f64) {
         for labels in Family::ALL.map(family) {
-            self.kube_proxy.queued.get_or_create(&labels).set(unix_seconds);
+            self.kube_proxy
+                .queued
+                .get_or_create(&labels)
+                .set(unix_seconds);
         }
     }
 
@@ -159,7 +175,9 @@ impl Metrics {
 
     /// So many changes that matter wait for the next sync.
     pub fn pending(&self, what: Counted, changes: usize) {
-        self.changes(what).pending.set(i64::try_from(changes).unwrap_or(i64::MAX));
+        self.changes(what)
+            .pending
+            .set(i64::try_from(changes).unwrap_or(i64::MAX));
     }
 
     fn changes(&self, what: Counted) -> &Changes {
@@ -171,7 +189,10 @@ impl Metrics {
 
     /// A change of endpoints is in force, so long after what it tells of.
     pub fn programmed(&self, of: Family, after: Duration) {
-        self.kube_proxy.programming.get_or_create(&family(of)).observe(after.as_secs_f64());
+        self.kube_proxy
+            .programming
+            .get_or_create(&family(of))
+            .observe(after.as_secs_f64());
     }
 
     /// Service ports with a Local policy that have backends, but none here.
@@ -188,12 +209,18 @@ impl Metrics {
 
     /// `/healthz` was answered with this status.
     pub fn healthz(&self, status: u16) {
-        self.kube_proxy.healthz.get_or_create(&[("code", code(status))]).inc();
+        self.kube_proxy
+            .healthz
+            .get_or_create(&[("code", code(status))])
+            .inc();
     }
 
     /// `/livez` was answered with this status.
     pub fn livez(&self, status: u16) {
-        self.kube_proxy.livez.get_or_create(&[("code", code(status))]).inc();
+        self.kube_proxy
+            .livez
+            .get_or_create(&[("code", code(status))])
+            .inc();
     }
 
     /// The kernel refused a write.
@@ -209,7 +236,9 @@ impl Metrics {
     /// A sweep met this many entries in a table.
     pub fn flows_in_use(&self, family: &'static str, table: &'static str, entries: u64) {
         let labels = [("family", family), ("table", table)];
-        self.flows.get_or_create(&labels).set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.flows
+            .get_or_create(&labels)
+            .set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
     /// A sweep ended a flow.
@@ -219,7 +248,9 @@ impl Metrics {
 
     /// So many half-open flows have been evicted by others since the agent began; less than before is not believed.
     pub fn flows_evicted(&self, total: u64) {
-        let evicted = self.ended.get_or_create(&[("reason", Ended::Evicted.name())]);
+        let evicted = self
+            .ended
+            .get_or_create(&[("reason", Ended::Evicted.name())]);
         evicted.inc_by(total.saturating_sub(evicted.get()));
     }
 
@@ -239,10 +270,25 @@ impl Metrics {
     fn registry(&self) -> Registry {
         let mut registry = Registry::default();
         self.kube_proxy.register(&mut registry);
-        let Self { kube_proxy: _, failures, connected, writes, flows, ended } = self;
-        registry.register("portway_write_failures", "Writes to maps that the kernel refused", failures.clone());
+        let Self {
+            kube_proxy: _,
+            failures,
+            connected,
+            writes,
+            flows,
+            ended,
+        } = self;
+        registry.register(
+            "portway_write_failures",
+            "Writes to maps that the kernel refused",
+            failures.clone(),
+        );
         registry.register("portway_writes", "Writes to maps", writes.clone());
-        registry.register("portway_source_connected", "Whether the source of objects answers", connected.clone());
+        registry.register(
+            "portway_source_connected",
+            "Whether the source of objects answers",
+            connected.clone(),
+        );
         registry.register(
             "portway_flows",
             "Entries of the flow tables at the last sweep, two for each connection",
@@ -264,32 +310,78 @@ fn code(status: u16) -> &'static str {
 impl KubeProxy {
     fn register(&self, registry: &mut Registry) {
         let mut seconds = |name: &str, help: &str, metric: &Latency| {
-            registry.register_with_unit(format!("kubeproxy_{name}"), help, Unit::Seconds, metric.clone());
+            registry.register_with_unit(
+                format!("kubeproxy_{name}"),
+                help,
+                Unit::Seconds,
+                metric.clone(),
+            );
         };
-        seconds("sync_proxy_rules_duration", "Latency of bringing the kernel's maps in step with what is known", &self.sync);
-        seconds("sync_full_proxy_rules_duration", "The same, where the maps were read first", &self.sync_full);
-        seconds("sync_partial_proxy_rules_duration", "The same, where only changes were looked at", &self.sync_partial);
+        seconds(
+            "sync_proxy_rules_duration",
+            "Latency of bringing the kernel's maps in step with what is known",
+            &self.sync,
+        );
+        seconds(
+            "sync_full_proxy_rules_duration",
+            "The same, where the maps were read first",
+            &self.sync_full,
+        );
+        seconds(
+            "sync_partial_proxy_rules_duration",
+            "The same, where only changes were looked at",
+            &self.sync_partial,
+        );
         let help = "From a change of endpoints, as its controller dates it, until it was in force on this node";
         seconds("network_programming_duration", help, &self.programming);
         let mut time = |name: &str, help: &str, metric: &Labelled<Labels, Time>| {
-            registry.register_with_unit(format!("kubeproxy_{name}"), help, Unit::Seconds, metric.clone());
+            registry.register_with_unit(
+                format!("kubeproxy_{name}"),
+                help,
+                Unit::Seconds,
+                metric.clone(),
+            );
         };
-        time("sync_proxy_rules_last_timestamp", "When the maps were last brought in step", &self.synced);
-        time("sync_proxy_rules_last_queued_timestamp", "When that was last asked for", &self.queued);
-        for (what, Changes { pending, total }) in [("endpoint", &self.endpoint_changes), ("service", &self.service_changes)] {
+        time(
+            "sync_proxy_rules_last_timestamp",
+            "When the maps were last brought in step",
+            &self.synced,
+        );
+        time(
+            "sync_proxy_rules_last_queued_timestamp",
+            "When that was last asked for",
+            &self.queued,
+        );
+        for (what, Changes { pending, total }) in [
+            ("endpoint", &self.endpoint_changes),
+            ("service", &self.service_changes),
+        ] {
             let name = format!("kubeproxy_sync_proxy_rules_{what}_changes");
             registry.register(
                 format!("{name}_pending"),
                 format!("Changes of {what}s that are not in force yet"),
                 pending.clone(),
             );
-            registry.register(name, format!("Changes of {what}s that were heard of"), total.clone());
+            registry.register(
+                name,
+                format!("Changes of {what}s that were heard of"),
+                total.clone(),
+            );
         }
-        let help = "Service ports with a Local traffic policy that have endpoints, but none on this node";
+        let help =
+            "Service ports with a Local traffic policy that have endpoints, but none on this node";
         let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
         registry.register(name, help, self.no_local_endpoints.clone());
-        registry.register("kubeproxy_proxy_healthz", "Answers of /healthz by status", self.healthz.clone());
-        registry.register("kubeproxy_proxy_livez", "Answers of /livez by status", self.livez.clone());
+        registry.register(
+            "kubeproxy_proxy_healthz",
+            "Answers of /healthz by status",
+            self.healthz.clone(),
+        );
+        registry.register(
+            "kubeproxy_proxy_livez",
+            "Answers of /livez by status",
+            self.livez.clone(),
+        );
     }
 }
 

@@ -29,19 +29,27 @@ impl fmt::Debug for PacketPath {
 
 impl Collector for PacketPath {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let counters = self.0.lock().unwrap_or_else(PoisonError::into_inner).counters();
+        let counters = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .counters();
         let counters = counters.map_err(|error| {
             tracing::warn!("{error:#}");
             fmt::Error
         })?;
-        let value = |index: u32| ConstCounter::new(counters.get(index as usize).copied().unwrap_or_default());
+        let value = |index: u32| {
+            ConstCounter::new(counters.get(index as usize).copied().unwrap_or_default())
+        };
         let help = "Packets that were dropped, by reason";
-        let mut drops = encoder.encode_descriptor("portway_drops", help, None, MetricType::Counter)?;
+        let mut drops =
+            encoder.encode_descriptor("portway_drops", help, None, MetricType::Counter)?;
         for reason in event::Reason::ALL {
             value(reason.index()).encode(drops.encode_family(&[("reason", reason.name())])?)?;
         }
         let help = "What else the packet path counts";
-        let mut events = encoder.encode_descriptor("portway_events", help, None, MetricType::Counter)?;
+        let mut events =
+            encoder.encode_descriptor("portway_events", help, None, MetricType::Counter)?;
         for counter in event::Counter::ALL {
             value(counter.index()).encode(events.encode_family(&[("event", counter.name())])?)?;
         }

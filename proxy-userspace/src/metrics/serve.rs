@@ -18,11 +18,23 @@ use crate::http;
 /// If `bind` cannot be listened on.
 pub async fn serve_metrics(bind: SocketAddr, exporter: Exporter) -> Result<()> {
     let metrics = |State(exporter): State<Exporter>, headers: HeaderMap| async move {
-        let format = Format::accepted(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()));
+        let format = Format::accepted(
+            headers
+                .get(header::ACCEPT)
+                .and_then(|accept| accept.to_str().ok()),
+        );
         match exporter.text(format) {
             Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+            Err(error) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response()
+            }
         }
     };
-    http::serve(bind, Router::new().route("/metrics", get(metrics)).with_state(exporter)).await
+    http::serve(
+        bind,
+        Router::new()
+            .route("/metrics", get(metrics))
+            .with_state(exporter),
+    )
+    .await
 }

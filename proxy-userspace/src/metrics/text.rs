@@ -39,7 +39,9 @@ pub struct Exporter {
 
 impl Exporter {
     pub(super) fn new(registry: Registry) -> Self {
-        Self { registry: Arc::new(registry) }
+        Self {
+            registry: Arc::new(registry),
+        }
     }
 
     /// Everything as of now.
@@ -49,19 +51,31 @@ impl Exporter {
     pub fn text(&self, format: Format) -> Result<String> {
         let mut text = String::new();
         encode(&mut text, &self.registry).context("encode metrics")?;
-        Ok(if format == Format::Plain { plain(&text) } else { text })
+        Ok(if format == Format::Plain {
+            plain(&text)
+        } else {
+            text
+        })
     }
 }
 
 /// In the older format a counter's comments have its whole name, and there are neither units nor an end.
 fn plain(open: &str) -> String {
-    let mut counters = open.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).peekable();
+    let mut counters = open
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .peekable();
     let mut out = String::with_capacity(open.len());
-    for line in open.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
+    for line in open
+        .lines()
+        .filter(|line| *line != "# EOF" && !line.starts_with("# UNIT "))
+    {
         // HELP comes before TYPE: the next counter is the one that both are of, or neither.
         let next = counters.peek().copied();
         let of_counter = |rest: &str| next.is_some_and(|name| rest.split(' ').next() == Some(name));
-        let comment = ["# HELP ", "# TYPE "].into_iter().find_map(|word| Some((word, line.strip_prefix(word)?)));
+        let comment = ["# HELP ", "# TYPE "]
+            .into_iter()
+            .find_map(|word| Some((word, line.strip_prefix(word)?)));
         match comment {
             Some((word, rest)) if of_counter(rest) => {
                 let (name, rest) = rest.split_once(' ').unwrap_or((rest, ""));

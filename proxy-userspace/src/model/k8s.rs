@@ -44,20 +44,31 @@ pub struct Field {
 
 impl Field {
     fn new(path: impl Into<String>, why: impl Into<String>) -> Self {
-        Self { path: path.into(), why: why.into() }
+        Self {
+            path: path.into(),
+            why: why.into(),
+        }
     }
 
     /// The same, with the object that has the field.
     pub fn of(self, object: ObjectRef) -> Invalid {
-        Invalid { object, field: self.path, why: self.why }
+        Invalid {
+            object,
+            field: self.path,
+            why: self.why,
+        }
     }
 }
 
 /// The name of an object, empty where it has none.
 pub fn reference<K: Convert>(object: &K) -> ObjectRef {
     let metadata = object.metadata();
-    let [namespace, name] = [&metadata.namespace, &metadata.name].map(|s| s.as_deref().unwrap_or_default());
-    ObjectRef { kind: K::KIND, name: ObjectName::new(namespace, name) }
+    let [namespace, name] =
+        [&metadata.namespace, &metadata.name].map(|s| s.as_deref().unwrap_or_default());
+    ObjectRef {
+        kind: K::KIND,
+        name: ObjectName::new(namespace, name),
+    }
 }
 
 /// What an object that was seen means to us: it applies, does not concern us, or is bad.
@@ -74,15 +85,25 @@ fn applied(object: Object, flaws: Vec<Field>) -> Update {
     let reference = object.reference();
     match flaws.is_empty() {
         true => Update::Apply(object),
-        false => Update::Flawed(object, flaws.into_iter().map(|flaw| flaw.of(reference.clone())).collect()),
+        false => Update::Flawed(
+            object,
+            flaws
+                .into_iter()
+                .map(|flaw| flaw.of(reference.clone()))
+                .collect(),
+        ),
     }
 }
 
 /// What a NetworkPolicy means to us that may not even be of its kind's form: whatever it is, it opens nothing.
 pub fn seen_policy(document: &Value) -> Update {
     let (policy, flaws) = policy::read(&document["spec"]);
-    let [namespace, name] = ["namespace", "name"].map(|key| document["metadata"][key].as_str().unwrap_or_default());
-    applied(Object::NetworkPolicy(ObjectName::new(namespace, name), policy), flaws)
+    let [namespace, name] =
+        ["namespace", "name"].map(|key| document["metadata"][key].as_str().unwrap_or_default());
+    applied(
+        Object::NetworkPolicy(ObjectName::new(namespace, name), policy),
+        flaws,
+    )
 }
 
 /// What an object means to us that could not be read at all; a policy isolates what it may have selected.
@@ -91,7 +112,10 @@ pub fn seen_unreadable(object: ObjectRef, field: String, why: String) -> Update 
     match invalid.object.kind {
         Kind::NetworkPolicy => {
             let closed = policy::read(&Value::Bool(false)).0;
-            Update::Flawed(Object::NetworkPolicy(invalid.object.name.clone(), closed), vec![invalid])
+            Update::Flawed(
+                Object::NetworkPolicy(invalid.object.name.clone(), closed),
+                vec![invalid],
+            )
         }
         _ => Update::Invalid(invalid),
     }
@@ -114,18 +138,31 @@ pub fn seen_json(object: Value) -> anyhow::Result<Update> {
 }
 
 fn seen_as<K: Convert + DeserializeOwned>(object: Value) -> Update {
-    let [namespace, name] = ["namespace", "name"].map(|key| object["metadata"][key].as_str().unwrap_or_default().to_owned());
+    let [namespace, name] = ["namespace", "name"].map(|key| {
+        object["metadata"][key]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    });
     match serde_path_to_error::deserialize::<_, K>(object) {
         Ok(object) => seen(&object),
         Err(error) => {
-            let object = ObjectRef { kind: K::KIND, name: ObjectName::new(&namespace, &name) };
-            Update::Invalid(Field::new(error.path().to_string(), error.inner().to_string()).of(object))
+            let object = ObjectRef {
+                kind: K::KIND,
+                name: ObjectName::new(&namespace, &name),
+            };
+            Update::Invalid(
+                Field::new(error.path().to_string(), error.inner().to_string()).of(object),
+            )
         }
     }
 }
 
 fn created(metadata: &ObjectMeta) -> Option<UnixTime> {
-    metadata.creation_timestamp.as_ref().map(|Time(t)| t.as_second())
+    metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|Time(t)| t.as_second())
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
@@ -146,21 +183,29 @@ fn protocol(name: Option<&str>, path: impl Into<String>) -> Result<Protocol, Fie
         None | Some("TCP") => Ok(Protocol::TCP),
         Some("UDP") => Ok(Protocol::UDP),
         Some("SCTP") => Ok(Protocol::SCTP),
-        Some(other) => Err(Field::new(path, format!("`{other}` is no protocol: TCP, UDP or SCTP"))),
+        Some(other) => Err(Field::new(
+            path,
+            format!("`{other}` is no protocol: TCP, UDP or SCTP"),
+        )),
     }
 }
 
 /// An address, as loosely as Kubernetes has always read them: `010.0.0.1` is decimal, `::ffff:10.0.0.1` is IPv4.
 fn address(text: &str, path: impl Into<String>) -> Result<IpAddr, Field> {
     let parsed = IpAddr::from_str(text).or_else(|_| IpAddr::from_str(&without_leading_zeros(text)));
-    parsed.map(|ip| ip.to_canonical()).map_err(|_| Field::new(path, format!("`{text}` is no IP address")))
+    parsed
+        .map(|ip| ip.to_canonical())
+        .map_err(|_| Field::new(path, format!("`{text}` is no IP address")))
 }
 
 /// An address that packets can be sent to: not unspecified, loopback or multicast.
 fn unicast(text: &str, path: &str) -> Result<IpAddr, Field> {
     let ip = address(text, path)?;
     if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
-        return Err(Field::new(path, format!("`{text}` cannot be the address of a Service or endpoint")));
+        return Err(Field::new(
+            path,
+            format!("`{text}` cannot be the address of a Service or endpoint"),
+        ));
     }
     Ok(ip)
 }
@@ -172,18 +217,24 @@ fn prefix(text: &str, path: &str) -> Result<IpNet, Field> {
     let length: u8 = length.parse().map_err(|_| error())?;
     let (ip, length) = match IpAddr::from_str(ip) {
         // The length is one of IPv6: below 96 it is more than IPv4 addresses, and none of them.
-        Ok(v6 @ IpAddr::V6(_)) if length >= 96 && v6.to_canonical().is_ipv4() => (v6.to_canonical(), length - 96),
+        Ok(v6 @ IpAddr::V6(_)) if length >= 96 && v6.to_canonical().is_ipv4() => {
+            (v6.to_canonical(), length - 96)
+        }
         Ok(ip) => (ip, length),
         Err(_) => (address(ip, path).map_err(|_| error())?, length),
     };
-    IpNet::new(ip, length).map(|net| net.trunc()).map_err(|_| error())
+    IpNet::new(ip, length)
+        .map(|net| net.trunc())
+        .map_err(|_| error())
 }
 
 fn without_leading_zeros(text: &str) -> String {
-    let octets = text.split('.').map(|octet| match octet.trim_start_matches('0') {
-        "" if !octet.is_empty() => "0",
-        trimmed => trimmed,
-    });
+    let octets = text
+        .split('.')
+        .map(|octet| match octet.trim_start_matches('0') {
+            "" if !octet.is_empty() => "0",
+            trimmed => trimmed,
+        });
     octets.collect::<Vec<_>>().join(".")
 }
 
@@ -193,35 +244,63 @@ mod tests {
 
     #[test]
     fn addresses_are_read_as_loosely_as_kubernetes_does() {
-        for (text, ip) in [("010.0.0.01", "10.0.0.1"), ("10.0.000.0", "10.0.0.0"), ("::ffff:192.0.2.1", "192.0.2.1")] {
-            assert_eq!(address(text, "f"), Ok(ip.parse().expect("an address")), "{text}");
+        for (text, ip) in [
+            ("010.0.0.01", "10.0.0.1"),
+            ("10.0.000.0", "10.0.0.0"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+        ] {
+            assert_eq!(
+                address(text, "f"),
+                Ok(ip.parse().expect("an address")),
+                "{text}"
+            );
         }
-        for text in ["", "10.0.0", "10..0.1", "10.0.0.256", "web.example", "10.0.0.1/32"] {
+        for text in [
+            "",
+            "10.0.0",
+            "10..0.1",
+            "10.0.0.256",
+            "web.example",
+            "10.0.0.1/32",
+        ] {
             assert!(address(text, "f").is_err(), "{text}");
         }
     }
 
     #[test]
     fn an_object_of_the_wrong_form_is_bad_and_of_an_unknown_kind_an_error() {
-        let object =
-            serde_json::json!({"kind": "Service", "metadata": {"namespace": "shop", "name": "web"}, "spec": {"ports": 80}});
-        let Ok(Update::Invalid(invalid)) = seen_json(object) else { panic!("taken") };
-        assert_eq!((invalid.object.to_string(), invalid.field), ("Service shop/web".into(), "spec.ports".into()));
+        let object = serde_json::json!({"kind": "Service", "metadata": {"namespace": "shop", "name": "web"}, "spec": {"ports": 80}});
+        let Ok(Update::Invalid(invalid)) = seen_json(object) else {
+            panic!("taken")
+        };
+        assert_eq!(
+            (invalid.object.to_string(), invalid.field),
+            ("Service shop/web".into(), "spec.ports".into())
+        );
         assert!(seen_json(serde_json::json!({"kind": "Ingress"})).is_err());
     }
 
     #[test]
     fn p12_prefixes_lose_their_host_bits() {
-        assert_eq!(prefix(" 010.1.2.3/8", "f"), Ok("10.0.0.0/8".parse().expect("a prefix")));
+        assert_eq!(
+            prefix(" 010.1.2.3/8", "f"),
+            Ok("10.0.0.0/8".parse().expect("a prefix"))
+        );
         assert!(prefix("10.0.0.0/33", "f").is_err() && prefix("10.0.0.0", "f").is_err());
     }
 
     #[test]
     fn p12_a_prefix_of_mapped_addresses_is_ipv4s_where_it_has_only_those() {
-        for (text, meant) in
-            [("::ffff:10.1.2.3/104", "10.0.0.0/8"), ("::ffff:10.0.0.0/8", "::/8"), ("::ffff:0:0/96", "0.0.0.0/0")]
-        {
-            assert_eq!(prefix(text, "f"), Ok(meant.parse().expect("a prefix")), "{text}");
+        for (text, meant) in [
+            ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
+            ("::ffff:10.0.0.0/8", "::/8"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+        ] {
+            assert_eq!(
+                prefix(text, "f"),
+                Ok(meant.parse().expect("a prefix")),
+                "{text}"
+            );
         }
     }
 }

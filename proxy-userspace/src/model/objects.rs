@@ -56,7 +56,10 @@ pub struct ObjectName {
 impl ObjectName {
     /// A name within a namespace.
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// The name of an object that is in no namespace.
@@ -67,7 +70,11 @@ impl ObjectName {
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
     }
 }
 
@@ -138,7 +145,10 @@ impl Object {
             Self::ServiceCidr(name, _) => (Kind::ServiceCIDR, name),
             Self::Workload(WorkloadName { kind, name }, _) => (*kind, name),
         };
-        ObjectRef { kind, name: name.clone() }
+        ObjectRef {
+            kind,
+            name: name.clone(),
+        }
     }
 }
 

@@ -100,17 +100,21 @@ impl NetworkPolicy {
     /// The cidrs of all ipBlocks.
     pub fn blocks(&self) -> impl Iterator<Item = &IpNet> {
         let rules = self.ingress.iter().chain(&self.egress).flatten();
-        rules.flat_map(|rule| &rule.peers).filter_map(|peer| match peer {
-            Peer::Block { cidr, .. } => Some(cidr),
-            Peer::Pods { .. } => None,
-        })
+        rules
+            .flat_map(|rule| &rule.peers)
+            .filter_map(|peer| match peer {
+                Peer::Block { cidr, .. } => Some(cidr),
+                Peer::Pods { .. } => None,
+            })
     }
 }
 
 impl Selector {
     /// Whether these labels are selected.
     pub fn selects(&self, labels: &Labels) -> bool {
-        self.requirements.iter().all(|requirement| requirement.holds(labels))
+        self.requirements
+            .iter()
+            .all(|requirement| requirement.holds(labels))
     }
 }
 

@@ -29,7 +29,11 @@ impl From<IpAddr> for Side {
 
 impl From<&MaglevKey> for Side {
     fn from(key: &MaglevKey) -> Self {
-        if key.set & MaglevKey::V6 == 0 { Self::V4 } else { Self::V6 }
+        if key.set & MaglevKey::V6 == 0 {
+            Self::V4
+        } else {
+            Self::V6
+        }
     }
 }
 
@@ -213,21 +217,45 @@ impl Actual {
 
     /// The slots of a generation in order.
     pub fn slots(&self, side: Side, generation: u32) -> impl Iterator<Item = (u32, Slot)> + '_ {
-        let key = |slot| SlotKey { side, generation, slot };
-        self.backends.range(key(0)..=key(u32::MAX)).map(|(key, slot)| (key.slot, *slot))
+        let key = |slot| SlotKey {
+            side,
+            generation,
+            slot,
+        };
+        self.backends
+            .range(key(0)..=key(u32::MAX))
+            .map(|(key, slot)| (key.slot, *slot))
     }
 
     /// The parts of a generation's tables of Maglev.
-    pub(super) fn chunks(&self, side: Side, generation: u32) -> impl Iterator<Item = (&MaglevKey, &MaglevChunk)> {
-        let key = |set, chunk| MaglevKey { generation, set, chunk };
-        self.maglev.range(key(0, 0)..=key(u16::MAX, u16::MAX)).filter(move |(key, _)| Side::from(*key) == side)
+    pub(super) fn chunks(
+        &self,
+        side: Side,
+        generation: u32,
+    ) -> impl Iterator<Item = (&MaglevKey, &MaglevChunk)> {
+        let key = |set, chunk| MaglevKey {
+            generation,
+            set,
+            chunk,
+        };
+        self.maglev
+            .range(key(0, 0)..=key(u16::MAX, u16::MAX))
+            .filter(move |(key, _)| Side::from(*key) == side)
     }
 
     /// The same in symbols. A slot that is missing is left out, so that damage does not compare equal to what ought to be.
     pub fn contents(&self) -> Contents {
         Contents {
-            frontends: self.services.iter().map(|(f, s)| (*f, self.target(*f, s))).collect(),
-            sources: self.sources.iter().map(|(id, range)| (self.name_or_number(*id), *range)).collect(),
+            frontends: self
+                .services
+                .iter()
+                .map(|(f, s)| (*f, self.target(*f, s)))
+                .collect(),
+            sources: self
+                .sources
+                .iter()
+                .map(|(id, range)| (self.name_or_number(*id), *range))
+                .collect(),
             ranges: self.ranges.clone(),
             addresses: self.addresses.clone(),
             pods: self.devices_of_pods(),
@@ -237,12 +265,19 @@ impl Actual {
     }
 
     fn devices_of_pods(&self) -> BTreeMap<IpAddr, IfIndex> {
-        self.pods.iter().map(|(addr, pod)| (*addr, pod.device)).collect()
+        self.pods
+            .iter()
+            .map(|(addr, pod)| (*addr, pod.device))
+            .collect()
     }
 
     /// Says which policy the pod at an address is to have; it is written with the address.
     pub fn assign(&mut self, addr: IpAddr, slot: u32) {
-        let before = if slot == 0 { self.slots.remove(&addr) } else { self.slots.insert(addr, slot) };
+        let before = if slot == 0 {
+            self.slots.remove(&addr)
+        } else {
+            self.slots.insert(addr, slot)
+        };
         if before.unwrap_or_default() != slot {
             self.moved.insert(addr);
         }
@@ -279,16 +314,28 @@ impl Actual {
     /// The generations that a service port uses for one family.
     pub(super) fn generations(&self, id: u32, side: Side) -> impl Iterator<Item = u32> + '_ {
         let frontends = self.frontends.get(&id).into_iter().flatten();
-        frontends.filter(move |f| Side::from(f.addr) == side).filter_map(|f| self.services.get(f)).map(|s| s.generation)
+        frontends
+            .filter(move |f| Side::from(f.addr) == side)
+            .filter_map(|f| self.services.get(f))
+            .map(|s| s.generation)
     }
 
     /// What no frontend refers to now.
     pub fn idle(&self) -> Idle {
-        Idle { generations: self.idle.clone(), names: self.idle_names().collect() }
+        Idle {
+            generations: self.idle.clone(),
+            names: self.idle_names().collect(),
+        }
     }
 
     pub(super) fn idle_slots<'a>(&'a self, of: &'a Idle) -> impl Iterator<Item = SlotKey> + 'a {
-        let slots = |&(side, generation)| self.slots(side, generation).map(move |(slot, _)| SlotKey { side, generation, slot });
+        let slots = |&(side, generation)| {
+            self.slots(side, generation).map(move |(slot, _)| SlotKey {
+                side,
+                generation,
+                slot,
+            })
+        };
         self.idle.intersection(&of.generations).flat_map(slots)
     }
 
@@ -297,14 +344,27 @@ impl Actual {
         self.idle.intersection(&of.generations).flat_map(chunks)
     }
 
-    pub(super) fn idle_endpoints<'a>(&'a self, of: &'a Idle) -> impl Iterator<Item = EndpointAt> + 'a {
-        self.idle.intersection(&of.generations).flat_map(|&(side, generation)| self.endpoints_of(side, generation))
+    pub(super) fn idle_endpoints<'a>(
+        &'a self,
+        of: &'a Idle,
+    ) -> impl Iterator<Item = EndpointAt> + 'a {
+        self.idle
+            .intersection(&of.generations)
+            .flat_map(|&(side, generation)| self.endpoints_of(side, generation))
     }
 
     /// Whether a generation's endpoint leads to a slot that holds it.
     pub(super) fn finds(&self, side: Side, generation: u32, addr: SocketAddr) -> bool {
-        let Some(&slot) = self.endpoints.get(&EndpointAt { generation, addr }) else { return false };
-        self.backends.get(&SlotKey { side, generation, slot }).is_some_and(|backend| backend.addr == addr)
+        let Some(&slot) = self.endpoints.get(&EndpointAt { generation, addr }) else {
+            return false;
+        };
+        self.backends
+            .get(&SlotKey {
+                side,
+                generation,
+                slot,
+            })
+            .is_some_and(|backend| backend.addr == addr)
     }
 
     fn endpoints_of(&self, side: Side, generation: u32) -> impl Iterator<Item = EndpointAt> + '_ {
@@ -312,13 +372,21 @@ impl Actual {
             Side::V4 => Ipv4Addr::UNSPECIFIED.into(),
             Side::V6 => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let from = EndpointAt { generation, addr: SocketAddr::new(first, 0) };
+        let from = EndpointAt {
+            generation,
+            addr: SocketAddr::new(first, 0),
+        };
         let all = self.endpoints.range(from..).map(|(endpoint, _)| *endpoint);
-        all.take_while(move |endpoint| endpoint.generation == generation && Side::from(endpoint.addr.ip()) == side)
+        all.take_while(move |endpoint| {
+            endpoint.generation == generation && Side::from(endpoint.addr.ip()) == side
+        })
     }
 
     pub(super) fn idle_names(&self) -> impl Iterator<Item = u32> + '_ {
-        self.names.keys().copied().filter(|id| !self.frontends.contains_key(id))
+        self.names
+            .keys()
+            .copied()
+            .filter(|id| !self.frontends.contains_key(id))
     }
 
     /// Ids from here on have not been given out.
@@ -335,16 +403,28 @@ impl Actual {
     }
 
     pub(super) fn generation_is_used(&self, generation: u32) -> bool {
-        let used = |side| self.users.contains_key(&(side, generation)) || self.idle.contains(&(side, generation));
+        let used = |side| {
+            self.users.contains_key(&(side, generation)) || self.idle.contains(&(side, generation))
+        };
         used(Side::V4) || used(Side::V6)
     }
 
     fn target(&self, frontend: Frontend, service: &Service) -> Target {
-        let algorithm = if service.has(ServiceFlags::MAGLEV) { Algorithm::Maglev } else { Algorithm::Random };
-        let mut backends = Backends { algorithm, ..Backends::default() };
-        for (slot, Slot { addr, flags, .. }) in self.slots(frontend.addr.into(), service.generation) {
+        let algorithm = if service.has(ServiceFlags::MAGLEV) {
+            Algorithm::Maglev
+        } else {
+            Algorithm::Random
+        };
+        let mut backends = Backends {
+            algorithm,
+            ..Backends::default()
+        };
+        for (slot, Slot { addr, flags, .. }) in self.slots(frontend.addr.into(), service.generation)
+        {
             let local = slot < service.local_len;
-            let cluster = (service.cluster_first..service.cluster_first.saturating_add(service.cluster_len)).contains(&slot);
+            let cluster = (service.cluster_first
+                ..service.cluster_first.saturating_add(service.cluster_len))
+                .contains(&slot);
             let list = match (local, cluster) {
                 (true, true) => &mut backends.both,
                 (true, false) => &mut backends.local_only,
@@ -362,7 +442,10 @@ impl Actual {
     }
 
     fn name_or_number(&self, id: u32) -> Arc<str> {
-        self.names.get(&id).cloned().unwrap_or_else(|| format!("#{id}").into())
+        self.names
+            .get(&id)
+            .cloned()
+            .unwrap_or_else(|| format!("#{id}").into())
     }
 
     fn put(&mut self, entry: Entry) {
@@ -413,14 +496,19 @@ impl Actual {
         let generation = (Side::from(frontend.addr), service.generation);
         *self.users.entry(generation).or_default() += 1;
         self.idle.remove(&generation);
-        self.frontends.entry(service.id).or_default().insert(frontend);
+        self.frontends
+            .entry(service.id)
+            .or_default()
+            .insert(frontend);
         self.next_id = after(self.next_id, service.id);
         self.next_generation = after(self.next_generation, service.generation);
         self.services.insert(frontend, service);
     }
 
     fn delete_service(&mut self, frontend: &Frontend) {
-        let Some(old) = self.services.remove(frontend) else { return };
+        let Some(old) = self.services.remove(frontend) else {
+            return;
+        };
         if let Some(frontends) = self.frontends.get_mut(&old.id) {
             frontends.remove(frontend);
             if frontends.is_empty() {
@@ -495,5 +583,9 @@ impl Actual {
 
 /// The next number to give out, once `seen` is known to be in use; 0 stands for "wrapped around".
 fn after(next: u32, seen: u32) -> u32 {
-    if seen >= next { seen.wrapping_add(1) } else { next }
+    if seen >= next {
+        seen.wrapping_add(1)
+    } else {
+        next
+    }
 }

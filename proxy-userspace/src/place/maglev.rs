@@ -13,7 +13,11 @@ use crate::contents::Backends;
 use crate::model::Algorithm;
 
 /// The parts of the tables by which backends are chosen from either set, where Maglev is wanted.
-pub fn chunks(side: Side, generation: u32, backends: &Backends) -> BTreeMap<MaglevKey, MaglevChunk> {
+pub fn chunks(
+    side: Side,
+    generation: u32,
+    backends: &Backends,
+) -> BTreeMap<MaglevKey, MaglevChunk> {
     let mut all = BTreeMap::new();
     if backends.algorithm != Algorithm::Maglev {
         return all;
@@ -22,19 +26,38 @@ pub fn chunks(side: Side, generation: u32, backends: &Backends) -> BTreeMap<Magl
         Side::V4 => 0,
         Side::V6 => MaglevKey::V6,
     };
-    let Backends { local_only, both, cluster_only, .. } = backends;
-    let mut sets = vec![(MaglevKey::CLUSTER, both.iter().chain(cluster_only).collect::<Vec<_>>())];
+    let Backends {
+        local_only,
+        both,
+        cluster_only,
+        ..
+    } = backends;
+    let mut sets = vec![(
+        MaglevKey::CLUSTER,
+        both.iter().chain(cluster_only).collect::<Vec<_>>(),
+    )];
     // The same set has one table.
     if !(local_only.is_empty() && cluster_only.is_empty()) {
         sets.push((0, local_only.iter().chain(both).collect()));
     }
     for (set, endpoints) in sets {
-        let addresses: Vec<_> = endpoints.into_iter().map(|endpoint| endpoint.addr).collect();
+        let addresses: Vec<_> = endpoints
+            .into_iter()
+            .map(|endpoint| endpoint.addr)
+            .collect();
         let entries = maglev_entries(u32::try_from(addresses.len()).unwrap_or(u32::MAX));
-        for (chunk, indices) in (0..).zip(table(&addresses, entries as usize).chunks(MAGLEV_CHUNK)) {
+        for (chunk, indices) in (0..).zip(table(&addresses, entries as usize).chunks(MAGLEV_CHUNK))
+        {
             let mut value = [0; MAGLEV_CHUNK];
             value[..indices.len()].copy_from_slice(indices);
-            all.insert(MaglevKey { generation, set: set | family, chunk }, value);
+            all.insert(
+                MaglevKey {
+                    generation,
+                    set: set | family,
+                    chunk,
+                },
+                value,
+            );
         }
     }
     all
@@ -48,11 +71,15 @@ fn table(backends: &[SocketAddr], entries: usize) -> Vec<u16> {
     let mut turns: Vec<u16> = (0..=u16::MAX).take(backends.len()).collect();
     turns.sort_by_key(|index| backends[usize::from(*index)]);
     turns.truncate(entries);
-    let mut orders: Vec<_> = turns.iter().map(|index| Order::of(backends[usize::from(*index)], entries)).collect();
+    let mut orders: Vec<_> = turns
+        .iter()
+        .map(|index| Order::of(backends[usize::from(*index)], entries))
+        .collect();
     let (mut table, mut left) = (vec![None; entries], entries);
     while left > 0 && !turns.is_empty() {
         for (index, order) in turns.iter().zip(&mut orders).take(left) {
-            let free = std::iter::repeat_with(|| order.next()).find(|entry| table[*entry].is_none());
+            let free =
+                std::iter::repeat_with(|| order.next()).find(|entry| table[*entry].is_none());
             if let Some(entry) = free {
                 table[entry] = Some(*index);
             }
@@ -76,7 +103,11 @@ impl Order {
             addr.hash(&mut hasher);
             hasher.finish() as usize
         });
-        Self { next: next % entries, skip: skip % (entries - 1) + 1, entries }
+        Self {
+            next: next % entries,
+            skip: skip % (entries - 1) + 1,
+            entries,
+        }
     }
 
     fn next(&mut self) -> usize {
@@ -91,7 +122,9 @@ mod tests {
     use super::*;
 
     fn backends(count: u16) -> Vec<SocketAddr> {
-        (0..count).map(|n| SocketAddr::from(([10, 244, (n / 200) as u8, (n % 200) as u8], 8080))).collect()
+        (0..count)
+            .map(|n| SocketAddr::from(([10, 244, (n / 200) as u8, (n % 200) as u8], 8080)))
+            .collect()
     }
 
     fn whole(backends: &[SocketAddr]) -> Vec<u16> {
@@ -103,9 +136,17 @@ mod tests {
         for count in [1, 2, 3, 7, 50, 400, 5000] {
             let mut shares = vec![0; usize::from(count)];
             let table = whole(&backends(count));
-            table.iter().for_each(|index| shares[usize::from(*index)] += 1);
-            let (least, most) = (shares.iter().min().expect("some"), shares.iter().max().expect("some"));
-            assert!(most - least <= 1 && table.len() == maglev_entries(count.into()) as usize, "{count}: {shares:?}");
+            table
+                .iter()
+                .for_each(|index| shares[usize::from(*index)] += 1);
+            let (least, most) = (
+                shares.iter().min().expect("some"),
+                shares.iter().max().expect("some"),
+            );
+            assert!(
+                most - least <= 1 && table.len() == maglev_entries(count.into()) as usize,
+                "{count}: {shares:?}"
+            );
         }
         assert!(whole(&[]).is_empty());
     }
@@ -125,10 +166,17 @@ mod tests {
                     let old = usize::from(**old);
                     old != gone && before[old] != after[usize::from(**new)]
                 };
-                moved += table_before.iter().zip(&table_after).filter(changed).count();
+                moved += table_before
+                    .iter()
+                    .zip(&table_after)
+                    .filter(changed)
+                    .count();
             }
             let share = moved as f64 / (before.len() * table_before.len()) as f64;
-            println!("{count} backends: {:.2} % of the entries change hands needlessly", 100.0 * share);
+            println!(
+                "{count} backends: {:.2} % of the entries change hands needlessly",
+                100.0 * share
+            );
             assert!(share < 0.06, "{count}: {share}");
         }
     }
@@ -139,8 +187,12 @@ mod tests {
         let ours = backends(20);
         let mut theirs: Vec<_> = ours.iter().rev().copied().collect();
         theirs.rotate_left(7);
-        let chosen =
-            |backends: &[SocketAddr]| whole(backends).into_iter().map(|index| backends[usize::from(index)]).collect::<Vec<_>>();
+        let chosen = |backends: &[SocketAddr]| {
+            whole(backends)
+                .into_iter()
+                .map(|index| backends[usize::from(index)])
+                .collect::<Vec<_>>()
+        };
         assert_eq!(chosen(&ours), chosen(&theirs));
     }
 }

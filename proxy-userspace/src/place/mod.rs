@@ -18,8 +18,15 @@ use plan::Plan;
 /// The writes that turn `actual` into `contents`, in the order in which they are safe; none if they are equal in symbols.
 pub fn place(contents: &Contents, actual: &Actual) -> Vec<Write> {
     let mut plan = Plan::new(contents, actual);
-    contents.frontends.keys().for_each(|frontend| plan.frontend(*frontend));
-    actual.services().keys().filter(|f| !contents.frontends.contains_key(f)).for_each(|f| plan.frontend(*f));
+    contents
+        .frontends
+        .keys()
+        .for_each(|frontend| plan.frontend(*frontend));
+    actual
+        .services()
+        .keys()
+        .filter(|f| !contents.frontends.contains_key(f))
+        .for_each(|f| plan.frontend(*f));
     plan.sources();
     plan.facts(&actual.facts_unlike(contents));
     plan.writes()
@@ -28,7 +35,10 @@ pub fn place(contents: &Contents, actual: &Actual) -> Vec<Write> {
 /// The same as [`place`] if `actual` held other contents until now, from which these differ by `delta`: only that is looked at.
 pub fn place_delta(delta: &Delta, contents: &Contents, actual: &Actual) -> Vec<Write> {
     let mut plan = Plan::new(contents, actual);
-    delta.frontends.iter().for_each(|frontend| plan.frontend(*frontend));
+    delta
+        .frontends
+        .iter()
+        .for_each(|frontend| plan.frontend(*frontend));
     delta.sources.iter().for_each(|source| plan.source(source));
     plan.facts(delta);
     plan.writes()
@@ -41,9 +51,18 @@ pub fn retire(actual: &Actual) -> Vec<Write> {
 
 /// The same of those only that were idle before and still are.
 pub fn retire_those(idle: &Idle, actual: &Actual) -> Vec<Write> {
-    let slots = actual.idle_slots(idle).map(|slot| Write::Delete(Key::Backend(slot)));
-    let endpoints = actual.idle_endpoints(idle).map(|endpoint| Write::Delete(Key::Endpoint(endpoint)));
-    let chunks = actual.idle_chunks(idle).map(|chunk| Write::Delete(Key::Maglev(chunk)));
-    let names = actual.idle_names().filter(|id| idle.names.contains(id)).map(|id| Write::Delete(Key::Name(id)));
+    let slots = actual
+        .idle_slots(idle)
+        .map(|slot| Write::Delete(Key::Backend(slot)));
+    let endpoints = actual
+        .idle_endpoints(idle)
+        .map(|endpoint| Write::Delete(Key::Endpoint(endpoint)));
+    let chunks = actual
+        .idle_chunks(idle)
+        .map(|chunk| Write::Delete(Key::Maglev(chunk)));
+    let names = actual
+        .idle_names()
+        .filter(|id| idle.names.contains(id))
+        .map(|id| Write::Delete(Key::Name(id)));
     slots.chain(endpoints).chain(chunks).chain(names).collect()
 }

@@ -55,7 +55,16 @@ impl<'a> Plan<'a> {
 
     /// First facts, then what services refer to, then services; then the same backwards for what is gone.
     pub fn writes(self) -> Vec<Write> {
-        [self.facts, self.names, self.sources, self.slots, self.services, self.gone, self.gone_facts].concat()
+        [
+            self.facts,
+            self.names,
+            self.sources,
+            self.slots,
+            self.services,
+            self.gone,
+            self.gone_facts,
+        ]
+        .concat()
     }
 
     /// Plans what one frontend needs to be as the contents say.
@@ -70,7 +79,8 @@ impl<'a> Plan<'a> {
         };
         let ought = self.service(frontend, target);
         if is != Some(&ought) {
-            self.services.push(Write::Put(Entry::Service(frontend, ought)));
+            self.services
+                .push(Write::Put(Entry::Service(frontend, ought)));
         }
     }
 
@@ -80,10 +90,23 @@ impl<'a> Plan<'a> {
         if self.actual.config() != contents.config {
             self.facts.push(Write::Put(Entry::Config(contents.config)));
         }
-        unlike.devices.iter().for_each(|key| self.fact(*key, contents.devices.get(key)));
-        unlike.pods.iter().chain(self.actual.moved()).for_each(|addr| self.pod(*addr));
-        unlike.ranges.iter().for_each(|key| self.fact(*key, contents.ranges.get(key)));
-        unlike.addresses.iter().for_each(|key| self.fact(*key, contents.addresses.get(key)));
+        unlike
+            .devices
+            .iter()
+            .for_each(|key| self.fact(*key, contents.devices.get(key)));
+        unlike
+            .pods
+            .iter()
+            .chain(self.actual.moved())
+            .for_each(|addr| self.pod(*addr));
+        unlike
+            .ranges
+            .iter()
+            .for_each(|key| self.fact(*key, contents.ranges.get(key)));
+        unlike
+            .addresses
+            .iter()
+            .for_each(|key| self.fact(*key, contents.addresses.get(key)));
     }
 
     /// Plans one source range that was added or has gone.
@@ -100,15 +123,29 @@ impl<'a> Plan<'a> {
     /// Plans who is served at load balancer IPs: what is allowed anew before the services, what is not any more after them.
     pub fn sources(&mut self) {
         let contents = self.contents;
-        let ought: BTreeSet<_> = contents.sources.iter().map(|(service, range)| (self.id(service), *range)).collect();
+        let ought: BTreeSet<_> = contents
+            .sources
+            .iter()
+            .map(|(service, range)| (self.id(service), *range))
+            .collect();
         let is = self.actual.sources();
-        self.sources.extend(ought.difference(is).map(|(id, range)| Write::Put(Entry::Source(*id, *range))));
-        self.gone_facts.extend(is.difference(&ought).map(|(id, range)| Write::Delete(Key::Source(*id, *range))));
+        self.sources.extend(
+            ought
+                .difference(is)
+                .map(|(id, range)| Write::Put(Entry::Source(*id, *range))),
+        );
+        self.gone_facts.extend(
+            is.difference(&ought)
+                .map(|(id, range)| Write::Delete(Key::Source(*id, *range))),
+        );
     }
 
     /// A pod's address with its device, and with the slot that its policy was given.
     fn pod(&mut self, addr: IpAddr) {
-        let ought = self.contents.pods.get(&addr).map(|device| LocalPod { device: *device, slot: self.actual.slot(addr) });
+        let ought = self.contents.pods.get(&addr).map(|device| LocalPod {
+            device: *device,
+            slot: self.actual.slot(addr),
+        });
         if self.actual.pods().get(&addr) != ought.as_ref() {
             self.fact(addr, ought.as_ref());
         }
@@ -125,8 +162,18 @@ impl<'a> Plan<'a> {
         let side = Side::from(frontend.addr);
         let id = self.id(&target.service);
         let count = |list: &Vec<Endpoint>| u32::try_from(list.len()).unwrap_or(u32::MAX);
-        let Backends { local_only, both, cluster_only, algorithm } = &*target.backends;
-        let flags = target.flags | if *algorithm == Algorithm::Maglev { ServiceFlags::MAGLEV } else { 0 };
+        let Backends {
+            local_only,
+            both,
+            cluster_only,
+            algorithm,
+        } = &*target.backends;
+        let flags = target.flags
+            | if *algorithm == Algorithm::Maglev {
+                ServiceFlags::MAGLEV
+            } else {
+                0
+            };
         Service {
             flags,
             id,
@@ -141,21 +188,38 @@ impl<'a> Plan<'a> {
     /// The id of a service port: the one that the kernel knows its name by, else a new one.
     fn id(&mut self, service: &'a str) -> u32 {
         let label = label(service);
-        if let Some(id) = self.ids.get(&label).copied().or_else(|| self.actual.id(&label)) {
+        if let Some(id) = self
+            .ids
+            .get(&label)
+            .copied()
+            .or_else(|| self.actual.id(&label))
+        {
             return id;
         }
         let id = fresh(&mut self.next_id, |id| self.actual.id_is_used(id));
-        self.names.push(Write::Put(Entry::Name(id, (&*label).into())));
+        self.names
+            .push(Write::Put(Entry::Name(id, (&*label).into())));
         self.ids.insert(label, id);
         id
     }
 
     /// The generation that holds `backends`: one that the service port has already, else new slots.
-    fn generation(&mut self, frontend: Frontend, id: u32, side: Side, backends: &'a Backends) -> u32 {
+    fn generation(
+        &mut self,
+        frontend: Frontend,
+        id: u32,
+        side: Side,
+        backends: &'a Backends,
+    ) -> u32 {
         if let Some(generation) = self.generations.get(&(id, side, backends)) {
             return *generation;
         }
-        let own = self.actual.services().get(&frontend).filter(|s| s.id == id).map(|s| s.generation);
+        let own = self
+            .actual
+            .services()
+            .get(&frontend)
+            .filter(|s| s.id == id)
+            .map(|s| s.generation);
         let mut known = own.into_iter().chain(self.actual.generations(id, side));
         let generation = match known.find(|generation| self.holds(side, *generation, backends)) {
             Some(generation) => generation,
@@ -167,32 +231,62 @@ impl<'a> Plan<'a> {
 
     fn holds(&self, side: Side, generation: u32, backends: &Backends) -> bool {
         let chunks = maglev::chunks(side, generation, backends);
-        self.actual.slots(side, generation).map(|(_, slot)| slot).eq(slots(backends, generation))
+        self.actual
+            .slots(side, generation)
+            .map(|(_, slot)| slot)
+            .eq(slots(backends, generation))
             && self
                 .actual
                 .slots(side, generation)
                 .enumerate()
-                .all(|(i, (slot, backend))| i as u32 == slot && self.actual.finds(side, generation, backend.addr))
+                .all(|(i, (slot, backend))| {
+                    i as u32 == slot && self.actual.finds(side, generation, backend.addr)
+                })
             && self.actual.chunks(side, generation).eq(chunks.iter())
     }
 
     fn fill(&mut self, side: Side, backends: &Backends) -> u32 {
-        let generation = fresh(&mut self.next_generation, |g| self.actual.generation_is_used(g));
+        let generation = fresh(&mut self.next_generation, |g| {
+            self.actual.generation_is_used(g)
+        });
         for (index, slot) in slots(backends, generation).enumerate() {
-            let key = SlotKey { side, generation, slot: index as u32 };
-            self.slots.push(Write::Put(Entry::Endpoint(EndpointAt { generation, addr: slot.addr }, key.slot)));
+            let key = SlotKey {
+                side,
+                generation,
+                slot: index as u32,
+            };
+            self.slots.push(Write::Put(Entry::Endpoint(
+                EndpointAt {
+                    generation,
+                    addr: slot.addr,
+                },
+                key.slot,
+            )));
             self.slots.push(Write::Put(Entry::Backend(key, slot)));
         }
         let chunks = maglev::chunks(side, generation, backends);
-        self.slots.extend(chunks.into_iter().map(|(key, chunk)| Write::Put(Entry::Maglev(key, Box::new(chunk)))));
+        self.slots.extend(
+            chunks
+                .into_iter()
+                .map(|(key, chunk)| Write::Put(Entry::Maglev(key, Box::new(chunk)))),
+        );
         generation
     }
 }
 
 /// The slots of a list: local-only, both, cluster-only (V7).
 fn slots(backends: &Backends, generation: u32) -> impl Iterator<Item = Slot> + '_ {
-    let Backends { local_only, both, cluster_only, .. } = backends;
-    let slot = move |endpoint: &Endpoint| Slot { addr: endpoint.addr, flags: endpoint.flags, generation };
+    let Backends {
+        local_only,
+        both,
+        cluster_only,
+        ..
+    } = backends;
+    let slot = move |endpoint: &Endpoint| Slot {
+        addr: endpoint.addr,
+        flags: endpoint.flags,
+        generation,
+    };
     local_only.iter().chain(both).chain(cluster_only).map(slot)
 }
 

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use proxy_common::net::{IfIndex, Veth};
 use proxy_common::policy::{
-    CHUNKS, CHUNKS_LARGE, Chunk, EXACT_MAX, NO_CLASS, NODES, NODES_LARGE, Node, POD_SLOTS, PREFIXES_MAX, PodRows, PortSet, Row,
-    VerdictKey, Word,
+    CHUNKS, CHUNKS_LARGE, Chunk, EXACT_MAX, NO_CLASS, NODES, NODES_LARGE, Node, POD_SLOTS,
+    PREFIXES_MAX, PodRows, PortSet, Row, VerdictKey, Word,
 };
 
 use self::directory::Directory;
@@ -94,20 +94,32 @@ pub struct Room {
 
 impl Room {
     /// What 100,000 prefixes take.
-    pub const LARGE: Self =
-        Self { nodes: NODES_LARGE, chunks: CHUNKS_LARGE, exact: EXACT_MAX as usize, prefixes: PREFIXES_MAX as usize };
+    pub const LARGE: Self = Self {
+        nodes: NODES_LARGE,
+        chunks: CHUNKS_LARGE,
+        exact: EXACT_MAX as usize,
+        prefixes: PREFIXES_MAX as usize,
+    };
 }
 
 impl Default for Room {
     fn default() -> Self {
-        Self { nodes: NODES, chunks: CHUNKS, exact: EXACT_MAX as usize, prefixes: PREFIXES_MAX as usize }
+        Self {
+            nodes: NODES,
+            chunks: CHUNKS,
+            exact: EXACT_MAX as usize,
+            prefixes: PREFIXES_MAX as usize,
+        }
     }
 }
 
 /// The slot of the pods for which there is none: nothing is let through to and from them (P34).
 const NO_ROOM: u32 = POD_SLOTS - 1;
 /// Its rows.
-const CLOSED: PodRows = PodRows { ingress: Row::CLOSED, egress: Row::CLOSED };
+const CLOSED: PodRows = PodRows {
+    ingress: Row::CLOSED,
+    egress: Row::CLOSED,
+};
 
 /// A mirror of the policy tables, and who has which number in them.
 #[derive(Debug, Default)]
@@ -166,7 +178,8 @@ impl Steps {
         for Move { prefix, after, .. } in moves {
             self.met.extend(after);
             self.met.insert(tables.class_before(*prefix));
-            self.met.extend(prefix.supernet().map(|around| tables.class_before(around)));
+            self.met
+                .extend(prefix.supernet().map(|around| tables.class_before(around)));
         }
     }
 }
@@ -192,7 +205,13 @@ struct Slots {
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { free: Vec::new(), resting: Resting::default(), next: 1, before: BTreeMap::new(), taken: BTreeSet::new() }
+        Self {
+            free: Vec::new(),
+            resting: Resting::default(),
+            next: 1,
+            before: BTreeMap::new(),
+            taken: BTreeSet::new(),
+        }
     }
 }
 
@@ -200,11 +219,14 @@ impl Slots {
     /// A slot for a pod, if there is one: that which one of its addresses had before, else any.
     fn take(&mut self, addresses: &BTreeSet<IpAddr>) -> Option<u32> {
         let had = addresses.iter().find_map(|addr| self.before.remove(addr));
-        let slot = had.filter(|slot| (1..NO_ROOM).contains(slot) && !self.taken.contains(slot)).or_else(|| {
-            let reserved: BTreeSet<_> = self.before.values().copied().collect();
-            let fresh = (self.next..NO_ROOM).find(|slot| !self.taken.contains(slot) && !reserved.contains(slot));
-            self.free.pop().or(fresh)
-        })?;
+        let slot = had
+            .filter(|slot| (1..NO_ROOM).contains(slot) && !self.taken.contains(slot))
+            .or_else(|| {
+                let reserved: BTreeSet<_> = self.before.values().copied().collect();
+                let fresh = (self.next..NO_ROOM)
+                    .find(|slot| !self.taken.contains(slot) && !reserved.contains(slot));
+                self.free.pop().or(fresh)
+            })?;
         self.next = self.next.max(slot + 1).min(NO_ROOM);
         self.taken.insert(slot);
         Some(slot)
@@ -220,13 +242,23 @@ impl Slots {
 impl PolicyTables {
     /// Empty tables of this size.
     pub fn with_room(room: Room) -> Self {
-        Self { directory: Directory::new(room), matrix: Matrix::new(room.chunks), ..Self::default() }
+        Self {
+            directory: Directory::new(room),
+            matrix: Matrix::new(room.chunks),
+            ..Self::default()
+        }
     }
 
     /// Pods get the slots that their addresses have here, if those are free.
     #[must_use]
     pub fn with_slots(self, before: BTreeMap<IpAddr, u32>) -> Self {
-        Self { slots: Slots { before, ..Slots::default() }, ..self }
+        Self {
+            slots: Slots {
+                before,
+                ..Slots::default()
+            },
+            ..self
+        }
     }
 
     /// The writes that bring the tables from what they hold to `policies`, which differ by `delta`; the mirror is brought there at once.
@@ -235,13 +267,23 @@ impl PolicyTables {
     /// other rows and addresses other classes, these go by way of classes that mean the old one to the old rows and the new one to the new rows.
     pub fn place(&mut self, policies: &Policies, delta: &PolicyDelta) -> Vec<PolicyWrite> {
         let mut writes = Vec::new();
-        let leaving = if delta.classes.is_empty() { Leaving::new() } else { self.leaving(policies, delta) };
+        let leaving = if delta.classes.is_empty() {
+            Leaving::new()
+        } else {
+            self.leaving(policies, delta)
+        };
         self.make_room(policies, delta, !leaving.is_empty(), &mut writes);
         self.part(&leaving, &mut writes);
         let mut steps = Steps::default();
         let moves = self.number_classes(policies, delta, &mut writes);
         for name in &delta.pods {
-            self.pod(name, policies.pods.get(name), &leaving, &mut writes, &mut steps);
+            self.pod(
+                name,
+                policies.pods.get(name),
+                &leaving,
+                &mut writes,
+                &mut steps,
+            );
         }
         self.directory.begin();
         if !leaving.is_empty() {
@@ -254,7 +296,12 @@ impl PolicyTables {
         let misled = self.directory.misled();
         let overflows = self.directory.overflows();
         if overflows {
-            steps.met.extend(self.misled.iter().chain(&misled).flat_map(|(wanted, found)| [*wanted, *found]));
+            steps.met.extend(
+                self.misled
+                    .iter()
+                    .chain(&misled)
+                    .flat_map(|(wanted, found)| [*wanted, *found]),
+            );
             self.met = std::mem::take(&mut steps.met);
         }
         self.tell_moved_rows(&mut writes);
@@ -278,7 +325,11 @@ impl PolicyTables {
 
     /// What pods were to flip to was found out before the last classes came, for which their rows may have been closed.
     fn correct(&self, flips: &mut [PolicyWrite]) {
-        let known: BTreeMap<u32, PodRows> = self.pods.values().map(|known| (known.slot, known.rows)).collect();
+        let known: BTreeMap<u32, PodRows> = self
+            .pods
+            .values()
+            .map(|known| (known.slot, known.rows))
+            .collect();
         for flip in flips {
             if let PolicyWrite::Rows(slot, rows) = flip
                 && *slot != NO_ROOM
@@ -293,12 +344,23 @@ impl PolicyTables {
     fn leaving(&self, policies: &Policies, delta: &PolicyDelta) -> Leaving {
         let mut leaving = Leaving::new();
         for name in &delta.pods {
-            let (Some(known), Some(policy)) = (self.pods.get(name), policies.pods.get(name)) else { continue };
-            for (direction, (before, after)) in known.policy.directions().into_iter().zip(policy.directions()).enumerate() {
+            let (Some(known), Some(policy)) = (self.pods.get(name), policies.pods.get(name)) else {
+                continue;
+            };
+            for (direction, (before, after)) in known
+                .policy
+                .directions()
+                .into_iter()
+                .zip(policy.directions())
+                .enumerate()
+            {
                 if let Isolation::Rules(row) = before
                     && before != after
                 {
-                    leaving.entry(row.clone()).or_default().insert((name.clone(), direction));
+                    leaving
+                        .entry(row.clone())
+                        .or_default()
+                        .insert((name.clone(), direction));
                 }
             }
         }
@@ -311,7 +373,9 @@ impl PolicyTables {
         for (name, known) in &self.pods {
             for (direction, isolation) in known.policy.directions().into_iter().enumerate() {
                 if let Isolation::Rules(row) = isolation
-                    && leaving.get(row).is_some_and(|pods| !pods.contains(&(name.clone(), direction)))
+                    && leaving
+                        .get(row)
+                        .is_some_and(|pods| !pods.contains(&(name.clone(), direction)))
                 {
                     self.matrix.row(row, writes);
                 }
@@ -320,10 +384,22 @@ impl PolicyTables {
     }
 
     /// Gives the classes numbers; tells which prefixes get which, and which they had.
-    fn number_classes(&mut self, policies: &Policies, delta: &PolicyDelta, writes: &mut Vec<PolicyWrite>) -> Vec<Move> {
+    fn number_classes(
+        &mut self,
+        policies: &Policies,
+        delta: &PolicyDelta,
+        writes: &mut Vec<PolicyWrite>,
+    ) -> Vec<Move> {
         let numbered = |prefix: &IpNet| {
-            let class = policies.classes.get(prefix).map(|class| self.matrix.class(class, writes));
-            Move { prefix: *prefix, before: self.classes.get(prefix).copied(), after: class }
+            let class = policies
+                .classes
+                .get(prefix)
+                .map(|class| self.matrix.class(class, writes));
+            Move {
+                prefix: *prefix,
+                before: self.classes.get(prefix).copied(),
+                after: class,
+            }
         };
         let mut moves: Vec<_> = delta.classes.iter().map(numbered).collect();
         moves.sort_by_key(Move::order);
@@ -331,7 +407,13 @@ impl PolicyTables {
     }
 
     /// Leads addresses to classes that are the old one to rows that pods are leaving, and the new one to all others.
-    fn bridge(&mut self, policies: &Policies, moves: &[Move], writes: &mut Vec<PolicyWrite>, steps: &mut Steps) {
+    fn bridge(
+        &mut self,
+        policies: &Policies,
+        moves: &[Move],
+        writes: &mut Vec<PolicyWrite>,
+        steps: &mut Steps,
+    ) {
         let mut bridges = BTreeMap::new();
         let mut bridged = Vec::new();
         for Move { prefix, .. } in moves {
@@ -348,27 +430,44 @@ impl PolicyTables {
             self.directory.set(prefix, Some(bridge), &mut steps.bridges);
             steps.met.insert(bridge);
         }
-        bridges.into_values().for_each(|bridge| self.matrix.end_bridge(bridge));
+        bridges
+            .into_values()
+            .for_each(|bridge| self.matrix.end_bridge(bridge));
     }
 
     /// What a prefix's addresses have been, and what they will be.
     fn bridge_key(&self, policies: &Policies, prefix: IpNet) -> (u32, Arc<Class>) {
-        (self.class_before(prefix), policies.class_of_prefix(prefix).cloned().unwrap_or_default())
+        (
+            self.class_before(prefix),
+            policies
+                .class_of_prefix(prefix)
+                .cloned()
+                .unwrap_or_default(),
+        )
     }
 
     /// The class that a prefix's addresses have until now, as far as no longer prefix has them.
     fn class_before(&self, prefix: IpNet) -> u32 {
-        symbolic::longest(&self.classes, prefix).copied().unwrap_or(NO_CLASS)
+        symbolic::longest(&self.classes, prefix)
+            .copied()
+            .unwrap_or(NO_CLASS)
     }
 
     fn move_addresses(&mut self, moves: Vec<Move>, writes: &mut Vec<PolicyWrite>) {
-        for Move { prefix, before, after } in moves {
+        for Move {
+            prefix,
+            before,
+            after,
+        } in moves
+        {
             match after {
                 Some(class) => _ = self.classes.insert(prefix, class),
                 None => _ = self.classes.remove(&prefix),
             }
             self.directory.set(prefix, after, writes);
-            before.into_iter().for_each(|class| self.matrix.drop_class(class));
+            before
+                .into_iter()
+                .for_each(|class| self.matrix.drop_class(class));
         }
     }
 
@@ -392,7 +491,9 @@ impl PolicyTables {
 
     /// The slot of each address of a pod of this node.
     pub fn slots(&self) -> impl Iterator<Item = (IpAddr, u32)> + '_ {
-        self.pods.values().flat_map(|pod| pod.policy.addresses.iter().map(|addr| (*addr, pod.slot)))
+        self.pods
+            .values()
+            .flat_map(|pod| pod.policy.addresses.iter().map(|addr| (*addr, pod.slot)))
     }
 
     /// The slot of a pod of this node.
@@ -406,11 +507,27 @@ impl PolicyTables {
     }
 
     /// Before new classes are numbered: rows that end before them get a longer place, and their pods are told.
-    fn make_room(&mut self, policies: &Policies, delta: &PolicyDelta, bridged: bool, writes: &mut Vec<PolicyWrite>) {
-        let classes = delta.classes.iter().filter_map(|prefix| policies.classes.get(prefix));
-        let new: BTreeSet<*const Class> = classes.filter(|class| !self.matrix.knows(class)).map(Arc::as_ptr).collect();
-        let bridges: BTreeSet<_> =
-            delta.classes.iter().filter(|_| bridged).map(|prefix| self.bridge_key(policies, *prefix)).collect();
+    fn make_room(
+        &mut self,
+        policies: &Policies,
+        delta: &PolicyDelta,
+        bridged: bool,
+        writes: &mut Vec<PolicyWrite>,
+    ) {
+        let classes = delta
+            .classes
+            .iter()
+            .filter_map(|prefix| policies.classes.get(prefix));
+        let new: BTreeSet<*const Class> = classes
+            .filter(|class| !self.matrix.knows(class))
+            .map(Arc::as_ptr)
+            .collect();
+        let bridges: BTreeSet<_> = delta
+            .classes
+            .iter()
+            .filter(|_| bridged)
+            .map(|prefix| self.bridge_key(policies, *prefix))
+            .collect();
         let wanted = self.matrix.classes_with(new.len() + bridges.len());
         if self.matrix.make_room(wanted, writes) {
             self.tell_moved_rows(writes);
@@ -465,17 +582,38 @@ impl PolicyTables {
             if before.as_ref().is_none_or(|known| known.rows != rows) {
                 steps.flips.push(PolicyWrite::Rows(slot, rows));
             }
-            let veth = |policy: &PodPolicy| (policy.device, Veth { slot, flags: veth_flags(policy) });
-            let same = before.as_ref().is_some_and(|known| veth(&known.policy) == veth(policy));
+            let veth = |policy: &PodPolicy| {
+                (
+                    policy.device,
+                    Veth {
+                        slot,
+                        flags: veth_flags(policy),
+                    },
+                )
+            };
+            let same = before
+                .as_ref()
+                .is_some_and(|known| veth(&known.policy) == veth(policy));
             if policy.device != IfIndex::NONE && !same {
                 let (device, veth) = veth(policy);
                 steps.flips.push(PolicyWrite::Veth(device, veth));
             }
-            self.pods.insert(name.clone(), Known { slot, rows, policy: policy.clone() });
+            self.pods.insert(
+                name.clone(),
+                Known {
+                    slot,
+                    rows,
+                    policy: policy.clone(),
+                },
+            );
         }
         let Some(known) = before else { return };
         for (direction, isolation) in known.policy.directions().into_iter().enumerate() {
-            let left = |row| leaving.get(row).is_some_and(|pods| pods.contains(&(name.clone(), direction)));
+            let left = |row| {
+                leaving
+                    .get(row)
+                    .is_some_and(|pods| pods.contains(&(name.clone(), direction)))
+            };
             if let Isolation::Rules(row) = isolation
                 && !left(row)
             {
@@ -483,9 +621,14 @@ impl PolicyTables {
             }
         }
         let gone = policy.is_none_or(|policy| policy.device != known.policy.device);
-        let taken = self.pods.values().any(|other| other.policy.device == known.policy.device);
+        let taken = self
+            .pods
+            .values()
+            .any(|other| other.policy.device == known.policy.device);
         if known.policy.device != IfIndex::NONE && gone && !taken {
-            steps.ends.push(PolicyWrite::DeleteVeth(known.policy.device));
+            steps
+                .ends
+                .push(PolicyWrite::DeleteVeth(known.policy.device));
         }
         if policy.is_none() && known.slot != NO_ROOM {
             self.slots.resting.push(known.slot);
@@ -496,15 +639,24 @@ impl PolicyTables {
     fn rows_of(&self, policy: &PodPolicy) -> PodRows {
         let row = |isolation: &Isolation| match isolation {
             Isolation::None => Row::OPEN,
-            Isolation::Rules(row) if self.is_misled(row) || self.matrix.tells_apart(row, &self.met) => Row::CLOSED,
+            Isolation::Rules(row)
+                if self.is_misled(row) || self.matrix.tells_apart(row, &self.met) =>
+            {
+                Row::CLOSED
+            }
             Isolation::Rules(row) => self.matrix.where_is(row),
         };
-        PodRows { ingress: row(&policy.ingress), egress: row(&policy.egress) }
+        PodRows {
+            ingress: row(&policy.ingress),
+            egress: row(&policy.egress),
+        }
     }
 
     /// Whether a row says something else of an address than of the class as which that is found.
     fn is_misled(&self, row: &Arc<symbolic::Row>) -> bool {
-        self.misled.iter().any(|(wanted, found)| self.matrix.tells_apart(row, [wanted, found]))
+        self.misled
+            .iter()
+            .any(|(wanted, found)| self.matrix.tells_apart(row, [wanted, found]))
     }
 
     /// Whether there is no room for what a pod's policies say. Then nobody is let through (P34).
@@ -518,5 +670,9 @@ impl PolicyTables {
 }
 
 fn veth_flags(policy: &PodPolicy) -> u32 {
-    if policy.any_source { Veth::ANY_SOURCE } else { 0 }
+    if policy.any_source {
+        Veth::ANY_SOURCE
+    } else {
+        0
+    }
 }

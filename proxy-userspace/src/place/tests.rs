@@ -7,9 +7,13 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use proptest::prelude::*;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol, RangeKind};
-use proxy_common::service::{Config, MAGLEV_CHUNK, MaglevChunk, MaglevKey, Service, ServiceFlags, maglev_entries};
+use proxy_common::service::{
+    Config, MAGLEV_CHUNK, MaglevChunk, MaglevKey, Service, ServiceFlags, maglev_entries,
+};
 
-use super::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write, place, place_delta, retire};
+use super::{
+    Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write, place, place_delta, retire,
+};
 use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target};
 use crate::model::Algorithm;
 
@@ -43,16 +47,46 @@ impl Kernel {
             Write::Put(Entry::Device(k, v)) => drop(self.devices.insert(k, v)),
             Write::Put(Entry::Name(k, v)) => drop(self.names.insert(k, v)),
             Write::Put(Entry::Config(v)) => self.config = v,
-            Write::Delete(Key::Service(k)) => assert!(self.services.remove(&k).is_some(), "deletes {k:?} that is not there"),
-            Write::Delete(Key::Backend(k)) => assert!(self.backends.remove(&k).is_some(), "deletes {k:?} that is not there"),
-            Write::Delete(Key::Endpoint(k)) => assert!(self.endpoints.remove(&k).is_some(), "deletes {k:?} that is not there"),
-            Write::Delete(Key::Maglev(k)) => assert!(self.maglev.remove(&k).is_some(), "deletes {k:?} that is not there"),
-            Write::Delete(Key::Source(id, k)) => assert!(self.sources.remove(&(id, k)), "deletes {k:?} that is not there"),
-            Write::Delete(Key::Range(k)) => assert!(self.ranges.remove(&k).is_some(), "deletes {k:?} that is not there"),
-            Write::Delete(Key::Address(k)) => assert!(self.addresses.remove(&k).is_some(), "deletes {k:?} that is not there"),
-            Write::Delete(Key::Pod(k)) => assert!(self.pods.remove(&k).is_some(), "deletes {k:?} that is not there"),
-            Write::Delete(Key::Device(k)) => assert!(self.devices.remove(&k).is_some(), "deletes {k:?} that is not there"),
-            Write::Delete(Key::Name(k)) => assert!(self.names.remove(&k).is_some(), "deletes {k:?} that is not there"),
+            Write::Delete(Key::Service(k)) => assert!(
+                self.services.remove(&k).is_some(),
+                "deletes {k:?} that is not there"
+            ),
+            Write::Delete(Key::Backend(k)) => assert!(
+                self.backends.remove(&k).is_some(),
+                "deletes {k:?} that is not there"
+            ),
+            Write::Delete(Key::Endpoint(k)) => assert!(
+                self.endpoints.remove(&k).is_some(),
+                "deletes {k:?} that is not there"
+            ),
+            Write::Delete(Key::Maglev(k)) => assert!(
+                self.maglev.remove(&k).is_some(),
+                "deletes {k:?} that is not there"
+            ),
+            Write::Delete(Key::Source(id, k)) => assert!(
+                self.sources.remove(&(id, k)),
+                "deletes {k:?} that is not there"
+            ),
+            Write::Delete(Key::Range(k)) => assert!(
+                self.ranges.remove(&k).is_some(),
+                "deletes {k:?} that is not there"
+            ),
+            Write::Delete(Key::Address(k)) => assert!(
+                self.addresses.remove(&k).is_some(),
+                "deletes {k:?} that is not there"
+            ),
+            Write::Delete(Key::Pod(k)) => assert!(
+                self.pods.remove(&k).is_some(),
+                "deletes {k:?} that is not there"
+            ),
+            Write::Delete(Key::Device(k)) => assert!(
+                self.devices.remove(&k).is_some(),
+                "deletes {k:?} that is not there"
+            ),
+            Write::Delete(Key::Name(k)) => assert!(
+                self.names.remove(&k).is_some(),
+                "deletes {k:?} that is not there"
+            ),
         }
     }
 
@@ -61,15 +95,35 @@ impl Kernel {
         let services = self.services.iter().map(|(k, v)| Entry::Service(*k, *v));
         let backends = self.backends.iter().map(|(k, v)| Entry::Backend(*k, *v));
         let endpoints = self.endpoints.iter().map(|(k, v)| Entry::Endpoint(*k, *v));
-        let maglev = self.maglev.iter().map(|(k, v)| Entry::Maglev(*k, Box::new(*v)));
-        let sources = self.sources.iter().map(|(id, range)| Entry::Source(*id, *range));
-        let ranges = self.ranges.iter().map(|(range, kind)| Entry::Range(*range, *kind));
+        let maglev = self
+            .maglev
+            .iter()
+            .map(|(k, v)| Entry::Maglev(*k, Box::new(*v)));
+        let sources = self
+            .sources
+            .iter()
+            .map(|(id, range)| Entry::Source(*id, *range));
+        let ranges = self
+            .ranges
+            .iter()
+            .map(|(range, kind)| Entry::Range(*range, *kind));
         let addresses = self.addresses.iter().map(|(k, v)| Entry::Address(*k, *v));
         let pods = self.pods.iter().map(|(k, v)| Entry::Pod(*k, *v));
         let devices = self.devices.iter().map(|(k, v)| Entry::Device(*k, *v));
         let names = self.names.iter().map(|(k, v)| Entry::Name(*k, v.clone()));
-        let facts = addresses.chain(pods).chain(devices).chain([Entry::Config(self.config)]);
-        services.chain(backends).chain(endpoints).chain(maglev).chain(sources).chain(ranges).chain(names).chain(facts).collect()
+        let facts = addresses
+            .chain(pods)
+            .chain(devices)
+            .chain([Entry::Config(self.config)]);
+        services
+            .chain(backends)
+            .chain(endpoints)
+            .chain(maglev)
+            .chain(sources)
+            .chain(ranges)
+            .chain(names)
+            .chain(facts)
+            .collect()
     }
 
     /// Whatever a packet can meet: each service's slots are all there, belong to it alone, and its name is known.
@@ -77,34 +131,84 @@ impl Kernel {
         let mut owners = BTreeMap::new();
         for (frontend, service) in &self.services {
             let side = Side::from(frontend.addr);
-            for slot in 0..service.local_len.max(service.cluster_first + service.cluster_len) {
-                let key = SlotKey { side, generation: service.generation, slot };
-                let found = self.backends.get(&key).unwrap_or_else(|| panic!("{frontend:?} lacks {key:?}"));
-                assert_eq!(found.generation, key.generation, "{key:?} says that it is another generation's");
-                let back = self.endpoints.get(&EndpointAt { generation: key.generation, addr: found.addr });
+            for slot in 0..service
+                .local_len
+                .max(service.cluster_first + service.cluster_len)
+            {
+                let key = SlotKey {
+                    side,
+                    generation: service.generation,
+                    slot,
+                };
+                let found = self
+                    .backends
+                    .get(&key)
+                    .unwrap_or_else(|| panic!("{frontend:?} lacks {key:?}"));
+                assert_eq!(
+                    found.generation, key.generation,
+                    "{key:?} says that it is another generation's"
+                );
+                let back = self.endpoints.get(&EndpointAt {
+                    generation: key.generation,
+                    addr: found.addr,
+                });
                 let back = back.and_then(|slot| self.backends.get(&SlotKey { slot: *slot, ..key }));
-                assert_eq!(back.map(|slot| slot.addr), Some(found.addr), "{key:?} is not found by its endpoint");
+                assert_eq!(
+                    back.map(|slot| slot.addr),
+                    Some(found.addr),
+                    "{key:?} is not found by its endpoint"
+                );
             }
             self.check_tables(frontend, service, side);
-            assert!(self.names.contains_key(&service.id), "{frontend:?} has no name");
-            assert_eq!(*owners.entry(service.generation).or_insert((service.id, side)), (service.id, side));
+            assert!(
+                self.names.contains_key(&service.id),
+                "{frontend:?} has no name"
+            );
+            assert_eq!(
+                *owners
+                    .entry(service.generation)
+                    .or_insert((service.id, side)),
+                (service.id, side)
+            );
         }
     }
 
     /// The tables of either set, where there are such, are whole and name backends of the set.
     fn check_tables(&self, frontend: &Frontend, service: &Service, side: Side) {
-        let Service { generation, local_len, cluster_first, cluster_len, .. } = *service;
+        let Service {
+            generation,
+            local_len,
+            cluster_first,
+            cluster_len,
+            ..
+        } = *service;
         let mut sets = vec![(MaglevKey::CLUSTER, cluster_len)];
         if (0, local_len) != (cluster_first, cluster_len) {
             sets.push((0, local_len));
         }
         for (set, len) in sets {
-            let set = if side == Side::V6 { set | MaglevKey::V6 } else { set };
+            let set = if side == Side::V6 {
+                set | MaglevKey::V6
+            } else {
+                set
+            };
             let chunks = maglev_entries(len).div_ceil(MAGLEV_CHUNK as u32) as u16;
-            for chunk in 0..if service.has(ServiceFlags::MAGLEV) { chunks } else { 0 } {
-                let found = self.maglev.get(&MaglevKey { generation, set, chunk });
-                let found = found.unwrap_or_else(|| panic!("{frontend:?} lacks part {chunk} of set {set}"));
-                assert!(found.iter().all(|index| u32::from(*index) < len), "{frontend:?}: {found:?}");
+            for chunk in 0..if service.has(ServiceFlags::MAGLEV) {
+                chunks
+            } else {
+                0
+            } {
+                let found = self.maglev.get(&MaglevKey {
+                    generation,
+                    set,
+                    chunk,
+                });
+                let found =
+                    found.unwrap_or_else(|| panic!("{frontend:?} lacks part {chunk} of set {set}"));
+                assert!(
+                    found.iter().all(|index| u32::from(*index) < len),
+                    "{frontend:?}: {found:?}"
+                );
             }
         }
     }
@@ -117,7 +221,10 @@ impl Kernel {
             self.check();
             for (frontend, target) in self.read().contents().frontends {
                 let known = [old.frontends.get(&frontend), new.frontends.get(&frontend)];
-                assert!(known.contains(&Some(&target)), "{frontend:?} leads to a mixture: {target:?}");
+                assert!(
+                    known.contains(&Some(&target)),
+                    "{frontend:?} leads to a mixture: {target:?}"
+                );
             }
         }
     }
@@ -131,30 +238,65 @@ fn address(side: Side, host: u8) -> IpAddr {
 }
 
 fn endpoints(side: Side) -> impl Strategy<Value = Vec<Endpoint>> {
-    let endpoint = move |host| Endpoint { addr: SocketAddr::new(address(side, host), 80), flags: u16::from(host % 2) };
-    prop::collection::btree_set(0u8..6, 0..4).prop_map(move |hosts| hosts.into_iter().map(endpoint).collect())
+    let endpoint = move |host| Endpoint {
+        addr: SocketAddr::new(address(side, host), 80),
+        flags: u16::from(host % 2),
+    };
+    prop::collection::btree_set(0u8..6, 0..4)
+        .prop_map(move |hosts| hosts.into_iter().map(endpoint).collect())
 }
 
 fn backends(side: Side) -> impl Strategy<Value = Arc<Backends>> {
     let algorithm = prop_oneof![3 => Just(Algorithm::Random), 1 => Just(Algorithm::Maglev)];
-    (endpoints(side), endpoints(side), endpoints(side), algorithm)
-        .prop_map(|(local_only, both, cluster_only, algorithm)| Arc::new(Backends { local_only, both, cluster_only, algorithm }))
+    (endpoints(side), endpoints(side), endpoints(side), algorithm).prop_map(
+        |(local_only, both, cluster_only, algorithm)| {
+            Arc::new(Backends {
+                local_only,
+                both,
+                cluster_only,
+                algorithm,
+            })
+        },
+    )
 }
 
 fn frontends() -> impl Strategy<Value = BTreeMap<Frontend, Target>> {
     let side = prop_oneof![Just(Side::V4), Just(Side::V6)];
     let group = side.prop_flat_map(|side| {
         let ports = prop::collection::btree_set(1u8..6, 1..4);
-        (Just(side), 0u8..3, ports, backends(side), backends(side), 0u32..2)
+        (
+            Just(side),
+            0u8..3,
+            ports,
+            backends(side),
+            backends(side),
+            0u32..2,
+        )
     });
     prop::collection::vec(group, 0..5).prop_map(|groups| {
         let mut all = BTreeMap::new();
         for (side, service, ports, common, odd, affinity) in groups {
             for port in ports {
-                let frontend = Frontend { addr: address(side, port % 2), port: port.into(), protocol: Protocol::TCP };
-                let backends = if port == 5 { odd.clone() } else { common.clone() };
+                let frontend = Frontend {
+                    addr: address(side, port % 2),
+                    port: port.into(),
+                    protocol: Protocol::TCP,
+                };
+                let backends = if port == 5 {
+                    odd.clone()
+                } else {
+                    common.clone()
+                };
                 let service = format!("ns/service-{service}:http").into();
-                all.insert(frontend, Target { service, flags: port.into(), affinity, backends });
+                all.insert(
+                    frontend,
+                    Target {
+                        service,
+                        flags: port.into(),
+                        affinity,
+                        backends,
+                    },
+                );
             }
         }
         all
@@ -201,7 +343,11 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![Just(Step::Onwards), Just(Step::Restart), any::<prop::sample::Index>().prop_map(Step::Crash)]
+    prop_oneof![
+        Just(Step::Onwards),
+        Just(Step::Restart),
+        any::<prop::sample::Index>().prop_map(Step::Crash)
+    ]
 }
 
 /// One step of an agent's life: plans, applies all or a part, retires what is idle.
@@ -275,38 +421,83 @@ proptest! {
 #[test]
 fn endpoints_that_were_never_written_are_added() {
     let mut kernel = Kernel::default();
-    place(&one_service(&[1, 2]), &kernel.read()).iter().for_each(|write| kernel.apply(write));
+    place(&one_service(&[1, 2]), &kernel.read())
+        .iter()
+        .for_each(|write| kernel.apply(write));
     kernel.endpoints.clear();
-    place(&one_service(&[1, 2]), &kernel.read()).iter().for_each(|write| kernel.apply(write));
+    place(&one_service(&[1, 2]), &kernel.read())
+        .iter()
+        .for_each(|write| kernel.apply(write));
     kernel.check();
 }
 
 fn one_service(hosts: &[u8]) -> Contents {
-    let addr = |host| Endpoint { addr: SocketAddr::new(address(Side::V4, host), 80), flags: 1 };
-    let backends = Arc::new(Backends { both: hosts.iter().copied().map(addr).collect(), ..Backends::default() });
-    let target = |flags| Target { service: "ns/web:http".into(), flags, affinity: 0, backends: backends.clone() };
-    let frontend = |host, port| Frontend { addr: address(Side::V4, host), port, protocol: Protocol::TCP };
-    Contents { frontends: BTreeMap::from([(frontend(0, 30080), target(2)), (frontend(9, 80), target(1))]), ..Contents::default() }
+    let addr = |host| Endpoint {
+        addr: SocketAddr::new(address(Side::V4, host), 80),
+        flags: 1,
+    };
+    let backends = Arc::new(Backends {
+        both: hosts.iter().copied().map(addr).collect(),
+        ..Backends::default()
+    });
+    let target = |flags| Target {
+        service: "ns/web:http".into(),
+        flags,
+        affinity: 0,
+        backends: backends.clone(),
+    };
+    let frontend = |host, port| Frontend {
+        addr: address(Side::V4, host),
+        port,
+        protocol: Protocol::TCP,
+    };
+    Contents {
+        frontends: BTreeMap::from([
+            (frontend(0, 30080), target(2)),
+            (frontend(9, 80), target(1)),
+        ]),
+        ..Contents::default()
+    }
 }
 
 #[test]
 fn frontends_of_a_service_port_share_one_list_and_a_change_gets_a_list_of_its_own() {
     let mut actual = Actual::default();
-    place(&one_service(&[1, 2]), &actual).into_iter().for_each(|write| actual.apply(write));
+    place(&one_service(&[1, 2]), &actual)
+        .into_iter()
+        .for_each(|write| actual.apply(write));
     let first: Vec<_> = actual.services().values().copied().collect();
-    assert_eq!((first[0].generation, first[0].id), (first[1].generation, first[1].id));
+    assert_eq!(
+        (first[0].generation, first[0].id),
+        (first[1].generation, first[1].id)
+    );
     let (before, after) = (one_service(&[1, 2]), one_service(&[1, 2, 3]));
     let writes = place_delta(&Delta::between(&before, &after), &after, &actual);
-    let slots = writes.iter().filter(|w| matches!(w, Write::Put(Entry::Backend(..)))).count();
-    let services = writes.iter().filter(|w| matches!(w, Write::Put(Entry::Service(..)))).count();
+    let slots = writes
+        .iter()
+        .filter(|w| matches!(w, Write::Put(Entry::Backend(..))))
+        .count();
+    let services = writes
+        .iter()
+        .filter(|w| matches!(w, Write::Put(Entry::Service(..))))
+        .count();
     assert_eq!(
         (slots, services, writes.len()),
         (3, 2, 8),
         "three slots once, and how to find them, then both frontends: {writes:?}"
     );
     writes.into_iter().for_each(|write| actual.apply(write));
-    assert!(actual.services().values().all(|s| s.generation != first[0].generation && s.id == first[0].id));
-    assert_eq!(retire(&actual).len(), 4, "the two slots of the old list, and how they were found");
+    assert!(
+        actual
+            .services()
+            .values()
+            .all(|s| s.generation != first[0].generation && s.id == first[0].id)
+    );
+    assert_eq!(
+        retire(&actual).len(),
+        4,
+        "the two slots of the old list, and how they were found"
+    );
 }
 
 #[test]
@@ -314,27 +505,66 @@ fn numbers_that_were_given_back_or_reserved_are_not_given_out_again() {
     let mut actual = Actual::default();
     actual.reserve_id(41);
     for hosts in [&[1][..], &[2], &[3]] {
-        place(&one_service(hosts), &actual).into_iter().for_each(|write| actual.apply(write));
-        retire(&actual).into_iter().for_each(|write| actual.apply(write));
+        place(&one_service(hosts), &actual)
+            .into_iter()
+            .for_each(|write| actual.apply(write));
+        retire(&actual)
+            .into_iter()
+            .for_each(|write| actual.apply(write));
     }
-    let service = *actual.services().values().next().expect("there is a service");
+    let service = *actual
+        .services()
+        .values()
+        .next()
+        .expect("there is a service");
     assert_eq!((service.id, service.generation), (42, 3));
-    place(&Contents::default(), &actual).into_iter().for_each(|write| actual.apply(write));
-    retire(&actual).into_iter().for_each(|write| actual.apply(write));
-    place(&one_service(&[3]), &actual).into_iter().for_each(|write| actual.apply(write));
-    let service = *actual.services().values().next().expect("there is a service");
+    place(&Contents::default(), &actual)
+        .into_iter()
+        .for_each(|write| actual.apply(write));
+    retire(&actual)
+        .into_iter()
+        .for_each(|write| actual.apply(write));
+    place(&one_service(&[3]), &actual)
+        .into_iter()
+        .for_each(|write| actual.apply(write));
+    let service = *actual
+        .services()
+        .values()
+        .next()
+        .expect("there is a service");
     assert_eq!((service.id, service.generation), (43, 4));
 }
 
 #[test]
 fn the_counters_go_round_at_the_end_and_skip_what_is_in_use() {
-    let frontend = Frontend { addr: address(Side::V4, 7), port: 1, protocol: Protocol::UDP };
-    let low = Frontend { port: 2, ..frontend };
-    let service = |id, generation| Service { id, generation, ..Service::default() };
-    let mut actual: Actual =
-        [Entry::Service(frontend, service(u32::MAX, u32::MAX)), Entry::Service(low, service(1, 1))].into_iter().collect();
-    place(&one_service(&[1]), &actual).into_iter().for_each(|write| actual.apply(write));
-    let service = *actual.services().values().next().expect("there is a service");
+    let frontend = Frontend {
+        addr: address(Side::V4, 7),
+        port: 1,
+        protocol: Protocol::UDP,
+    };
+    let low = Frontend {
+        port: 2,
+        ..frontend
+    };
+    let service = |id, generation| Service {
+        id,
+        generation,
+        ..Service::default()
+    };
+    let mut actual: Actual = [
+        Entry::Service(frontend, service(u32::MAX, u32::MAX)),
+        Entry::Service(low, service(1, 1)),
+    ]
+    .into_iter()
+    .collect();
+    place(&one_service(&[1]), &actual)
+        .into_iter()
+        .for_each(|write| actual.apply(write));
+    let service = *actual
+        .services()
+        .values()
+        .next()
+        .expect("there is a service");
     assert_eq!((service.id, service.generation), (2, 2));
 }
 

@@ -8,7 +8,9 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recvmsg, sendto, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recvmsg, sendto, socket,
+};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
@@ -41,14 +43,25 @@ struct Connected {
 /// Where the kernel does not list sockets, or refuses to end one.
 pub fn destroy_udp(wanted: &BTreeMap<u64, SocketAddr>) -> Result<usize> {
     let flags = SockFlag::SOCK_CLOEXEC;
-    let netlink =
-        socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag).context("open sock_diag")?;
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        flags,
+        SockProtocol::NetlinkSockDiag,
+    )
+    .context("open sock_diag")?;
     let mut found = connected(&netlink, libc::AF_INET as u8).context("list UDP sockets")?;
     found.extend(connected(&netlink, libc::AF_INET6 as u8).context("list UDP sockets of IPv6")?);
     found.retain(|socket| wanted.get(&socket.cookie()) == Some(&socket.peer()));
     let mut ended = 0;
     for socket in found {
-        send(&netlink, SOCK_DESTROY, REQUEST | ACK, socket.family, &socket.id)?;
+        send(
+            &netlink,
+            SOCK_DESTROY,
+            REQUEST | ACK,
+            socket.family,
+            &socket.id,
+        )?;
         match acknowledgement(&netlink)? {
             Ok(()) => ended += 1,
             // It was closed meanwhile.
@@ -62,7 +75,10 @@ pub fn destroy_udp(wanted: &BTreeMap<u64, SocketAddr>) -> Result<usize> {
 impl Connected {
     /// From what follows the header of an answer.
     fn read(bytes: &[u8]) -> Option<Self> {
-        Some(Self { family: *bytes.first()?, id: bytes.get(ID_AT..ID_AT + ID)?.try_into().ok()? })
+        Some(Self {
+            family: *bytes.first()?,
+            id: bytes.get(ID_AT..ID_AT + ID)?.try_into().ok()?,
+        })
     }
 
     fn cookie(&self) -> u64 {
@@ -78,12 +94,21 @@ impl Connected {
             libc::AF_INET => Ipv4Addr::new(dst[0], dst[1], dst[2], dst[3]).into(),
             _ => Ipv6Addr::from(dst).to_canonical(),
         };
-        SocketAddr::new(ip, u16::from_be_bytes([self.id[DPORT_AT], self.id[DPORT_AT + 1]]))
+        SocketAddr::new(
+            ip,
+            u16::from_be_bytes([self.id[DPORT_AT], self.id[DPORT_AT + 1]]),
+        )
     }
 }
 
 fn connected(netlink: &OwnedFd, family: u8) -> Result<Vec<Connected>> {
-    send(netlink, SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, family, &[0; ID])?;
+    send(
+        netlink,
+        SOCK_DIAG_BY_FAMILY,
+        REQUEST | DUMP,
+        family,
+        &[0; ID],
+    )?;
     let mut found = Vec::new();
     loop {
         for (kind, body) in receive(netlink)? {
@@ -105,7 +130,13 @@ fn send(netlink: &OwnedFd, kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> 
     message.extend([family, libc::IPPROTO_UDP as u8, 0, 0]);
     message.extend(CONNECTED.to_ne_bytes());
     message.extend(id);
-    sendto(netlink.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty()).context("ask sock_diag")?;
+    sendto(
+        netlink.as_raw_fd(),
+        &message,
+        &NetlinkAddr::new(0, 0),
+        MsgFlags::empty(),
+    )
+    .context("ask sock_diag")?;
     Ok(())
 }
 
@@ -113,12 +144,16 @@ fn send(netlink: &OwnedFd, kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> 
 fn receive(netlink: &OwnedFd) -> Result<Vec<(u16, Vec<u8>)>> {
     let mut buffer = vec![0; 64 * 1024];
     let mut slices = [IoSliceMut::new(&mut buffer)];
-    let got = recvmsg::<NetlinkAddr>(netlink.as_raw_fd(), &mut slices, None, MsgFlags::empty()).context("hear of sock_diag")?;
+    let got = recvmsg::<NetlinkAddr>(netlink.as_raw_fd(), &mut slices, None, MsgFlags::empty())
+        .context("hear of sock_diag")?;
     let len = got.bytes;
     let (mut rest, mut messages) = (&buffer[..len], Vec::new());
     while rest.len() >= HEADER {
         let size = (word(rest, 0) as usize).clamp(HEADER, rest.len());
-        messages.push((u16::from_ne_bytes([rest[4], rest[5]]), rest[HEADER..size].to_vec()));
+        messages.push((
+            u16::from_ne_bytes([rest[4], rest[5]]),
+            rest[HEADER..size].to_vec(),
+        ));
         rest = &rest[size.next_multiple_of(4).min(rest.len())..];
     }
     Ok(messages)
@@ -132,8 +167,16 @@ fn acknowledgement(netlink: &OwnedFd) -> Result<Result<(), Errno>> {
 }
 
 fn error(body: &[u8]) -> Result<(), Errno> {
-    let number = if body.len() < 4 { 0 } else { (word(body, 0) as i32).wrapping_neg() };
-    if number == 0 { Ok(()) } else { Err(Errno::from_raw(number)) }
+    let number = if body.len() < 4 {
+        0
+    } else {
+        (word(body, 0) as i32).wrapping_neg()
+    };
+    if number == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_raw(number))
+    }
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
@@ -161,10 +204,16 @@ mod tests {
         for (bytes, peer) in [
             (answer(libc::AF_INET, &[192, 0, 2, 1]), "192.0.2.1:53"),
             (answer(libc::AF_INET6, &mapped), "192.0.2.1:53"),
-            (answer(libc::AF_INET6, &[0x20, 1, 0xd, 0xb8]), "[2001:db8::]:53"),
+            (
+                answer(libc::AF_INET6, &[0x20, 1, 0xd, 0xb8]),
+                "[2001:db8::]:53",
+            ),
         ] {
             let socket = Connected::read(&bytes).expect("a socket");
-            assert_eq!((socket.peer(), socket.cookie()), (peer.parse().expect("an address"), 1 << 32 | 5));
+            assert_eq!(
+                (socket.peer(), socket.cookie()),
+                (peer.parse().expect("an address"), 1 << 32 | 5)
+            );
         }
         assert!(Connected::read(&[2; 20]).is_none());
     }
@@ -172,6 +221,9 @@ mod tests {
     #[test]
     fn an_error_is_an_errno_and_0_is_well() {
         assert_eq!(error(&0_i32.to_ne_bytes()), Ok(()));
-        assert_eq!(error(&(-libc::EOPNOTSUPP).to_ne_bytes()), Err(Errno::EOPNOTSUPP));
+        assert_eq!(
+            error(&(-libc::EOPNOTSUPP).to_ne_bytes()),
+            Err(Errno::EOPNOTSUPP)
+        );
     }
 }

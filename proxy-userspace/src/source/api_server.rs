@@ -55,16 +55,18 @@ async fn config(kubeconfig: Option<PathBuf>) -> Result<Config> {
     let Some(path) = kubeconfig else {
         return match Config::incluster() {
             Ok(config) => Ok(config),
-            Err(_) => {
-                Config::infer().await.context("find an API server: no --kubeconfig, no pod's service account, no ~/.kube/config")
-            }
+            Err(_) => Config::infer().await.context(
+                "find an API server: no --kubeconfig, no pod's service account, no ~/.kube/config",
+            ),
         };
     };
     let read = || format!("read kubeconfig {}", path.display());
     // kube's own error for this says everything twice.
     std::fs::File::open(&path).with_context(read)?;
     let kubeconfig = Kubeconfig::read_from(&path).with_context(read)?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(read)
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .with_context(read)
 }
 
 /// What a watch has to say.
@@ -77,19 +79,33 @@ enum Step {
 
 /// Passes steps on; says [`Update::Synced`] when every kind was listed.
 async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut news: News) {
-    const WAITED_FOR: [Kind; 7] =
-        [Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Node, Kind::Namespace, Kind::NetworkPolicy, Kind::ServiceCIDR];
+    const WAITED_FOR: [Kind; 7] = [
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::Pod,
+        Kind::Node,
+        Kind::Namespace,
+        Kind::NetworkPolicy,
+        Kind::ServiceCIDR,
+    ];
     let mut unlisted: BTreeSet<_> = WAITED_FOR.into();
     while let Some(step) = steps.next().await {
         let sent = match step {
             Step::Update(update) => news.send(update).await,
-            Step::Listed(kind) if unlisted.remove(&kind) && unlisted.is_empty() => news.send(Update::Synced).await,
+            Step::Listed(kind) if unlisted.remove(&kind) && unlisted.is_empty() => {
+                news.send(Update::Synced).await
+            }
             Step::Listed(_) => Ok(()),
             // Before Kubernetes 1.33 there are none, which is not to be waited for; an API server that is away is.
             Step::Lost(Kind::ServiceCIDR, error) => {
                 tracing::debug!("watch of ServiceCIDRs: {error}; trying again");
-                let absent = is_absent(&error) && unlisted.remove(&Kind::ServiceCIDR) && unlisted.is_empty();
-                if absent { news.send(Update::Synced).await } else { Ok(()) }
+                let absent =
+                    is_absent(&error) && unlisted.remove(&Kind::ServiceCIDR) && unlisted.is_empty();
+                if absent {
+                    news.send(Update::Synced).await
+                } else {
+                    Ok(())
+                }
             }
             Step::Lost(kind, error) => {
                 tracing::info!("watch of {kind}s: {error}; trying again");
@@ -105,7 +121,9 @@ async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut news: News) {
 /// Whether the API server answered that it has no such kind, or does not let us see it.
 fn is_absent(error: &watcher::Error) -> bool {
     match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) => matches!(status.code, 403 | 404),
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) => {
+            matches!(status.code, 403 | 404)
+        }
         _ => false,
     }
 }
@@ -113,13 +131,28 @@ fn is_absent(error: &watcher::Error) -> bool {
 /// Objects of one kind as they are listed and change; survives errors and starts over where it has to.
 fn watch<K>(client: &Client, labels: &str) -> BoxStream<'static, Step>
 where
-    K: Convert + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Convert
+        + Resource<DynamicType = ()>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
 {
-    let config = watcher::Config { label_selector: Some(labels.to_owned()).filter(|l| !l.is_empty()), ..Default::default() };
-    let events = watcher(Api::<DeserializeGuard<K>>::all(client.clone()), config.any_semantic())
-        .backoff(Impatient(DefaultBackoff::default()));
+    let config = watcher::Config {
+        label_selector: Some(labels.to_owned()).filter(|l| !l.is_empty()),
+        ..Default::default()
+    };
+    let events = watcher(
+        Api::<DeserializeGuard<K>>::all(client.clone()),
+        config.any_semantic(),
+    )
+    .backoff(Impatient(DefaultBackoff::default()));
     let mut known = Known::default();
-    events.flat_map(move |event| futures::stream::iter(known.steps(event))).boxed()
+    events
+        .flat_map(move |event| futures::stream::iter(known.steps(event)))
+        .boxed()
 }
 
 /// kube's own backoff at three times the pace: a quarter of a second to ten, with jitter, so that nodes do not come all at once.
@@ -148,7 +181,10 @@ struct Known {
 }
 
 impl Known {
-    fn steps<K: Convert>(&mut self, event: watcher::Result<Event<DeserializeGuard<K>>>) -> Vec<Step> {
+    fn steps<K: Convert>(
+        &mut self,
+        event: watcher::Result<Event<DeserializeGuard<K>>>,
+    ) -> Vec<Step> {
         match event {
             Ok(Event::Init) => {
                 self.listed.clear();
@@ -163,7 +199,9 @@ impl Known {
                 let listed = std::mem::take(&mut self.listed);
                 let gone: Vec<_> = self.reported.difference(&listed).cloned().collect();
                 self.reported = listed;
-                let gone = gone.into_iter().map(|object| Step::Update(Update::Delete(object)));
+                let gone = gone
+                    .into_iter()
+                    .map(|object| Step::Update(Update::Delete(object)));
                 gone.chain([Step::Listed(K::KIND)]).collect()
             }
             Ok(Event::Apply(object)) => {
@@ -186,9 +224,14 @@ fn seen<K: Convert>(DeserializeGuard(object): DeserializeGuard<K>) -> (ObjectRef
     match object {
         Ok(object) => (k8s::reference(&object), k8s::seen(&object)),
         Err(unreadable) => {
-            let [namespace, name] = [unreadable.metadata.namespace, unreadable.metadata.name].map(Option::unwrap_or_default);
-            let reference = ObjectRef { kind: K::KIND, name: ObjectName::new(&namespace, &name) };
-            let update = k8s::seen_unreadable(reference.clone(), "the object".to_owned(), unreadable.error);
+            let [namespace, name] = [unreadable.metadata.namespace, unreadable.metadata.name]
+                .map(Option::unwrap_or_default);
+            let reference = ObjectRef {
+                kind: K::KIND,
+                name: ObjectName::new(&namespace, &name),
+            };
+            let update =
+                k8s::seen_unreadable(reference.clone(), "the object".to_owned(), unreadable.error);
             (reference, update)
         }
     }
@@ -218,7 +261,9 @@ fn probe(client: Client) -> impl Stream<Item = Step> {
 
 fn said(connection: &Connection) {
     match connection {
-        Connection::Down(error) => tracing::warn!("the API server cannot be reached: {error}; what is known stays in force"),
+        Connection::Down(error) => tracing::warn!(
+            "the API server cannot be reached: {error}; what is known stays in force"
+        ),
         _ => tracing::info!("the API server answers"),
     }
 }
@@ -230,8 +275,7 @@ mod tests {
     use serde_json::json;
 
     fn service(name: &str) -> DeserializeGuard<Service> {
-        let object =
-            json!({"metadata": {"namespace": "shop", "name": name}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+        let object = json!({"metadata": {"namespace": "shop", "name": name}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
         DeserializeGuard(Ok(serde_json::from_value(object).expect("a Service")))
     }
 
@@ -260,7 +304,8 @@ mod tests {
 
     #[test]
     fn an_object_that_cannot_be_read_costs_itself() {
-        let unreadable = json!({"metadata": {"namespace": "shop", "name": "bad"}, "spec": {"ports": "none"}});
+        let unreadable =
+            json!({"metadata": {"namespace": "shop", "name": "bad"}, "spec": {"ports": "none"}});
         let guard: DeserializeGuard<Service> = serde_json::from_value(unreadable).expect("a guard");
         let (reference, update) = seen(guard);
         assert_eq!(reference.to_string(), "Service shop/bad");
@@ -269,11 +314,18 @@ mod tests {
 
     #[test]
     fn p34_a_policy_that_cannot_be_read_isolates_what_it_may_have_selected() {
-        let unreadable = json!({"metadata": {"namespace": "shop", "name": "bad"}, "spec": {"ingress": "all"}});
-        let guard: DeserializeGuard<NetworkPolicy> = serde_json::from_value(unreadable).expect("a guard");
+        let unreadable =
+            json!({"metadata": {"namespace": "shop", "name": "bad"}, "spec": {"ingress": "all"}});
+        let guard: DeserializeGuard<NetworkPolicy> =
+            serde_json::from_value(unreadable).expect("a guard");
         let (reference, update) = seen(guard);
-        let Update::Flawed(Object::NetworkPolicy(_, policy), flaws) = update else { panic!("left out") };
-        assert_eq!((policy.ingress, policy.egress, flaws.len()), (Some(vec![]), Some(vec![]), 1));
+        let Update::Flawed(Object::NetworkPolicy(_, policy), flaws) = update else {
+            panic!("left out")
+        };
+        assert_eq!(
+            (policy.ingress, policy.egress, flaws.len()),
+            (Some(vec![]), Some(vec![]), 1)
+        );
         assert_eq!(reference.to_string(), "NetworkPolicy shop/bad");
     }
 }

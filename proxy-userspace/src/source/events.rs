@@ -28,9 +28,14 @@ const NOTE: usize = 1024;
 /// # Errors
 /// If the configuration of the API server's client cannot be used.
 pub async fn events(settings: &SourceSettings, node: &str) -> Result<Events> {
-    let SourceSettings::ApiServer { kubeconfig } = settings else { return Ok(Events::default()) };
+    let SourceSettings::ApiServer { kubeconfig } = settings else {
+        return Ok(Events::default());
+    };
     let client = api_server::client(kubeconfig.clone()).await?;
-    let reporter = Reporter { controller: "portway".into(), instance: Some(node.into()) };
+    let reporter = Reporter {
+        controller: "portway".into(),
+        instance: Some(node.into()),
+    };
     let (sender, warnings) = mpsc::channel(QUEUE);
     tokio::spawn(publish_all(client, reporter, warnings));
     Ok(Events::to(sender))
@@ -58,7 +63,9 @@ async fn publish(client: &Client, reporter: &Reporter, warning: &Warning) -> kub
     };
     let object = reference(client, warning).await?;
     // A recorder that lives on would take a second cause with the same reason for a repetition of the first.
-    Recorder::new(client.clone(), reporter.clone()).publish(&event, &object).await
+    Recorder::new(client.clone(), reporter.clone())
+        .publish(&event, &object)
+        .await
 }
 
 fn cut(note: &str) -> &str {
@@ -71,11 +78,21 @@ async fn reference(client: &Client, warning: &Warning) -> kube::Result<ObjectRef
     let (version, metadata) = match warning.object.kind {
         Kind::NetworkPolicy => {
             let all = Api::<NetworkPolicy>::namespaced(client.clone(), namespace);
-            (NetworkPolicy::API_VERSION, all.get_metadata_opt(name).await?.map(|policy| policy.metadata))
+            (
+                NetworkPolicy::API_VERSION,
+                all.get_metadata_opt(name)
+                    .await?
+                    .map(|policy| policy.metadata),
+            )
         }
         Kind::Service => {
             let all = Api::<Service>::namespaced(client.clone(), namespace);
-            (Service::API_VERSION, all.get_metadata_opt(name).await?.map(|service| service.metadata))
+            (
+                Service::API_VERSION,
+                all.get_metadata_opt(name)
+                    .await?
+                    .map(|service| service.metadata),
+            )
         }
         _ => (Service::API_VERSION, None),
     };

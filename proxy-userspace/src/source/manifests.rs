@@ -14,7 +14,9 @@ use tokio::sync::mpsc;
 
 use super::{Closed, News};
 use crate::args::settings::Ranges;
-use crate::model::{Connection, Kind, Labels, Namespace, Object, ObjectName, ObjectRef, State, Update};
+use crate::model::{
+    Connection, Kind, Labels, Namespace, Object, ObjectName, ObjectRef, State, Update,
+};
 
 pub use read::{Directory, Manifest};
 
@@ -33,7 +35,9 @@ pub(super) fn spawn(dir: PathBuf, ranges: Ranges, news: News) -> Result<()> {
         }
     };
     let mut watcher = notify::recommended_watcher(told).context("set up watching of files")?;
-    watcher.watch(&dir, RecursiveMode::Recursive).with_context(|| format!("watch directory {}", dir.display()))?;
+    watcher
+        .watch(&dir, RecursiveMode::Recursive)
+        .with_context(|| format!("watch directory {}", dir.display()))?;
     let mut directory = Directory::new(dir);
     directory.read()?;
     tokio::spawn(follow(directory, ranges, news, touched, watcher));
@@ -52,7 +56,10 @@ async fn follow(
     let mut connection = Connection::Up;
     let first = [Update::Connection(connection.clone())];
     let synced = [Update::Synced];
-    let all = first.into_iter().chain(news_of(&mut sent, &directory, &ranges)).chain(synced);
+    let all = first
+        .into_iter()
+        .chain(news_of(&mut sent, &directory, &ranges))
+        .chain(synced);
     if send(&mut news, all.collect()).await.is_err() {
         return;
     }
@@ -83,11 +90,26 @@ async fn send(news: &mut News, updates: Vec<Update>) -> Result<(), Closed> {
 }
 
 /// What differs from what was sent before.
-fn news_of(sent: &mut BTreeMap<ObjectRef, Update>, directory: &Directory, ranges: &Ranges) -> Vec<Update> {
+fn news_of(
+    sent: &mut BTreeMap<ObjectRef, Update>,
+    directory: &Directory,
+    ranges: &Ranges,
+) -> Vec<Update> {
     let named = |update: Update| Some((update.object()?, update));
-    let now: BTreeMap<_, _> = directory.updates(ranges).into_iter().filter_map(named).collect();
-    let gone = sent.keys().filter(|object| !now.contains_key(object)).cloned().map(Update::Delete);
-    let new = now.iter().filter(|(object, update)| sent.get(object) != Some(update)).map(|(_, update)| update.clone());
+    let now: BTreeMap<_, _> = directory
+        .updates(ranges)
+        .into_iter()
+        .filter_map(named)
+        .collect();
+    let gone = sent
+        .keys()
+        .filter(|object| !now.contains_key(object))
+        .cloned()
+        .map(Update::Delete);
+    let new = now
+        .iter()
+        .filter(|(object, update)| sent.get(object) != Some(update))
+        .map(|(_, update)| update.clone());
     let updates = new.chain(gone).collect();
     *sent = now;
     updates
@@ -106,7 +128,11 @@ impl Directory {
         }
         updates.extend(allocate::allocate(services, ranges));
         let slices = endpoints::resolve(&state_of(&updates));
-        updates.extend(slices.into_iter().map(|(name, slice)| Update::Apply(Object::EndpointSlice(name, slice))));
+        updates.extend(
+            slices
+                .into_iter()
+                .map(|(name, slice)| Update::Apply(Object::EndpointSlice(name, slice))),
+        );
         let namespaces = referenced(&updates);
         updates.extend(namespaces);
         updates
@@ -116,11 +142,25 @@ impl Directory {
 /// Namespaces that objects are in and no file has: to be written there they must have been made.
 fn referenced(updates: &[Update]) -> Vec<Update> {
     let objects: BTreeSet<_> = updates.iter().filter_map(Update::object).collect();
-    let names: BTreeSet<_> = objects.iter().map(|object| &object.name.namespace).filter(|name| !name.is_empty()).collect();
-    let named = names.into_iter().map(|name| ObjectRef { kind: Kind::Namespace, name: ObjectName::cluster(name) });
+    let names: BTreeSet<_> = objects
+        .iter()
+        .map(|object| &object.name.namespace)
+        .filter(|name| !name.is_empty())
+        .collect();
+    let named = names.into_iter().map(|name| ObjectRef {
+        kind: Kind::Namespace,
+        name: ObjectName::cluster(name),
+    });
     let missing = named.filter(|namespace| !objects.contains(namespace));
-    let made = |ObjectRef { name, .. }| Object::Namespace(ObjectName::clone(&name), Namespace::new(&name.name, Labels::new()));
-    missing.map(|namespace| Update::Apply(made(namespace))).collect()
+    let made = |ObjectRef { name, .. }| {
+        Object::Namespace(
+            ObjectName::clone(&name),
+            Namespace::new(&name.name, Labels::new()),
+        )
+    };
+    missing
+        .map(|namespace| Update::Apply(made(namespace)))
+        .collect()
 }
 
 /// A state that has heard these updates.

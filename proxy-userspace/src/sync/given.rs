@@ -19,12 +19,22 @@ pub struct Given {
 impl Given {
     /// An update with the addresses that the API server does not have yet.
     pub fn complete(&mut self, update: Update, node: &Arc<str>) -> Update {
-        if let Update::Delete(ObjectRef { kind: Kind::Pod, name }) = &update {
+        if let Update::Delete(ObjectRef {
+            kind: Kind::Pod,
+            name,
+        }) = &update
+        {
             self.lent.remove(name);
         }
-        let Update::Apply(Object::Pod(name, mut pod)) = update else { return update };
+        let Update::Apply(Object::Pod(name, mut pod)) = update else {
+            return update;
+        };
         self.lent.remove(&name);
-        if let Some(said) = self.said.get(&name).filter(|said| is_ours(&pod, node) && !said.is_empty()) {
+        if let Some(said) = self
+            .said
+            .get(&name)
+            .filter(|said| is_ours(&pod, node) && !said.is_empty())
+        {
             if pod.addresses.is_empty() {
                 debug!(pod = %name, addresses = ?said, "known by its CNI result");
                 pod.addresses.clone_from(said);
@@ -40,12 +50,18 @@ impl Given {
     pub fn say(&mut self, said: cni::Given, state: &State) -> Vec<Update> {
         let before = std::mem::replace(&mut self.said, said);
         let names: BTreeSet<_> = before.keys().chain(self.said.keys()).collect();
-        let changed = names.into_iter().filter(|name| before.get(*name) != self.said.get(*name));
+        let changed = names
+            .into_iter()
+            .filter(|name| before.get(*name) != self.said.get(*name));
         let concerned = changed.filter_map(|name| {
             let pod = state.pods.get(name)?;
             let lent = self.lent.contains(name);
-            let bare = || Pod { addresses: Vec::new(), ..pod.clone() };
-            (lent || pod.addresses.is_empty()).then(|| Update::Apply(Object::Pod(name.clone(), bare())))
+            let bare = || Pod {
+                addresses: Vec::new(),
+                ..pod.clone()
+            };
+            (lent || pod.addresses.is_empty())
+                .then(|| Update::Apply(Object::Pod(name.clone(), bare())))
         });
         concerned.collect()
     }
@@ -64,7 +80,10 @@ mod tests {
     use super::*;
 
     fn addresses(texts: &[&str]) -> Vec<IpAddr> {
-        texts.iter().map(|text| text.parse().expect("an address")).collect()
+        texts
+            .iter()
+            .map(|text| text.parse().expect("an address"))
+            .collect()
     }
 
     /// The addresses of the pod in an update.
@@ -81,7 +100,10 @@ mod tests {
         let apply = |pod: &Pod| Update::Apply(Object::Pod(name.clone(), pod.clone()));
         let mut state = State::default();
         let mut given = Given::default();
-        let bare = Pod { node: Some(here.clone()), ..Pod::default() };
+        let bare = Pod {
+            node: Some(here.clone()),
+            ..Pod::default()
+        };
         // Its object comes first, then the plugin, then the API server.
         _ = state.apply(given.complete(apply(&bare), &here));
         assert!(state.pods[&name].addresses.is_empty());
@@ -92,10 +114,17 @@ mod tests {
         assert_eq!(state.pods[&name].addresses, said);
         // A change of labels before that does not take them away.
         assert_eq!(of(&given.complete(apply(&bare), &here)), said);
-        let known = Pod { addresses: addresses(&["10.244.1.7"]), ..bare.clone() };
+        let known = Pod {
+            addresses: addresses(&["10.244.1.7"]),
+            ..bare.clone()
+        };
         assert_eq!(of(&given.complete(apply(&known), &here)), known.addresses);
         _ = state.apply(apply(&known));
-        assert_eq!(given.say(cni::Given::new(), &state), [], "what the API server says stays");
+        assert_eq!(
+            given.say(cni::Given::new(), &state),
+            [],
+            "what the API server says stays"
+        );
     }
 
     #[test]
@@ -106,14 +135,26 @@ mod tests {
         let mut given = Given::default();
         let said = addresses(&["10.244.1.7"]);
         given.say([(name.clone(), said.clone())].into(), &state);
-        let bare = Pod { node: Some(here.clone()), ..Pod::default() };
+        let bare = Pod {
+            node: Some(here.clone()),
+            ..Pod::default()
+        };
         _ = state.apply(given.complete(apply(&bare), &here));
         assert_eq!(state.pods[&name].addresses, said);
         let without = given.say(cni::Given::new(), &state);
         assert_eq!(without.len(), 1);
         assert!(of(&given.complete(without[0].clone(), &here)).is_empty());
         given.say([(name.clone(), said)].into(), &state);
-        for other in [Pod { node: Some("there".into()), ..bare.clone() }, Pod { host_network: true, ..bare.clone() }] {
+        for other in [
+            Pod {
+                node: Some("there".into()),
+                ..bare.clone()
+            },
+            Pod {
+                host_network: true,
+                ..bare.clone()
+            },
+        ] {
             assert!(of(&given.complete(apply(&other), &here)).is_empty());
         }
     }

@@ -15,7 +15,10 @@ pub struct HookRetry {
 
 impl Default for HookRetry {
     fn default() -> Self {
-        Self { at: None, pause: RETRY }
+        Self {
+            at: None,
+            pause: RETRY,
+        }
     }
 }
 
@@ -25,7 +28,10 @@ impl HookRetry {
 
     /// They are tried now.
     pub fn begin(&mut self) {
-        *self = Self { at: None, pause: (self.pause * 2).min(Self::MOST) };
+        *self = Self {
+            at: None,
+            pause: (self.pause * 2).min(Self::MOST),
+        };
     }
 
     /// Some are left, or none.

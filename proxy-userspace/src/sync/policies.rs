@@ -23,7 +23,11 @@ pub struct PolicySync {
 impl PolicySync {
     /// Nothing is written yet to tables of this size; pods get the slots that they had in `actual`, if those are free.
     pub fn new(actual: &Actual, room: Room) -> Self {
-        let slots = actual.pods().iter().map(|(addr, pod)| (*addr, pod.slot)).collect();
+        let slots = actual
+            .pods()
+            .iter()
+            .map(|(addr, pod)| (*addr, pod.slot))
+            .collect();
         let tables = PolicyTables::with_room(room).with_slots(slots);
         Self {
             compiler: PolicyCompiler::default(),
@@ -87,10 +91,17 @@ impl PolicySync {
     /// Pods' addresses are written with the slots of their policies.
     fn assign(&mut self, actual: &mut Actual) {
         let now: BTreeMap<_, _> = self.tables.slots().collect();
-        self.slots.keys().filter(|addr| !now.contains_key(addr)).for_each(|addr| actual.assign(*addr, 0));
-        let left = self.slots.iter().filter(|(addr, slot)| now.get(addr) != Some(slot));
+        self.slots
+            .keys()
+            .filter(|addr| !now.contains_key(addr))
+            .for_each(|addr| actual.assign(*addr, 0));
+        let left = self
+            .slots
+            .iter()
+            .filter(|(addr, slot)| now.get(addr) != Some(slot));
         self.left.extend(left.map(|(addr, _)| *addr));
-        now.iter().for_each(|(addr, slot)| actual.assign(*addr, *slot));
+        now.iter()
+            .for_each(|(addr, slot)| actual.assign(*addr, *slot));
         self.slots = now;
     }
 

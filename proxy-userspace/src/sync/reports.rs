@@ -45,9 +45,20 @@ impl Reports {
     pub fn new(events: Events, metrics: Arc<Metrics>, now: Timestamp) -> (Self, Audience) {
         let (tell_checks, checks) = watch::channel(Checks::default());
         let (tell_node_ports, node_ports) = watch::channel(NodePorts::default());
-        let pending = Pending { endpoints: 0, services: 0, triggers: Triggers::since(now) };
+        let pending = Pending {
+            endpoints: 0,
+            services: 0,
+            triggers: Triggers::since(now),
+        };
         let (warnings, closed) = (Warnings::new(events.clone()), Warnings::new(events));
-        let reports = Self { checks: tell_checks, node_ports: tell_node_ports, warnings, closed, metrics, pending };
+        let reports = Self {
+            checks: tell_checks,
+            node_ports: tell_node_ports,
+            warnings,
+            closed,
+            metrics,
+            pending,
+        };
         (reports, Audience { checks, node_ports })
     }
 
@@ -60,13 +71,20 @@ impl Reports {
 
     /// It changes what ought to be in force.
     pub fn matters(&mut self, change: Change, now: Timestamp) {
-        let Pending { endpoints, services, triggers } = &mut self.pending;
+        let Pending {
+            endpoints,
+            services,
+            triggers,
+        } = &mut self.pending;
         match change.counted {
             Some(Counted::Endpoints) => *endpoints += 1,
             Some(Counted::Services) => *services += 1,
             None => {}
         }
-        change.trigger.into_iter().for_each(|trigger| triggers.wait(trigger));
+        change
+            .trigger
+            .into_iter()
+            .for_each(|trigger| triggers.wait(trigger));
         self.tell_pending();
         self.metrics.queued(seconds(now));
     }
@@ -74,22 +92,35 @@ impl Reports {
     /// Everything heard of until now is in force.
     pub fn settled(&mut self, now: Timestamp) {
         for (family, time) in self.pending.triggers.take().into_values().flatten() {
-            self.metrics.programmed(family, now.duration_since(time).try_into().unwrap_or_default());
+            self.metrics.programmed(
+                family,
+                now.duration_since(time).try_into().unwrap_or_default(),
+            );
         }
         (self.pending.endpoints, self.pending.services) = (0, 0);
         self.tell_pending();
     }
 
     fn tell_pending(&self) {
-        self.metrics.pending(Counted::Endpoints, self.pending.endpoints);
-        self.metrics.pending(Counted::Services, self.pending.services);
+        self.metrics
+            .pending(Counted::Endpoints, self.pending.endpoints);
+        self.metrics
+            .pending(Counted::Services, self.pending.services);
     }
 
     /// What the snapshot was compiled to.
-    pub fn compiled<'a>(&mut self, snapshot: &Snapshot, contents: &Contents, conflicts: impl Iterator<Item = &'a Conflict>) {
-        self.metrics.no_local_endpoints(&no_local_endpoints(contents));
+    pub fn compiled<'a>(
+        &mut self,
+        snapshot: &Snapshot,
+        contents: &Contents,
+        conflicts: impl Iterator<Item = &'a Conflict>,
+    ) {
+        self.metrics
+            .no_local_endpoints(&no_local_endpoints(contents));
         let health = health_checks(snapshot);
-        let taken = conflicts.map(frontend_taken).chain(health.conflicts.iter().map(port_taken));
+        let taken = conflicts
+            .map(frontend_taken)
+            .chain(health.conflicts.iter().map(port_taken));
         self.warnings.are(taken.collect::<BTreeSet<_>>());
         send_changed(&self.checks, health.served);
         send_changed(&self.node_ports, node_ports(snapshot, contents));
@@ -103,7 +134,12 @@ impl Reports {
         closed: &BTreeSet<ObjectName>,
         crowding: impl Iterator<Item = &'a ObjectName>,
     ) {
-        self.closed.are(closed_for(snapshot, closed).into_iter().chain(crowding.map(crowds)).collect());
+        self.closed.are(
+            closed_for(snapshot, closed)
+                .into_iter()
+                .chain(crowding.map(crowds))
+                .collect(),
+        );
     }
 }
 
@@ -111,21 +147,42 @@ impl Reports {
 fn closed_for(snapshot: &Snapshot, closed: &BTreeSet<ObjectName>) -> BTreeSet<Warning> {
     let mut pods_of: BTreeMap<&ObjectName, Vec<&ObjectName>> = BTreeMap::new();
     for pod in closed {
-        let Some(labels) = snapshot.state.pods.get(pod).map(|pod| &pod.labels) else { continue };
-        let first = ObjectName { namespace: pod.namespace.clone(), name: "".into() };
-        let policies = snapshot.state.policies.range(first..).take_while(|(name, _)| name.namespace == pod.namespace);
+        let Some(labels) = snapshot.state.pods.get(pod).map(|pod| &pod.labels) else {
+            continue;
+        };
+        let first = ObjectName {
+            namespace: pod.namespace.clone(),
+            name: "".into(),
+        };
+        let policies = snapshot
+            .state
+            .policies
+            .range(first..)
+            .take_while(|(name, _)| name.namespace == pod.namespace);
         for (name, _) in policies.filter(|(_, policy)| policy.pods.selects(labels)) {
             pods_of.entry(name).or_default().push(pod);
         }
     }
     let told = |(policy, pods): (&ObjectName, Vec<&ObjectName>)| {
-        let more = if pods.len() > 1 { format!(" and {} more", pods.len() - 1) } else { String::new() };
+        let more = if pods.len() > 1 {
+            format!(" and {} more", pods.len() - 1)
+        } else {
+            String::new()
+        };
         let note = format!(
             "the kernel's tables have no room for what is said of {}{more}: nothing is let through there where policies isolate",
             pods[0]
         );
-        let object = ObjectRef { kind: Kind::NetworkPolicy, name: policy.clone() };
-        Warning { object, reason: "NoRoomForPolicy", action: "Enforce", note }
+        let object = ObjectRef {
+            kind: Kind::NetworkPolicy,
+            name: policy.clone(),
+        };
+        Warning {
+            object,
+            reason: "NoRoomForPolicy",
+            action: "Enforce",
+            note,
+        }
     };
     pods_of.into_iter().map(told).collect()
 }
@@ -133,8 +190,16 @@ fn closed_for(snapshot: &Snapshot, closed: &BTreeSet<ObjectName>) -> BTreeSet<Wa
 /// P34: of a policy that is among too many.
 fn crowds(policy: &ObjectName) -> Warning {
     let note = "more rules than can be told apart have ipBlocks around the same addresses: none of these rules lets them through";
-    let object = ObjectRef { kind: Kind::NetworkPolicy, name: policy.clone() };
-    Warning { object, reason: "NoRoomForPolicy", action: "Enforce", note: note.to_owned() }
+    let object = ObjectRef {
+        kind: Kind::NetworkPolicy,
+        name: policy.clone(),
+    };
+    Warning {
+        object,
+        reason: "NoRoomForPolicy",
+        action: "Enforce",
+        note: note.to_owned(),
+    }
 }
 
 fn send_changed<T: PartialEq>(to: &watch::Sender<T>, now: T) {
@@ -151,16 +216,38 @@ pub fn seconds(time: Timestamp) -> f64 {
 }
 
 fn frontend_taken(conflict: &Conflict) -> Warning {
-    let reason = if conflict.frontend.addr.is_unspecified() { "NodePortTaken" } else { "AddressTaken" };
+    let reason = if conflict.frontend.addr.is_unspecified() {
+        "NodePortTaken"
+    } else {
+        "AddressTaken"
+    };
     warning(&conflict.object, reason, "Serve", conflict.to_string())
 }
 
 fn port_taken(conflict: &PortConflict) -> Warning {
-    warning(&conflict.loser, "HealthCheckNodePortTaken", "Listen", conflict.to_string())
+    warning(
+        &conflict.loser,
+        "HealthCheckNodePortTaken",
+        "Listen",
+        conflict.to_string(),
+    )
 }
 
-fn warning(service: &ObjectName, reason: &'static str, action: &'static str, note: String) -> Warning {
-    Warning { object: ObjectRef { kind: Kind::Service, name: service.clone() }, reason, action, note }
+fn warning(
+    service: &ObjectName,
+    reason: &'static str,
+    action: &'static str,
+    note: String,
+) -> Warning {
+    Warning {
+        object: ObjectRef {
+            kind: Kind::Service,
+            name: service.clone(),
+        },
+        reason,
+        action,
+        note,
+    }
 }
 
 /// What metrics count of an update.
@@ -178,7 +265,10 @@ impl Change {
             Some(Kind::Service) => Some(Counted::Services),
             _ => None,
         };
-        Self { counted, trigger: Trigger::of(update, state) }
+        Self {
+            counted,
+            trigger: Trigger::of(update, state),
+        }
     }
 }
 
@@ -190,14 +280,27 @@ mod tests {
 
     fn pod(name: &str, app: &str) -> Update {
         let labels = Labels::from([("app".to_owned(), app.to_owned())]);
-        let pod = Pod { phase: Phase::Running, labels, ..Pod::default() };
+        let pod = Pod {
+            phase: Phase::Running,
+            labels,
+            ..Pod::default()
+        };
         Update::Apply(Object::Pod(ObjectName::new("shop", name), pod))
     }
 
     fn policy(namespace: &str, name: &str, app: &str) -> Update {
-        let pods = Selector { requirements: [Requirement::In("app".into(), [app.to_owned()].into())].into() };
-        let policy = NetworkPolicy { pods, ingress: Some(Vec::new()), egress: None };
-        Update::Apply(Object::NetworkPolicy(ObjectName::new(namespace, name), policy))
+        let pods = Selector {
+            requirements: [Requirement::In("app".into(), [app.to_owned()].into())].into(),
+        };
+        let policy = NetworkPolicy {
+            pods,
+            ingress: Some(Vec::new()),
+            egress: None,
+        };
+        Update::Apply(Object::NetworkPolicy(
+            ObjectName::new(namespace, name),
+            policy,
+        ))
     }
 
     #[test]
@@ -211,13 +314,22 @@ mod tests {
             policy("shop", "of-db", "db"),
             policy("other", "of-web", "web"),
         ];
-        updates.into_iter().for_each(|update| _ = snapshot.state.apply(update));
-        let closed = ["web-1", "web-2", "gone"].map(|name| ObjectName::new("shop", name)).into();
-        let told: Vec<_> = closed_for(&snapshot, &closed).into_iter().map(|w| format!("{}: {}", w.object, w.note)).collect();
+        updates
+            .into_iter()
+            .for_each(|update| _ = snapshot.state.apply(update));
+        let closed = ["web-1", "web-2", "gone"]
+            .map(|name| ObjectName::new("shop", name))
+            .into();
+        let told: Vec<_> = closed_for(&snapshot, &closed)
+            .into_iter()
+            .map(|w| format!("{}: {}", w.object, w.note))
+            .collect();
         assert_eq!(
             told,
-            ["NetworkPolicy shop/of-web: the kernel's tables have no room for what is said of shop/web-1 and 1 more: \
-              nothing is let through there where policies isolate"]
+            [
+                "NetworkPolicy shop/of-web: the kernel's tables have no room for what is said of shop/web-1 and 1 more: \
+              nothing is let through there where policies isolate"
+            ]
         );
         assert!(closed_for(&snapshot, &BTreeSet::new()).is_empty());
     }

@@ -22,12 +22,13 @@ impl Trigger {
     /// What an update tells that is about to change `state`; `None` if nothing.
     pub fn of(update: &Update, state: &State) -> Option<Self> {
         match update {
-            Update::Apply(Object::EndpointSlice(_, slice)) => {
-                slice.triggered.map(|time| Self::At(slice.service.clone(), slice.family, time))
-            }
-            Update::Delete(object) if object.kind == Kind::EndpointSlice => {
-                state.slices.get(&object.name).map(|slice| Self::Gone(slice.service.clone()))
-            }
+            Update::Apply(Object::EndpointSlice(_, slice)) => slice
+                .triggered
+                .map(|time| Self::At(slice.service.clone(), slice.family, time)),
+            Update::Delete(object) if object.kind == Kind::EndpointSlice => state
+                .slices
+                .get(&object.name)
+                .map(|slice| Self::Gone(slice.service.clone())),
             _ => None,
         }
     }
@@ -43,7 +44,10 @@ pub struct Triggers {
 impl Triggers {
     /// Those of changes made after `began`: what happened before this agent was there is nobody's delay.
     pub fn since(began: Timestamp) -> Self {
-        Self { began, waiting: BTreeMap::new() }
+        Self {
+            began,
+            waiting: BTreeMap::new(),
+        }
     }
 
     /// A change is to be brought to the kernel.

@@ -16,7 +16,9 @@ pub fn read<T: DeserializeOwned>(value: Value) -> Result<T> {
     serde_path_to_error::deserialize(value).context("understand its cases")
 }
 
-fn nullable<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+fn nullable<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
@@ -112,7 +114,11 @@ impl Flow {
 }
 
 fn weight(advisory: bool) -> Weight {
-    if advisory { Weight::Advisory } else { Weight::Binding }
+    if advisory {
+        Weight::Advisory
+    } else {
+        Weight::Binding
+    }
 }
 
 /// Service ports with a Local policy that have endpoints, but none here.

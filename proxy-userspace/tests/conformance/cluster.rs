@@ -26,13 +26,17 @@ pub fn change(state: &mut State, event: &Event) -> Result<Changed> {
 
 /// What a source would tell of a change.
 pub fn update(event: &Event) -> Result<Update> {
-    Ok(match (event.op.as_str(), seen_json(event.object.clone())?) {
-        ("add" | "update", update) => update,
-        ("delete", Update::Apply(object) | Update::Flawed(object, _)) => Update::Delete(object.reference()),
-        ("delete", Update::Invalid(invalid)) => Update::Delete(invalid.object),
-        ("delete", update) => update,
-        (other, _) => bail!("an unknown change `{other}`"),
-    })
+    Ok(
+        match (event.op.as_str(), seen_json(event.object.clone())?) {
+            ("add" | "update", update) => update,
+            ("delete", Update::Apply(object) | Update::Flawed(object, _)) => {
+                Update::Delete(object.reference())
+            }
+            ("delete", Update::Invalid(invalid)) => Update::Delete(invalid.object),
+            ("delete", update) => update,
+            (other, _) => bail!("an unknown change `{other}`"),
+        },
+    )
 }
 
 /// Applies changes in order; whether there was one, and the Services whose slices changed.

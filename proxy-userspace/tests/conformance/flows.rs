@@ -35,15 +35,24 @@ pub fn check(file: &FlowFile, kernel: &mut Kernel, tally: &mut Tally) -> Result<
     let mut fakes = Fakes::default();
     let contents = check_flows(file, &state, &file.flows, (&mut fakes, kernel), tally)?;
     if let Some(owed) = &file.expect_no_local_endpoints {
-        let outside = ServiceFlags::NODE_PORT | ServiceFlags::EXTERNAL_IP | ServiceFlags::LOAD_BALANCER;
+        let outside =
+            ServiceFlags::NODE_PORT | ServiceFlags::EXTERNAL_IP | ServiceFlags::LOAD_BALANCER;
         let count = |kinds| contents.without_local_backend(kinds).len();
         let found = (count(ServiceFlags::CLUSTER_IP), count(outside));
         tally.row = Row::Endpoints;
-        tally.compare("service ports without local endpoints", Weight::Binding, &(owed.internal, owed.external), &found);
+        tally.compare(
+            "service ports without local endpoints",
+            Weight::Binding,
+            &(owed.internal, owed.external),
+            &found,
+        );
     }
     for step in &file.steps {
         cluster::changes(&mut state, &step.changes)?;
-        ensure!(same(&state, &cluster::of(&step.objects)?), "the step's changes do not lead to the step's objects");
+        ensure!(
+            same(&state, &cluster::of(&step.objects)?),
+            "the step's changes do not lead to the step's objects"
+        );
         check_flows(file, &state, &step.flows, (&mut fakes, kernel), tally)?;
     }
     Ok(())
@@ -67,14 +76,34 @@ fn check_flows(
     kernel.place(&contents)?;
     for flow in flows {
         let owed = rules::owed(flow, flows, &file.config, &world);
-        owed.otherwise.iter().for_each(|rule| tally.otherwise(*rule));
+        owed.otherwise
+            .iter()
+            .for_each(|rule| tally.otherwise(*rule));
         let difference = if flow.dest_ip.is_ipv4() {
-            check_flow(flow, &owed, &fakes.tables::<V4>(&contents, &world), &world, kernel, tally)
+            check_flow(
+                flow,
+                &owed,
+                &fakes.tables::<V4>(&contents, &world),
+                &world,
+                kernel,
+                tally,
+            )
         } else {
-            check_flow(flow, &owed, &fakes.tables::<V6>(&contents, &world), &world, kernel, tally)
+            check_flow(
+                flow,
+                &owed,
+                &fakes.tables::<V6>(&contents, &world),
+                &world,
+                kernel,
+                tally,
+            )
         };
         tally.row = rules::row(flow, &file.config, &world);
-        tally.note(&flow.name, flow.weight(), difference.with_context(|| flow.name.clone())?);
+        tally.note(
+            &flow.name,
+            flow.weight(),
+            difference.with_context(|| flow.name.clone())?,
+        );
     }
     Ok(contents)
 }
@@ -90,9 +119,17 @@ fn check_flow<F: Side4or6>(
 ) -> Result<Option<String>> {
     let (hook, device) = match flow.origin {
         Origin::External => (Hook::FromDevice, DEVICE),
-        Origin::Pod => (Hook::FromPod, world.pod(flow.source_ip).context("find the pod that it comes from")?),
+        Origin::Pod => (
+            Hook::FromPod,
+            world
+                .pod(flow.source_ip)
+                .context("find the pod that it comes from")?,
+        ),
         Origin::Node => {
-            let both = (choices(flow, owed, memory)?, connections(flow, owed, kernel)?);
+            let both = (
+                choices(flow, owed, memory)?,
+                connections(flow, owed, kernel)?,
+            );
             return Ok(differences(owed, &both, tally));
         }
     };
@@ -102,13 +139,21 @@ fn check_flow<F: Side4or6>(
 }
 
 /// What differs of what came out either way.
-fn differences(owed: &Owed, (library, programs): &(Seen, Seen), tally: &mut Tally) -> Option<String> {
+fn differences(
+    owed: &Owed,
+    (library, programs): &(Seen, Seen),
+    tally: &mut Tally,
+) -> Option<String> {
     tally.library += 1;
     tally.programs += 1;
     let library = difference(owed, library).map(|why| format!("library: {why}"));
     let programs = difference(owed, programs).map(|why| format!("programs: {why}"));
     let both: Vec<_> = library.into_iter().chain(programs).collect();
-    if both.is_empty() { None } else { Some(both.join("; ")) }
+    if both.is_empty() {
+        None
+    } else {
+        Some(both.join("; "))
+    }
 }
 
 type Seen = BTreeSet<Outcome>;
@@ -124,7 +169,10 @@ fn run<F: Side4or6>(
     let (mut library, mut programs) = (Seen::new(), Seen::new());
     let protocol = packet::protocol(&flow.protocol)?;
     for port in ports(owed) {
-        let (src, dst) = (SocketAddr::new(flow.source_ip, port), SocketAddr::new(flow.dest_ip, flow.dest_port));
+        let (src, dst) = (
+            SocketAddr::new(flow.source_ip, port),
+            SocketAddr::new(flow.dest_ip, flow.dest_port),
+        );
         let bytes = packet::first(protocol, src, dst);
         let (said, after) = fakes::run(memory, hook, device, &bytes);
         library.insert(packet::outcome(said, src, &bytes, &after).context("the library")?);
@@ -139,9 +187,13 @@ fn choices<F: Side4or6>(flow: &Flow, owed: &Owed, memory: &Memory<F>) -> Result<
     let protocol = packet::protocol(&flow.protocol)?;
     let mut seen = Seen::new();
     for port in ports(owed) {
-        let asked = fakes::ask::<F>(protocol, (flow.dest_ip, flow.dest_port), port).context("two families in one flow")?;
+        let asked = fakes::ask::<F>(protocol, (flow.dest_ip, flow.dest_port), port)
+            .context("two families in one flow")?;
         seen.insert(match socket::direct(memory, &asked) {
-            Ok(Some((addr, port))) => Outcome::Forward { to: SocketAddr::new(addr.ip(), port.number()), masqueraded: false },
+            Ok(Some((addr, port))) => Outcome::Forward {
+                to: SocketAddr::new(addr.ip(), port.number()),
+                masqueraded: false,
+            },
             Ok(None) => Outcome::Pass,
             Err(reason) if reason.answer() == Some(Answer::PortUnreachable) => Outcome::Reject,
             Err(reason) => Outcome::Drop(reason),
@@ -152,8 +204,13 @@ fn choices<F: Side4or6>(flow: &Flow, owed: &Owed, memory: &Memory<F>) -> Result<
 
 /// The same by real sockets of processes of the node, whose hooks are the loaded programs.
 fn connections(flow: &Flow, owed: &Owed, kernel: &Kernel) -> Result<Seen> {
-    let (protocol, to) = (packet::protocol(&flow.protocol)?, SocketAddr::new(flow.dest_ip, flow.dest_port));
-    ports(owed).map(|_| sockets::connect(kernel.maps(), protocol, to)).collect()
+    let (protocol, to) = (
+        packet::protocol(&flow.protocol)?,
+        SocketAddr::new(flow.dest_ip, flow.dest_port),
+    );
+    ports(owed)
+        .map(|_| sockets::connect(kernel.maps(), protocol, to))
+        .collect()
 }
 
 fn ports(owed: &Owed) -> impl Iterator<Item = u16> {
@@ -170,9 +227,18 @@ fn difference(owed: &Owed, seen: &Seen) -> Option<String> {
             endpoints.entry(*to).or_default().insert(*masqueraded);
         }
     }
-    let wanted: BTreeMap<_, _> = owed.endpoints.iter().map(|(to, masqueraded)| (*to, BTreeSet::from([*masqueraded]))).collect();
+    let wanted: BTreeMap<_, _> = owed
+        .endpoints
+        .iter()
+        .map(|(to, masqueraded)| (*to, BTreeSet::from([*masqueraded])))
+        .collect();
     let right = verdicts == BTreeSet::from([owed.expect]) && endpoints == wanted;
-    (!right).then(|| format!("{seen:?} came out, {:?} {:?} is owed (endpoint: masqueraded)", owed.expect, owed.endpoints))
+    (!right).then(|| {
+        format!(
+            "{seen:?} came out, {:?} {:?} is owed (endpoint: masqueraded)",
+            owed.expect, owed.endpoints
+        )
+    })
 }
 
 fn verdict(outcome: &Outcome) -> Expect {

@@ -43,7 +43,10 @@ impl Kernel {
         }
         let pods = (0..PODS).map(|number| (format!("pod{number}"), FIRST_POD + number));
         for (name, index) in pods.chain([("dev0".to_owned(), DEVICE.0)]) {
-            ip(&format!("link add {name} index {index} type veth peer name {name}-peer index {}", index + 100))?;
+            ip(&format!(
+                "link add {name} index {index} type veth peer name {name}-peer index {}",
+                index + 100
+            ))?;
             ip(&format!("link set {name} up"))?;
             ip(&format!("link set {name}-peer up"))?;
         }
@@ -52,10 +55,23 @@ impl Kernel {
         let mut loaded = Loaded::new()?;
         let verdicts = NodeVerdicts::open(|name| again(&loaded.ebpf, name))?;
         let ebpf = &mut loaded.ebpf;
-        let maps = Maps::open(|name| ebpf.take_map(name).with_context(|| format!("find the map {name}")))?;
-        let policies = PolicyMaps::open(|name| ebpf.take_map(name).with_context(|| format!("find the map {name}")))?;
+        let maps = Maps::open(|name| {
+            ebpf.take_map(name)
+                .with_context(|| format!("find the map {name}"))
+        })?;
+        let policies = PolicyMaps::open(|name| {
+            ebpf.take_map(name)
+                .with_context(|| format!("find the map {name}"))
+        })?;
         let cgroup = sockets::attach(ebpf)?;
-        Ok(Self { loaded, maps, policies, verdicts, actual: Actual::default(), _cgroup: cgroup })
+        Ok(Self {
+            loaded,
+            maps,
+            policies,
+            verdicts,
+            actual: Actual::default(),
+            _cgroup: cgroup,
+        })
     }
 
     /// The maps of Services and flows.
@@ -97,9 +113,20 @@ impl Kernel {
 
     /// These are the pods of this node from here on.
     pub fn put_pods(&mut self, pods: BTreeMap<IpAddr, LocalPod>) -> Result<()> {
-        let gone: Vec<_> = self.actual.pods().keys().filter(|addr| !pods.contains_key(addr)).copied().collect();
+        let gone: Vec<_> = self
+            .actual
+            .pods()
+            .keys()
+            .filter(|addr| !pods.contains_key(addr))
+            .copied()
+            .collect();
         let gone = gone.into_iter().map(|addr| Write::Delete(Key::Pod(addr)));
-        let writes = gone.chain(pods.into_iter().map(|(addr, pod)| Write::Put(Entry::Pod(addr, pod)))).collect();
+        let writes = gone
+            .chain(
+                pods.into_iter()
+                    .map(|(addr, pod)| Write::Put(Entry::Pod(addr, pod))),
+            )
+            .collect();
         self.apply(writes)
     }
 
@@ -110,17 +137,28 @@ impl Kernel {
     }
 
     /// Forgets the flow of a packet.
-    pub fn forget_flows_of(&mut self, from: IpAddr, to: IpAddr, protocol: Protocol, sport: u16, dport: u16) -> Result<()> {
+    pub fn forget_flows_of(
+        &mut self,
+        from: IpAddr,
+        to: IpAddr,
+        protocol: Protocol,
+        sport: u16,
+        dport: u16,
+    ) -> Result<()> {
         let Maps { v4, v6, .. } = &mut self.maps;
         let (sport, dport) = (Port::new(sport), Port::new(dport));
         match (from, to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let key = FlowKey::new(protocol, Addr4::from(from), sport, Addr4::from(to), dport);
-                [key, key.reversed()].iter().try_for_each(|key| v4.opening.delete(key))
+                [key, key.reversed()]
+                    .iter()
+                    .try_for_each(|key| v4.opening.delete(key))
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
                 let key = FlowKey::new(protocol, Addr6::from(from), sport, Addr6::from(to), dport);
-                [key, key.reversed()].iter().try_for_each(|key| v6.opening.delete(key))
+                [key, key.reversed()]
+                    .iter()
+                    .try_for_each(|key| v6.opening.delete(key))
             }
             _ => Ok(()),
         }
@@ -136,7 +174,12 @@ impl Kernel {
     }
 
     /// Runs a packet through the program of a hook.
-    pub fn run(&mut self, hook: Hook, device: IfIndex, bytes: &[u8]) -> Result<(Result<Action, Reason>, Vec<u8>)> {
+    pub fn run(
+        &mut self,
+        hook: Hook,
+        device: IfIndex,
+        bytes: &[u8],
+    ) -> Result<(Result<Action, Reason>, Vec<u8>)> {
         // No refusal is left out for having been the thousandth of its second.
         self.loaded.set_refusals(0, 0)?;
         self.loaded.tc(hook, device, bytes)
@@ -144,19 +187,37 @@ impl Kernel {
 }
 
 fn empty<A: Address>(table: &mut impl FlowTable<A>) -> Result<()> {
-    table.all()?.iter().try_for_each(|(key, _)| table.delete(key))
+    table
+        .all()?
+        .iter()
+        .try_for_each(|(key, _)| table.delete(key))
 }
 
 /// A map of the object, opened once more.
 fn again(ebpf: &Ebpf, name: &str) -> Result<Map> {
-    let map = ebpf.map(name).with_context(|| format!("find the map {name}"))?;
-    let (Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) = map else { bail!("{name} is an unexpected kind of map") };
-    let fd = data.fd().as_fd().try_clone_to_owned().with_context(|| format!("open {name} again"))?;
+    let map = ebpf
+        .map(name)
+        .with_context(|| format!("find the map {name}"))?;
+    let (Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) = map else {
+        bail!("{name} is an unexpected kind of map")
+    };
+    let fd = data
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .with_context(|| format!("open {name} again"))?;
     Ok(Map::from_map_data(MapData::from_fd(fd)?)?)
 }
 
 fn ip(arguments: &str) -> Result<()> {
-    let output = Command::new("ip").args(arguments.split_whitespace()).output().context("start ip")?;
-    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .context("start ip")?;
+    ensure!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(())
 }

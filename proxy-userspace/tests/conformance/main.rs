@@ -78,7 +78,11 @@ fn run(args: &Args) -> Result<Report> {
     let mut kernel = Kernel::new()?;
     let mut report = Report::default();
     for file in files {
-        let detail = if args.verbose || args.paths.contains(&file) { Detail::All } else { Detail::Differences };
+        let detail = if args.verbose || args.paths.contains(&file) {
+            Detail::All
+        } else {
+            Detail::Differences
+        };
         let mut tally = Tally::default();
         if let Err(why) = check(&file, &mut kernel, &mut tally) {
             tally.row = Row::File;
@@ -98,7 +102,9 @@ fn files(paths: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
             continue;
         }
         let before = found.len();
-        for entry in fs::read_dir(path).with_context(|| format!("read the directory {}", path.display()))? {
+        for entry in
+            fs::read_dir(path).with_context(|| format!("read the directory {}", path.display()))?
+        {
             let file = entry.context("read a directory")?.path();
             if file.extension().is_some_and(|e| e == "json") {
                 found.insert(file);
@@ -119,19 +125,29 @@ fn check(file: &Path, kernel: &mut Kernel, tally: &mut Tally) -> Result<()> {
     let has = |keys: &[&str]| keys.iter().any(|key| value.get(key).is_some());
     let in_cases = |key: &str| value["cases"][0].get(key).is_some();
     let (row, check): (Row, Check) = match () {
-        () if has(&["config"]) && has(&["flows"]) => {
-            (Row::Verdicts, |v, kernel, tally| flows::check(&cases::read(v)?, kernel, tally))
-        }
+        () if has(&["config"]) && has(&["flows"]) => (Row::Verdicts, |v, kernel, tally| {
+            flows::check(&cases::read(v)?, kernel, tally)
+        }),
         () if has(&["node_ips", "contains_ipv4_loopback"]) => {
-            (Row::NodePortAddresses, |v, _, tally| addresses::check(&cases::read(v)?, tally))
+            (Row::NodePortAddresses, |v, _, tally| {
+                addresses::check(&cases::read(v)?, tally)
+            })
         }
-        () if has(&["service_health", "proxy_health"]) => (Row::Health, |v, _, tally| health::check(&cases::read(v)?, tally)),
-        () if has(&cases::OF_SLICES) => (Row::Objects, |v, _, tally| slices::check(&cases::read(v)?, tally)),
-        () if in_cases("flows") => (Row::UdpFlows, |v, _, tally| udp::check(&cases::read(v)?, tally)),
-        () if in_cases("endpoints") => (Row::Endpoints, |v, _, tally| topology::check(&cases::read(v)?, tally)),
-        () if value["steps"][0].get("expected").is_some() => {
-            (Row::Policies, |v, kernel, tally| policy::check(&cases::read(v)?, kernel, tally))
-        }
+        () if has(&["service_health", "proxy_health"]) => (Row::Health, |v, _, tally| {
+            health::check(&cases::read(v)?, tally)
+        }),
+        () if has(&cases::OF_SLICES) => (Row::Objects, |v, _, tally| {
+            slices::check(&cases::read(v)?, tally)
+        }),
+        () if in_cases("flows") => (Row::UdpFlows, |v, _, tally| {
+            udp::check(&cases::read(v)?, tally)
+        }),
+        () if in_cases("endpoints") => (Row::Endpoints, |v, _, tally| {
+            topology::check(&cases::read(v)?, tally)
+        }),
+        () if value["steps"][0].get("expected").is_some() => (Row::Policies, |v, kernel, tally| {
+            policy::check(&cases::read(v)?, kernel, tally)
+        }),
         () => bail!("cases of an unknown kind"),
     };
     tally.row = row;

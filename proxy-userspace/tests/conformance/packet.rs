@@ -11,7 +11,9 @@ use crate::segment::{Icmp, SYN, Segment};
 
 /// A protocol by its name.
 pub fn protocol(name: &str) -> Result<Protocol> {
-    let known = [Protocol::TCP, Protocol::UDP, Protocol::SCTP].into_iter().find(|protocol| protocol.name() == name);
+    let known = [Protocol::TCP, Protocol::UDP, Protocol::SCTP]
+        .into_iter()
+        .find(|protocol| protocol.name() == name);
     known.with_context(|| format!("`{name}` is no protocol that Services have"))
 }
 
@@ -39,7 +41,12 @@ pub enum Outcome {
 }
 
 /// Understands what was said of a packet from `src`, and what it is then.
-pub fn outcome(said: Result<Action, Reason>, src: SocketAddr, before: &[u8], after: &[u8]) -> Result<Outcome> {
+pub fn outcome(
+    said: Result<Action, Reason>,
+    src: SocketAddr,
+    before: &[u8],
+    after: &[u8],
+) -> Result<Outcome> {
     match said {
         Err(reason) => Ok(Outcome::Drop(reason)),
         Ok(Action::Untouched) => {
@@ -49,7 +56,10 @@ pub fn outcome(said: Result<Action, Reason>, src: SocketAddr, before: &[u8], aft
         Ok(Action::Transmit(_) | Action::Return(_) | Action::Enter(_)) => rejected(src.ip(), after),
         Ok(Action::Stack | Action::Pod(_) | Action::Neighbour(_)) => {
             let (from, to) = ends(after)?;
-            Ok(Outcome::Forward { to, masqueraded: from.ip() != src.ip() })
+            Ok(Outcome::Forward {
+                to,
+                masqueraded: from.ip() != src.ip(),
+            })
         }
     }
 }
@@ -57,13 +67,19 @@ pub fn outcome(said: Result<Action, Reason>, src: SocketAddr, before: &[u8], aft
 fn rejected(client: IpAddr, bytes: &[u8]) -> Result<Outcome> {
     let icmp = Icmp::read(bytes).map_err(|why| anyhow!("what was sent back is no ICMP: {why}"))?;
     let port_unreachable = if client.is_ipv4() { (3, 3) } else { (1, 4) };
-    ensure!((icmp.kind, icmp.code) == port_unreachable, "ICMP type {} code {} was sent back", icmp.kind, icmp.code);
+    ensure!(
+        (icmp.kind, icmp.code) == port_unreachable,
+        "ICMP type {} code {} was sent back",
+        icmp.kind,
+        icmp.code
+    );
     ensure!(icmp.dst == client, "the refusal went to {}", icmp.dst);
     Ok(Outcome::Reject)
 }
 
 /// Where a packet comes from and goes to, with right checksums.
 fn ends(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr)> {
-    let segment = Segment::read(bytes).map_err(|why| anyhow!("what was sent on is broken: {why}"))?;
+    let segment =
+        Segment::read(bytes).map_err(|why| anyhow!("what was sent on is broken: {why}"))?;
     Ok((segment.src, segment.dst))
 }

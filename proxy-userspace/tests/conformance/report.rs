@@ -48,12 +48,20 @@ impl Tally {
         match (difference, weight) {
             (None, _) => self.lines.push(format!("  same     {name}")),
             (Some(why), Weight::Binding) => self.differs(name, why),
-            (Some(why), Weight::Advisory) => self.advisory.push(format!("  advisory {name}: {why}")),
+            (Some(why), Weight::Advisory) => {
+                self.advisory.push(format!("  advisory {name}: {why}"))
+            }
         }
     }
 
     /// Compares two values that a case names.
-    pub fn compare<T: PartialEq + std::fmt::Debug>(&mut self, name: &str, weight: Weight, owed: &T, found: &T) {
+    pub fn compare<T: PartialEq + std::fmt::Debug>(
+        &mut self,
+        name: &str,
+        weight: Weight,
+        owed: &T,
+        found: &T,
+    ) {
         self.others += 1;
         let difference = (owed != found).then(|| format!("{found:?} came out, {owed:?} is owed"));
         self.note(name, weight, difference);
@@ -61,7 +69,8 @@ impl Tally {
 
     /// Notes what differs.
     pub fn differs(&mut self, name: &str, why: String) {
-        self.differences.push((self.row, format!("  DIFFERS  [{}] {name}: {why}", self.row)));
+        self.differences
+            .push((self.row, format!("  DIFFERS  [{}] {name}: {why}", self.row)));
     }
 
     /// Notes that a rule owes something else than the case says.
@@ -71,7 +80,13 @@ impl Tally {
 
     /// Whether nothing was checked.
     pub fn is_empty(&self) -> bool {
-        let Self { library, programs, others, policies, .. } = self;
+        let Self {
+            library,
+            programs,
+            others,
+            policies,
+            ..
+        } = self;
         library + programs + others + policies.iter().sum::<usize>() == 0
     }
 
@@ -107,14 +122,22 @@ pub struct Report {
 impl Report {
     /// Prints a file's line, and what is to be said in detail.
     pub fn add(&mut self, file: &Path, tally: Tally, detail: Detail) {
-        let Tally { library, programs, others, policies: [text, tables, fresh, explained, by_programs], .. } = tally;
+        let Tally {
+            library,
+            programs,
+            others,
+            policies: [text, tables, fresh, explained, by_programs],
+            ..
+        } = tally;
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let differences = tally.differing();
         println!(
             "{name:<56} flows: library {library:>3}, programs {programs:>3}; others {others:>3}; policies: text {text:>4}, tables {tables:>4}, from nothing {fresh:>4}, explain {explained:>4}, programs {by_programs:>4}; differences {differences}"
         );
         let same = tally.lines.iter().filter(|_| detail == Detail::All);
-        same.chain(&tally.advisory).chain(tally.differences.iter().map(|(_, line)| line)).for_each(|line| println!("{line}"));
+        same.chain(&tally.advisory)
+            .chain(tally.differences.iter().map(|(_, line)| line))
+            .for_each(|line| println!("{line}"));
         self.files += 1;
         self.differing += usize::from(differences > 0);
         self.all.take(tally);
@@ -122,8 +145,19 @@ impl Report {
 
     /// Prints the sums; success if there was no difference, and all ways were gone equally often.
     pub fn conclude(self) -> ExitCode {
-        let Self { files, differing, all } = self;
-        let Tally { library, programs, others, advisory, otherwise, .. } = &all;
+        let Self {
+            files,
+            differing,
+            all,
+        } = self;
+        let Tally {
+            library,
+            programs,
+            others,
+            advisory,
+            otherwise,
+            ..
+        } = &all;
         println!(
             "\nfiles {files}; flows through the library {library}, through the loaded programs {programs}; other checks {others}"
         );
@@ -146,8 +180,15 @@ impl Report {
         let passed = differing == 0 && equal;
         let verdict = if passed { "ok" } else { "FAILED" };
         // By files, in the words of Rust's test runner, which `cargo xtask test` counts.
-        println!("test result: {verdict}. {} passed; {differing} failed; 0 ignored;", files - differing);
-        if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        println!(
+            "test result: {verdict}. {} passed; {differing} failed; 0 ignored;",
+            files - differing
+        );
+        if passed {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -156,15 +197,22 @@ impl Tally {
         self.library += more.library;
         self.programs += more.programs;
         self.others += more.others;
-        self.policies.iter_mut().zip(more.policies).for_each(|(all, more)| *all += more);
+        self.policies
+            .iter_mut()
+            .zip(more.policies)
+            .for_each(|(all, more)| *all += more);
         self.differences.extend(more.differences);
         self.advisory.extend(more.advisory);
-        more.otherwise.into_iter().for_each(|(rule, times)| *self.otherwise.entry(rule).or_default() += times);
+        more.otherwise
+            .into_iter()
+            .for_each(|(rule, times)| *self.otherwise.entry(rule).or_default() += times);
     }
 
     fn by_row(&self) -> BTreeMap<Row, usize> {
         let mut rows = BTreeMap::new();
-        self.differences.iter().for_each(|(row, _)| *rows.entry(*row).or_default() += 1);
+        self.differences
+            .iter()
+            .for_each(|(row, _)| *rows.entry(*row).or_default() += 1);
         rows
     }
 }

@@ -99,8 +99,8 @@ pub struct Owed {
 pub fn owed(flow: &Flow, all: &[Flow], config: &FlowConfig, world: &World) -> Owed {
     let mut otherwise = BTreeSet::new();
     let mut said = flow;
-    if let Some(node) =
-        sibling_of_node(flow, all, config).filter(|node| (node.expect, &node.endpoints) != (flow.expect, &flow.endpoints))
+    if let Some(node) = sibling_of_node(flow, all, config)
+        .filter(|node| (node.expect, &node.endpoints) != (flow.expect, &flow.endpoints))
     {
         said = node;
         otherwise.insert(Rule::PodsAreKnown);
@@ -110,11 +110,22 @@ pub fn owed(flow: &Flow, all: &[Flow], config: &FlowConfig, world: &World) -> Ow
         expect = Expect::Reject;
         otherwise.insert(Rule::LocalNodePort);
     }
-    let endpoints: BTreeMap<_, _> = said.endpoints.iter().map(|e| (*e, masqueraded(flow, e, world))).collect();
-    if endpoints.values().any(|masqueraded| *masqueraded != flow.masquerade) {
+    let endpoints: BTreeMap<_, _> = said
+        .endpoints
+        .iter()
+        .map(|e| (*e, masqueraded(flow, e, world)))
+        .collect();
+    if endpoints
+        .values()
+        .any(|masqueraded| *masqueraded != flow.masquerade)
+    {
         otherwise.insert(Rule::Masquerade);
     }
-    Owed { expect, endpoints, otherwise }
+    Owed {
+        expect,
+        endpoints,
+        otherwise,
+    }
 }
 
 /// V9, V10.
@@ -130,12 +141,18 @@ fn masqueraded(flow: &Flow, endpoint: &SocketAddr, world: &World) -> bool {
 fn sibling_of_node<'a>(flow: &Flow, all: &'a [Flow], config: &FlowConfig) -> Option<&'a Flow> {
     let place = |f: &Flow| (f.dest_ip, f.dest_port, f.protocol.clone());
     let unknown = config.local_pod_cidrs.is_none() && flow.origin == Origin::Pod;
-    all.iter().find(|other| unknown && other.origin == Origin::Node && place(other) == place(flow))
+    all.iter()
+        .find(|other| unknown && other.origin == Origin::Node && place(other) == place(flow))
 }
 
 fn is_local_node_port(flow: &Flow, world: &World) -> bool {
     let here = flow.origin == Origin::External && world.config_node_ips().contains(&flow.dest_ip);
-    let services = world.snapshot.state.services.values().filter(|s| s.external_policy == TrafficPolicy::Local);
+    let services = world
+        .snapshot
+        .state
+        .services
+        .values()
+        .filter(|s| s.external_policy == TrafficPolicy::Local);
     here && services
         .filter(|s| !s.external_ips.contains(&flow.dest_ip))
         .flat_map(|s| &s.ports)
@@ -145,8 +162,15 @@ fn is_local_node_port(flow: &Flow, world: &World) -> bool {
 /// What a flow is mainly about.
 pub fn row(flow: &Flow, config: &FlowConfig, world: &World) -> Row {
     let services = || world.snapshot.state.services.values();
-    let restricted = |s: &Service| s.load_balancer_ips.contains(&flow.dest_ip) && !s.source_ranges.is_empty();
-    let in_range = || config.service_cidrs.iter().filter_map(|c| c.parse::<IpNet>().ok()).any(|c| c.contains(&flow.dest_ip));
+    let restricted =
+        |s: &Service| s.load_balancer_ips.contains(&flow.dest_ip) && !s.source_ranges.is_empty();
+    let in_range = || {
+        config
+            .service_cidrs
+            .iter()
+            .filter_map(|c| c.parse::<IpNet>().ok())
+            .any(|c| c.contains(&flow.dest_ip))
+    };
     if services().any(restricted) {
         Row::SourceRanges
     } else if in_range() && !services().any(|s| s.cluster_ips.contains(&flow.dest_ip)) {

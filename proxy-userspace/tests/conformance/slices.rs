@@ -10,13 +10,16 @@ use portway::compile::{compile, known_endpoints, local_ready_endpoints};
 use portway::contents::Contents;
 use portway::model::k8s::seen_json;
 use portway::model::{
-    Changed, EndpointSlice, Family, ObjectName, ServicePort, SliceEndpoint, SlicePort, Snapshot, State, TargetPort,
+    Changed, EndpointSlice, Family, ObjectName, ServicePort, SliceEndpoint, SlicePort, Snapshot,
+    State, TargetPort,
 };
 use portway::sync::{Trigger, Triggers, serving_endpoints};
 use proxy_common::net::RangeKind;
 use serde_json::json;
 
-use crate::cases::{EventCase, EventExpect, EventStep, KnownEndpoint, RangeCase, ReadyCase, SliceFile};
+use crate::cases::{
+    EventCase, EventExpect, EventStep, KnownEndpoint, RangeCase, ReadyCase, SliceFile,
+};
 use crate::packet::protocol;
 use crate::report::{Tally, Weight};
 use crate::rules::{Row, Rule};
@@ -25,16 +28,35 @@ use crate::{cluster, services};
 
 /// Checks a file.
 pub fn check(file: &SliceFile, tally: &mut Tally) -> Result<()> {
-    let SliceFile { endpoint_maps, slice_updates, endpoint_updates, slice_changes, cache_cleanup, service_updates, .. } = file;
-    for cases in [endpoint_maps, slice_updates, endpoint_updates, slice_changes, cache_cleanup, service_updates] {
+    let SliceFile {
+        endpoint_maps,
+        slice_updates,
+        endpoint_updates,
+        slice_changes,
+        cache_cleanup,
+        service_updates,
+        ..
+    } = file;
+    for cases in [
+        endpoint_maps,
+        slice_updates,
+        endpoint_updates,
+        slice_changes,
+        cache_cleanup,
+        service_updates,
+    ] {
         check_events(cases, tally)?;
     }
     for case in &file.service_ports {
         services::check(case, tally)?;
     }
-    file.local_ready_ips.iter().try_for_each(|case| check_ready(case, tally))?;
+    file.local_ready_ips
+        .iter()
+        .try_for_each(|case| check_ready(case, tally))?;
     check_events(&file.trigger_times, tally)?;
-    file.service_cidrs.iter().try_for_each(|case| check_ranges(case, tally))
+    file.service_cidrs
+        .iter()
+        .try_for_each(|case| check_ranges(case, tally))
 }
 
 /// Checks cases of objects that change.
@@ -44,7 +66,13 @@ pub fn check_events(cases: &[EventCase], tally: &mut Tally) -> Result<()> {
         let mut placed = Contents::default();
         for (number, step) in case.steps.iter().enumerate() {
             let name = format!("{}, step {}", case.name, number + 1);
-            let view = View { case, step, name: &name, before: &before, placed: &placed };
+            let view = View {
+                case,
+                step,
+                name: &name,
+                before: &before,
+                placed: &placed,
+            };
             let after = view.check(tally).with_context(|| name.clone())?;
             // What is said to be pending was not taken up.
             if step.expect.pending_services.is_none() {
@@ -57,7 +85,10 @@ pub fn check_events(cases: &[EventCase], tally: &mut Tally) -> Result<()> {
 }
 
 fn contents(state: &State, case: &EventCase) -> Contents {
-    let mut snapshot = Snapshot { state: state.clone(), ..Snapshot::default() };
+    let mut snapshot = Snapshot {
+        state: state.clone(),
+        ..Snapshot::default()
+    };
     snapshot.settings.node_name = case.config.node_name.as_str().into();
     compile(&snapshot)
 }
@@ -91,7 +122,12 @@ impl View<'_> {
             updated_services,
         } = &self.step.expect;
         if let Some(owed) = change_trigger_times {
-            self.compare("trigger times", &Some(owed.clone()), &self.trigger_times()?, tally);
+            self.compare(
+                "trigger times",
+                &Some(owed.clone()),
+                &self.trigger_times()?,
+                tally,
+            );
         }
         if let Some(owed) = endpoints {
             self.endpoints(owed, service.as_deref(), &state, tally)?;
@@ -104,38 +140,77 @@ impl View<'_> {
         self.compare(
             "local ready endpoints",
             ready,
-            &here.iter().map(|(name, ips)| (name.to_string(), ips.len())).collect(),
+            &here
+                .iter()
+                .map(|(name, ips)| (name.to_string(), ips.len()))
+                .collect(),
             tally,
         );
         self.compare("changed Services", &set(changed_services), &changed, tally);
-        self.compare("Services tracked", services_tracked, &state.slices_by_service().len(), tally);
+        self.compare(
+            "Services tracked",
+            services_tracked,
+            &state.slices_by_service().len(),
+            tally,
+        );
         let updated = services::updated(self.placed, &contents(&state, self.case));
         self.compare("pending Services", pending_services, &updated.len(), tally);
         self.compare("updated Services", &set(updated_services), &updated, tally);
-        self.compare("service ports", &set(service_ports), &services::names(&state, &self.case.config)?, tally);
-        self.compare("healthCheckNodePorts", health_check_node_ports, &services::health_check_ports(&state), tally);
+        self.compare(
+            "service ports",
+            &set(service_ports),
+            &services::names(&state, &self.case.config)?,
+            tally,
+        );
+        self.compare(
+            "healthCheckNodePorts",
+            health_check_node_ports,
+            &services::health_check_ports(&state),
+            tally,
+        );
         Ok(state)
     }
 
     /// V24: when the changes of the step were made, by Service.
     fn trigger_times(&self) -> Result<BTreeMap<String, Vec<Timestamp>>> {
-        let began = self.case.config.tracker_start.context("a tracker without a start")?;
+        let began = self
+            .case
+            .config
+            .tracker_start
+            .context("a tracker without a start")?;
         let (mut triggers, mut state) = (Triggers::since(began), self.before.clone());
         for event in &self.step.events {
             let update = cluster::update(event)?;
             let trigger = Trigger::of(&update, &state);
             if state.apply(update) == Changed::Yes {
-                trigger.into_iter().for_each(|trigger| triggers.wait(trigger));
+                trigger
+                    .into_iter()
+                    .for_each(|trigger| triggers.wait(trigger));
             }
         }
         let times = |all: Vec<(_, Timestamp)>| all.into_iter().map(|(_, time)| time).collect();
-        Ok(triggers.take().into_iter().map(|(service, all)| (service.to_string(), times(all))).collect())
+        Ok(triggers
+            .take()
+            .into_iter()
+            .map(|(service, all)| (service.to_string(), times(all)))
+            .collect())
     }
 
     /// Compares what the step says, if it does.
-    fn compare<T: PartialEq + std::fmt::Debug>(&self, what: &str, owed: &Option<T>, found: &T, tally: &mut Tally) {
+    fn compare<T: PartialEq + std::fmt::Debug>(
+        &self,
+        what: &str,
+        owed: &Option<T>,
+        found: &T,
+        tally: &mut Tally,
+    ) {
         if let Some(owed) = owed {
-            tally.compare(&format!("{}: {what}", self.name), self.case.weight(), owed, found);
+            tally.compare(
+                &format!("{}: {what}", self.name),
+                self.case.weight(),
+                owed,
+                found,
+            );
         }
     }
 
@@ -154,7 +229,9 @@ impl View<'_> {
                 continue;
             }
             for port in ports(&slices) {
-                let known = known_endpoints(&port, &slices).into_iter().filter(|(addr, _)| addr.is_ipv4() == v4);
+                let known = known_endpoints(&port, &slices)
+                    .into_iter()
+                    .filter(|(addr, _)| addr.is_ipv4() == v4);
                 let told: BTreeMap<_, _> = known.map(|(addr, e)| (addr, told(e, node))).collect();
                 if !told.is_empty() {
                     found.insert(services::port_name(name, &port), told);
@@ -162,14 +239,34 @@ impl View<'_> {
             }
         }
         let told = |e: &KnownEndpoint, key: &str| {
-            let known = found.get(key).and_then(|endpoints| endpoints.get(&e.endpoint));
+            let known = found
+                .get(key)
+                .and_then(|endpoints| endpoints.get(&e.endpoint));
             // What the case does not say is as it was found.
             let [ready, serving, terminating] = known.map_or([false; 3], |t| t.conditions);
-            let conditions = [e.ready.unwrap_or(ready), e.serving.unwrap_or(serving), e.terminating.unwrap_or(terminating)];
-            (e.endpoint, Told { local: e.local, conditions })
+            let conditions = [
+                e.ready.unwrap_or(ready),
+                e.serving.unwrap_or(serving),
+                e.terminating.unwrap_or(terminating),
+            ];
+            (
+                e.endpoint,
+                Told {
+                    local: e.local,
+                    conditions,
+                },
+            )
         };
-        let owed = owed.iter().map(|(key, list)| (key.clone(), list.iter().map(|e| told(e, key)).collect())).collect();
-        tally.compare(&format!("{}: endpoints", self.name), self.case.weight(), &owed, &found);
+        let owed = owed
+            .iter()
+            .map(|(key, list)| (key.clone(), list.iter().map(|e| told(e, key)).collect()))
+            .collect();
+        tally.compare(
+            &format!("{}: endpoints", self.name),
+            self.case.weight(),
+            &owed,
+            &found,
+        );
         Ok(())
     }
 
@@ -181,7 +278,12 @@ impl View<'_> {
             return Ok(());
         }
         tally.row = Row::UdpFlows;
-        tally.compare(&format!("{}: UDP cleanup", self.name), self.case.weight(), &owed, &found);
+        tally.compare(
+            &format!("{}: UDP cleanup", self.name),
+            self.case.weight(),
+            &owed,
+            &found,
+        );
         tally.row = Row::Objects;
         Ok(())
     }
@@ -200,13 +302,26 @@ struct Told {
 }
 
 fn told(endpoint: &SliceEndpoint, node: &str) -> Told {
-    Told { local: endpoint.is_on(node), conditions: [endpoint.ready, endpoint.serving, endpoint.terminating] }
+    Told {
+        local: endpoint.is_on(node),
+        conditions: [endpoint.ready, endpoint.serving, endpoint.terminating],
+    }
 }
 
 /// The service ports that slices have endpoints for.
 fn ports(slices: &[&EndpointSlice]) -> Vec<ServicePort> {
-    let all: BTreeSet<_> = slices.iter().flat_map(|slice| &slice.ports).map(|p| (p.name.clone(), p.protocol)).collect();
-    let port = |(name, protocol)| ServicePort { name, protocol, port: 1, node_port: None, target: TargetPort::Number(1) };
+    let all: BTreeSet<_> = slices
+        .iter()
+        .flat_map(|slice| &slice.ports)
+        .map(|p| (p.name.clone(), p.protocol))
+        .collect();
+    let port = |(name, protocol)| ServicePort {
+        name,
+        protocol,
+        port: 1,
+        node_port: None,
+        target: TargetPort::Number(1),
+    };
     all.into_iter().map(port).collect()
 }
 
@@ -225,7 +340,10 @@ fn udp(state: &State) -> Result<BTreeMap<Arc<str>, BTreeSet<SocketAddr>>> {
         });
         _ = with_services.apply(seen_json(service)?);
     }
-    Ok(serving_endpoints(&with_services).into_iter().filter(|(_, endpoints)| !endpoints.is_empty()).collect())
+    Ok(serving_endpoints(&with_services)
+        .into_iter()
+        .filter(|(_, endpoints)| !endpoints.is_empty())
+        .collect())
 }
 
 /// The ranges of a family in which addresses that no Service has are dropped.
@@ -235,8 +353,14 @@ fn check_ranges(case: &RangeCase, tally: &mut Tally) -> Result<()> {
     for step in &case.steps {
         let mut snapshot = Snapshot::default();
         snapshot.settings.service_cidrs = prefixes(&step.service_cidrs)?;
-        let of_services = compile(&snapshot).ranges.into_iter().filter(|(_, kind)| *kind == RangeKind::SERVICES);
-        let found: BTreeSet<_> = of_services.map(|(range, _)| range).filter(|range| range.addr().is_ipv4() == v4).collect();
+        let of_services = compile(&snapshot)
+            .ranges
+            .into_iter()
+            .filter(|(_, kind)| *kind == RangeKind::SERVICES);
+        let found: BTreeSet<_> = of_services
+            .map(|(range, _)| range)
+            .filter(|range| range.addr().is_ipv4() == v4)
+            .collect();
         let owed = prefixes(&step.expect.service_cidrs)?.into_iter().collect();
         tally.compare(&case.name, Weight::Binding, &owed, &found);
     }
@@ -259,16 +383,35 @@ fn check_ready(case: &ReadyCase, tally: &mut Tally) -> Result<()> {
                 zone_hints: BTreeSet::new(),
                 node_hints: BTreeSet::new(),
             };
-            let port = SlicePort { name: port.into(), protocol: protocol(protocol_name)?, port: e.endpoint.port() };
+            let port = SlicePort {
+                name: port.into(),
+                protocol: protocol(protocol_name)?,
+                port: e.endpoint.port(),
+            };
             let family = Family::of(endpoint.addr);
-            let slice =
-                EndpointSlice { service: service.clone(), ports: vec![port], family, endpoints: vec![endpoint], triggered: None };
-            state.slices.insert(ObjectName::new(&service.namespace, &format!("{key} {number}")), slice);
+            let slice = EndpointSlice {
+                service: service.clone(),
+                ports: vec![port],
+                family,
+                endpoints: vec![endpoint],
+                triggered: None,
+            };
+            state.slices.insert(
+                ObjectName::new(&service.namespace, &format!("{key} {number}")),
+                slice,
+            );
         }
     }
-    let owed: BTreeMap<String, BTreeSet<IpAddr>> =
-        case.expect.local_ready_ips.iter().map(|(name, ips)| (name.clone(), ips.iter().copied().collect())).collect();
-    let found = local_ready_endpoints(&state, HERE).into_iter().map(|(name, ips)| (name.to_string(), ips)).collect();
+    let owed: BTreeMap<String, BTreeSet<IpAddr>> = case
+        .expect
+        .local_ready_ips
+        .iter()
+        .map(|(name, ips)| (name.clone(), ips.iter().copied().collect()))
+        .collect();
+    let found = local_ready_endpoints(&state, HERE)
+        .into_iter()
+        .map(|(name, ips)| (name.to_string(), ips))
+        .collect();
     tally.compare(&case.name, Weight::Binding, &owed, &found);
     Ok(())
 }

@@ -8,7 +8,9 @@ use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect as connect_socket, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, connect as connect_socket, socket,
+};
 use portway::dataplane::{Maps, PeerTable, SOCKET_PROGRAMS};
 use proxy_common::event::Reason;
 use proxy_common::net::{Address, Protocol};
@@ -22,32 +24,60 @@ pub fn attach(ebpf: &mut Ebpf) -> Result<Own> {
     let own = Own::enter()?;
     let cgroup = File::open(own.path()).context("open the cgroup")?;
     for name in SOCKET_PROGRAMS {
-        let program: &mut CgroupSockAddr = ebpf.program_mut(name).context("find a program")?.try_into()?;
-        program.attach(&cgroup, CgroupAttachMode::Single).with_context(|| format!("attach {name}"))?;
+        let program: &mut CgroupSockAddr = ebpf
+            .program_mut(name)
+            .context("find a program")?
+            .try_into()?;
+        program
+            .attach(&cgroup, CgroupAttachMode::Single)
+            .with_context(|| format!("attach {name}"))?;
     }
     Ok(own)
 }
 
 /// What becomes of a new socket that is to reach `to`: whom it was sent to is read from the maps, for the hooks hide it from the process.
 pub fn connect(maps: &Maps, protocol: Protocol, to: SocketAddr) -> Result<Outcome> {
-    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let family = if to.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
     let kind = match protocol {
         Protocol::TCP => SockType::Stream,
         Protocol::UDP => SockType::Datagram,
         other => bail!("no process of the node asks by {}", other.name()),
     };
-    let socket = socket(family, kind, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None).context("open a socket")?;
+    let socket = socket(
+        family,
+        kind,
+        SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .context("open a socket")?;
     let before = maps.counters()?;
     let said = connect_socket(socket.as_raw_fd(), &SockaddrStorage::from(to));
     let cookie = cookie(&socket)?;
-    let sent = if to.is_ipv4() { backend(&maps.v4, cookie)? } else { backend(&maps.v6, cookie)? };
+    let sent = if to.is_ipv4() {
+        backend(&maps.v4, cookie)?
+    } else {
+        backend(&maps.v6, cookie)?
+    };
     Ok(match (sent, said) {
-        (Some(to), _) => Outcome::Forward { to, masqueraded: false },
+        (Some(to), _) => Outcome::Forward {
+            to,
+            masqueraded: false,
+        },
         (None, Err(Errno::ECONNREFUSED)) => Outcome::Reject,
         (None, Err(Errno::EPERM)) => {
             let after = maps.counters()?;
-            let counted = |reason: &&Reason| after[reason.index() as usize] > before[reason.index() as usize];
-            Outcome::Drop(*Reason::ALL.iter().find(counted).context("find why it was dropped")?)
+            let counted =
+                |reason: &&Reason| after[reason.index() as usize] > before[reason.index() as usize];
+            Outcome::Drop(
+                *Reason::ALL
+                    .iter()
+                    .find(counted)
+                    .context("find why it was dropped")?,
+            )
         }
         // Whether anybody is there does not matter: no hook had anything against it.
         (None, _) => Outcome::Pass,
@@ -56,7 +86,10 @@ pub fn connect(maps: &Maps, protocol: Protocol, to: SocketAddr) -> Result<Outcom
 
 fn backend<A: Address>(table: &impl PeerTable<A>, cookie: [u32; 2]) -> Result<Option<SocketAddr>> {
     let peers = table.peers()?;
-    let found = peers.iter().map(|(key, _)| key).find(|key| key.cookie == cookie && key.side == PeerKey::<A>::BACKEND);
+    let found = peers
+        .iter()
+        .map(|(key, _)| key)
+        .find(|key| key.cookie == cookie && key.side == PeerKey::<A>::BACKEND);
     Ok(found.map(|key| SocketAddr::new(key.addr.ip(), key.port.number())))
 }
 
@@ -65,7 +98,13 @@ fn cookie(socket: &OwnedFd) -> Result<[u32; 2]> {
     let (mut cookie, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
     // SAFETY: the option is a u64, and so is what it is written to.
     let code = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
     };
     Errno::result(code).context("ask for a socket's cookie")?;
     Ok([cookie as u32, (cookie >> 32) as u32])

@@ -16,21 +16,49 @@ use crate::report::Tally;
 /// Checks a file.
 pub fn check(file: &TopologyFile, tally: &mut Tally) -> Result<()> {
     for case in &file.cases {
-        let TopologyExpect { cluster_endpoints, local_endpoints, all_endpoints, has_any_endpoints } = &case.expect;
+        let TopologyExpect {
+            cluster_endpoints,
+            local_endpoints,
+            all_endpoints,
+            has_any_endpoints,
+        } = &case.expect;
         let set = |list: &[SocketAddr]| list.iter().copied().collect::<BTreeSet<_>>();
-        let owed = (set(cluster_endpoints), set(local_endpoints), set(all_endpoints), *has_any_endpoints);
-        let Sets { cluster, local, any } = sets(&contents(case)?);
+        let owed = (
+            set(cluster_endpoints),
+            set(local_endpoints),
+            set(all_endpoints),
+            *has_any_endpoints,
+        );
+        let Sets {
+            cluster,
+            local,
+            any,
+        } = sets(&contents(case)?);
         let all = cluster.union(&local).copied().collect();
-        tally.compare(&case.name, case.weight(), &owed, &(cluster, local, all, any));
+        tally.compare(
+            &case.name,
+            case.weight(),
+            &owed,
+            &(cluster, local, all, any),
+        );
     }
     Ok(())
 }
 
 fn contents(case: &TopologyCase) -> Result<Contents> {
-    let mut snapshot = Snapshot { state: cluster::of(&case.objects)?, ..Snapshot::default() };
+    let mut snapshot = Snapshot {
+        state: cluster::of(&case.objects)?,
+        ..Snapshot::default()
+    };
     snapshot.settings.node_name = case.config.node_name.as_str().into();
-    let node = Node { zone: case.config.zone.as_deref().map(Into::into), ..Node::default() };
-    snapshot.state.nodes.insert(ObjectName::cluster(&case.config.node_name), node);
+    let node = Node {
+        zone: case.config.zone.as_deref().map(Into::into),
+        ..Node::default()
+    };
+    snapshot
+        .state
+        .nodes
+        .insert(ObjectName::cluster(&case.config.node_name), node);
     Ok(compile(&snapshot))
 }
 
@@ -42,8 +70,18 @@ struct Sets {
 
 /// The Cluster set is used by frontends of policy Cluster, and by this node's pods at those that are Local from outside (V11).
 fn sets(contents: &Contents) -> Sets {
-    let addresses = |lists: [&Vec<Endpoint>; 2]| lists.into_iter().flatten().map(|e| e.addr).collect::<BTreeSet<_>>();
-    let mut sets = Sets { cluster: BTreeSet::new(), local: BTreeSet::new(), any: false };
+    let addresses = |lists: [&Vec<Endpoint>; 2]| {
+        lists
+            .into_iter()
+            .flatten()
+            .map(|e| e.addr)
+            .collect::<BTreeSet<_>>()
+    };
+    let mut sets = Sets {
+        cluster: BTreeSet::new(),
+        local: BTreeSet::new(),
+        any: false,
+    };
     for target in contents.frontends.values() {
         let (here, everywhere) = (
             addresses([&target.backends.local_only, &target.backends.both]),

@@ -8,7 +8,9 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
-use portway::model::{Labels, Links, Node, NodePortAddresses, ObjectName, Phase, Pod, Settings, Snapshot, State};
+use portway::model::{
+    Labels, Links, Node, NodePortAddresses, ObjectName, Phase, Pod, Settings, Snapshot, State,
+};
 use proxy_common::net::{Device, IfIndex};
 
 use crate::cases::{Flow, FlowConfig, Origin};
@@ -31,17 +33,44 @@ impl World {
     /// The node of a case, with the pods that these flows come from.
     pub fn new(config: &FlowConfig, state: &State, flows: &[Flow]) -> Result<Self> {
         let node_ips: BTreeSet<_> = config.node_ips.iter().copied().collect();
-        let sources = flows.iter().filter(|flow| flow.origin == Origin::Pod).map(|flow| flow.source_ip);
+        let sources = flows
+            .iter()
+            .filter(|flow| flow.origin == Origin::Pod)
+            .map(|flow| flow.source_ip);
         let endpoints = state.slices.values().flat_map(|slice| &slice.endpoints);
-        let local = endpoints.filter(|e| e.is_on(&config.node_name)).map(|e| e.addr);
-        let pods: BTreeSet<_> = sources.chain(local).filter(|ip| !node_ips.contains(ip)).collect();
+        let local = endpoints
+            .filter(|e| e.is_on(&config.node_name))
+            .map(|e| e.addr);
+        let pods: BTreeSet<_> = sources
+            .chain(local)
+            .filter(|ip| !node_ips.contains(ip))
+            .collect();
         let device = |number| IfIndex(FIRST_POD + number % PODS);
-        let here: BTreeMap<_, _> = pods.iter().zip(0..).map(|(ip, number)| (*ip, device(number))).collect();
+        let here: BTreeMap<_, _> = pods
+            .iter()
+            .zip(0..)
+            .map(|(ip, number)| (*ip, device(number)))
+            .collect();
         let mut state = state.clone();
-        state.nodes.insert(ObjectName::cluster(&config.node_name), node(config));
-        state.pods.extend(here.keys().map(|ip| (ObjectName::new("pods", &ip.to_string()), pod(*ip, &config.node_name))));
-        let snapshot = Snapshot { settings: settings(config)?, state, links: links(config, &here) };
-        Ok(Self { snapshot, here, node_ips })
+        state
+            .nodes
+            .insert(ObjectName::cluster(&config.node_name), node(config));
+        state.pods.extend(here.keys().map(|ip| {
+            (
+                ObjectName::new("pods", &ip.to_string()),
+                pod(*ip, &config.node_name),
+            )
+        }));
+        let snapshot = Snapshot {
+            settings: settings(config)?,
+            state,
+            links: links(config, &here),
+        };
+        Ok(Self {
+            snapshot,
+            here,
+            node_ips,
+        })
     }
 
     /// Whether packets to this address are delivered on this node.
@@ -62,7 +91,13 @@ impl World {
 
 /// Prefixes from text.
 pub fn prefixes(texts: &[String]) -> Result<Vec<IpNet>> {
-    texts.iter().map(|text| text.parse::<IpNet>().with_context(|| format!("read the prefix {text}"))).collect()
+    texts
+        .iter()
+        .map(|text| {
+            text.parse::<IpNet>()
+                .with_context(|| format!("read the prefix {text}"))
+        })
+        .collect()
 }
 
 fn settings(config: &FlowConfig) -> Result<Settings> {
@@ -78,7 +113,11 @@ fn settings(config: &FlowConfig) -> Result<Settings> {
 }
 
 fn node(config: &FlowConfig) -> Node {
-    Node { internal_ips: vec![config.primary_node_ip], zone: config.zone.as_deref().map(Into::into), ..Node::default() }
+    Node {
+        internal_ips: vec![config.primary_node_ip],
+        zone: config.zone.as_deref().map(Into::into),
+        ..Node::default()
+    }
 }
 
 fn pod(ip: IpAddr, node: &str) -> Pod {
@@ -98,9 +137,17 @@ fn pod(ip: IpAddr, node: &str) -> Pod {
 }
 
 fn links(config: &FlowConfig, pods: &BTreeMap<IpAddr, IfIndex>) -> Links {
-    let mut device = Device { mtu: 1500, ..Device::default() };
+    let mut device = Device {
+        mtu: 1500,
+        ..Device::default()
+    };
     // The primary one last, so that it stands.
-    for ip in config.node_ips.iter().rev().chain([&config.primary_node_ip]) {
+    for ip in config
+        .node_ips
+        .iter()
+        .rev()
+        .chain([&config.primary_node_ip])
+    {
         match ip {
             IpAddr::V4(ip) => device.masquerade4 = (*ip).into(),
             IpAddr::V6(ip) => device.masquerade6 = (*ip).into(),

@@ -50,33 +50,56 @@ fn tagged<F: Maps>(network: &Network) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     // Frames of one device keep their order: once the last has opened its flow, all have been met.
     while !has_flow::<F>(&loaded, 3)? {
-        ensure!(Instant::now() < deadline, "not all frames have met the program");
+        ensure!(
+            Instant::now() < deadline,
+            "not all frames have met the program"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
-    ensure!(has_flow::<F>(&loaded, 2)?, "the frame with a priority opened no flow");
-    ensure!(!has_flow::<F>(&loaded, 1)?, "the frame of a VLAN opened a flow");
+    ensure!(
+        has_flow::<F>(&loaded, 2)?,
+        "the frame with a priority opened no flow"
+    );
+    ensure!(
+        !has_flow::<F>(&loaded, 1)?,
+        "the frame of a VLAN opened a flow"
+    );
     Ok(())
 }
 
 /// Whether the client of this port has a half-open flow.
 fn has_flow<F: Maps>(loaded: &Loaded, client: u16) -> Result<bool> {
     let flows = F::flows(loaded, Table::Opening)?;
-    Ok(flows.keys().any(|key| key.sport.number() == client && key.dport.number() == generate::NODE_PORT))
+    Ok(flows
+        .keys()
+        .any(|key| key.sport.number() == client && key.dport.number() == generate::NODE_PORT))
 }
 
 fn attach(loaded: &mut Loaded, device: &str) -> Result<()> {
-    let program: &mut SchedClassifier = loaded.ebpf.program_mut("from_device").context("find a program")?.try_into()?;
+    let program: &mut SchedClassifier = loaded
+        .ebpf
+        .program_mut("from_device")
+        .context("find a program")?
+        .try_into()?;
     if program.attach(device, TcAttachType::Ingress).is_err() {
         // Before Linux 6.6.
         qdisc_add_clsact(device).context("add a clsact qdisc")?;
-        program.attach(device, TcAttachType::Ingress).context("attach a filter")?;
+        program
+            .attach(device, TcAttachType::Ingress)
+            .context("attach a filter")?;
     }
     Ok(())
 }
 
 /// Sends a whole frame by a device.
 fn send(device: &str, frame: &[u8]) -> Result<()> {
-    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None).context("open a packet socket")?;
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::empty(),
+        None,
+    )
+    .context("open a packet socket")?;
     let index = nix::net::if_::if_nametoindex(device).with_context(|| format!("find {device}"))?;
     let to = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -89,8 +112,21 @@ fn send(device: &str, frame: &[u8]) -> Result<()> {
     };
     let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the frame and the address live for the call, and their lengths are their own.
-    let sent = unsafe { libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), len) };
-    ensure!(sent == frame.len() as isize, "send a frame: {}", io::Error::last_os_error());
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const to).cast(),
+            len,
+        )
+    };
+    ensure!(
+        sent == frame.len() as isize,
+        "send a frame: {}",
+        io::Error::last_os_error()
+    );
     Ok(())
 }
 
@@ -106,18 +142,37 @@ fn the_log_tells_opened_flows_and_stopped_packets() -> Result<()> {
 
 fn logged<F: Maps>(loaded: &mut Loaded, network: &Network) -> Result<()> {
     let lines = Lines::default();
-    let mut log = EbpfLogger::init_with_logger(&mut loaded.ebpf, lines.clone()).context("open the log")?;
-    F::fill(loaded, &generate::node_port_to::<F>(network, &[Remote::Pod]))?;
-    let (opened, _) = loaded.tc(Hook::FromDevice, network.device(0), &connect::<F>(1).bytes())?;
+    let mut log =
+        EbpfLogger::init_with_logger(&mut loaded.ebpf, lines.clone()).context("open the log")?;
+    F::fill(
+        loaded,
+        &generate::node_port_to::<F>(network, &[Remote::Pod]),
+    )?;
+    let (opened, _) = loaded.tc(
+        Hook::FromDevice,
+        network.device(0),
+        &connect::<F>(1).bytes(),
+    )?;
     F::fill(loaded, &generate::node_port_to::<F>(network, &[]))?;
-    let (refused, _) = loaded.tc(Hook::FromDevice, network.device(0), &connect::<F>(2).bytes())?;
-    ensure!(opened.is_ok() && refused.is_ok(), "the programs said {opened:?}, {refused:?}");
+    let (refused, _) = loaded.tc(
+        Hook::FromDevice,
+        network.device(0),
+        &connect::<F>(2).bytes(),
+    )?;
+    ensure!(
+        opened.is_ok() && refused.is_ok(),
+        "the programs said {opened:?}, {refused:?}"
+    );
     log.flush();
     let [client, node, pod] = [generate::CLIENT, generate::NODE, generate::REMOTE].map(F::ip);
     let IfIndex(device) = network.device(0);
-    let line = |port, what: String| format!("device#{device}: protocol#6 {client} port {port} to {node} port 30080: {what}");
-    let wanted =
-        [line(1, format!("opened to {pod} port 8080")), line(2, format!("stopped, reason#{}", Reason::NoBackend as u32))];
+    let line = |port, what: String| {
+        format!("device#{device}: protocol#6 {client} port {port} to {node} port 30080: {what}")
+    };
+    let wanted = [
+        line(1, format!("opened to {pod} port 8080")),
+        line(2, format!("stopped, reason#{}", Reason::NoBackend as u32)),
+    ];
     assert_eq!(*lines.0.lock().expect("no panic"), wanted);
     Ok(())
 }
@@ -131,7 +186,10 @@ impl Log for Lines {
         true
     }
     fn log(&self, record: &Record) {
-        self.0.lock().expect("no panic").push(record.args().to_string());
+        self.0
+            .lock()
+            .expect("no panic")
+            .push(record.args().to_string());
     }
     fn flush(&self) {}
 }

@@ -33,7 +33,10 @@ struct Hop {
 
 #[test]
 fn packets_of_an_established_connection_cost_less_than_its_first() -> Result<()> {
-    let other = std::env::var_os("PORTWAY_OTHER_OBJECT").map(fs::read).transpose().context("read the other object")?;
+    let other = std::env::var_os("PORTWAY_OTHER_OBJECT")
+        .map(fs::read)
+        .transpose()
+        .context("read the other object")?;
     in_namespace(move |network| {
         for remote in [Remote::Here, Remote::Pod] {
             compare::<V4>(network, remote, other.as_deref())?;
@@ -67,20 +70,41 @@ fn compare<F: Maps>(network: &Network, remote: Remote, other: Option<&[u8]>) -> 
                 times.push(loaded.time_once(hop.hook, hop.device, &hop.bytes)?);
             }
             // Each time another client.
-            let syn = first.clone().from(end::<F>((CLIENT, 50_000 + (round % 10_000) as u16)));
-            times[hops.len()].push(loaded.time_once(Hook::FromDevice, network.device(0), &syn.bytes())?);
+            let syn = first
+                .clone()
+                .from(end::<F>((CLIENT, 50_000 + (round % 10_000) as u16)));
+            times[hops.len()].push(loaded.time_once(
+                Hook::FromDevice,
+                network.device(0),
+                &syn.bytes(),
+            )?);
         }
     }
-    let medians: Vec<Vec<u32>> = times.into_iter().map(|all| all.into_iter().map(median).collect()).collect();
+    let medians: Vec<Vec<u32>> = times
+        .into_iter()
+        .map(|all| all.into_iter().map(median).collect())
+        .collect();
     let opening = medians[0][hops[0].len()];
     for (index, hop) in hops[0].iter().enumerate() {
         let ours = medians[0][index];
         println!("{}: {ours} ns, its first packet {opening} ns", hop.name);
-        ensure!(is_emulated() || ours < opening, "{} takes {ours} ns, and the first packet {opening}", hop.name);
+        ensure!(
+            is_emulated() || ours < opening,
+            "{} takes {ours} ns, and the first packet {opening}",
+            hop.name
+        );
         if let Some(others) = medians.get(1) {
             let ratio = f64::from(ours) / f64::from(others[index].max(1));
-            println!("  {} ns by the other object: {ratio:.2} times", others[index]);
-            ensure!(ratio <= NOISE, "{}: {ours} ns, {} by the other object", hop.name, others[index]);
+            println!(
+                "  {} ns by the other object: {ratio:.2} times",
+                others[index]
+            );
+            ensure!(
+                ratio <= NOISE,
+                "{}: {ours} ns, {} by the other object",
+                hop.name,
+                others[index]
+            );
         }
     }
     Ok(())
@@ -90,18 +114,31 @@ fn compare<F: Maps>(network: &Network, remote: Remote, other: Option<&[u8]>) -> 
 fn direct<F: Maps>(network: &Network) -> Result<()> {
     let (outside, pod) = (network.device(0), network.device(1));
     let family = if F::V6 { "IPv6" } else { "IPv4" };
-    for (remote, name) in [(Remote::Pod, "put into another"), (Remote::Here, "taken out of another")] {
+    for (remote, name) in [
+        (Remote::Pod, "put into another"),
+        (Remote::Here, "taken out of another"),
+    ] {
         let loaded = &mut Loaded::of_full_size()?;
         let mut memory = generate::node_port_to::<F>(network, &[remote]);
-        memory.services.values_mut().for_each(|service| service.flags |= ServiceFlags::DSR);
-        memory.addresses.insert(F::at(NODE2), AddressFlags(AddressFlags::NODE));
+        memory
+            .services
+            .values_mut()
+            .for_each(|service| service.flags |= ServiceFlags::DSR);
+        memory
+            .addresses
+            .insert(F::at(NODE2), AddressFlags(AddressFlags::NODE));
         F::fill(loaded, &memory)?;
         let (to, way) = match remote {
             Remote::Pod => (NODE, Action::Neighbour(outside)),
             Remote::Here => (NODE2, Action::Pod(pod)),
         };
         let sent = |client: u16, flags: u8| {
-            let packet = Segment::new(Protocol::TCP, end::<F>((CLIENT, client)), end::<F>((to, NODE_PORT))).flags(flags);
+            let packet = Segment::new(
+                Protocol::TCP,
+                end::<F>((CLIENT, client)),
+                end::<F>((to, NODE_PORT)),
+            )
+            .flags(flags);
             match remote {
                 Remote::Pod => packet.bytes(),
                 Remote::Here => generate::carried_for::<F>((POD_A, 8080), &packet.bytes()),
@@ -114,11 +151,18 @@ fn direct<F: Maps>(network: &Network) -> Result<()> {
         let (mut first, mut next) = (Vec::new(), Vec::new());
         for round in 0..if is_emulated() { FEW } else { ROUNDS } {
             next.push(loaded.time_once(Hook::FromDevice, outside, &sent(40000, ACK))?);
-            first.push(loaded.time_once(Hook::FromDevice, outside, &sent(50_000 + (round % 10_000) as u16, SYN))?);
+            first.push(loaded.time_once(
+                Hook::FromDevice,
+                outside,
+                &sent(50_000 + (round % 10_000) as u16, SYN),
+            )?);
         }
         let (first, next) = (median(first), median(next));
         println!("{family}, {name}: {next} ns, its first packet {first} ns");
-        ensure!(is_emulated() || next < first, "{name} takes {next} ns, and the first packet {first}");
+        ensure!(
+            is_emulated() || next < first,
+            "{name} takes {next} ns, and the first packet {first}"
+        );
     }
     Ok(())
 }
@@ -129,7 +173,12 @@ fn median(mut times: Vec<u32>) -> u32 {
 }
 
 fn first<F: Net>() -> Segment {
-    Segment::new(Protocol::TCP, end::<F>((CLIENT, 40000)), end::<F>((NODE, NODE_PORT))).flags(SYN)
+    Segment::new(
+        Protocol::TCP,
+        end::<F>((CLIENT, 40000)),
+        end::<F>((NODE, NODE_PORT)),
+    )
+    .flags(SYN)
 }
 
 /// Opens a connection by a nodePort; the data packets of both directions, where they meet the programs.
@@ -137,17 +186,34 @@ fn connection<F: Net>(loaded: &Loaded, network: &Network, remote: Remote) -> Res
     let (outside, pod) = (network.device(0), network.device(1));
     let (there, back, name) = match remote {
         Remote::Here => (Action::Pod(pod), (Hook::FromPod, pod), "a pod of this node"),
-        Remote::Pod => (Action::Neighbour(outside), (Hook::FromDevice, outside), "a pod of another"),
+        Remote::Pod => (
+            Action::Neighbour(outside),
+            (Hook::FromDevice, outside),
+            "a pod of another",
+        ),
     };
     let syn = first::<F>();
     let (said, bytes) = loaded.tc(Hook::FromDevice, outside, &syn.bytes())?;
     ensure!(said == Ok(there), "the first packet came out {said:?}");
     let answer = Segment::read(&bytes).map_err(anyhow::Error::msg)?.answer();
     let (said, _) = loaded.tc(back.0, back.1, &answer.bytes())?;
-    ensure!(said == Ok(Action::Neighbour(outside)), "its answer came out {said:?}");
+    ensure!(
+        said == Ok(Action::Neighbour(outside)),
+        "its answer came out {said:?}"
+    );
     let family = if F::V6 { "IPv6" } else { "IPv4" };
     Ok(vec![
-        Hop { name: format!("{family}, to {name}"), hook: Hook::FromDevice, device: outside, bytes: syn.flags(ACK).bytes() },
-        Hop { name: format!("{family}, from {name}"), hook: back.0, device: back.1, bytes: answer.flags(ACK).bytes() },
+        Hop {
+            name: format!("{family}, to {name}"),
+            hook: Hook::FromDevice,
+            device: outside,
+            bytes: syn.flags(ACK).bytes(),
+        },
+        Hop {
+            name: format!("{family}, from {name}"),
+            hook: back.0,
+            device: back.1,
+            bytes: answer.flags(ACK).bytes(),
+        },
     ])
 }

@@ -29,9 +29,15 @@ fn v12_25000_flows_to_one_backend_each_get_a_port_of_their_own() -> Result<()> {
         let loaded = node(network)?;
         let mut ports = BTreeSet::new();
         for port in 1..=CONCURRENT {
-            ensure!(ports.insert(connect(&loaded, network, port)?.src), "a masquerade port twice, at flow {port}");
+            ensure!(
+                ports.insert(connect(&loaded, network, port)?.src),
+                "a masquerade port twice, at flow {port}"
+            );
         }
-        ensure!(ports.iter().all(|end| (1024..30_000).contains(&end.port())), "a port outside of the range");
+        ensure!(
+            ports.iter().all(|end| (1024..30_000).contains(&end.port())),
+            "a port outside of the range"
+        );
         Ok(())
     })
 }
@@ -40,15 +46,26 @@ fn v12_25000_flows_to_one_backend_each_get_a_port_of_their_own() -> Result<()> {
 fn v18_a_flood_of_half_open_flows_evicts_no_established_one() -> Result<()> {
     in_namespace(|network| {
         let loaded = node(network)?;
-        let idle = (1..=IDLE).map(|port| connect(&loaded, network, port)).collect::<Result<Vec<_>>>()?;
+        let idle = (1..=IDLE)
+            .map(|port| connect(&loaded, network, port))
+            .collect::<Result<Vec<_>>>()?;
         for number in 0..FLOOD {
             let [_, a, b, c] = number.to_be_bytes();
             // Whether the flood's own packets get a port does not matter.
-            let (_any, _) = loaded.tc(Hook::FromDevice, network.device(0), &syn([203, a, b, c], 7).bytes())?;
+            let (_any, _) = loaded.tc(
+                Hook::FromDevice,
+                network.device(0),
+                &syn([203, a, b, c], 7).bytes(),
+            )?;
         }
         for there in idle {
-            let (said, _) = loaded.tc(Hook::FromDevice, network.device(0), &there.answer().bytes())?;
-            ensure!(said == Ok(Action::Neighbour(network.device(0))), "the reply to {} came out {said:?}", there.src);
+            let (said, _) =
+                loaded.tc(Hook::FromDevice, network.device(0), &there.answer().bytes())?;
+            ensure!(
+                said == Ok(Action::Neighbour(network.device(0))),
+                "the reply to {} came out {said:?}",
+                there.src
+            );
         }
         Ok(())
     })
@@ -62,15 +79,28 @@ fn v18_a_flood_of_denied_syns_evicts_no_flow() -> Result<()> {
         let mut loaded = Loaded::of_full_size()?;
         let mut memory = generate::node_port_to::<V4>(network, &[Remote::Here]);
         memory.config.flags |= Config::POLICY;
-        memory.rows.insert(1, PodRows { ingress: Row(2), egress: Row::OPEN });
+        memory.rows.insert(
+            1,
+            PodRows {
+                ingress: Row(2),
+                egress: Row::OPEN,
+            },
+        );
         let [a, b, ..] = generate::CLIENT;
         memory.directory.insert((a.into(), b), Word::class(1));
         memory.matrix.insert((2, 1), PortSet::ALL as u16);
         V4::fill(&mut loaded, &memory)?;
         let (outside, pod) = (network.device(0), network.device(1));
         let there = (1..=2 * IDLE).map(|port| {
-            let (said, bytes) = loaded.tc(Hook::FromDevice, outside, &syn(generate::CLIENT, port).bytes())?;
-            ensure!(said == Ok(Action::Pod(pod)), "flow {port} came out {said:?}");
+            let (said, bytes) = loaded.tc(
+                Hook::FromDevice,
+                outside,
+                &syn(generate::CLIENT, port).bytes(),
+            )?;
+            ensure!(
+                said == Ok(Action::Pod(pod)),
+                "flow {port} came out {said:?}"
+            );
             Segment::read(&bytes).map_err(anyhow::Error::msg)
         });
         let there = there.collect::<Result<Vec<_>>>()?;
@@ -79,18 +109,29 @@ fn v18_a_flood_of_denied_syns_evicts_no_flow() -> Result<()> {
             Ok(said == Ok(Action::Neighbour(outside)))
         };
         for there in &there[..IDLE.into()] {
-            ensure!(answered(there)?, "the answer to {} is not sent on", there.src);
+            ensure!(
+                answered(there)?,
+                "the answer to {} is not sent on",
+                there.src
+            );
         }
         for number in 0..FLOOD {
             let [_, a, b, c] = number.to_be_bytes();
-            let (said, _) = loaded.tc(Hook::FromDevice, outside, &syn([203, a, b, c], 7).bytes())?;
-            ensure!(said == Err(Reason::DeniedIngress), "packet {number} of the flood came out {said:?}");
+            let (said, _) =
+                loaded.tc(Hook::FromDevice, outside, &syn([203, a, b, c], 7).bytes())?;
+            ensure!(
+                said == Err(Reason::DeniedIngress),
+                "packet {number} of the flood came out {said:?}"
+            );
         }
         let mut lost = [0; 2];
         for (number, there) in there.iter().enumerate() {
             lost[usize::from(number >= IDLE.into())] += u16::from(!answered(there)?);
         }
-        println!("{FLOOD} denied: {} of {IDLE} established and {} of {IDLE} half-open flows are lost", lost[0], lost[1]);
+        println!(
+            "{FLOOD} denied: {} of {IDLE} established and {} of {IDLE} half-open flows are lost",
+            lost[0], lost[1]
+        );
         ensure!(lost == [0, 0], "{lost:?} are lost");
         Ok(())
     })
@@ -106,16 +147,31 @@ fn node(network: &Network) -> Result<Loaded> {
 }
 
 fn syn(from: Dotted, port: u16) -> Segment {
-    Segment::new(Protocol::TCP, end::<V4>((from, port)), end::<V4>((NODE, NODE_PORT))).flags(SYN)
+    Segment::new(
+        Protocol::TCP,
+        end::<V4>((from, port)),
+        end::<V4>((NODE, NODE_PORT)),
+    )
+    .flags(SYN)
 }
 
 /// A connection that the backend has answered; its packet as the backend saw it.
 fn connect(loaded: &Loaded, network: &Network, port: u16) -> Result<Segment> {
     let device = network.device(0);
-    let (said, bytes) = loaded.tc(Hook::FromDevice, device, &syn(generate::CLIENT, port).bytes())?;
-    ensure!(said == Ok(Action::Neighbour(device)), "flow {port} came out {said:?}");
+    let (said, bytes) = loaded.tc(
+        Hook::FromDevice,
+        device,
+        &syn(generate::CLIENT, port).bytes(),
+    )?;
+    ensure!(
+        said == Ok(Action::Neighbour(device)),
+        "flow {port} came out {said:?}"
+    );
     let there = Segment::read(&bytes).map_err(anyhow::Error::msg)?;
     let (said, _) = loaded.tc(Hook::FromDevice, device, &there.answer().bytes())?;
-    ensure!(said == Ok(Action::Neighbour(device)), "the answer to flow {port} came out {said:?}");
+    ensure!(
+        said == Ok(Action::Neighbour(device)),
+        "the answer to flow {port} came out {said:?}"
+    );
     Ok(there)
 }

@@ -49,19 +49,52 @@ impl Seen {
     /// Both together.
     pub fn add(&mut self, other: Self) {
         self.packets += other.packets;
-        other.said.into_iter().for_each(|(key, times)| *self.said.entry(key).or_default() += times);
-        other.counted.into_iter().for_each(|(key, times)| *self.counted.entry(key).or_default() += times);
+        other
+            .said
+            .into_iter()
+            .for_each(|(key, times)| *self.said.entry(key).or_default() += times);
+        other
+            .counted
+            .into_iter()
+            .for_each(|(key, times)| *self.counted.entry(key).or_default() += times);
     }
     /// What a packet may meet and none has met, at a hook that it may happen at.
     pub fn lacks(&self) -> Option<String> {
         let expected: [(Hook, &[&str]); 5] = [
             (Hook::Early, &["untouched", "transmit", "Truncated"]),
-            (Hook::FromDevice, &["untouched", "stack", "pod", "neighbour", "transmit", "enter", "NotSyn", "NoMasqueradePort"]),
-            (Hook::FromPod, &["untouched", "stack", "pod", "neighbour", "transmit", "enter", "AwaitLocalBackend", "NoRoute"]),
+            (
+                Hook::FromDevice,
+                &[
+                    "untouched",
+                    "stack",
+                    "pod",
+                    "neighbour",
+                    "transmit",
+                    "enter",
+                    "NotSyn",
+                    "NoMasqueradePort",
+                ],
+            ),
+            (
+                Hook::FromPod,
+                &[
+                    "untouched",
+                    "stack",
+                    "pod",
+                    "neighbour",
+                    "transmit",
+                    "enter",
+                    "AwaitLocalBackend",
+                    "NoRoute",
+                ],
+            ),
             (Hook::ToPod, &["untouched", "stack"]),
             (Hook::ToDevice, &["untouched", "stack", "enter"]),
         ];
-        for (hook, what) in expected.into_iter().flat_map(|(hook, whats)| whats.iter().map(move |what| (hook, *what))) {
+        for (hook, what) in expected
+            .into_iter()
+            .flat_map(|(hook, whats)| whats.iter().map(move |what| (hook, *what)))
+        {
             if !self.said.contains_key(&(hook, what.into())) {
                 return Some(format!("no packet came out {what} of {hook:?}"));
             }
@@ -83,7 +116,10 @@ impl Seen {
             Reason::NoSuchService,
             Reason::NotServedHere,
         ];
-        let mut names = counters.map(|counter| counter.name()).into_iter().chain(reasons.map(|reason| reason.name()));
+        let mut names = counters
+            .map(|counter| counter.name())
+            .into_iter()
+            .chain(reasons.map(|reason| reason.name()));
         let name = names.find(|name| self.counted.get(name).is_none_or(|times| *times == 0))?;
         Some(format!("nothing was counted as {name}"))
     }
@@ -92,8 +128,12 @@ impl Seen {
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} packets compared", self.packets)?;
-        self.said.iter().try_for_each(|((hook, what), times)| writeln!(f, "{hook:?} {what}: {times}"))?;
-        self.counted.iter().try_for_each(|(name, times)| writeln!(f, "counted {name}: {times}"))
+        self.said
+            .iter()
+            .try_for_each(|((hook, what), times)| writeln!(f, "{hook:?} {what}: {times}"))?;
+        self.counted
+            .iter()
+            .try_for_each(|(name, times)| writeln!(f, "counted {name}: {times}"))
     }
 }
 
@@ -103,7 +143,8 @@ pub fn run<F: Maps>(loaded: &mut Loaded, network: &Network, seed: u64) -> Result
     let mut dice = Dice::new(seed);
     let mut node = 0;
     while node < NODES || node < MOST_NODES && seen.lacks().is_some() {
-        one_node::<F>(&mut dice, loaded, network, &mut seen).with_context(|| format!("on node {node} of seed {seed}"))?;
+        one_node::<F>(&mut dice, loaded, network, &mut seen)
+            .with_context(|| format!("on node {node} of seed {seed}"))?;
         node += 1;
     }
     if let Some(what) = seen.lacks() {
@@ -112,33 +153,61 @@ pub fn run<F: Maps>(loaded: &mut Loaded, network: &Network, seed: u64) -> Result
     Ok(seen)
 }
 
-fn one_node<F: Maps>(dice: &mut Dice, loaded: &mut Loaded, network: &Network, seen: &mut Seen) -> Result<()> {
+fn one_node<F: Maps>(
+    dice: &mut Dice,
+    loaded: &mut Loaded,
+    network: &Network,
+    seen: &mut Seen,
+) -> Result<()> {
     let mut memory = generate::node::<F>(dice, network);
     memory.now = loaded.now()?;
     F::fill(loaded, &memory)?;
     loaded.reset_counters()?;
     let mut reasons = BTreeMap::<Reason, u64>::new();
     for packet in 0..PACKETS {
-        accident(dice, loaded, network, &mut memory).with_context(|| format!("before packet {packet}"))?;
-        let Shot { hook, device, bytes } = generate::shot(dice, network, &memory);
-        let said = compare(loaded, &memory, hook, device, &bytes).with_context(|| format!("packet {packet}"))?;
+        accident(dice, loaded, network, &mut memory)
+            .with_context(|| format!("before packet {packet}"))?;
+        let Shot {
+            hook,
+            device,
+            bytes,
+        } = generate::shot(dice, network, &memory);
+        let said = compare(loaded, &memory, hook, device, &bytes)
+            .with_context(|| format!("packet {packet}"))?;
         seen.note(hook, said);
         if let Err(reason) = said {
             *reasons.entry(reason).or_default() += 1;
         }
     }
     let dropped = |reason| reasons.get(reason).copied().unwrap_or(0);
-    let reasons = Reason::ALL.iter().map(|reason| (reason.name(), dropped(reason) + u64::from(memory.answered(*reason))));
-    let others = Counter::ALL.iter().map(|counter| (counter.name(), u64::from(memory.counted(*counter))));
+    let reasons = Reason::ALL.iter().map(|reason| {
+        (
+            reason.name(),
+            dropped(reason) + u64::from(memory.answered(*reason)),
+        )
+    });
+    let others = Counter::ALL
+        .iter()
+        .map(|counter| (counter.name(), u64::from(memory.counted(*counter))));
     let library: BTreeMap<_, _> = reasons.chain(others).collect();
     let kernel = maps::counters(loaded)?;
-    ensure!(kernel == library, "counted differently\nkernel  {kernel:?}\nlibrary {library:?}");
-    kernel.into_iter().for_each(|(name, times)| *seen.counted.entry(name).or_default() += times);
+    ensure!(
+        kernel == library,
+        "counted differently\nkernel  {kernel:?}\nlibrary {library:?}"
+    );
+    kernel
+        .into_iter()
+        .for_each(|(name, times)| *seen.counted.entry(name).or_default() += times);
     Ok(())
 }
 
 /// What may happen between two packets, on both sides: the Service changes, the LRU or the sweep takes a flow, time passes.
-fn accident<F: Maps>(dice: &mut Dice, loaded: &mut Loaded, network: &Network, memory: &mut Memory<F>) -> Result<()> {
+fn accident<F: Maps>(
+    dice: &mut Dice,
+    loaded: &mut Loaded,
+    network: &Network,
+    memory: &mut Memory<F>,
+) -> Result<()> {
     // One port, so that the dice of the kernel and of the library fall alike; a free one or not.
     if dice.chance(10) {
         memory.config.masquerade_first = 1024 + dice.below(20000) as u16;
@@ -154,14 +223,24 @@ fn accident<F: Maps>(dice: &mut Dice, loaded: &mut Loaded, network: &Network, me
             F::fill(loaded, memory)
         }
         2..5 => {
-            let Some((table, key)) = generate::any_flow(dice, memory) else { return Ok(()) };
+            let Some((table, key)) = generate::any_flow(dice, memory) else {
+                return Ok(());
+            };
             memory.remove_flow(table, &key);
             F::forget(loaded, table, &key)
         }
         5..7 => {
-            let Some((table, key)) = generate::any_flow(dice, memory) else { return Ok(()) };
-            let flows = if table == Table::Established { &memory.established } else { &memory.opening };
-            let seen = memory.now.wrapping_sub(10 * memory.config.udp_timeout * memory.config.hz);
+            let Some((table, key)) = generate::any_flow(dice, memory) else {
+                return Ok(());
+            };
+            let flows = if table == Table::Established {
+                &memory.established
+            } else {
+                &memory.opening
+            };
+            let seen = memory
+                .now
+                .wrapping_sub(10 * memory.config.udp_timeout * memory.config.hz);
             if let Some(flow) = flows.borrow_mut().get_mut(&key) {
                 flow.seen = seen;
             }
@@ -172,16 +251,31 @@ fn accident<F: Maps>(dice: &mut Dice, loaded: &mut Loaded, network: &Network, me
 }
 
 /// Runs one packet on both sides; an error says what differs.
-pub fn compare<F: Maps>(loaded: &mut Loaded, memory: &Memory<F>, hook: Hook, device: IfIndex, bytes: &[u8]) -> Result<Said> {
+pub fn compare<F: Maps>(
+    loaded: &mut Loaded,
+    memory: &Memory<F>,
+    hook: Hook,
+    device: IfIndex,
+    bytes: &[u8],
+) -> Result<Said> {
     loaded.set_refusals(0, 0)?;
-    let before = format!("{:?} {:?}", memory.established.borrow(), memory.opening.borrow());
+    let before = format!(
+        "{:?} {:?}",
+        memory.established.borrow(),
+        memory.opening.borrow()
+    );
     let described = || format!("{hook:?} {device:?} {}\nflows before: {before}", hex(bytes));
     let (said, after) = if hook == Hook::Early {
         let device = loaded.xdp_device(device);
-        let (said, after) = library::<F, true>(bytes, |bytes| early::<F, _, _>(bytes, memory, device));
+        let (said, after) =
+            library::<F, true>(bytes, |bytes| early::<F, _, _>(bytes, memory, device));
         let (code, kernel) = loaded.xdp(device, bytes)?;
         let wanted = xdp_code(said, device);
-        ensure!(code == wanted, "XDP said {code}, the library {said:?}\n{}", described());
+        ensure!(
+            code == wanted,
+            "XDP said {code}, the library {said:?}\n{}",
+            described()
+        );
         (said, (kernel, after))
     } else {
         let (said, after) = library::<F, false>(bytes, |bytes| match hook {
@@ -191,27 +285,57 @@ pub fn compare<F: Maps>(loaded: &mut Loaded, memory: &Memory<F>, hook: Hook, dev
             Hook::Early | Hook::FromDevice => from_device::<F, _, _>(bytes, memory, device),
         });
         let (code, kernel) = loaded.tc(hook, device, bytes)?;
-        ensure!(code == said, "the kernel said {code:?}, the library {said:?}\n{}", described());
+        ensure!(
+            code == said,
+            "the kernel said {code:?}, the library {said:?}\n{}",
+            described()
+        );
         (said, (kernel, after))
     };
     let (kernel, library) = after;
     // What becomes of the bytes of a dropped packet is nobody's business.
     let same = said.is_err() || kernel == library;
-    ensure!(same, "{said:?} with other bytes\nkernel  {}\nlibrary {}\n{}", hex(&kernel), hex(&library), described());
-    for (table, library) in [(Table::Established, &memory.established), (Table::Opening, &memory.opening)] {
-        let (kernel, library) = (timeless::<F>(F::flows(loaded, table)?), timeless::<F>(library.borrow().clone()));
+    ensure!(
+        same,
+        "{said:?} with other bytes\nkernel  {}\nlibrary {}\n{}",
+        hex(&kernel),
+        hex(&library),
+        described()
+    );
+    for (table, library) in [
+        (Table::Established, &memory.established),
+        (Table::Opening, &memory.opening),
+    ] {
+        let (kernel, library) = (
+            timeless::<F>(F::flows(loaded, table)?),
+            timeless::<F>(library.borrow().clone()),
+        );
         let same = kernel == library;
-        ensure!(same, "{said:?} with other flows\nkernel  {kernel:?}\nlibrary {library:?}\n{}", described());
+        ensure!(
+            same,
+            "{said:?} with other flows\nkernel  {kernel:?}\nlibrary {library:?}\n{}",
+            described()
+        );
     }
     Ok(said)
 }
 
 /// A program's frame around the library, as in the kernel: it hands on what its EtherType says is of the family.
-fn library<F: Maps, const EARLY: bool>(bytes: &[u8], hook: impl Fn(&mut Bytes<EARLY>) -> Said) -> (Said, Vec<u8>) {
+fn library<F: Maps, const EARLY: bool>(
+    bytes: &[u8],
+    hook: impl Fn(&mut Bytes<EARLY>) -> Said,
+) -> (Said, Vec<u8>) {
     // A test run's packets came in by no device.
-    let mut bytes = Bytes::<EARLY> { bytes: bytes.to_vec(), from_host: true };
+    let mut bytes = Bytes::<EARLY> {
+        bytes: bytes.to_vec(),
+        from_host: true,
+    };
     let ours = ethertype(&bytes) == Some(F::ETHERTYPE);
-    let said = if ours { hook(&mut bytes) } else { Ok(Action::Untouched) };
+    let said = if ours {
+        hook(&mut bytes)
+    } else {
+        Ok(Action::Untouched)
+    };
     (said, bytes.bytes)
 }
 
@@ -227,7 +351,10 @@ fn xdp_code(said: Said, device: IfIndex) -> u32 {
 
 /// Flows without the time of their last packet: the two clocks differ.
 fn timeless<F: Maps>(flows: Flows<F>) -> Flows<F> {
-    flows.into_iter().map(|(key, flow)| (key, Flow { seen: 0, ..flow })).collect()
+    flows
+        .into_iter()
+        .map(|(key, flow)| (key, Flow { seen: 0, ..flow }))
+        .collect()
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -76,7 +76,10 @@ fn within_budget(loaded: &Loaded) -> Result<()> {
         match program.verified_instruction_count() {
             Some(count) => {
                 println!("{name}: {count} instructions verified, at most {budget}");
-                assert!(count <= budget, "{name}: {count} instructions verified, more than {budget}");
+                assert!(
+                    count <= budget,
+                    "{name}: {count} instructions verified, more than {budget}"
+                );
             }
             None => println!("{name}: loaded; this kernel does not count verified instructions"),
         }
@@ -102,21 +105,50 @@ fn kernel_and_library_do_the_same() -> Result<()> {
 fn p32_no_packet_meets_a_verdict_of_neither_state() -> Result<()> {
     let seed = Dice::seed()?;
     println!("PORTWAY_TEST_SEED={seed}");
-    let seconds = std::env::var("PORTWAY_STORM_SECONDS").ok().map(|text| text.parse()).transpose()?.unwrap_or(3);
-    let came = storm::storm(&mut Dice::new(seed), std::time::Duration::from_secs(seconds))?;
-    let storm::Came { edits, packets, between, seconds, took } = came;
+    let seconds = std::env::var("PORTWAY_STORM_SECONDS")
+        .ok()
+        .map(|text| text.parse())
+        .transpose()?
+        .unwrap_or(3);
+    let came = storm::storm(
+        &mut Dice::new(seed),
+        std::time::Duration::from_secs(seconds),
+    )?;
+    let storm::Came {
+        edits,
+        packets,
+        between,
+        seconds,
+        took,
+    } = came;
     println!(
         "{edits} edits in {seconds:.1} s ({:.0}/s), {packets} packets, {between} of them beside a change",
         edits as f64 / seconds
     );
-    println!("{took:.1?}: an edit is {:.1} judgements", took.in_judgements());
+    println!(
+        "{took:.1?}: an edit is {:.1} judgements",
+        took.in_judgements()
+    );
     // Not optimised, beside other tests, or in an emulated machine, all code takes its time.
     let optimized = !cfg!(debug_assertions);
-    assert!(!optimized || edits as f64 / seconds >= 1000.0, "{edits} edits in {seconds:.1} s");
-    assert!(took.in_judgements() < 40.0, "an edit is {:.1} judgements", took.in_judgements());
+    assert!(
+        !optimized || edits as f64 / seconds >= 1000.0,
+        "{edits} edits in {seconds:.1} s"
+    );
+    assert!(
+        took.in_judgements() < 40.0,
+        "an edit is {:.1} judgements",
+        took.in_judgements()
+    );
     // A minute of an optimized storm is what is required.
-    assert!(!optimized || seconds < 60.0 || packets >= 1_000_000, "{packets} packets");
-    assert!(packets > 100 && between > 0, "{packets} packets, {between} beside a change");
+    assert!(
+        !optimized || seconds < 60.0 || packets >= 1_000_000,
+        "{packets} packets"
+    );
+    assert!(
+        packets > 100 && between > 0,
+        "{packets} packets, {between} beside a change"
+    );
     Ok(())
 }
 
@@ -151,12 +183,24 @@ fn masquerade<F: Maps>(loaded: &mut Loaded, network: &Network) -> Result<()> {
     F::fill(loaded, &memory)?;
     let mut ports = BTreeSet::new();
     for client in 1..=32 {
-        let (said, bytes) = loaded.tc(Hook::FromDevice, network.device(0), &connect::<F>(client).bytes())?;
+        let (said, bytes) = loaded.tc(
+            Hook::FromDevice,
+            network.device(0),
+            &connect::<F>(client).bytes(),
+        )?;
         assert_eq!(said, Ok(Action::Neighbour(network.device(0))));
         let left = Segment::read(&bytes).expect("a valid packet");
         assert_eq!(left.src.ip(), F::ip(NODE));
-        assert!((MASQUERADE_FIRST..MASQUERADE_FIRST + 64).contains(&left.src.port()), "{}", left.src);
-        assert!(ports.insert(left.src.port()), "port {} twice", left.src.port());
+        assert!(
+            (MASQUERADE_FIRST..MASQUERADE_FIRST + 64).contains(&left.src.port()),
+            "{}",
+            left.src
+        );
+        assert!(
+            ports.insert(left.src.port()),
+            "port {} twice",
+            left.src.port()
+        );
     }
     Ok(())
 }
@@ -210,7 +254,8 @@ fn frames_of_every_length_get_through() -> Result<()> {
 fn every_length<F: Maps>(loaded: &mut Loaded, network: &Network) -> Result<()> {
     let memory = generate::node_port_to::<F>(network, &[Remote::Pod]);
     let bytes = connect::<F>(1).bytes();
-    let lengths = |hook| (generate::shortest(hook, &bytes)..=bytes.len()).map(move |len| (hook, len));
+    let lengths =
+        |hook| (generate::shortest(hook, &bytes)..=bytes.len()).map(move |len| (hook, len));
     for (hook, len) in Hook::ALL.into_iter().flat_map(lengths) {
         memory.opening.borrow_mut().clear();
         F::fill(loaded, &memory)?;
@@ -224,5 +269,10 @@ fn every_length<F: Maps>(loaded: &mut Loaded, network: &Network) -> Result<()> {
 
 /// The first packet of a client's connection to the nodePort.
 fn connect<F: Net>(port: u16) -> Segment {
-    Segment::new(Protocol::TCP, end::<F>((generate::CLIENT, port)), end::<F>((NODE, NODE_PORT))).flags(SYN)
+    Segment::new(
+        Protocol::TCP,
+        end::<F>((generate::CLIENT, port)),
+        end::<F>((NODE, NODE_PORT)),
+    )
+    .flags(SYN)
 }

@@ -38,9 +38,24 @@ macro_rules! maps {
                 equal(loaded, $services, &memory.services)?;
                 equal(loaded, $backends, &memory.backends)?;
                 equal(loaded, $slots, &memory.slots())?;
-                let sources = memory.sources.iter().map(|(key, bits)| (SOURCE_KEY_BITS + bits, *key));
-                prefixes(loaded, $sources, sources.map(|(bits, key)| (bits, key, 1u32)).collect())?;
-                prefixes(loaded, $ranges, memory.ranges.iter().map(|((addr, bits), kind)| (*bits, *addr, *kind)).collect())?;
+                let sources = memory
+                    .sources
+                    .iter()
+                    .map(|(key, bits)| (SOURCE_KEY_BITS + bits, *key));
+                prefixes(
+                    loaded,
+                    $sources,
+                    sources.map(|(bits, key)| (bits, key, 1u32)).collect(),
+                )?;
+                prefixes(
+                    loaded,
+                    $ranges,
+                    memory
+                        .ranges
+                        .iter()
+                        .map(|((addr, bits), kind)| (*bits, *addr, *kind))
+                        .collect(),
+                )?;
                 equal(loaded, $affinity, &memory.affinity.borrow())?;
                 equal(loaded, $addresses, &memory.addresses)?;
                 equal(loaded, $pods, &memory.pods)?;
@@ -49,7 +64,11 @@ macro_rules! maps {
                 prefixes(
                     loaded,
                     $prefixes,
-                    memory.prefixes.iter().map(|((addr, bits), class)| (*bits, *addr, *class)).collect(),
+                    memory
+                        .prefixes
+                        .iter()
+                        .map(|((addr, bits), class)| (*bits, *addr, *class))
+                        .collect(),
                 )?;
                 equal(loaded, $fragments, &memory.fragments.borrow())?;
                 $more(loaded, memory)?;
@@ -61,13 +80,25 @@ macro_rules! maps {
                 read(loaded, name(table, $flows, $opening))
             }
             fn forget(loaded: &mut Loaded, table: Table, key: &FlowKey<Self::Addr>) -> Result<()> {
-                let mut map = open::<_, proxy_common::flow::Flow<Self::Addr>>(loaded, name(table, $flows, $opening))?;
+                let mut map = open::<_, proxy_common::flow::Flow<Self::Addr>>(
+                    loaded,
+                    name(table, $flows, $opening),
+                )?;
                 map.remove(key).context("remove a flow")
             }
-            fn age(loaded: &mut Loaded, table: Table, key: &FlowKey<Self::Addr>, seen: u32) -> Result<()> {
-                let mut map = open::<_, proxy_common::flow::Flow<Self::Addr>>(loaded, name(table, $flows, $opening))?;
+            fn age(
+                loaded: &mut Loaded,
+                table: Table,
+                key: &FlowKey<Self::Addr>,
+                seen: u32,
+            ) -> Result<()> {
+                let mut map = open::<_, proxy_common::flow::Flow<Self::Addr>>(
+                    loaded,
+                    name(table, $flows, $opening),
+                )?;
                 let flow = map.get(key, 0).context("read a flow")?;
-                map.insert(key, proxy_common::flow::Flow { seen, ..flow }, 0).context("make a flow old")
+                map.insert(key, proxy_common::flow::Flow { seen, ..flow }, 0)
+                    .context("make a flow old")
             }
         }
     };
@@ -109,17 +140,41 @@ maps!(
 /// What both families share of the policies.
 fn policies<F: Net>(loaded: &mut Loaded, memory: &Memory<F>) -> Result<()> {
     equal(loaded, "VETHS", &memory.veths)?;
-    prefixes(loaded, "VERDICTS", memory.verdicts.iter().map(|(key, set)| (64, *key, *set)).collect())?;
-    array(loaded, "ROWS", policies::SLOTS, |slot| memory.rows.get(&slot).copied().unwrap_or_default())?;
-    array(loaded, "PORTSETS", policies::SETS, |set| memory.port_sets.get(&set).copied().unwrap_or_default())?;
+    prefixes(
+        loaded,
+        "VERDICTS",
+        memory
+            .verdicts
+            .iter()
+            .map(|(key, set)| (64, *key, *set))
+            .collect(),
+    )?;
+    array(loaded, "ROWS", policies::SLOTS, |slot| {
+        memory.rows.get(&slot).copied().unwrap_or_default()
+    })?;
+    array(loaded, "PORTSETS", policies::SETS, |set| {
+        memory.port_sets.get(&set).copied().unwrap_or_default()
+    })?;
     array(loaded, "MATRIX", policies::CHUNKS, |chunk| -> Chunk {
-        std::array::from_fn(|class| memory.matrix.get(&(chunk, class as u32)).copied().unwrap_or_default())
+        std::array::from_fn(|class| {
+            memory
+                .matrix
+                .get(&(chunk, class as u32))
+                .copied()
+                .unwrap_or_default()
+        })
     })
 }
 
 fn directory(loaded: &mut Loaded, memory: &Memory<V4>) -> Result<()> {
     array(loaded, "CLASSES4", policies::NODES, |node| -> Node {
-        std::array::from_fn(|byte| memory.directory.get(&(node, byte as u8)).copied().unwrap_or_default())
+        std::array::from_fn(|byte| {
+            memory
+                .directory
+                .get(&(node, byte as u8))
+                .copied()
+                .unwrap_or_default()
+        })
     })
 }
 
@@ -128,10 +183,20 @@ fn exact(loaded: &mut Loaded, memory: &Memory<V6>) -> Result<()> {
 }
 
 /// Writes the first elements of an array.
-fn array<V: Pod>(loaded: &mut Loaded, name: &str, len: u32, value: impl Fn(u32) -> V) -> Result<()> {
-    let map = loaded.ebpf.map_mut(name).with_context(|| format!("find {name}"))?;
+fn array<V: Pod>(
+    loaded: &mut Loaded,
+    name: &str,
+    len: u32,
+    value: impl Fn(u32) -> V,
+) -> Result<()> {
+    let map = loaded
+        .ebpf
+        .map_mut(name)
+        .with_context(|| format!("find {name}"))?;
     let mut map: Array<_, V> = map.try_into().with_context(|| format!("open {name}"))?;
-    (0..len).try_for_each(|index| map.set(index, value(index), 0)).with_context(|| format!("write {name}"))
+    (0..len)
+        .try_for_each(|index| map.set(index, value(index), 0))
+        .with_context(|| format!("write {name}"))
 }
 
 fn name(table: Table, flows: &'static str, opening: &'static str) -> &'static str {
@@ -141,50 +206,100 @@ fn name(table: Table, flows: &'static str, opening: &'static str) -> &'static st
     }
 }
 
-fn open<'a, K: Pod, V: Pod>(loaded: &'a mut Loaded, name: &str) -> Result<HashMap<&'a mut aya::maps::MapData, K, V>> {
-    loaded.ebpf.map_mut(name).with_context(|| format!("find {name}"))?.try_into().with_context(|| format!("open {name}"))
+fn open<'a, K: Pod, V: Pod>(
+    loaded: &'a mut Loaded,
+    name: &str,
+) -> Result<HashMap<&'a mut aya::maps::MapData, K, V>> {
+    loaded
+        .ebpf
+        .map_mut(name)
+        .with_context(|| format!("find {name}"))?
+        .try_into()
+        .with_context(|| format!("open {name}"))
 }
 
 fn read<K: Pod + Ord, V: Pod>(loaded: &Loaded, name: &str) -> Result<BTreeMap<K, V>> {
-    let map = loaded.ebpf.map(name).with_context(|| format!("find {name}"))?;
+    let map = loaded
+        .ebpf
+        .map(name)
+        .with_context(|| format!("find {name}"))?;
     let map: HashMap<_, K, V> = map.try_into().with_context(|| format!("open {name}"))?;
-    map.iter().collect::<Result<_, _>>().with_context(|| format!("read {name}"))
+    map.iter()
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("read {name}"))
 }
 
 /// Makes a map hold just these entries.
-fn equal<K: Pod + Ord, V: Pod>(loaded: &mut Loaded, name: &str, wanted: &BTreeMap<K, V>) -> Result<()> {
+fn equal<K: Pod + Ord, V: Pod>(
+    loaded: &mut Loaded,
+    name: &str,
+    wanted: &BTreeMap<K, V>,
+) -> Result<()> {
     let found: BTreeMap<K, V> = read(loaded, name)?;
     let mut map = open::<K, V>(loaded, name)?;
     for key in found.keys().filter(|key| !wanted.contains_key(key)) {
-        map.remove(key).with_context(|| format!("remove from {name}"))?;
+        map.remove(key)
+            .with_context(|| format!("remove from {name}"))?;
     }
-    wanted.iter().try_for_each(|(key, value)| map.insert(key, value, 0)).with_context(|| format!("write {name}"))
+    wanted
+        .iter()
+        .try_for_each(|(key, value)| map.insert(key, value, 0))
+        .with_context(|| format!("write {name}"))
 }
 
 /// Makes a trie hold just these prefixes.
-fn prefixes<K: Pod, V: Pod>(loaded: &mut Loaded, name: &str, wanted: Vec<(u32, K, V)>) -> Result<()> {
-    let map = loaded.ebpf.map_mut(name).with_context(|| format!("find {name}"))?;
+fn prefixes<K: Pod, V: Pod>(
+    loaded: &mut Loaded,
+    name: &str,
+    wanted: Vec<(u32, K, V)>,
+) -> Result<()> {
+    let map = loaded
+        .ebpf
+        .map_mut(name)
+        .with_context(|| format!("find {name}"))?;
     let mut map: LpmTrie<_, K, V> = map.try_into().with_context(|| format!("open {name}"))?;
-    let found = map.keys().collect::<Result<Vec<_>, _>>().with_context(|| format!("read {name}"))?;
-    found.iter().try_for_each(|key| map.remove(key)).with_context(|| format!("empty {name}"))?;
-    let mut put = wanted.into_iter().map(|(bits, key, value)| (Prefix::new(bits, key), value));
-    put.try_for_each(|(key, value)| map.insert(&key, value, 0)).with_context(|| format!("write {name}"))
+    let found = map
+        .keys()
+        .collect::<Result<Vec<_>, _>>()
+        .with_context(|| format!("read {name}"))?;
+    found
+        .iter()
+        .try_for_each(|key| map.remove(key))
+        .with_context(|| format!("empty {name}"))?;
+    let mut put = wanted
+        .into_iter()
+        .map(|(bits, key, value)| (Prefix::new(bits, key), value));
+    put.try_for_each(|(key, value)| map.insert(&key, value, 0))
+        .with_context(|| format!("write {name}"))
 }
 
 /// Says where a pod of this node is.
 pub fn put_pod(loaded: &mut Loaded, addr: std::net::Ipv4Addr, pod: LocalPod) -> Result<()> {
-    open(loaded, "PODS4")?.insert(Addr4::from(addr), pod, 0).context("write PODS4")
+    open(loaded, "PODS4")?
+        .insert(Addr4::from(addr), pod, 0)
+        .context("write PODS4")
 }
 
 /// Writes the settings.
 pub fn configure(loaded: &mut Loaded, config: Config) -> Result<()> {
-    let mut array: Array<_, Config> = loaded.ebpf.map_mut("CONFIG").context("find CONFIG")?.try_into()?;
+    let mut array: Array<_, Config> = loaded
+        .ebpf
+        .map_mut("CONFIG")
+        .context("find CONFIG")?
+        .try_into()?;
     array.set(0, config, 0).context("write CONFIG")
 }
 
 /// All counters by name.
 pub fn counters(loaded: &Loaded) -> Result<BTreeMap<&'static str, u64>> {
-    let reasons = Reason::ALL.iter().map(|reason| (reason.name(), reason.index()));
-    let others = Counter::ALL.iter().map(|counter| (counter.name(), counter.index()));
-    reasons.chain(others).map(|(name, index)| Ok((name, loaded.counter(index)?))).collect()
+    let reasons = Reason::ALL
+        .iter()
+        .map(|reason| (reason.name(), reason.index()));
+    let others = Counter::ALL
+        .iter()
+        .map(|counter| (counter.name(), counter.index()));
+    reasons
+        .chain(others)
+        .map(|(name, index)| Ok((name, loaded.counter(index)?)))
+        .collect()
 }

@@ -71,7 +71,13 @@ impl Network {
                 NextHop::Resolved => Some(link(dotted, device)),
                 NextHop::Router => Some(link(GATEWAY, device)),
             };
-            memory.routes.insert(F::at(dotted), Route { device: self.devices[device], neighbour });
+            memory.routes.insert(
+                F::at(dotted),
+                Route {
+                    device: self.devices[device],
+                    neighbour,
+                },
+            );
         }
     }
 }
@@ -95,10 +101,18 @@ fn device_mac(device: usize) -> [u8; 6] {
 /// Runs a test in a namespace of its own, on a thread of its own: both end together.
 pub fn in_namespace(test: impl FnOnce(&Network) -> Result<()> + Send + 'static) -> Result<()> {
     let thread = thread::spawn(move || {
-        ensure!(geteuid().is_root(), "this test needs root: it makes a network namespace and loads eBPF programs");
+        ensure!(
+            geteuid().is_root(),
+            "this test needs root: it makes a network namespace and loads eBPF programs"
+        );
         unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("start a runtime")?;
-        let network = runtime.block_on(build()).context("build the test's network")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .context("start a runtime")?;
+        let network = runtime
+            .block_on(build())
+            .context("build the test's network")?;
         test(&network)
     });
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
@@ -109,32 +123,53 @@ pub fn stay_on_this_cpu() -> Result<()> {
     let mut cpus = CpuSet::new();
     // SAFETY: no arguments.
     let cpu = unsafe { libc::sched_getcpu() };
-    cpus.set(usize::try_from(cpu).context("ask which CPU this is")?).context("name the CPU")?;
+    cpus.set(usize::try_from(cpu).context("ask which CPU this is")?)
+        .context("name the CPU")?;
     sched_setaffinity(Pid::from_raw(0), &cpus).context("stay on one CPU")
 }
 
 async fn build() -> Result<Network> {
-    fs::write("/proc/sys/net/ipv4/conf/all/forwarding", "1").context("switch IPv4 forwarding on")?;
-    fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").context("switch IPv6 forwarding on")?;
+    fs::write("/proc/sys/net/ipv4/conf/all/forwarding", "1")
+        .context("switch IPv4 forwarding on")?;
+    fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+        .context("switch IPv6 forwarding on")?;
     let (connection, handle, _) = new_connection().context("open netlink")?;
     tokio::spawn(connection);
     let mut devices = [IfIndex::NONE; 4];
     for (number, device) in devices.iter_mut().enumerate() {
-        *device = veth(&handle, number).await.with_context(|| format!("make {}", DEVICES[number]))?;
+        *device = veth(&handle, number)
+            .await
+            .with_context(|| format!("make {}", DEVICES[number]))?;
     }
     for (dotted, device) in [(NODE, 0), (NODE_B, 1)] {
         for (ip, len) in [(V4::ip(dotted), 32), (V6::ip(dotted), 128)] {
             let add = handle.address().add(devices[device].0, ip, len);
-            add.execute().await.with_context(|| format!("give the node {ip}"))?;
+            add.execute()
+                .await
+                .with_context(|| format!("give the node {ip}"))?;
         }
     }
     for (dotted, device, next) in ROUTES {
-        for (ip, gateway) in [(V4::ip(dotted), V4::ip(GATEWAY)), (V6::ip(dotted), V6::ip(GATEWAY))] {
-            let gateway = if next == NextHop::Router { Some(gateway) } else { None };
-            route(&handle, devices[device], ip, gateway).await.with_context(|| format!("add the route to {ip}"))?;
+        for (ip, gateway) in [
+            (V4::ip(dotted), V4::ip(GATEWAY)),
+            (V6::ip(dotted), V6::ip(GATEWAY)),
+        ] {
+            let gateway = if next == NextHop::Router {
+                Some(gateway)
+            } else {
+                None
+            };
+            route(&handle, devices[device], ip, gateway)
+                .await
+                .with_context(|| format!("add the route to {ip}"))?;
             if next == NextHop::Resolved {
-                let add = handle.neighbours().add(devices[device].0, ip).link_layer_address(&neighbour_mac(dotted));
-                add.execute().await.with_context(|| format!("add the neighbour {ip}"))?;
+                let add = handle
+                    .neighbours()
+                    .add(devices[device].0, ip)
+                    .link_layer_address(&neighbour_mac(dotted));
+                add.execute()
+                    .await
+                    .with_context(|| format!("add the neighbour {ip}"))?;
             }
         }
     }
@@ -146,31 +181,63 @@ async fn build() -> Result<Network> {
 async fn veth(handle: &Handle, number: usize) -> Result<IfIndex> {
     let index = 10 + number as u32;
     let peer = format!("peer{number}");
-    let link = LinkVeth::new(DEVICES[number], &peer).index(index).address(device_mac(number).to_vec()).up().build();
-    handle.link().add(link).execute().await.context("add the veth pair")?;
-    handle.link().set(LinkUnspec::new_with_name(&peer).up().build()).execute().await.context("set its peer up")?;
+    let link = LinkVeth::new(DEVICES[number], &peer)
+        .index(index)
+        .address(device_mac(number).to_vec())
+        .up()
+        .build();
+    handle
+        .link()
+        .add(link)
+        .execute()
+        .await
+        .context("add the veth pair")?;
+    handle
+        .link()
+        .set(LinkUnspec::new_with_name(&peer).up().build())
+        .execute()
+        .await
+        .context("set its peer up")?;
     Ok(IfIndex(index))
 }
 
-async fn route(handle: &Handle, device: IfIndex, to: IpAddr, gateway: Option<IpAddr>) -> Result<()> {
+async fn route(
+    handle: &Handle,
+    device: IfIndex,
+    to: IpAddr,
+    gateway: Option<IpAddr>,
+) -> Result<()> {
     let len = if to.is_ipv4() { 32 } else { 128 };
-    let scope = if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    let scope = if gateway.is_some() {
+        RouteScope::Universe
+    } else {
+        RouteScope::Link
+    };
     let message = match (to, gateway) {
         (IpAddr::V4(to), gateway) => {
-            let route =
-                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, len).output_interface(device.0).scope(scope);
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to, len)
+                .output_interface(device.0)
+                .scope(scope);
             match gateway {
                 Some(IpAddr::V4(gateway)) => route.gateway(gateway).build(),
                 _ => route.build(),
             }
         }
         (IpAddr::V6(to), gateway) => {
-            let route = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, len).output_interface(device.0);
+            let route = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(to, len)
+                .output_interface(device.0);
             match gateway {
                 Some(IpAddr::V6(gateway)) => route.gateway(gateway).build(),
                 _ => route.build(),
             }
         }
     };
-    handle.route().add(message).execute().await.context("add a route")
+    handle
+        .route()
+        .add(message)
+        .execute()
+        .await
+        .context("add a route")
 }

@@ -34,8 +34,13 @@ type Attr = [u32; 20];
 
 fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<i32> {
     // SAFETY: the attribute is as long as is said, and its pointers lead to what the callers below keep alive.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of::<Attr>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of::<Attr>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
 }
 
 fn descriptor(command: libc::c_long, attr: &mut Attr) -> io::Result<OwnedFd> {
@@ -64,7 +69,11 @@ fn put(map: &OwnedFd, key: [u32; 2], value: u32) -> io::Result<()> {
 }
 
 const fn op(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> u64 {
-    code as u64 | (dst as u64) << 8 | (src as u64) << 12 | (off as u16 as u64) << 16 | (imm as u32 as u64) << 32
+    code as u64
+        | (dst as u64) << 8
+        | (src as u64) << 12
+        | (off as u16 as u64) << 16
+        | (imm as u32 as u64) << 32
 }
 
 /// Loads bytes of the packet, whose context is in register 6, to the stack.
@@ -81,7 +90,13 @@ fn load_bytes(from: i32, to: i32, len: i32) -> [u64; 6] {
 
 /// Looks the key on the stack up.
 fn look_up(map: &OwnedFd, key: i32) -> [u64; 5] {
-    [op(0x18, 1, 1, 0, map.as_raw_fd()), 0, op(0xbf, 2, 10, 0, 0), op(0x07, 2, 0, 0, key), op(0x85, 0, 0, 0, LOOKUP)]
+    [
+        op(0x18, 1, 1, 0, map.as_raw_fd()),
+        0,
+        op(0xbf, 2, 10, 0, 0),
+        op(0x07, 2, 0, 0, key),
+        op(0x85, 0, 0, 0, LOOKUP),
+    ]
 }
 
 fn load(code: &[u64]) -> io::Result<OwnedFd> {
@@ -102,15 +117,32 @@ impl Peer {
             &load_bytes(SOURCE, -4, 4),
             &look_up(&identities, -8),
             // Unknown addresses have identity 0.
-            &[op(0x55, 0, 0, 2, 0), op(0xb7, 7, 0, 0, 0), op(0x05, 0, 0, 1, 0), op(0x61, 7, 0, 0, 0)],
+            &[
+                op(0x55, 0, 0, 2, 0),
+                op(0xb7, 7, 0, 0, 0),
+                op(0x05, 0, 0, 1, 0),
+                op(0x61, 7, 0, 0, 0),
+            ],
             &[op(0x63, 10, 7, -16, 0), op(0x62, 10, 0, -12, 0)],
             &load_bytes(PORT, -12, 2),
             &look_up(&allowed, -16),
-            &[op(0x15, 0, 0, 2, 0), op(0xb7, 0, 0, 0, -1), op(0x95, 0, 0, 0, 0), op(0xb7, 0, 0, 0, 2), op(0x95, 0, 0, 0, 0)],
+            &[
+                op(0x15, 0, 0, 2, 0),
+                op(0xb7, 0, 0, 0, -1),
+                op(0x95, 0, 0, 0, 0),
+                op(0xb7, 0, 0, 0, 2),
+                op(0x95, 0, 0, 0, 0),
+            ],
         ];
         let judge = load(&code.concat()).context("load the program that judges")?;
-        let floor = load(&[op(0xb7, 0, 0, 0, -1), op(0x95, 0, 0, 0, 0)]).context("load the program that does nothing")?;
-        Ok(Self { identities, allowed, judge, floor })
+        let floor = load(&[op(0xb7, 0, 0, 0, -1), op(0x95, 0, 0, 0, 0)])
+            .context("load the program that does nothing")?;
+        Ok(Self {
+            identities,
+            allowed,
+            judge,
+            floor,
+        })
     }
 
     /// Addresses of a prefix have an identity.

@@ -25,11 +25,38 @@ pub fn furnish<F: Net>(dice: &mut Dice, memory: &mut Memory<F>, addresses: &[Dot
     memory.config.flags &= !(Config::POLICY | Config::DENY_UNKNOWN | Config::REJECT_DENIED);
     if dice.chance(60) {
         memory.config.flags |= Config::POLICY;
-        memory.config.flags |= if dice.chance(50) { Config::DENY_UNKNOWN } else { 0 };
-        memory.config.flags |= if dice.chance(50) { Config::REJECT_DENIED } else { 0 };
+        memory.config.flags |= if dice.chance(50) {
+            Config::DENY_UNKNOWN
+        } else {
+            0
+        };
+        memory.config.flags |= if dice.chance(50) {
+            Config::REJECT_DENIED
+        } else {
+            0
+        };
     }
-    let row = |dice: &mut Dice| dice.pick(&[Row::OPEN, Row::OPEN, Row::CLOSED, Row(2), Row(3), Row(Row::HASHED | 1)]);
-    memory.rows = (1..SLOTS).map(|slot| (slot, PodRows { ingress: row(dice), egress: row(dice) })).collect();
+    let row = |dice: &mut Dice| {
+        dice.pick(&[
+            Row::OPEN,
+            Row::OPEN,
+            Row::CLOSED,
+            Row(2),
+            Row(3),
+            Row(Row::HASHED | 1),
+        ])
+    };
+    memory.rows = (1..SLOTS)
+        .map(|slot| {
+            (
+                slot,
+                PodRows {
+                    ingress: row(dice),
+                    egress: row(dice),
+                },
+            )
+        })
+        .collect();
     let pods: Vec<_> = memory.pods.keys().copied().collect();
     memory.veths.clear();
     for (number, addr) in pods.into_iter().enumerate() {
@@ -51,27 +78,55 @@ pub fn furnish<F: Net>(dice: &mut Dice, memory: &mut Memory<F>, addresses: &[Dot
             memory.matrix.insert((chunk, class), set(dice));
         }
         if dice.chance(70) {
-            memory.verdicts.insert(VerdictKey { row: Row(Row::HASHED | 1), class }, set(dice).into());
+            memory.verdicts.insert(
+                VerdictKey {
+                    row: Row(Row::HASHED | 1),
+                    class,
+                },
+                set(dice).into(),
+            );
         }
     }
 }
 
 fn sets<F: Net>(dice: &mut Dice, memory: &mut Memory<F>) {
-    let range = |protocol, first, last| PortRange { first, last, protocol, zero: [0; 3] };
+    let range = |protocol, first, last| PortRange {
+        first,
+        last,
+        protocol,
+        zero: [0; 3],
+    };
     let whole = dice.pick(&[PortSet::TCP, PortSet::UDP, PortSet::SCTP | PortSet::UDP]);
-    let mut several = PortSet { len: 3, ..PortSet::default() };
+    let mut several = PortSet {
+        len: 3,
+        ..PortSet::default()
+    };
     several.ranges[0] = range(Protocol::TCP, 0, 79);
     several.ranges[1] = range(Protocol::TCP, 8080, 65535);
     several.ranges[2] = range(Protocol::UDP, 53, 8080);
-    let mut chained = PortSet { len: PortSet::RANGES as u16, next: 3, ..PortSet::default() };
+    let mut chained = PortSet {
+        len: PortSet::RANGES as u16,
+        next: 3,
+        ..PortSet::default()
+    };
     chained.ranges.fill(range(Protocol::UDP, 9090, 9090));
     memory.port_sets = [
         PortSet::default(),
-        PortSet { flags: PortSet::EVERYTHING, ..PortSet::default() },
-        PortSet { flags: whole, ..PortSet::default() },
+        PortSet {
+            flags: PortSet::EVERYTHING,
+            ..PortSet::default()
+        },
+        PortSet {
+            flags: whole,
+            ..PortSet::default()
+        },
         several,
         chained,
-        PortSet { len: 1, ranges: several.ranges, ..PortSet::default() },
+        PortSet {
+            len: 1,
+            ranges: several.ranges,
+            ..PortSet::default()
+        },
     ]
     .into_iter()
     .enumerate()
@@ -89,7 +144,9 @@ fn classes<F: Net>(dice: &mut Dice, memory: &mut Memory<F>, addresses: &[Dotted]
         let addr = F::at(*dotted);
         let bits = if F::V6 { 128 } else { 32 };
         if dice.chance(40) {
-            memory.prefixes.insert((addr, bits - dice.below(12) as u32), class(dice));
+            memory
+                .prefixes
+                .insert((addr, bits - dice.below(12) as u32), class(dice));
         }
         let class = class(dice);
         let IpAddr::V4(v4) = addr.ip() else {
@@ -104,15 +161,30 @@ fn classes<F: Net>(dice: &mut Dice, memory: &mut Memory<F>, addresses: &[Dotted]
             if dice.chance(10) {
                 break;
             }
-            let node = memory.directory.get(&at).and_then(|word| word.as_node()).unwrap_or_else(|| {
-                next += 1;
-                next - 1
-            });
+            let node = memory
+                .directory
+                .get(&at)
+                .and_then(|word| word.as_node())
+                .unwrap_or_else(|| {
+                    next += 1;
+                    next - 1
+                });
             memory.directory.insert(at, Word::node(node));
             at = (node, byte);
         }
-        if memory.directory.get(&at).is_none_or(|word| word.as_node().is_none()) {
-            memory.directory.insert(at, if dice.chance(10) { Word::ELSEWHERE } else { Word::class(class) });
+        if memory
+            .directory
+            .get(&at)
+            .is_none_or(|word| word.as_node().is_none())
+        {
+            memory.directory.insert(
+                at,
+                if dice.chance(10) {
+                    Word::ELSEWHERE
+                } else {
+                    Word::class(class)
+                },
+            );
         }
     }
     assert!(next <= NODES, "{next} nodes");

@@ -2,7 +2,9 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{PerCpuArray, PerCpuValues};
-use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{
+    CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp,
+};
 use aya::util::{KernelVersion, nr_cpus};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -43,7 +45,13 @@ pub enum Hook {
 }
 
 impl Hook {
-    pub const ALL: [Self; 5] = [Self::Early, Self::FromDevice, Self::FromPod, Self::ToPod, Self::ToDevice];
+    pub const ALL: [Self; 5] = [
+        Self::Early,
+        Self::FromDevice,
+        Self::FromPod,
+        Self::ToPod,
+        Self::ToDevice,
+    ];
 
     fn program(self) -> &'static str {
         match self {
@@ -70,7 +78,15 @@ impl Loaded {
 
     /// The same with the packet path's log at a level of `aya_log::Level`, 0 for none.
     pub fn logging(level: u8) -> Result<Self> {
-        Self::sized(level, &[("FLOWS4", CAPACITY), ("FLOWS6", CAPACITY), ("OPENING4", 4096), ("OPENING6", 4096)])
+        Self::sized(
+            level,
+            &[
+                ("FLOWS4", CAPACITY),
+                ("FLOWS6", CAPACITY),
+                ("OPENING4", 4096),
+                ("OPENING6", 4096),
+            ],
+        )
     }
 
     /// With tables of the size that the agent uses.
@@ -84,7 +100,11 @@ impl Loaded {
     }
 
     fn sized(level: u8, sizes: &[(&str, u32)]) -> Result<Self> {
-        Self::object(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf")), level, sizes)
+        Self::object(
+            aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf")),
+            level,
+            sizes,
+        )
     }
 
     /// Another object, of a version with the same maps, with tables of the size that the agent uses.
@@ -95,7 +115,8 @@ impl Loaded {
     fn object(object: &[u8], level: u8, sizes: &[(&str, u32)]) -> Result<Self> {
         let kernel = KernelVersion::current().context("ask for the kernel's version")?;
         if kernel < MEMCG {
-            setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).context("raise the limit of locked memory")?;
+            setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)
+                .context("raise the limit of locked memory")?;
         }
         let mut loader = EbpfLoader::new();
         for (name, size) in sizes {
@@ -109,16 +130,25 @@ impl Loaded {
         }
         let mut ebpf = loader.load(object).context("load the object")?;
         for name in PROGRAMS {
-            let program: &mut SchedClassifier = ebpf.program_mut(name).context("find a program")?.try_into()?;
+            let program: &mut SchedClassifier = ebpf
+                .program_mut(name)
+                .context("find a program")?
+                .try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
         let frags = kernel >= FRAGS;
         for name in if frags { &XDP[..] } else { &XDP[..1] } {
-            let program: &mut Xdp = ebpf.program_mut(name).context("find a program")?.try_into()?;
+            let program: &mut Xdp = ebpf
+                .program_mut(name)
+                .context("find a program")?
+                .try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
         for name in SOCKET_PROGRAMS {
-            let program: &mut CgroupSockAddr = ebpf.program_mut(name).context("find a program")?.try_into()?;
+            let program: &mut CgroupSockAddr = ebpf
+                .program_mut(name)
+                .context("find a program")?
+                .try_into()?;
             program.load().with_context(|| format!("load {name}"))?;
         }
         Ok(Self { ebpf, frags })
@@ -129,39 +159,88 @@ impl Loaded {
         if name == XDP[1] && !self.frags {
             return Ok(None);
         }
-        self.ebpf.program(name).context("find a program")?.info().map(Some).context("ask for a program")
+        self.ebpf
+            .program(name)
+            .context("find a program")?
+            .info()
+            .map(Some)
+            .context("ask for a program")
     }
 
     /// Runs a tc program over a packet that belongs to `device`; what it decided, and the packet then.
-    pub fn tc(&self, hook: Hook, device: IfIndex, bytes: &[u8]) -> Result<(Result<Action, Reason>, Vec<u8>)> {
+    pub fn tc(
+        &self,
+        hook: Hook,
+        device: IfIndex,
+        bytes: &[u8],
+    ) -> Result<(Result<Action, Reason>, Vec<u8>)> {
         let (code, out, cb) = self.classify(hook.program(), device, bytes)?;
         let said = said(cb)?;
-        ensure!(code == code_of(said), "{hook:?} returned {code} for {said:?}");
+        ensure!(
+            code == code_of(said),
+            "{hook:?} returned {code} for {said:?}"
+        );
         Ok((said, out))
     }
 
     /// Runs a tc program many times over a packet that it lets pass; nanoseconds of each run.
     pub fn time(&self, hook: Hook, device: IfIndex, bytes: &[u8], repeat: u32) -> Result<u32> {
-        let program: &SchedClassifier = self.ebpf.program(hook.program()).context("find a program")?.try_into()?;
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(hook.program())
+            .context("find a program")?
+            .try_into()?;
         let mut ctx_in = [0; 192];
         ctx_in[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&device.0.to_ne_bytes());
-        let options = TestRunOptions { data_in: Some(bytes), ctx_in: Some(&ctx_in), repeat, ..TestRunOptions::default() };
-        let ran = program.test_run(options).with_context(|| format!("run {} {repeat} times", hook.program()))?;
-        ensure!(ran.return_value as i32 == code_of(Ok(Action::Untouched)), "{hook:?} returned {}", ran.return_value);
+        let options = TestRunOptions {
+            data_in: Some(bytes),
+            ctx_in: Some(&ctx_in),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        let ran = program
+            .test_run(options)
+            .with_context(|| format!("run {} {repeat} times", hook.program()))?;
+        ensure!(
+            ran.return_value as i32 == code_of(Ok(Action::Untouched)),
+            "{hook:?} returned {}",
+            ran.return_value
+        );
         Ok(ran.duration.as_nanos() as u32)
     }
 
     /// Nanoseconds of one run of a tc program over a packet, whatever becomes of it.
     pub fn time_once(&self, hook: Hook, device: IfIndex, bytes: &[u8]) -> Result<u32> {
-        let program: &SchedClassifier = self.ebpf.program(hook.program()).context("find a program")?.try_into()?;
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(hook.program())
+            .context("find a program")?
+            .try_into()?;
         let mut ctx_in = [0; 192];
         ctx_in[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&device.0.to_ne_bytes());
-        let options = TestRunOptions { data_in: Some(bytes), ctx_in: Some(&ctx_in), ..TestRunOptions::default() };
-        Ok(program.test_run(options).with_context(|| format!("run {}", hook.program()))?.duration.as_nanos() as u32)
+        let options = TestRunOptions {
+            data_in: Some(bytes),
+            ctx_in: Some(&ctx_in),
+            ..TestRunOptions::default()
+        };
+        Ok(program
+            .test_run(options)
+            .with_context(|| format!("run {}", hook.program()))?
+            .duration
+            .as_nanos() as u32)
     }
 
-    fn classify(&self, name: &str, device: IfIndex, bytes: &[u8]) -> Result<(i32, Vec<u8>, [u32; 2])> {
-        let program: &SchedClassifier = self.ebpf.program(name).context("find a program")?.try_into()?;
+    fn classify(
+        &self,
+        name: &str,
+        device: IfIndex,
+        bytes: &[u8],
+    ) -> Result<(i32, Vec<u8>, [u32; 2])> {
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(name)
+            .context("find a program")?
+            .try_into()?;
         let (mut ctx_in, mut ctx_out, mut out) = ([0; 192], [0; 256], vec![0; ROOM]);
         ctx_in[SKB_IFINDEX..SKB_IFINDEX + 4].copy_from_slice(&device.0.to_ne_bytes());
         let options = TestRunOptions {
@@ -171,25 +250,39 @@ impl Loaded {
             ctx_out: Some(&mut ctx_out),
             ..TestRunOptions::default()
         };
-        let ran = program.test_run(options).with_context(|| format!("run {name} over {} bytes", bytes.len()))?;
+        let ran = program
+            .test_run(options)
+            .with_context(|| format!("run {name} over {} bytes", bytes.len()))?;
         out.truncate(ran.data_size_out as usize);
-        Ok((ran.return_value as i32, out, [number(&ctx_out[SKB_CB..]), number(&ctx_out[SKB_CB + 4..])]))
+        Ok((
+            ran.return_value as i32,
+            out,
+            [number(&ctx_out[SKB_CB..]), number(&ctx_out[SKB_CB + 4..])],
+        ))
     }
 
     /// Runs XDP over a frame that `device` received; its verdict, and the frame then.
     pub fn xdp(&self, device: IfIndex, bytes: &[u8]) -> Result<(u32, Vec<u8>)> {
         let name = if self.frags { XDP[1] } else { XDP[0] };
-        let program: &Xdp = self.ebpf.program(name).context("find a program")?.try_into()?;
+        let program: &Xdp = self
+            .ebpf
+            .program(name)
+            .context("find a program")?
+            .try_into()?;
         let mut out = vec![0; ROOM];
         // data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context = [0, bytes.len() as u32, 0, device.0, 0, 0].map(u32::to_ne_bytes).concat();
+        let context = [0, bytes.len() as u32, 0, device.0, 0, 0]
+            .map(u32::to_ne_bytes)
+            .concat();
         let options = TestRunOptions {
             data_in: Some(bytes),
             data_out: Some(&mut out),
             ctx_in: if self.frags { Some(&context) } else { None },
             ..TestRunOptions::default()
         };
-        let ran = program.test_run(options).with_context(|| format!("run {name} over {} bytes", bytes.len()))?;
+        let ran = program
+            .test_run(options)
+            .with_context(|| format!("run {name} over {} bytes", bytes.len()))?;
         out.truncate(ran.data_size_out as usize);
         Ok((ran.return_value, out))
     }
@@ -213,10 +306,15 @@ impl Loaded {
     }
 
     fn set_per_cpu(&mut self, map: &str, index: u32, value: u64) -> Result<()> {
-        let mut array: PerCpuArray<_, u64> = self.ebpf.map_mut(map).context("find a map")?.try_into()?;
-        let cpus = nr_cpus().map_err(|(_, why)| why).context("count the CPUs")?;
+        let mut array: PerCpuArray<_, u64> =
+            self.ebpf.map_mut(map).context("find a map")?.try_into()?;
+        let cpus = nr_cpus()
+            .map_err(|(_, why)| why)
+            .context("count the CPUs")?;
         let values = PerCpuValues::try_from(vec![value; cpus]).context("give each CPU a value")?;
-        array.set(index, values, 0).with_context(|| format!("set {map}"))
+        array
+            .set(index, values, 0)
+            .with_context(|| format!("set {map}"))
     }
 
     /// Sets all counters to zero.
@@ -226,7 +324,11 @@ impl Loaded {
 
     /// A counter, all CPUs together.
     pub fn counter(&self, index: u32) -> Result<u64> {
-        let array: PerCpuArray<_, u64> = self.ebpf.map("COUNTERS").context("find a map")?.try_into()?;
+        let array: PerCpuArray<_, u64> = self
+            .ebpf
+            .map("COUNTERS")
+            .context("find a map")?
+            .try_into()?;
         Ok(array.get(&index, 0).context("read a counter")?.iter().sum())
     }
 }
@@ -246,7 +348,9 @@ fn said([action, detail]: [u32; 2]) -> Result<Result<Action, Reason>> {
         5 => Ok(Action::Transmit(device)),
         7 => Ok(Action::Return(device)),
         8 => Ok(Action::Enter(device)),
-        6 => Err(*Reason::ALL.get(detail as usize).context("understand the reason in cb")?),
+        6 => Err(*Reason::ALL
+            .get(detail as usize)
+            .context("understand the reason in cb")?),
         // The program had nothing to do with it: another EtherType.
         0 => Ok(Action::Untouched),
         other => bail!("no such action: {other}"),
@@ -259,6 +363,12 @@ fn code_of(said: Result<Action, Reason>) -> i32 {
         Ok(Action::Untouched) => -1,
         Ok(Action::Stack) => 0,
         Err(_) => 2,
-        Ok(Action::Pod(_) | Action::Neighbour(_) | Action::Transmit(_) | Action::Return(_) | Action::Enter(_)) => 7,
+        Ok(
+            Action::Pod(_)
+            | Action::Neighbour(_)
+            | Action::Transmit(_)
+            | Action::Return(_)
+            | Action::Enter(_),
+        ) => 7,
     }
 }

@@ -40,7 +40,17 @@ fn namespaces() -> u32 {
 }
 
 /// Every table of NetworkPolicy.
-const TABLES: [&str; 9] = ["ROWS", "VETHS", "CLASSES4", "CLASSES6", "PREFIXES4", "PREFIXES6", "MATRIX", "VERDICTS", "PORTSETS"];
+const TABLES: [&str; 9] = [
+    "ROWS",
+    "VETHS",
+    "CLASSES4",
+    "CLASSES6",
+    "PREFIXES4",
+    "PREFIXES6",
+    "MATRIX",
+    "VERDICTS",
+    "PORTSETS",
+];
 /// Kernels that say what a table takes now; older ones say what it may take.
 const TELLS_USE: KernelVersion = KernelVersion::new(6, 4, 0);
 const DEVICE: IfIndex = IfIndex(1);
@@ -56,10 +66,27 @@ struct Written {
 
 impl Written {
     fn new(snapshot: &Snapshot, mut loaded: Loaded) -> Result<Self> {
-        let id = |name| Ok((name, id(loaded.ebpf.map(name).with_context(|| format!("find {name}"))?)?));
+        let id = |name| {
+            Ok((
+                name,
+                id(loaded
+                    .ebpf
+                    .map(name)
+                    .with_context(|| format!("find {name}"))?)?,
+            ))
+        };
         let ids = TABLES.into_iter().map(id).collect::<Result<_>>()?;
-        let mut maps = PolicyMaps::open(|name| loaded.ebpf.take_map(name).with_context(|| format!("find {name}")))?;
-        let (mut compiler, mut tables, begun) = (PolicyCompiler::default(), PolicyTables::with_room(maps.room()), Instant::now());
+        let mut maps = PolicyMaps::open(|name| {
+            loaded
+                .ebpf
+                .take_map(name)
+                .with_context(|| format!("find {name}"))
+        })?;
+        let (mut compiler, mut tables, begun) = (
+            PolicyCompiler::default(),
+            PolicyTables::with_room(maps.room()),
+            Instant::now(),
+        );
         let delta = compiler.compile(snapshot, &Touched::everything());
         let compiled = begun.elapsed();
         let writes = tables.place(compiler.policies(), &delta);
@@ -75,23 +102,40 @@ impl Written {
             begun.elapsed() - placed,
             tables.closed().len(),
         );
-        Ok(Self { loaded, compiler, tables, ids })
+        Ok(Self {
+            loaded,
+            compiler,
+            tables,
+            ids,
+        })
     }
 
     /// Bytes that the tables take.
     fn memory(&self) -> Result<BTreeMap<&'static str, u64>> {
         let of = |(name, id): (&&'static str, &u32)| {
-            Ok((*name, memory(*id).with_context(|| format!("ask for the memory of {name}"))?))
+            Ok((
+                *name,
+                memory(*id).with_context(|| format!("ask for the memory of {name}"))?,
+            ))
         };
-        let each = self.ids.iter().map(of).collect::<Result<BTreeMap<_, _>>>()?;
-        let in_kb: Vec<_> = each.iter().map(|(name, bytes)| format!("{name} {}", bytes / 1000)).collect();
+        let each = self
+            .ids
+            .iter()
+            .map(of)
+            .collect::<Result<BTreeMap<_, _>>>()?;
+        let in_kb: Vec<_> = each
+            .iter()
+            .map(|(name, bytes)| format!("{name} {}", bytes / 1000))
+            .collect();
         println!("{} kB: {}", sum(&each) / 1000, in_kb.join(", "));
         Ok(each)
     }
 }
 
 fn id(map: &Map) -> Result<u32> {
-    let (Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) = map else { anyhow::bail!("an unexpected kind of map") };
+    let (Map::Array(data) | Map::HashMap(data) | Map::LpmTrie(data)) = map else {
+        anyhow::bail!("an unexpected kind of map")
+    };
     Ok(data.info()?.id())
 }
 
@@ -99,19 +143,33 @@ fn id(map: &Map) -> Result<u32> {
 fn memory(id: u32) -> Result<u64> {
     let fd = MapInfo::from_id(id)?.fd()?;
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()))?;
-    let bytes = text.lines().find_map(|line| line.strip_prefix("memlock:")).context("find memlock")?;
+    let bytes = text
+        .lines()
+        .find_map(|line| line.strip_prefix("memlock:"))
+        .context("find memlock")?;
     bytes.trim().parse().context("read memlock")
 }
 
 #[test]
 fn the_tables_of_a_large_cluster_take_little_memory() -> Result<()> {
-    let (all, pods) =
-        (cluster(Size { namespaces: namespaces(), cidrs: CIDRS }), cluster(Size { namespaces: namespaces(), cidrs: 0 }));
+    let (all, pods) = (
+        cluster(Size {
+            namespaces: namespaces(),
+            cidrs: CIDRS,
+        }),
+        cluster(Size {
+            namespaces: namespaces(),
+            cidrs: 0,
+        }),
+    );
     let large = sum(&Written::new(&all, Loaded::of_large_size()?)?.memory()?);
     let all = sum(&Written::new(&all, Loaded::of_full_size()?)?.memory()?);
     let pods = Written::new(&pods, Loaded::of_full_size()?)?.memory()?;
     let none = sum(&Written::new(&Snapshot::default(), Loaded::of_full_size()?)?.memory()?);
-    assert!(none <= sum(&pods) && sum(&pods) <= all && all < large, "{none}, {pods:?}, {all}, {large}");
+    assert!(
+        none <= sum(&pods) && sum(&pods) <= all && all < large,
+        "{none}, {pods:?}, {all}, {large}"
+    );
     if KernelVersion::current()? < TELLS_USE {
         println!("this kernel tells what the tables may take at most");
         return Ok(());
@@ -119,7 +177,10 @@ fn the_tables_of_a_large_cluster_take_little_memory() -> Result<()> {
     assert!(large < 128 * MEGABYTE, "{large} bytes with prefixes");
     // The hash of IPv6 takes 80 bytes of each pod besides.
     let without_six = sum(&pods) - pods["CLASSES6"];
-    assert!(without_six < 2 * MEGABYTE && sum(&pods) < 3 * MEGABYTE, "{without_six} bytes without prefixes, {pods:?}");
+    assert!(
+        without_six < 2 * MEGABYTE && sum(&pods) < 3 * MEGABYTE,
+        "{without_six} bytes without prefixes, {pods:?}"
+    );
     Ok(())
 }
 
@@ -138,9 +199,15 @@ const FEW: u32 = 16;
 
 #[test]
 fn a_verdict_costs_less_than_identity_and_lpm() -> Result<()> {
-    let mut snapshot = cluster(Size { namespaces: namespaces(), cidrs: CIDRS });
+    let mut snapshot = cluster(Size {
+        namespaces: namespaces(),
+        cidrs: CIDRS,
+    });
     // One more policy lets everybody in at one port: no peer is denied, and none allowed by a rule without peers.
-    snapshot.state.policies.insert(in_namespace(0, "everybody".into()), everybody());
+    snapshot
+        .state
+        .policies
+        .insert(in_namespace(0, "everybody".into()), everybody());
     println!("small tables");
     verdicts(Written::new(&snapshot, Loaded::of_full_size()?)?, 0.0)?;
     println!("large tables");
@@ -152,25 +219,52 @@ fn verdicts(mut written: Written, at_least: f64) -> Result<()> {
     let name = in_namespace(0, "app-0-0".into());
     let slot = written.tables.slot(&name).context("find the pod's slot")?;
     let subject = pod(0, 0, 0).addresses[0];
-    let IpAddr::V4(addr) = subject else { anyhow::bail!("{subject} is no IPv4") };
-    maps::put_pod(&mut written.loaded, addr, LocalPod { device: DEVICE, slot })?;
-    ensure!(!written.tables.closed().contains(&name), "the pod is closed");
+    let IpAddr::V4(addr) = subject else {
+        anyhow::bail!("{subject} is no IPv4")
+    };
+    maps::put_pod(
+        &mut written.loaded,
+        addr,
+        LocalPod {
+            device: DEVICE,
+            slot,
+        },
+    )?;
+    ensure!(
+        !written.tables.closed().contains(&name),
+        "the pod is closed"
+    );
     let peer = peer(&written.compiler)?;
-    let packet =
-        |from: Ipv4Addr| Segment::new(Protocol::TCP, (IpAddr::V4(from), 40000).into(), (subject, PORT).into()).flags(ACK).bytes();
+    let packet = |from: Ipv4Addr| {
+        Segment::new(
+            Protocol::TCP,
+            (IpAddr::V4(from), 40000).into(),
+            (subject, PORT).into(),
+        )
+        .flags(ACK)
+        .bytes()
+    };
     let random = |n: u32| n.wrapping_mul(0x9e37_79b1);
     let peers = if is_emulated() { FEW } else { PEERS };
     let pods = namespaces() * large::APPS * large::PODS_OF_AN_APP;
     let of_pods = (1..=peers).map(|n| Ipv4Addr::from_bits(0x0af4_0000 + random(n) % pods));
     let blocks = namespaces() * large::POLICIES_OF_A_NAMESPACE * CIDRS;
     let outside = (1..=peers).filter_map(|n| match block(random(n) % blocks) {
-        Named::Block { cidr: ipnet::IpNet::V4(cidr), .. } => Some(Ipv4Addr::from_bits(cidr.broadcast().to_bits() - 1)),
+        Named::Block {
+            cidr: ipnet::IpNet::V4(cidr),
+            ..
+        } => Some(Ipv4Addr::from_bits(cidr.broadcast().to_bits() - 1)),
         _ => None,
     });
-    for (what, packets) in [("pods", of_pods.map(packet).collect::<Vec<_>>()), ("prefixes", outside.map(packet).collect())] {
+    for (what, packets) in [
+        ("pods", of_pods.map(packet).collect::<Vec<_>>()),
+        ("prefixes", outside.map(packet).collect()),
+    ] {
         let [ours, theirs] = compare(&mut written.loaded, &peer, &packets)?;
         let times = theirs / ours.max(1.0);
-        println!("{what}: {ours:.0} ns a verdict, identity and LPM {theirs:.0} ns: {times:.1} times");
+        println!(
+            "{what}: {ours:.0} ns a verdict, identity and LPM {theirs:.0} ns: {times:.1} times"
+        );
         assert!(is_emulated() || times >= at_least, "{ours} ns, {theirs} ns");
     }
     let load = std::fs::read_to_string("/proc/loadavg").context("read the load")?;
@@ -179,11 +273,30 @@ fn verdicts(mut written: Written, at_least: f64) -> Result<()> {
 }
 
 fn everybody() -> NetworkPolicy {
-    let ports = vec![PolicyPort { protocol: Protocol::TCP, port: PortMatch::Range(PortRange { first: PORT, last: PORT }) }];
-    let everywhere = Named::Block { cidr: "0.0.0.0/0".parse().expect("a prefix"), except: Default::default() };
-    let pods = Named::Pods { namespaces: Namespaces::Matching(Selector::default()), pods: Selector::default() };
-    let rules = vec![Rule { peers: vec![everywhere, pods], ports }];
-    NetworkPolicy { pods: one("app", "app-0"), ingress: Some(rules), egress: None }
+    let ports = vec![PolicyPort {
+        protocol: Protocol::TCP,
+        port: PortMatch::Range(PortRange {
+            first: PORT,
+            last: PORT,
+        }),
+    }];
+    let everywhere = Named::Block {
+        cidr: "0.0.0.0/0".parse().expect("a prefix"),
+        except: Default::default(),
+    };
+    let pods = Named::Pods {
+        namespaces: Namespaces::Matching(Selector::default()),
+        pods: Selector::default(),
+    };
+    let rules = vec![Rule {
+        peers: vec![everywhere, pods],
+        ports,
+    }];
+    NetworkPolicy {
+        pods: one("app", "app-0"),
+        ingress: Some(rules),
+        egress: None,
+    }
 }
 
 /// The same as identities: one for each class.
@@ -204,9 +317,16 @@ fn peer(compiler: &PolicyCompiler) -> Result<Peer> {
 
 /// Nanoseconds of our verdict and theirs: medians over rounds in which all programs take turns, each without what it costs besides.
 fn compare(loaded: &mut Loaded, peer: &Peer, packets: &[Vec<u8>]) -> Result<[f64; 2]> {
-    let config = Config { hz: 250, opening_timeout: 30, ..Config::default() };
+    let config = Config {
+        hz: 250,
+        opening_timeout: 30,
+        ..Config::default()
+    };
     let mean = |run: &dyn Fn(&[u8]) -> Result<u32>| -> Result<f64> {
-        let sum = packets.iter().map(|packet| run(packet).map(f64::from)).sum::<Result<f64>>()?;
+        let sum = packets
+            .iter()
+            .map(|packet| run(packet).map(f64::from))
+            .sum::<Result<f64>>()?;
         Ok(sum / packets.len() as f64)
     };
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());

@@ -13,7 +13,9 @@ use aya::util::KernelVersion;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use portway::contents::{Backends, Contents, Endpoint, Frontend, Target};
-use portway::dataplane::{CgroupChoice, Dataplane, Options, StateDir, XdpChoice, socket_hooks, sockets_of, unload};
+use portway::dataplane::{
+    CgroupChoice, Dataplane, Options, StateDir, XdpChoice, socket_hooks, sockets_of, unload,
+};
 use portway::flows::Serving;
 use portway::links::Found;
 use portway::metrics::Metrics;
@@ -75,8 +77,15 @@ fn sides() -> [Side; 2] {
 /// Runs `work` in a network namespace of its own, with mounts of its own.
 fn apart<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let thread = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("make namespaces, as root")?;
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+            .context("make namespaces, as root")?;
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            None::<&str>,
+        )?;
         work()
     });
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
@@ -85,14 +94,27 @@ fn apart<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -
 async fn wire() -> Result<()> {
     let (connection, handle, _) = new_connection().context("open netlink")?;
     let task = tokio::spawn(connection);
-    handle.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await.context("set lo up")?;
+    handle
+        .link()
+        .set(LinkUnspec::new_with_name("lo").up().build())
+        .execute()
+        .await
+        .context("set lo up")?;
     for side in sides() {
         for ip in side.backends.into_iter().chain([side.node]) {
             let len = if ip.is_ipv4() { 32 } else { 128 };
-            handle.address().add(1, ip, len).execute().await.with_context(|| format!("add {ip}"))?;
+            handle
+                .address()
+                .add(1, ip, len)
+                .execute()
+                .await
+                .with_context(|| format!("add {ip}"))?;
             // A worker of the kernel makes an IPv6 address usable, and its route, some time later.
             let begin = Instant::now();
-            while UdpSocket::bind((ip, 0)).and_then(|socket| socket.connect((ip, TARGET))).is_err() {
+            while UdpSocket::bind((ip, 0))
+                .and_then(|socket| socket.connect((ip, TARGET)))
+                .is_err()
+            {
                 ensure!(begin.elapsed() < PATIENCE, "{ip} cannot be used");
                 tokio::task::yield_now().await;
             }
@@ -134,24 +156,60 @@ fn last_byte(ip: IpAddr) -> u8 {
 
 /// Cluster IPs and nodePorts for both protocols and families, with so many of the backends.
 fn contents(backends: usize) -> Contents {
-    let mut contents = Contents { config: Config { secret: 5, hz: 250, ..Config::default() }, ..Contents::default() };
+    let mut contents = Contents {
+        config: Config {
+            secret: 5,
+            hz: 250,
+            ..Config::default()
+        },
+        ..Contents::default()
+    };
     for side in sides() {
-        let endpoint = |ip: &IpAddr| Endpoint { addr: SocketAddr::new(*ip, TARGET), flags: 1 };
-        let all =
-            |n: usize| Arc::new(Backends { both: side.backends[..n].iter().map(endpoint).collect(), ..Backends::default() });
+        let endpoint = |ip: &IpAddr| Endpoint {
+            addr: SocketAddr::new(*ip, TARGET),
+            flags: 1,
+        };
+        let all = |n: usize| {
+            Arc::new(Backends {
+                both: side.backends[..n].iter().map(endpoint).collect(),
+                ..Backends::default()
+            })
+        };
         for protocol in [Protocol::TCP, Protocol::UDP] {
             let mut add = |addr, port, flags, n| {
                 let has = if n == 0 { "empty" } else { "web" };
                 let service = format!("default/{has}:{}", protocol.name()).into();
-                let target = Target { service, flags, affinity: 0, backends: all(n) };
-                contents.frontends.insert(Frontend { addr, port, protocol }, target);
+                let target = Target {
+                    service,
+                    flags,
+                    affinity: 0,
+                    backends: all(n),
+                };
+                contents.frontends.insert(
+                    Frontend {
+                        addr,
+                        port,
+                        protocol,
+                    },
+                    target,
+                );
             };
             add(side.vip, PORT, ServiceFlags::CLUSTER_IP, backends);
-            add(side.unspecified, NODE_PORT, ServiceFlags::NODE_PORT, backends);
+            add(
+                side.unspecified,
+                NODE_PORT,
+                ServiceFlags::NODE_PORT,
+                backends,
+            );
             add(side.empty, PORT, ServiceFlags::CLUSTER_IP, 0);
         }
-        contents.addresses.insert(side.node, AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS));
-        contents.addresses.insert(side.vip, AddressFlags(AddressFlags::CLUSTER_IP));
+        contents.addresses.insert(
+            side.node,
+            AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS),
+        );
+        contents
+            .addresses
+            .insert(side.vip, AddressFlags(AddressFlags::CLUSTER_IP));
     }
     contents
 }
@@ -165,9 +223,18 @@ struct Node {
 
 impl Node {
     fn start(cgroup: CgroupChoice) -> Result<Self> {
-        let state_dir = std::env::temp_dir().join(format!("portway-sockets-{}", std::process::id()));
-        let options = Options { state_dir, xdp: XdpChoice::Off, cgroup };
-        let mut node = Self { options, plane: None, actual: Actual::default() };
+        let state_dir =
+            std::env::temp_dir().join(format!("portway-sockets-{}", std::process::id()));
+        let options = Options {
+            state_dir,
+            xdp: XdpChoice::Off,
+            cgroup,
+        };
+        let mut node = Self {
+            options,
+            plane: None,
+            actual: Actual::default(),
+        };
         node.restart()?;
         Ok(node)
     }
@@ -207,7 +274,11 @@ impl Node {
 
 /// Where a process may knock to be sent to a backend.
 fn frontends(side: &Side) -> Vec<SocketAddr> {
-    let ports = [(side.vip, PORT), (side.node, NODE_PORT), (side.loopback, NODE_PORT)];
+    let ports = [
+        (side.vip, PORT),
+        (side.node, NODE_PORT),
+        (side.loopback, NODE_PORT),
+    ];
     ports.map(|(ip, port)| SocketAddr::new(ip, port)).into()
 }
 
@@ -226,12 +297,20 @@ fn tcp(asked: SocketAddr) -> std::io::Result<u8> {
     let mut answer = [0; 2];
     stream.read_exact(&mut answer)?;
     assert_eq!(answer[0], b'x');
-    assert_eq!(stream.peer_addr()?, asked, "the peer's name is what was asked (getpeername)");
+    assert_eq!(
+        stream.peer_addr()?,
+        asked,
+        "the peer's name is what was asked (getpeername)"
+    );
     Ok(answer[1])
 }
 
 fn udp_socket(asked: SocketAddr) -> std::io::Result<UdpSocket> {
-    let any: IpAddr = if asked.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if asked.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind((any, 0))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
@@ -245,7 +324,11 @@ fn udp(asked: SocketAddr) -> std::io::Result<u8> {
         socket.send_to(&[byte], asked)?;
         let mut answer = [0; 2];
         let (_, from) = socket.recv_from(&mut answer)?;
-        assert_eq!((from, answer[0]), (asked, byte), "replies come from whom was asked (recvmsg)");
+        assert_eq!(
+            (from, answer[0]),
+            (asked, byte),
+            "replies come from whom was asked (recvmsg)"
+        );
         seen.insert(answer[1]);
     }
     assert_eq!(seen.len(), 1, "datagrams of a socket keep their backend");
@@ -270,17 +353,27 @@ fn processes_reach_services_by_their_sockets() -> Result<()> {
     let own = Own::enter()?;
     let choice = CgroupChoice::At(own.path().to_owned());
     apart(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
         runtime.block_on(wire())?;
         let mut node = Node::start(choice)?;
         if KernelVersion::current()? < NETNS_COOKIE {
             node.attach()?;
-            let why = node.plane()?.sockets().why_not().unwrap_or_default().to_owned();
+            let why = node
+                .plane()?
+                .sockets()
+                .why_not()
+                .unwrap_or_default()
+                .to_owned();
             println!("not on this kernel: {why}");
             ensure!(why.contains("network namespaces"), "{why}");
             return Ok(());
         }
-        sides().iter().flat_map(|side| side.backends).try_for_each(serve)?;
+        sides()
+            .iter()
+            .flat_map(|side| side.backends)
+            .try_for_each(serve)?;
         node.bring(&contents(2))?;
         node.attach()?;
         everybody_is_served(&node)?;
@@ -293,7 +386,10 @@ fn processes_reach_services_by_their_sockets() -> Result<()> {
         everybody_is_served_by_one()?;
         runtime.block_on(unload(&node.options.state_dir))?;
         for side in sides() {
-            ensure!(tcp(SocketAddr::new(side.loopback, NODE_PORT)).is_err(), "unloaded");
+            ensure!(
+                tcp(SocketAddr::new(side.loopback, NODE_PORT)).is_err(),
+                "unloaded"
+            );
         }
         Ok(())
     })?;
@@ -307,7 +403,11 @@ fn everybody_is_served(node: &Node) -> Result<()> {
     let mut asked = 0;
     for frontend in sides().iter().flat_map(frontends) {
         for addr in BTreeSet::from([frontend, mapped(frontend)]) {
-            for (kind, ask) in [("tcp", tcp as fn(_) -> _), ("udp", udp), ("connected udp", udp_connected)] {
+            for (kind, ask) in [
+                ("tcp", tcp as fn(_) -> _),
+                ("udp", udp),
+                ("connected udp", udp_connected),
+            ] {
                 let mut seen = BTreeSet::new();
                 for _ in 0..24 {
                     seen.insert(ask(addr).with_context(|| format!("{kind} {addr}"))?);
@@ -317,7 +417,10 @@ fn everybody_is_served(node: &Node) -> Result<()> {
             }
         }
     }
-    ensure!(node.counted(Counter::SocketsDirected.index())? - before == asked, "each is counted once");
+    ensure!(
+        node.counted(Counter::SocketsDirected.index())? - before == asked,
+        "each is counted once"
+    );
     Ok(())
 }
 
@@ -340,18 +443,29 @@ fn listeners_come_first() -> Result<()> {
 
 /// The table of verdicts: at once, and counted by the reason.
 fn refused(node: &Node) -> Result<()> {
-    let kinds = if KernelVersion::current()? < SET_RETVAL { ErrorKind::PermissionDenied } else { ErrorKind::ConnectionRefused };
-    for (ip, port, reason) in
-        sides().iter().flat_map(|side| [(side.vip, PORT + 1, Reason::UnknownPort), (side.empty, PORT, Reason::NoBackend)])
-    {
+    let kinds = if KernelVersion::current()? < SET_RETVAL {
+        ErrorKind::PermissionDenied
+    } else {
+        ErrorKind::ConnectionRefused
+    };
+    for (ip, port, reason) in sides().iter().flat_map(|side| {
+        [
+            (side.vip, PORT + 1, Reason::UnknownPort),
+            (side.empty, PORT, Reason::NoBackend),
+        ]
+    }) {
         let addr = SocketAddr::new(ip, port);
         let (before, begin) = (node.counted(reason.index())?, Instant::now());
         for addr in BTreeSet::from([addr, mapped(addr)]) {
-            let said = [tcp(addr), udp(addr), udp_connected(addr)].map(|said| said.expect_err("refused").kind());
+            let said = [tcp(addr), udp(addr), udp_connected(addr)]
+                .map(|said| said.expect_err("refused").kind());
             ensure!(said == [kinds; 3], "{addr}: {said:?}");
         }
         let asked = if ip.is_ipv4() { 6 } else { 3 };
-        ensure!(node.counted(reason.index())? - before == asked, "{reason:?} is counted");
+        ensure!(
+            node.counted(reason.index())? - before == asked,
+            "{reason:?} is counted"
+        );
         ensure!(begin.elapsed() < PATIENCE, "at once");
     }
     Ok(())
@@ -360,15 +474,25 @@ fn refused(node: &Node) -> Result<()> {
 /// V21: a process of the same cgroup in another network namespace, which has the same addresses and other servers.
 fn others_are_left_alone() -> Result<()> {
     apart(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
         runtime.block_on(wire())?;
         for side in sides() {
             let node_port = SocketAddr::new(side.node, NODE_PORT);
             let _listener = TcpListener::bind((side.backends[0], TARGET))?;
             let said = tcp(node_port).expect_err("nobody listens there").kind();
             ensure!(said == ErrorKind::ConnectionRefused, "{said:?}");
-            let vip = tcp(SocketAddr::new(side.vip, PORT)).expect_err("there is no route").kind();
-            ensure!(matches!(vip, ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable), "{vip:?}");
+            let vip = tcp(SocketAddr::new(side.vip, PORT))
+                .expect_err("there is no route")
+                .kind();
+            ensure!(
+                matches!(
+                    vip,
+                    ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable
+                ),
+                "{vip:?}"
+            );
         }
         Ok(())
     })
@@ -379,7 +503,10 @@ fn restarts(node: &mut Node) -> Result<()> {
     let dir = StateDir::at(&node.options.state_dir);
     let (before, cgroup) = (socket_hooks(&dir)?, sockets_of(&dir));
     ensure!(before.len() == 8, "{before:?}");
-    ensure!(matches!(&node.options.cgroup, CgroupChoice::At(path) if cgroup.as_deref() == path.to_str()), "{cgroup:?}");
+    ensure!(
+        matches!(&node.options.cgroup, CgroupChoice::At(path) if cgroup.as_deref() == path.to_str()),
+        "{cgroup:?}"
+    );
     let alive = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let stop = alive.clone();
     let asking = thread::spawn(move || {
@@ -397,10 +524,19 @@ fn restarts(node: &mut Node) -> Result<()> {
     node.bring(&contents(2))?;
     node.attach()?;
     alive.store(false, std::sync::atomic::Ordering::Relaxed);
-    let asked = asking.join().unwrap_or_else(|panic| resume_unwind(panic)).context("ask during the restart")?;
+    let asked = asking
+        .join()
+        .unwrap_or_else(|panic| resume_unwind(panic))
+        .context("ask during the restart")?;
     ensure!(asked > 0);
     let after = socket_hooks(&dir)?;
-    ensure!(before.iter().zip(&after).all(|(a, b)| a.0 == b.0 && a.1 != b.1), "{before:?} {after:?}");
+    ensure!(
+        before
+            .iter()
+            .zip(&after)
+            .all(|(a, b)| a.0 == b.0 && a.1 != b.1),
+        "{before:?} {after:?}"
+    );
     Ok(())
 }
 
@@ -439,7 +575,10 @@ fn gone_backends(node: &mut Node) -> Result<()> {
             println!("the socket of a gone backend says: {said:#}");
         }
         ensure!(ask(&staying.0, None)? == 1 && ask(&staying.1, Some(asked))? == 1);
-        ensure!(ask(&leaving.1, Some(asked))? == 1, "an unconnected socket goes elsewhere");
+        ensure!(
+            ask(&leaving.1, Some(asked))? == 1,
+            "an unconnected socket goes elsewhere"
+        );
         let mut tcp_before = tcp_before;
         ensure!(tell(&mut tcp_before)? == 2, "TCP lives until it ends");
         node.bring(&contents(2))?;
@@ -467,9 +606,17 @@ fn tell(stream: &mut TcpStream) -> Result<u8> {
 
 /// Only the first backend serves, whatever the service port.
 fn serving(node: &Node) -> Serving {
-    let first: BTreeSet<SocketAddr> = sides().iter().map(|side| SocketAddr::new(side.backends[0], TARGET)).collect();
+    let first: BTreeSet<SocketAddr> = sides()
+        .iter()
+        .map(|side| SocketAddr::new(side.backends[0], TARGET))
+        .collect();
     let ids = node.actual.services().values().map(|service| service.id);
-    Serving { endpoints: ids.map(|id| (id, first.clone())).collect::<BTreeMap<_, _>>(), unknown_from: u32::MAX }
+    Serving {
+        endpoints: ids
+            .map(|id| (id, first.clone()))
+            .collect::<BTreeMap<_, _>>(),
+        unknown_from: u32::MAX,
+    }
 }
 
 /// The agent is dead, and the hooks serve on.

@@ -11,8 +11,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use portway::compile::{PolicyCompiler, Touched};
 use portway::contents::policies::verdict;
 use portway::dataplane::{PolicyMaps, wait_for_programs};
-use portway::model::policy::{Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector};
-use portway::model::{Labels, NetworkPolicy, Object, ObjectName, Phase, Pod, PortRange, Snapshot, Update};
+use portway::model::policy::{
+    Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector,
+};
+use portway::model::{
+    Labels, NetworkPolicy, Object, ObjectName, Phase, Pod, PortRange, Snapshot, Update,
+};
 use portway::place::policies::{PolicyTables, PolicyWrite};
 use proxy_common::event::Reason;
 use proxy_common::net::{Addr4, IfIndex, LocalPod, Protocol, V4, V6};
@@ -68,7 +72,8 @@ impl Took {
     /// What an edit costs the agent, in times of what it costs the test to ask for its verdicts: of that, neither the optimizer nor an emulated
     /// machine makes much more or less.
     pub fn in_judgements(&self) -> f64 {
-        (self.compile + self.place + self.write + self.rest).as_secs_f64() / self.judge.as_secs_f64()
+        (self.compile + self.place + self.write + self.rest).as_secs_f64()
+            / self.judge.as_secs_f64()
     }
 }
 
@@ -94,15 +99,49 @@ struct History {
 
 pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
     let mut loaded = Loaded::of_full_size()?;
-    maps::configure(&mut loaded, Config { hz: 250, opening_timeout: 30, flags: Config::POLICY, ..Config::default() })?;
-    let mut maps = PolicyMaps::open(|name| loaded.ebpf.take_map(name).with_context(|| format!("find {name}")))?;
-    let (mut snapshot, mut compiler, mut tables) = (snapshot(), PolicyCompiler::default(), PolicyTables::default());
-    write(&snapshot, &Touched::everything(), &mut compiler, &mut tables, &mut maps)?;
+    maps::configure(
+        &mut loaded,
+        Config {
+            hz: 250,
+            opening_timeout: 30,
+            flags: Config::POLICY,
+            ..Config::default()
+        },
+    )?;
+    let mut maps = PolicyMaps::open(|name| {
+        loaded
+            .ebpf
+            .take_map(name)
+            .with_context(|| format!("find {name}"))
+    })?;
+    let (mut snapshot, mut compiler, mut tables) = (
+        snapshot(),
+        PolicyCompiler::default(),
+        PolicyTables::default(),
+    );
+    write(
+        &snapshot,
+        &Touched::everything(),
+        &mut compiler,
+        &mut tables,
+        &mut maps,
+    )?;
     let subject = ObjectName::new("shop", "subject");
     let slot = tables.slot(&subject).context("find the pod's slot")?;
-    maps::put_pod(&mut loaded, SUBJECT.parse()?, LocalPod { device: DEVICE, slot })?;
+    maps::put_pod(
+        &mut loaded,
+        SUBJECT.parse()?,
+        LocalPod {
+            device: DEVICE,
+            slot,
+        },
+    )?;
     let history = History::default();
-    history.states.write().expect("nobody panics").push(verdicts(&compiler));
+    history
+        .states
+        .write()
+        .expect("nobody panics")
+        .push(verdicts(&compiler));
     history.begun.store(1, Ordering::SeqCst);
     history.done.store(1, Ordering::SeqCst);
     let started = Instant::now();
@@ -112,7 +151,12 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
         // As the agent has it: what went out of use before the last rest is used again when no program is left that ran then.
         let (ask, asked) = mpsc::channel();
         let (tell, told) = mpsc::channel();
-        scope.spawn(move || asked.iter().take_while(|()| (wait_for_programs(), tell.send(())).1.is_ok()).for_each(drop));
+        scope.spawn(move || {
+            asked
+                .iter()
+                .take_while(|()| (wait_for_programs(), tell.send(())).1.is_ok())
+                .for_each(drop)
+        });
         ask.send(()).context("ask for a grace period")?;
         let edited = (|| -> Result<()> {
             while started.elapsed() < length && !packets.is_finished() {
@@ -123,14 +167,24 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
                 // The state is known before its first write is seen.
                 let delta = timed(&mut took.compile, || compiler.compile(&snapshot, &touched));
                 let verdicts = timed(&mut took.judge, || verdicts(&compiler));
-                history.states.write().expect("nobody panics").push(verdicts);
+                history
+                    .states
+                    .write()
+                    .expect("nobody panics")
+                    .push(verdicts);
                 history.begun.fetch_add(1, Ordering::SeqCst);
-                let writes = timed(&mut took.place, || tables.place(compiler.policies(), &delta));
-                timed(&mut took.write, || writes.iter().try_for_each(|write| maps.write(write)))?;
+                let writes = timed(&mut took.place, || {
+                    tables.place(compiler.policies(), &delta)
+                });
+                timed(&mut took.write, || {
+                    writes.iter().try_for_each(|write| maps.write(write))
+                })?;
                 history.done.fetch_add(1, Ordering::SeqCst);
                 edits += 1;
                 if told.try_recv().is_ok() {
-                    timed(&mut took.rest, || tables.rest().iter().try_for_each(|write| maps.write(write)))?;
+                    timed(&mut took.rest, || {
+                        tables.rest().iter().try_for_each(|write| maps.write(write))
+                    })?;
                     ask.send(()).context("ask for a grace period")?;
                 }
             }
@@ -138,43 +192,67 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
             Ok(())
         })();
         history.over.store(true, Ordering::SeqCst);
-        let (packets, between) = packets.join().expect("the packets' thread does not panic")?;
+        let (packets, between) = packets
+            .join()
+            .expect("the packets' thread does not panic")?;
         edited?;
-        Ok(Came { edits, packets, between, seconds: started.elapsed().as_secs_f64(), took })
+        Ok(Came {
+            edits,
+            packets,
+            between,
+            seconds: started.elapsed().as_secs_f64(),
+            took,
+        })
     })
 }
 
 /// The same edits on tables in memory; how many writes they were. Each single one is held against the states before and after it by every question,
 /// and by packets that meet the tables as they were some writes ago first, and then as they are. Things rest now and then.
 pub fn without_kernel(dice: &mut Dice, edits: usize) -> Result<usize> {
-    let (mut snapshot, mut compiler, mut tables) = (snapshot(), PolicyCompiler::default(), PolicyTables::default());
-    let (mut early, mut late, mut between) = (Memory4::default(), Memory4::default(), VecDeque::new());
+    let (mut snapshot, mut compiler, mut tables) = (
+        snapshot(),
+        PolicyCompiler::default(),
+        PolicyTables::default(),
+    );
+    let (mut early, mut late, mut between) =
+        (Memory4::default(), Memory4::default(), VecDeque::new());
     let (mut touched, mut count, mut until_rest) = (Touched::everything(), 0, 0);
     let mut states = Vec::new();
     for edit in 0..edits {
         let delta = compiler.compile(&snapshot, &touched);
         let writes = tables.place(compiler.policies(), &delta);
         states.push(verdicts(&compiler));
-        let slot = tables.slot(&ObjectName::new("shop", "subject")).context("find the pod's slot")?;
+        let slot = tables
+            .slot(&ObjectName::new("shop", "subject"))
+            .context("find the pod's slot")?;
         let lag = dice.below(3 * writes.len().max(1));
         for write in writes {
             late.make(&write);
             between.push_back((edit, write));
             while between.len() > lag {
-                between.pop_front().iter().for_each(|(_, write)| early.make(write));
+                between
+                    .pop_front()
+                    .iter()
+                    .for_each(|(_, write)| early.make(write));
             }
             // The first writes find no pod that anybody asks about.
             if edit > 0 {
                 let since = between.front().map_or(edit, |(edit, _)| *edit) - 1;
-                late.holds(slot, &states[edit - 1..]).with_context(|| format!("edit {edit}"))?;
-                straddles(dice, [&early, &late], slot, &states[since..]).with_context(|| format!("edit {edit}"))?;
+                late.holds(slot, &states[edit - 1..])
+                    .with_context(|| format!("edit {edit}"))?;
+                straddles(dice, [&early, &late], slot, &states[since..])
+                    .with_context(|| format!("edit {edit}"))?;
             }
             count += 1;
         }
         if until_rest == 0 {
             // No packet is left that met the tables as they were.
             between.drain(..).for_each(|(_, write)| early.make(&write));
-            tables.rest().iter().for_each(|write| [&mut early, &mut late].into_iter().for_each(|memory| memory.make(write)));
+            tables.rest().iter().for_each(|write| {
+                [&mut early, &mut late]
+                    .into_iter()
+                    .for_each(|memory| memory.make(write))
+            });
             until_rest = dice.below(150);
         }
         until_rest = until_rest.saturating_sub(1);
@@ -205,11 +283,22 @@ impl Memory4 {
 }
 
 /// A packet finds the tables as they were until a random lookup, and as they are from there on.
-fn straddles(dice: &mut Dice, [early, late]: [&Memory4; 2], slot: u32, states: &[Verdicts]) -> Result<()> {
+fn straddles(
+    dice: &mut Dice,
+    [early, late]: [&Memory4; 2],
+    slot: u32,
+    states: &[Verdicts],
+) -> Result<()> {
     let all = questions();
     let bit = dice.below(all.len());
-    let tables = Straddled { early: &early.0, late: &late.0, left: Cell::new(dice.below(8)) };
-    all[bit].check(&tables, slot, bit, states).context("a packet that is under way")
+    let tables = Straddled {
+        early: &early.0,
+        late: &late.0,
+        left: Cell::new(dice.below(8)),
+    };
+    all[bit]
+        .check(&tables, slot, bit, states)
+        .context("a packet that is under way")
 }
 
 struct Straddled<'a> {
@@ -263,17 +352,27 @@ fn write(
     maps: &mut PolicyMaps,
 ) -> Result<()> {
     let delta = compiler.compile(snapshot, touched);
-    tables.place(compiler.policies(), &delta).iter().try_for_each(|write| maps.write(write))
+    tables
+        .place(compiler.policies(), &delta)
+        .iter()
+        .try_for_each(|write| maps.write(write))
 }
 
 /// Sends packets until the storm is over; how many, and how many met a state in the making.
 fn watch(loaded: &Loaded, history: &History) -> Result<(usize, usize)> {
-    let packets: Vec<_> = questions().into_iter().map(|question| (question, question.packet())).collect();
+    let packets: Vec<_> = questions()
+        .into_iter()
+        .map(|question| (question, question.packet()))
+        .collect();
     let (mut count, mut between) = (0, 0);
     while !history.over.load(Ordering::SeqCst) {
         for (bit, (question, bytes)) in packets.iter().enumerate() {
             let before = history.done.load(Ordering::SeqCst);
-            let hook = if question.ingress { Hook::ToPod } else { Hook::FromPod };
+            let hook = if question.ingress {
+                Hook::ToPod
+            } else {
+                Hook::FromPod
+            };
             let (said, _) = loaded.tc(hook, DEVICE, bytes)?;
             let after = history.begun.load(Ordering::SeqCst);
             let allowed = match said {
@@ -284,7 +383,10 @@ fn watch(loaded: &Loaded, history: &History) -> Result<(usize, usize)> {
             let states = history.states.read().expect("nobody panics");
             let ours = &states[before - 1..after];
             let right = ours.iter().any(|state| (state >> bit & 1 == 1) == allowed);
-            ensure!(right, "{question:?} is {allowed} in none of the states {before} to {after}");
+            ensure!(
+                right,
+                "{question:?} is {allowed} in none of the states {before} to {after}"
+            );
             between += usize::from(ours.iter().any(|state| (state >> bit & 1 == 1) != allowed));
             count += 1;
         }
@@ -301,35 +403,80 @@ struct Question {
 
 fn questions() -> Vec<Question> {
     let peers = PEERS.map(|(peer, _)| peer.parse::<IpAddr>().expect("an address"));
-    let of_peer = |peer| [true, false].into_iter().flat_map(move |ingress| PORTS.map(|port| Question { ingress, peer, port }));
+    let of_peer = |peer| {
+        [true, false].into_iter().flat_map(move |ingress| {
+            PORTS.map(|port| Question {
+                ingress,
+                peer,
+                port,
+            })
+        })
+    };
     peers.into_iter().flat_map(of_peer).collect()
 }
 
 impl Question {
     /// The tables answer as one of these states does, whose bit this question is.
-    fn check<T: proxy_ebpf::Verdicts<V4>>(self, tables: &T, slot: u32, bit: usize, states: &[Verdicts]) -> Result<()> {
-        let IpAddr::V4(peer) = self.peer else { bail!("{self:?} is not about IPv4") };
-        let side = |rows: PodRows| if self.ingress { rows.ingress } else { rows.egress };
+    fn check<T: proxy_ebpf::Verdicts<V4>>(
+        self,
+        tables: &T,
+        slot: u32,
+        bit: usize,
+        states: &[Verdicts],
+    ) -> Result<()> {
+        let IpAddr::V4(peer) = self.peer else {
+            bail!("{self:?} is not about IPv4")
+        };
+        let side = |rows: PodRows| {
+            if self.ingress {
+                rows.ingress
+            } else {
+                rows.egress
+            }
+        };
         let said = allowed::<V4, _>(tables, slot, side, &peer.into(), Protocol::TCP, self.port);
         let owed = states.iter().any(|state| (state >> bit & 1 == 1) == said);
-        ensure!(owed, "{self:?} is {said} in none of {} states", states.len());
+        ensure!(
+            owed,
+            "{self:?} is {said} in none of {} states",
+            states.len()
+        );
         Ok(())
     }
 
     fn packet(self) -> Vec<u8> {
         let subject: IpAddr = SUBJECT.parse().expect("an address");
-        let (src, dst) = if self.ingress { (self.peer, subject) } else { (subject, self.peer) };
-        Segment::new(Protocol::TCP, (src, 40000).into(), (dst, self.port).into()).flags(SYN).bytes()
+        let (src, dst) = if self.ingress {
+            (self.peer, subject)
+        } else {
+            (subject, self.peer)
+        };
+        Segment::new(Protocol::TCP, (src, 40000).into(), (dst, self.port).into())
+            .flags(SYN)
+            .bytes()
     }
 }
 
 fn verdicts(compiler: &PolicyCompiler) -> Verdicts {
     let subject: IpAddr = SUBJECT.parse().expect("an address");
-    let bits = questions().into_iter().enumerate().map(|(bit, Question { ingress, peer, port })| {
-        let (from, to) = if ingress { (peer, subject) } else { (subject, peer) };
-        let said = verdict(compiler.policies(), from, to, Protocol::TCP, port);
-        u64::from(if ingress { said.ingress } else { said.egress }) << bit
-    });
+    let bits = questions().into_iter().enumerate().map(
+        |(
+            bit,
+            Question {
+                ingress,
+                peer,
+                port,
+            },
+        )| {
+            let (from, to) = if ingress {
+                (peer, subject)
+            } else {
+                (subject, peer)
+            };
+            let said = verdict(compiler.policies(), from, to, Protocol::TCP, port);
+            u64::from(if ingress { said.ingress } else { said.egress }) << bit
+        },
+    );
     bits.sum()
 }
 
@@ -339,7 +486,8 @@ fn snapshot() -> Snapshot {
     snapshot.settings.node_name = "here".into();
     let pods = PEERS.iter().filter(|(_, app)| !app.is_empty()).enumerate();
     let pods = pods.map(|(number, (addr, app))| (format!("peer-{number}"), *addr, *app, "there"));
-    for (name, addr, app, node) in pods.chain([("subject".to_owned(), SUBJECT, "subject", "here")]) {
+    for (name, addr, app, node) in pods.chain([("subject".to_owned(), SUBJECT, "subject", "here")])
+    {
         let pod = Pod {
             addresses: vec![addr.parse().expect("an address")],
             node: Some(node.into()),
@@ -349,7 +497,10 @@ fn snapshot() -> Snapshot {
             created: Some(1),
             ..Pod::default()
         };
-        _ = snapshot.state.apply(Update::Apply(Object::Pod(ObjectName::new("shop", &name), pod)));
+        _ = snapshot.state.apply(Update::Apply(Object::Pod(
+            ObjectName::new("shop", &name),
+            pod,
+        )));
     }
     let addr = SUBJECT.parse().expect("an address");
     snapshot.links.pods = BTreeMap::from([(addr, DEVICE)]);
@@ -358,28 +509,49 @@ fn snapshot() -> Snapshot {
 
 /// Another policy in the place of one of two.
 fn edit_of(dice: &mut Dice) -> Update {
-    Update::Apply(Object::NetworkPolicy(ObjectName::new("shop", dice.pick(&["one", "two"])), policy(dice)))
+    Update::Apply(Object::NetworkPolicy(
+        ObjectName::new("shop", dice.pick(&["one", "two"])),
+        policy(dice),
+    ))
 }
 
 /// Any policy of the pod: pods by label, blocks with and without exceptions, ports or none.
 fn policy(dice: &mut Dice) -> NetworkPolicy {
-    let app = |app: &str| Selector { requirements: [Requirement::In("app".into(), [app.to_owned()].into())].into() };
+    let app = |app: &str| Selector {
+        requirements: [Requirement::In("app".into(), [app.to_owned()].into())].into(),
+    };
     let rules = |dice: &mut Dice| {
         let mut rule = || {
             let peers = match dice.below(5) {
                 0 => vec![],
-                1 => vec![Peer::Block { cidr: "203.0.113.0/24".parse().expect("a prefix"), except: Default::default() }],
+                1 => vec![Peer::Block {
+                    cidr: "203.0.113.0/24".parse().expect("a prefix"),
+                    except: Default::default(),
+                }],
                 2 => vec![Peer::Block {
                     cidr: "0.0.0.0/0".parse().expect("a prefix"),
-                    except: ["10.244.2.0/24".parse().expect("a prefix"), "198.51.100.8/29".parse().expect("a prefix")].into(),
+                    except: [
+                        "10.244.2.0/24".parse().expect("a prefix"),
+                        "198.51.100.8/29".parse().expect("a prefix"),
+                    ]
+                    .into(),
                 }],
-                _ => vec![Peer::Pods { namespaces: Namespaces::Own, pods: app(dice.pick(&["a", "b", "c"])) }],
+                _ => vec![Peer::Pods {
+                    namespaces: Namespaces::Own,
+                    pods: app(dice.pick(&["a", "b", "c"])),
+                }],
             };
             let ports = match dice.below(3) {
                 0 => vec![],
                 _ => {
                     let port = dice.pick(&PORTS);
-                    vec![PolicyPort { protocol: Protocol::TCP, port: PortMatch::Range(PortRange { first: port, last: port }) }]
+                    vec![PolicyPort {
+                        protocol: Protocol::TCP,
+                        port: PortMatch::Range(PortRange {
+                            first: port,
+                            last: port,
+                        }),
+                    }]
                 }
             };
             Rule { peers, ports }
@@ -389,5 +561,9 @@ fn policy(dice: &mut Dice) -> NetworkPolicy {
     };
     let ingress = dice.chance(80).then(|| rules(dice));
     let egress = dice.chance(80).then(|| rules(dice));
-    NetworkPolicy { pods: app("subject"), ingress, egress }
+    NetworkPolicy {
+        pods: app("subject"),
+        ingress,
+        egress,
+    }
 }

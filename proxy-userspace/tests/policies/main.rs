@@ -26,8 +26,14 @@ const STATES: usize = 4;
 /// P1-P24: every connection between any two ends, in every state of a history that is heard of object by object.
 #[test]
 fn the_tables_say_what_the_text_says() {
-    let base = std::env::var("PORTWAY_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let base = base.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64));
+    let base = std::env::var("PORTWAY_TEST_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let base = base.unwrap_or_else(|| {
+        std::time::UNIX_EPOCH
+            .elapsed()
+            .map_or(1, |since| since.as_nanos() as u64)
+    });
     println!("PORTWAY_TEST_SEED={base}");
     let (mut rows, mut denied) = (0_usize, 0_usize);
     for history in 0..HISTORIES {
@@ -38,16 +44,29 @@ fn the_tables_say_what_the_text_says() {
             random::change(&mut dice, &mut step);
             world.bring_to(&step).expect("the objects can be read");
             // The same from nothing, once a history: its tables have other numbers than those that were changed step by step.
-            let fresh = (state == STATES - 1).then(|| world.made_anew(&step).expect("it comes to the same"));
+            let fresh = (state == STATES - 1)
+                .then(|| world.made_anew(&step).expect("it comes to the same"));
             let policies: Vec<NetworkPolicy> = step.policies.iter().flatten().map(read).collect();
             for (from, to, protocol, number) in random::connections(&step) {
                 let port = Port { protocol, number };
-                let (text, tables) = (oracle::verdict(&step, &policies, from, to, port), world.verdict(from, to, port));
+                let (text, tables) = (
+                    oracle::verdict(&step, &policies, from, to, port),
+                    world.verdict(from, to, port),
+                );
                 let place = || {
-                    format!("seed {base}, history {history}, state {state}: {} to {} {protocol}/{number}", name(from), name(to))
+                    format!(
+                        "seed {base}, history {history}, state {state}: {} to {} {protocol}/{number}",
+                        name(from),
+                        name(to)
+                    )
                 };
                 if let Some(fresh) = &fresh {
-                    assert_eq!(fresh.verdict(from, to, port), text, "{} from nothing (ingress, egress)", place());
+                    assert_eq!(
+                        fresh.verdict(from, to, port),
+                        text,
+                        "{} from nothing (ingress, egress)",
+                        place()
+                    );
                 }
                 let objects = || serde_json::to_string_pretty(&step.policies).unwrap_or_default();
                 assert_eq!(tables, text, "{} (ingress, egress)\n{}", place(), objects());
@@ -57,7 +76,10 @@ fn the_tables_say_what_the_text_says() {
         }
     }
     println!("{rows} connections, {denied} denied");
-    assert!(denied > rows / 20 && denied < rows - rows / 20, "{denied} of {rows} denied: the dice are loaded");
+    assert!(
+        denied > rows / 20 && denied < rows - rows / 20,
+        "{denied} of {rows} denied: the dice are loaded"
+    );
 }
 
 fn read(policy: &serde_json::Value) -> NetworkPolicy {
@@ -65,5 +87,8 @@ fn read(policy: &serde_json::Value) -> NetworkPolicy {
 }
 
 fn name(end: End) -> String {
-    end.pod.map_or_else(|| end.ip.to_string(), |pod| format!("{}/{} ({})", pod.namespace, pod.name, end.ip))
+    end.pod.map_or_else(
+        || end.ip.to_string(),
+        |pod| format!("{}/{} ({})", pod.namespace, pod.name, end.ip),
+    )
 }

@@ -39,13 +39,21 @@ fn chance(dice: &mut StdRng, percent: u32) -> bool {
 }
 
 fn labels(dice: &mut StdRng) -> BTreeMap<String, String> {
-    let some = KEYS.into_iter().filter(|_| dice.random_range(0..100) < 55).collect::<Vec<_>>();
-    some.into_iter().map(|key| (key.to_owned(), pick(dice, &VALUES).to_owned())).collect()
+    let some = KEYS
+        .into_iter()
+        .filter(|_| dice.random_range(0..100) < 55)
+        .collect::<Vec<_>>();
+    some.into_iter()
+        .map(|key| (key.to_owned(), pick(dice, &VALUES).to_owned()))
+        .collect()
 }
 
 /// Some pods of both families on two nodes, their nodes, and the world outside.
 pub fn cluster(dice: &mut StdRng) -> Step {
-    let namespaces = NAMESPACES.map(|name| Namespace { name: name.to_owned(), labels: Some(labels(dice)) });
+    let namespaces = NAMESPACES.map(|name| Namespace {
+        name: name.to_owned(),
+        labels: Some(labels(dice)),
+    });
     let pods = (0..7).map(|number| pod(dice, number)).collect();
     let external = |name: &str, ip: &str, node: Option<&str>| External {
         name: name.to_owned(),
@@ -59,13 +67,22 @@ pub fn cluster(dice: &mut StdRng) -> Step {
         external("node1", "192.0.2.1", Some("n1")),
         external("six", "2001:db8::1", None),
     ];
-    Step { namespaces: namespaces.into(), pods, externals: Some(externals), policies: Some(Vec::new()), expected: Vec::new() }
+    Step {
+        namespaces: namespaces.into(),
+        pods,
+        externals: Some(externals),
+        policies: Some(Vec::new()),
+        expected: Vec::new(),
+    }
 }
 
 fn pod(dice: &mut StdRng, number: u8) -> Pod {
     let host_network = number == 6 && chance(dice, 50);
     let (v4, v6) = (format!("10.244.1.{number}"), format!("fd00::{number}"));
-    let mut ips: Vec<IpAddr> = vec![v4.parse().expect("an address"), v6.parse().expect("an address")];
+    let mut ips: Vec<IpAddr> = vec![
+        v4.parse().expect("an address"),
+        v6.parse().expect("an address"),
+    ];
     if host_network {
         ips = vec!["192.0.2.1".parse().expect("an address")];
     } else if chance(dice, 30) {
@@ -85,8 +102,27 @@ fn pod(dice: &mut StdRng, number: u8) -> Pod {
         container_ports: ports,
         labels: labels(dice),
         ips,
-        phase: pick(dice, &["Running", "Running", "Running", "Running", "Pending", "Succeeded", "Failed"]).to_owned(),
-        node: Some(if host_network { "n1" } else { pick(dice, &["n1", "n2"]) }.to_owned()),
+        phase: pick(
+            dice,
+            &[
+                "Running",
+                "Running",
+                "Running",
+                "Running",
+                "Pending",
+                "Succeeded",
+                "Failed",
+            ],
+        )
+        .to_owned(),
+        node: Some(
+            if host_network {
+                "n1"
+            } else {
+                pick(dice, &["n1", "n2"])
+            }
+            .to_owned(),
+        ),
         host_network,
     }
 }
@@ -101,7 +137,11 @@ pub fn change(dice: &mut StdRng, step: &mut Step) {
     for number in 0..step.pods.len() {
         if chance(dice, 20) {
             let before = &step.pods[number];
-            let same = before.name.trim_start_matches("pod-").parse().expect("a number");
+            let same = before
+                .name
+                .trim_start_matches("pod-")
+                .parse()
+                .expect("a number");
             step.pods[number] = pod(dice, same);
         } else if chance(dice, 20) {
             step.pods[number].labels = labels(dice);
@@ -109,7 +149,10 @@ pub fn change(dice: &mut StdRng, step: &mut Step) {
     }
     let policies = step.policies.get_or_insert_default();
     policies.retain(|_| dice.random_range(0..100) < 60);
-    let names: Vec<_> = policies.iter().map(|policy| policy["metadata"]["name"].clone()).collect();
+    let names: Vec<_> = policies
+        .iter()
+        .map(|policy| policy["metadata"]["name"].clone())
+        .collect();
     for number in 0..5 {
         let name = json!(format!("policy-{number}"));
         if !names.contains(&name) && chance(dice, 60) {
@@ -121,13 +164,21 @@ pub fn change(dice: &mut StdRng, step: &mut Step) {
 fn policy(dice: &mut StdRng, name: &Value) -> Value {
     let mut spec = json!({});
     if chance(dice, 85) {
-        spec["podSelector"] = if chance(dice, 40) { json!({}) } else { selector(dice) };
+        spec["podSelector"] = if chance(dice, 40) {
+            json!({})
+        } else {
+            selector(dice)
+        };
     }
     for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
         match dice.random_range(0..10) {
             0..3 => {}
             3 => spec[direction] = json!([]),
-            _ => spec[direction] = (0..dice.random_range(1..3)).map(|_| rule(dice, peers)).collect(),
+            _ => {
+                spec[direction] = (0..dice.random_range(1..3))
+                    .map(|_| rule(dice, peers))
+                    .collect()
+            }
         }
     }
     match dice.random_range(0..6) {
@@ -160,9 +211,16 @@ fn peer(dice: &mut StdRng) -> Value {
     match dice.random_range(0..10) {
         0..4 => {
             let cidr = pick(dice, &BLOCKS);
-            let inside =
-                |except: &&&str| except.contains(':') == cidr.contains(':') && bits(except) > bits(cidr) && covers(cidr, except);
-            let except: Vec<_> = BLOCKS.iter().filter(inside).filter(|_| dice.random_range(0..100) < 40).collect();
+            let inside = |except: &&&str| {
+                except.contains(':') == cidr.contains(':')
+                    && bits(except) > bits(cidr)
+                    && covers(cidr, except)
+            };
+            let except: Vec<_> = BLOCKS
+                .iter()
+                .filter(inside)
+                .filter(|_| dice.random_range(0..100) < 40)
+                .collect();
             if except.is_empty() {
                 json!({ "ipBlock": { "cidr": cidr } })
             } else {
@@ -176,13 +234,20 @@ fn peer(dice: &mut StdRng) -> Value {
 }
 
 fn bits(cidr: &str) -> u8 {
-    cidr.split_once('/').and_then(|(_, bits)| bits.parse().ok()).expect("a prefix")
+    cidr.split_once('/')
+        .and_then(|(_, bits)| bits.parse().ok())
+        .expect("a prefix")
 }
 
 /// Whether one block lies in another.
 fn covers(cidr: &str, other: &str) -> bool {
-    let net =
-        |text: &str| text.trim_start_matches('0').parse::<ipnet::IpNet>().or_else(|_| text.parse()).expect("a prefix").trunc();
+    let net = |text: &str| {
+        text.trim_start_matches('0')
+            .parse::<ipnet::IpNet>()
+            .or_else(|_| text.parse())
+            .expect("a prefix")
+            .trunc()
+    };
     net(cidr).contains(&net(other))
 }
 
@@ -190,7 +255,11 @@ fn selector(dice: &mut StdRng) -> Value {
     let mut selector = json!({});
     if chance(dice, 50) {
         let key = pick(dice, &["app", "tier", "kubernetes.io/metadata.name"]);
-        let value = if key.contains('/') { pick(dice, &NAMESPACES) } else { pick(dice, &VALUES) };
+        let value = if key.contains('/') {
+            pick(dice, &NAMESPACES)
+        } else {
+            pick(dice, &VALUES)
+        };
         selector["matchLabels"] = json!({ key: value });
     }
     if chance(dice, 50) {
@@ -227,15 +296,38 @@ pub fn connections(step: &Step) -> Vec<(End<'_>, End<'_>, &'static str, u16)> {
     let pods = step.pods.iter().flat_map(|pod| {
         pod.ips.iter().map(move |ip| {
             let lives = !matches!(pod.phase.as_str(), "Succeeded" | "Failed");
-            let node = if pod.host_network { pod.node.as_deref() } else { None };
-            End { pod: Some(pod).filter(|pod| lives && !pod.host_network), node, ip: *ip }
+            let node = if pod.host_network {
+                pod.node.as_deref()
+            } else {
+                None
+            };
+            End {
+                pod: Some(pod).filter(|pod| lives && !pod.host_network),
+                node,
+                ip: *ip,
+            }
         })
     });
-    let externals = step.externals.iter().flatten().map(|e| End { pod: None, node: e.node.as_deref(), ip: e.ip });
+    let externals = step.externals.iter().flatten().map(|e| End {
+        pod: None,
+        node: e.node.as_deref(),
+        ip: e.ip,
+    });
     let ends: Vec<_> = pods.chain(externals).collect();
-    let pairs = ends.iter().flat_map(|from| ends.iter().map(move |to| (*from, *to)));
+    let pairs = ends
+        .iter()
+        .flat_map(|from| ends.iter().map(move |to| (*from, *to)));
     let pairs = pairs.filter(|(from, to)| from.ip != to.ip && from.ip.is_ipv4() == to.ip.is_ipv4());
-    let ports = PROTOCOLS.into_iter().flat_map(|protocol| NUMBERS.map(|number| (protocol, number)));
+    let ports = PROTOCOLS
+        .into_iter()
+        .flat_map(|protocol| NUMBERS.map(|number| (protocol, number)));
     let ports: Vec<_> = ports.collect();
-    pairs.flat_map(|(from, to)| ports.clone().into_iter().map(move |(protocol, number)| (from, to, protocol, number))).collect()
+    pairs
+        .flat_map(|(from, to)| {
+            ports
+                .clone()
+                .into_iter()
+                .map(move |(protocol, number)| (from, to, protocol, number))
+        })
+        .collect()
 }

@@ -17,8 +17,14 @@ impl Own {
     pub fn enter() -> Result<Self> {
         let root = Cgroup::root().context("find cgroup v2")?.path;
         let text = fs::read_to_string("/proc/self/cgroup")?;
-        let here = text.lines().find_map(|line| line.strip_prefix("0::/")).context("find the own cgroup")?;
-        let own = Self { before: root.join(here), path: root.join(format!("portway-test-{}", std::process::id())) };
+        let here = text
+            .lines()
+            .find_map(|line| line.strip_prefix("0::/"))
+            .context("find the own cgroup")?;
+        let own = Self {
+            before: root.join(here),
+            path: root.join(format!("portway-test-{}", std::process::id())),
+        };
         fs::create_dir(&own.path).context("make a cgroup")?;
         fs::write(own.path.join("cgroup.procs"), "0").context("enter it")?;
         Ok(own)

@@ -8,7 +8,9 @@ use ipnet::{IpNet, Ipv4Net};
 use proxy_common::net::Protocol;
 
 use super::model::policy::{Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector};
-use super::model::{ContainerPort, Labels, Namespace, NetworkPolicy, ObjectName, Phase, Pod, PortRange, Snapshot};
+use super::model::{
+    ContainerPort, Labels, Namespace, NetworkPolicy, ObjectName, Phase, Pod, PortRange, Snapshot,
+};
 
 /// Deployments of a namespace; each has one pod on this node, so that every policy is in force here: more than any node has.
 pub const APPS: u32 = 5;
@@ -56,7 +58,10 @@ pub fn pod(namespace: u32, app: u32, n: u32) -> Pod {
         node: Some(if n == 0 { "here" } else { "there" }.into()),
         phase: Phase::Running,
         ready: true,
-        labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Labels>(),
+        labels: labels
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect::<Labels>(),
         ports: vec![port("http", 8080), port("metrics", 9090)],
         created: Some(i64::from(number)),
         ..Pod::default()
@@ -65,16 +70,27 @@ pub fn pod(namespace: u32, app: u32, n: u32) -> Pod {
 
 /// What has a label.
 pub fn one(key: &str, value: &str) -> Selector {
-    Selector { requirements: BTreeSet::from([Requirement::In(key.into(), BTreeSet::from([value.into()]))]) }
+    Selector {
+        requirements: BTreeSet::from([Requirement::In(key.into(), BTreeSet::from([value.into()]))]),
+    }
 }
 
 /// The n-th prefix of all, somewhere in the world; every tenth is a wide one with an except.
 pub fn block(n: u32) -> Peer {
     let random = n.wrapping_mul(0x9e37_79b1);
-    let length = if n.is_multiple_of(10) { 14 } else { 20 + (random >> 7) as u8 % 9 };
+    let length = if n.is_multiple_of(10) {
+        14
+    } else {
+        20 + (random >> 7) as u8 % 9
+    };
     let cidr = Ipv4Net::new_assert(Ipv4Addr::from_bits(random | 0x8000_0000), length).trunc();
-    let except = n.is_multiple_of(10).then(|| IpNet::from(Ipv4Net::new_assert(cidr.addr(), 18)));
-    Peer::Block { cidr: cidr.into(), except: except.into_iter().collect() }
+    let except = n
+        .is_multiple_of(10)
+        .then(|| IpNet::from(Ipv4Net::new_assert(cidr.addr(), 18)));
+    Peer::Block {
+        cidr: cidr.into(),
+        except: except.into_iter().collect(),
+    }
 }
 
 /// One policy of a namespace.
@@ -83,21 +99,52 @@ pub fn policy(namespace: u32, n: u32, cidrs: u32) -> NetworkPolicy {
     // Of eleven prefixes ten are cidrs.
     let mut blocks = (0..cidrs * 10 / 11).map(|i| block(number * cidrs + i));
     let from = blocks.by_ref().take(cidrs as usize / 2).collect();
-    let own = |app: u32| Peer::Pods { namespaces: Namespaces::Own, pods: one("app", &format!("app-{app}")) };
+    let own = |app: u32| Peer::Pods {
+        namespaces: Namespaces::Own,
+        pods: one("app", &format!("app-{app}")),
+    };
     let team = Namespaces::Matching(one("team", &format!("team-{}", number % TEAMS)));
-    let port = |port| PolicyPort { protocol: Protocol::TCP, port };
-    let ports = vec![port(PortMatch::Named("http".into())), port(PortMatch::Range(PortRange { first: 443, last: 443 }))];
-    let mut ingress = vec![
-        Rule { peers: vec![own((n + 1) % APPS), own((n + 2) % APPS)], ports: ports.clone() },
-        Rule { peers: vec![Peer::Pods { namespaces: team, pods: one("tier", "front") }], ports: ports.clone() },
+    let port = |port| PolicyPort {
+        protocol: Protocol::TCP,
+        port,
+    };
+    let ports = vec![
+        port(PortMatch::Named("http".into())),
+        port(PortMatch::Range(PortRange {
+            first: 443,
+            last: 443,
+        })),
     ];
-    let mut egress = vec![Rule { peers: vec![own((n + 3) % APPS)], ports: ports.clone() }];
+    let mut ingress = vec![
+        Rule {
+            peers: vec![own((n + 1) % APPS), own((n + 2) % APPS)],
+            ports: ports.clone(),
+        },
+        Rule {
+            peers: vec![Peer::Pods {
+                namespaces: team,
+                pods: one("tier", "front"),
+            }],
+            ports: ports.clone(),
+        },
+    ];
+    let mut egress = vec![Rule {
+        peers: vec![own((n + 3) % APPS)],
+        ports: ports.clone(),
+    }];
     // No peers would be everybody.
     if cidrs > 0 {
         ingress.push(Rule { peers: from, ports });
-        egress.push(Rule { peers: blocks.collect(), ports: vec![] });
+        egress.push(Rule {
+            peers: blocks.collect(),
+            ports: vec![],
+        });
     }
-    NetworkPolicy { pods: one("app", &format!("app-{}", n % APPS)), ingress: Some(ingress), egress: Some(egress) }
+    NetworkPolicy {
+        pods: one("app", &format!("app-{}", n % APPS)),
+        ingress: Some(ingress),
+        egress: Some(egress),
+    }
 }
 
 /// All of it.
@@ -109,10 +156,16 @@ pub fn cluster(size: Size) -> Snapshot {
         let name = ObjectName::cluster(&format!("namespace-{namespace}"));
         snapshot.state.namespaces.insert(name, Namespace { labels });
         for (app, n) in (0..APPS).flat_map(|app| (0..PODS_OF_AN_APP).map(move |n| (app, n))) {
-            snapshot.state.pods.insert(in_namespace(namespace, format!("app-{app}-{n}")), pod(namespace, app, n));
+            snapshot.state.pods.insert(
+                in_namespace(namespace, format!("app-{app}-{n}")),
+                pod(namespace, app, n),
+            );
         }
         for n in 0..POLICIES_OF_A_NAMESPACE {
-            snapshot.state.policies.insert(in_namespace(namespace, format!("policy-{n}")), policy(namespace, n, size.cidrs));
+            snapshot.state.policies.insert(
+                in_namespace(namespace, format!("policy-{n}")),
+                policy(namespace, n, size.cidrs),
+            );
         }
     }
     snapshot

@@ -35,21 +35,43 @@ pub fn write(write: &PolicyWrite, v4: &mut Memory<V4>, v6: &mut Memory<V6>) {
         }
         PolicyWrite::Node(node, words) => {
             assert!(*node >= ROOTS, "a root is replaced");
-            v4.directory.extend((0..=u8::MAX).zip(words.iter()).map(|(byte, word)| ((*node, byte), *word)));
+            v4.directory.extend(
+                (0..=u8::MAX)
+                    .zip(words.iter())
+                    .map(|(byte, word)| ((*node, byte), *word)),
+            );
         }
         PolicyWrite::Word(node, byte, word) => _ = v4.directory.insert((*node, *byte), *word),
-        PolicyWrite::Words { node, from, len, word } => {
+        PolicyWrite::Words {
+            node,
+            from,
+            len,
+            word,
+        } => {
             let bytes = (0..*len).map(|step| from + step as u8);
-            v4.directory.extend(bytes.map(|byte| ((*node, byte), *word)));
+            v4.directory
+                .extend(bytes.map(|byte| ((*node, byte), *word)));
         }
         PolicyWrite::Exact(addr, class) => _ = v6.exact.insert(six(*addr), *class),
         PolicyWrite::DeleteExact(addr) => _ = v6.exact.remove(&six(*addr)),
         PolicyWrite::Prefix(prefix, class) => match prefix.addr() {
-            IpAddr::V4(addr) => _ = v4.prefixes.insert((Addr4::from(addr), prefix.prefix_len().into()), *class),
-            addr => _ = v6.prefixes.insert((six(addr), prefix.prefix_len().into()), *class),
+            IpAddr::V4(addr) => {
+                _ = v4
+                    .prefixes
+                    .insert((Addr4::from(addr), prefix.prefix_len().into()), *class)
+            }
+            addr => {
+                _ = v6
+                    .prefixes
+                    .insert((six(addr), prefix.prefix_len().into()), *class)
+            }
         },
         PolicyWrite::DeletePrefix(prefix) => match prefix.addr() {
-            IpAddr::V4(addr) => _ = v4.prefixes.remove(&(Addr4::from(addr), prefix.prefix_len().into())),
+            IpAddr::V4(addr) => {
+                _ = v4
+                    .prefixes
+                    .remove(&(Addr4::from(addr), prefix.prefix_len().into()))
+            }
             addr => _ = v6.prefixes.remove(&(six(addr), prefix.prefix_len().into())),
         },
         PolicyWrite::Rows(slot, rows) => {

@@ -29,23 +29,36 @@ const TWO_SYNS: Duration = Duration::from_millis(1800);
 pub fn ask_all(cluster: &Cluster, rows: &[Row]) -> Result<Vec<Outcome>> {
     let next = AtomicUsize::new(0);
     let work = || {
-        let mine = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < rows.len()));
-        mine.map(|at| Ok((at, ask(cluster, &rows[at])?))).collect::<Result<Vec<_>>>()
+        let mine = std::iter::from_fn(|| {
+            Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < rows.len())
+        });
+        mine.map(|at| Ok((at, ask(cluster, &rows[at])?)))
+            .collect::<Result<Vec<_>>>()
     };
     let parts = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
-        let parts = workers.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let parts = workers.into_iter().map(|t| {
+            t.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
         parts.collect::<Result<Vec<_>>>()
     })?;
     let mut outcomes = vec![Outcome::default(); rows.len()];
-    parts.into_iter().flatten().for_each(|(at, outcome)| outcomes[at] = outcome);
+    parts
+        .into_iter()
+        .flatten()
+        .for_each(|(at, outcome)| outcomes[at] = outcome);
     again_where_mixed(cluster, rows, &mut outcomes)?;
     Ok(outcomes)
 }
 
 /// A busy machine loses an answer now and then: what was answered in part is asked again, alone, and that counts.
 fn again_where_mixed(cluster: &Cluster, rows: &[Row], outcomes: &mut [Outcome]) -> Result<()> {
-    for (row, outcome) in rows.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_mixed()) {
+    for (row, outcome) in rows
+        .iter()
+        .zip(outcomes)
+        .filter(|(_, outcome)| outcome.is_mixed())
+    {
         *outcome = ask(cluster, row)?;
     }
     Ok(())
@@ -73,7 +86,9 @@ fn is_refused_late(cluster: &Cluster, row: &Row) -> Result<bool> {
     if (row.family, row.protocol) != (Family::V6, Protocol::Tcp) {
         return Ok(false);
     }
-    cluster.namespace(row.client)?.run(|| Ok(probe::is_refused(row.addr(), TWO_SYNS)))
+    cluster
+        .namespace(row.client)?
+        .run(|| Ok(probe::is_refused(row.addr(), TWO_SYNS)))
 }
 
 fn own_address(cluster: &Cluster, row: &Row) -> Result<IpAddr> {
@@ -87,20 +102,36 @@ fn own_address(cluster: &Cluster, row: &Row) -> Result<IpAddr> {
 /// Asks so many times at once, each time as a new client.
 fn burst(cluster: &Cluster, row: &Row, count: usize) -> Result<Vec<Answer>> {
     if let Client::Process(node) | Client::Unhooked(node) = row.client {
-        return by_processes(cluster.lab().node(&format!("node{node}"))?, cluster, row, count);
+        return by_processes(
+            cluster.lab().node(&format!("node{node}"))?,
+            cluster,
+            row,
+            count,
+        );
     }
     cluster.namespace(row.client)?.run(|| {
         // A thread is born in the namespace of the one that starts it.
         std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..count).map(|_| scope.spawn(|| probe::ask(row.kind(), row.addr()))).collect();
-            Ok(threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect())
+            let threads: Vec<_> = (0..count)
+                .map(|_| scope.spawn(|| probe::ask(row.kind(), row.addr())))
+                .collect();
+            Ok(threads
+                .into_iter()
+                .map(|t| {
+                    t.join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+                .collect())
         })
     })
 }
 
 /// By processes in the node's cgroup, where socket hooks see them.
 fn by_processes(node: &Node, cluster: &Cluster, row: &Row, count: usize) -> Result<Vec<Answer>> {
-    let kind = row.kind().to_possible_value().context("name the kind of probe")?;
+    let kind = row
+        .kind()
+        .to_possible_value()
+        .context("name the kind of probe")?;
     let start = |_| {
         let mut command = Command::new(&cluster.lab().tools().xtask);
         command.args(["probe", "--kind", kind.get_name(), &row.addr().to_string()]);
@@ -108,5 +139,8 @@ fn by_processes(node: &Node, cluster: &Cluster, row: &Row, count: usize) -> Resu
         node.spawn(command)
     };
     let processes = (0..count).map(start).collect::<Result<Vec<_>>>()?;
-    processes.into_iter().map(|process| process.all_output()?.trim_end().parse()).collect()
+    processes
+        .into_iter()
+        .map(|process| process.all_output()?.trim_end().parse())
+        .collect()
 }

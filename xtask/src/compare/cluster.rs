@@ -18,7 +18,8 @@ use crate::lab::{probe, sctp};
 /// How long slices may take to follow pods, and data planes to follow slices; generous, for machines are slow in CI.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Refusals are counted here, so that none may be lost to the kernel's own limit of one a second for each client.
-const UNLIMITED_ICMP: &[(&str, &str)] = &[("ipv4/icmp_ratelimit", "0"), ("ipv6/icmp/ratelimit", "0")];
+const UNLIMITED_ICMP: &[(&str, &str)] =
+    &[("ipv4/icmp_ratelimit", "0"), ("ipv6/icmp/ratelimit", "0")];
 
 /// Whose data plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,11 +64,17 @@ impl Cluster {
         stop_loops(lab.router())?;
         narrow(lab.router())?;
         associate(&lab)?;
-        lab.nodes().iter().try_for_each(|node| node.ns().sysctls(UNLIMITED_ICMP))?;
+        lab.nodes()
+            .iter()
+            .try_for_each(|node| node.ns().sysctls(UNLIMITED_ICMP))?;
         let plane = cluster::begin(&lab)?;
         apply(&plane)?;
         let data_plane = DataPlane::start(side, &plane, &lab)?;
-        let cluster = Self { _data_plane: data_plane, _plane: plane, lab };
+        let cluster = Self {
+            _data_plane: data_plane,
+            _plane: plane,
+            lab,
+        };
         cluster.wait_until_served(side)?;
         Ok(cluster)
     }
@@ -86,23 +93,36 @@ impl Cluster {
             Client::Near => self.lab.near_client(),
             Client::Far => self.lab.far_client(),
             Client::Pod(name, _) => self.lab.pod(name)?.ns(),
-            Client::Process(node) | Client::Unhooked(node) => self.lab.node(&format!("node{node}"))?.ns(),
+            Client::Process(node) | Client::Unhooked(node) => {
+                self.lab.node(&format!("node{node}"))?.ns()
+            }
         })
     }
 
     /// Waits until the first and the last Service are served at every node and to every pod: they come to the kernel all at once, devices of
     /// pods one by one.
     fn wait_until_served(&self, side: Side) -> Result<()> {
-        let clients =
-            [("client-1", 1), ("client-3", 3), ("web-1", 1)].map(|(name, node)| (Client::Pod(name, node), Target::ClusterIp));
+        let clients = [("client-1", 1), ("client-3", 3), ("web-1", 1)]
+            .map(|(name, node)| (Client::Pod(name, node), Target::ClusterIp));
         let nodes = [1, 2, 3].map(|node| (Client::Far, Target::NodePort(node)));
         // The devices that their packets go through are made when all else is there.
         let processes = [1, 3].map(|node| (Client::Unhooked(node), Target::NodePort(node)));
-        let processes = processes.into_iter().filter(|_| side == Side::PortwayByPackets);
+        let processes = processes
+            .into_iter()
+            .filter(|_| side == Side::PortwayByPackets);
         let services = [&SERVICES[0], &SERVICES[7]];
         for (client, target) in clients.into_iter().chain(nodes).chain(processes) {
-            for (service, family) in services.into_iter().flat_map(|service| Family::BOTH.map(|family| (service, family))) {
-                let row = Row { client, service, target, family, protocol: Protocol::Tcp };
+            for (service, family) in services
+                .into_iter()
+                .flat_map(|service| Family::BOTH.map(|family| (service, family)))
+            {
+                let row = Row {
+                    client,
+                    service,
+                    target,
+                    family,
+                    protocol: Protocol::Tcp,
+                };
                 wait_for(&row.to_string(), PATIENCE, || self.serves(&row))?;
             }
         }
@@ -110,7 +130,9 @@ impl Cluster {
     }
 
     fn serves(&self, row: &Row) -> Result<Option<()>> {
-        let answer = self.namespace(row.client)?.run(|| Ok(probe::ask(row.kind(), row.addr())))?;
+        let answer = self
+            .namespace(row.client)?
+            .run(|| Ok(probe::ask(row.kind(), row.addr())))?;
         Ok(answer.served().map(drop))
     }
 }
@@ -129,14 +151,19 @@ fn stop_loops(router: &Namespace) -> Result<()> {
 fn narrow(router: &Namespace) -> Result<()> {
     for ip in FAR_CLIENT.both() {
         let len = if ip.is_ipv4() { 32 } else { 128 };
-        router.ip(&format!("route add {ip}/{len} dev eth1 mtu lock {}\n", scene::NARROW))?;
+        router.ip(&format!(
+            "route add {ip}/{len} dev eth1 mtu lock {}\n",
+            scene::NARROW
+        ))?;
     }
     Ok(())
 }
 
 /// Lets the backends answer SCTP.
 fn associate(lab: &Lab) -> Result<()> {
-    scene::SCTP_SERVERS.iter().try_for_each(|(pod, port)| lab.pod(pod).map(|pod| sctp::start(pod, *port)))
+    scene::SCTP_SERVERS
+        .iter()
+        .try_for_each(|(pod, port)| lab.pod(pod).map(|pod| sctp::start(pod, *port)))
 }
 
 impl DataPlane {
@@ -146,9 +173,15 @@ impl DataPlane {
     /// If it does not start on one of them; Portway's account has to be known.
     pub fn start(side: Side, plane: &ControlPlane, lab: &Lab) -> Result<Self> {
         let running = match side {
-            Side::KubeProxy => Running::KubeProxies { _each: start_kube_proxies(plane, lab)? },
-            Side::Portway => Running::Agents { _each: start_agents(plane, lab, &[])? },
-            Side::PortwayByPackets => Running::Agents { _each: start_agents(plane, lab, &["--cgroup", "off"])? },
+            Side::KubeProxy => Running::KubeProxies {
+                _each: start_kube_proxies(plane, lab)?,
+            },
+            Side::Portway => Running::Agents {
+                _each: start_agents(plane, lab, &[])?,
+            },
+            Side::PortwayByPackets => Running::Agents {
+                _each: start_agents(plane, lab, &["--cgroup", "off"])?,
+            },
         };
         Ok(Self { _running: running })
     }
@@ -158,33 +191,50 @@ impl DataPlane {
 fn apply(plane: &ControlPlane) -> Result<()> {
     for service in &SERVICES {
         let object = plane.client().apply(&service.object())?;
-        plane.client().patch_status(&ObjectRef::of(&object)?, &service.status())?;
+        plane
+            .client()
+            .patch_status(&ObjectRef::of(&object)?, &service.status())?;
     }
-    SERVICES
-        .iter()
-        .try_for_each(|service| wait_for(&format!("the slices of {}", service.name), PATIENCE, || has_slices(plane, service)))
+    SERVICES.iter().try_for_each(|service| {
+        wait_for(&format!("the slices of {}", service.name), PATIENCE, || {
+            has_slices(plane, service)
+        })
+    })
 }
 
 /// Whether both families' slices have all endpoints; a Service without any has slices too, which are empty.
 fn has_slices(plane: &ControlPlane, service: &Service) -> Result<Option<()>> {
     let selector = format!("kubernetes.io/service-name={}", service.name);
-    let slices = plane.client().list("discovery.k8s.io/v1", "EndpointSlice", Some("default"), &selector)?;
-    let endpoints: usize = slices.iter().map(|slice| slice["endpoints"].as_array().map_or(0, Vec::len)).sum();
+    let slices = plane.client().list(
+        "discovery.k8s.io/v1",
+        "EndpointSlice",
+        Some("default"),
+        &selector,
+    )?;
+    let endpoints: usize = slices
+        .iter()
+        .map(|slice| slice["endpoints"].as_array().map_or(0, Vec::len))
+        .sum();
     Ok((slices.len() == 2 && endpoints == 2 * service.endpoints().len()).then_some(()))
 }
 
 fn start_kube_proxies(plane: &ControlPlane, lab: &Lab) -> Result<Vec<KubeProxy>> {
-    let ranges = ["10.244.0.0/16", "fd00:244::/32"].map(|range| range.parse().context("read a pod range"));
+    let ranges =
+        ["10.244.0.0/16", "fd00:244::/32"].map(|range| range.parse().context("read a pod range"));
     let cluster_cidrs = ranges.into_iter().collect::<Result<Vec<_>>>()?;
     let spec = |node: &crate::lab::node::Node| ProxySpec {
         netns: node.ns().path(),
         node: node.name().to_owned(),
         cluster_cidrs: cluster_cidrs.clone(),
     };
-    lab.nodes().iter().map(|node| KubeProxy::start(plane, &spec(node))).collect()
+    lab.nodes()
+        .iter()
+        .map(|node| KubeProxy::start(plane, &spec(node)))
+        .collect()
 }
 
 fn start_agents(plane: &ControlPlane, lab: &Lab, arguments: &[&str]) -> Result<Vec<Agent>> {
-    let spec = AgentSpec::new(lab.tools(), cluster::source(plane)?, lab.directory()).with(arguments);
+    let spec =
+        AgentSpec::new(lab.tools(), cluster::source(plane)?, lab.directory()).with(arguments);
     lab.nodes().iter().map(|node| spec.start(node)).collect()
 }

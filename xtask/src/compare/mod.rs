@@ -42,12 +42,24 @@ pub struct Args {
 /// If a side does not start, or the two differ otherwise than intended.
 pub fn run(args: &Args) -> Result<()> {
     setup::ensure(&Component::LAB)?;
-    let tools = Tools { portway: build::agent(build::Profile::Dev)?, ..Tools::of_this_program()? };
-    let extent = if args.quick { Extent::Quick } else { Extent::Full };
+    let tools = Tools {
+        portway: build::agent(build::Profile::Dev)?,
+        ..Tools::of_this_program()?
+    };
+    let extent = if args.quick {
+        Extent::Quick
+    } else {
+        Extent::Full
+    };
     let all = compare(extent, args.wiring, args.join, &tools)?;
     print!("{}", table::report(&all));
     let sums = table::sums(&all);
-    ensure!(sums.wrong == 0, "{} of {} rows are not what the rules make of kube-proxy's outcome", sums.wrong, all.len());
+    ensure!(
+        sums.wrong == 0,
+        "{} of {} rows are not what the rules make of kube-proxy's outcome",
+        sums.wrong,
+        all.len()
+    );
     Ok(())
 }
 
@@ -61,7 +73,10 @@ pub fn compare(extent: Extent, wiring: Wiring, join: Join, tools: &Tools) -> Res
     let outcomes = |side: Side, rows: &[Row]| ask_side(side, wiring, join, tools, rows);
     let kube_proxy = outcomes(Side::KubeProxy, &rows)?;
     let portway = outcomes(Side::Portway, &rows)?;
-    let unhooked = rows.iter().zip(&kube_proxy).filter_map(|(row, outcome)| Some((row.unhooked()?, outcome.clone())));
+    let unhooked = rows
+        .iter()
+        .zip(&kube_proxy)
+        .filter_map(|(row, outcome)| Some((row.unhooked()?, outcome.clone())));
     let (unhooked, of_kube_proxy): (Vec<_>, Vec<_>) = unhooked.unzip();
     let by_packets = outcomes(Side::PortwayByPackets, &unhooked)?;
     let mut all = judged(rows, kube_proxy, portway);
@@ -72,16 +87,36 @@ pub fn compare(extent: Extent, wiring: Wiring, join: Join, tools: &Tools) -> Res
 fn judged(rows: Vec<Row>, kube_proxy: Vec<Outcome>, portway: Vec<Outcome>) -> Vec<Compared> {
     let judge = |((row, kube_proxy), portway): ((Row, Outcome), Outcome)| {
         let verdict = rules::judge(&row, &kube_proxy, &portway);
-        Compared { row, kube_proxy, portway, verdict }
+        Compared {
+            row,
+            kube_proxy,
+            portway,
+            verdict,
+        }
     };
-    rows.into_iter().zip(kube_proxy).zip(portway).map(judge).collect()
+    rows.into_iter()
+        .zip(kube_proxy)
+        .zip(portway)
+        .map(judge)
+        .collect()
 }
 
-fn ask_side(side: Side, wiring: Wiring, join: Join, tools: &Tools, rows: &[Row]) -> Result<Vec<Outcome>> {
+fn ask_side(
+    side: Side,
+    wiring: Wiring,
+    join: Join,
+    tools: &Tools,
+    rows: &[Row],
+) -> Result<Vec<Outcome>> {
     let begin = Instant::now();
-    let cluster = Cluster::start(side, wiring, join, tools.clone()).with_context(|| format!("start {side:?}"))?;
+    let cluster = Cluster::start(side, wiring, join, tools.clone())
+        .with_context(|| format!("start {side:?}"))?;
     let started = begin.elapsed();
     let outcomes = ask::ask_all(&cluster, rows).with_context(|| format!("ask {side:?}"))?;
-    eprintln!("{side:?}: {} rows asked in {:.1?}, after a start of {started:.1?}", rows.len(), begin.elapsed() - started);
+    eprintln!(
+        "{side:?}: {} rows asked in {:.1?}, after a start of {started:.1?}",
+        rows.len(),
+        begin.elapsed() - started
+    );
     Ok(outcomes)
 }

@@ -66,7 +66,11 @@ impl Outcome {
 
     /// Whether some questions were answered and others not.
     pub fn is_mixed(&self) -> bool {
-        let served = self.0.iter().filter(|end| matches!(end, End::Served { .. })).count();
+        let served = self
+            .0
+            .iter()
+            .filter(|end| matches!(end, End::Served { .. }))
+            .count();
         served > 0 && served < self.0.len()
     }
 
@@ -74,7 +78,10 @@ impl Outcome {
     #[must_use]
     pub fn with_clients(&self, seen: impl Fn(&str, Seen) -> Seen) -> Self {
         let change = |end: &End| match end {
-            End::Served { pod, seen: before } => End::Served { pod: pod.clone(), seen: seen(pod, *before) },
+            End::Served { pod, seen: before } => End::Served {
+                pod: pod.clone(),
+                seen: seen(pod, *before),
+            },
             other => other.clone(),
         };
         Self(self.0.iter().map(change).collect())
@@ -83,7 +90,10 @@ impl Outcome {
 
 fn end(row: &Row, own: IpAddr, answer: &Answer) -> End {
     match answer {
-        Answer::Served(facts) => End::Served { pod: facts.pod.clone(), seen: seen(row, own, facts) },
+        Answer::Served(facts) => End::Served {
+            pod: facts.pod.clone(),
+            seen: seen(row, own, facts),
+        },
         Answer::Refused => End::Refused,
         Answer::TimedOut => End::TimedOut,
         Answer::Failed(why) => End::Failed(why.clone()),
@@ -135,7 +145,9 @@ impl fmt::Display for Outcome {
                 End::Failed(why) => others.push(why.clone()),
             }
         }
-        let served = by_seen.iter().map(|(seen, pods)| format!("{} <- {seen}", pods.join(" ")));
+        let served = by_seen
+            .iter()
+            .map(|(seen, pods)| format!("{} <- {seen}", pods.join(" ")));
         f.write_str(&served.chain(others).collect::<Vec<_>>().join(", "))
     }
 }
@@ -149,12 +161,24 @@ mod tests {
     fn addresses_become_names() {
         let row = rows(Extent::Full)[0];
         let served = |client: &str| {
-            Answer::Served(Facts::new("web-1", client.parse().expect("address"), "10.244.1.10:8080".parse().expect("address")))
+            Answer::Served(Facts::new(
+                "web-1",
+                client.parse().expect("address"),
+                "10.244.1.10:8080".parse().expect("address"),
+            ))
         };
         let own = "10.244.1.11".parse().expect("address");
-        let answers = [served("10.244.1.11:5"), served("192.0.2.13:6"), served("10.96.1.1:7"), Answer::TimedOut];
+        let answers = [
+            served("10.244.1.11:5"),
+            served("192.0.2.13:6"),
+            served("10.96.1.1:7"),
+            Answer::TimedOut,
+        ];
         let outcome = Outcome::new(&row, own, &answers);
-        assert_eq!(outcome.to_string(), "web-1 <- client, web-1 <- node3, web-1 <- frontend, timed out");
+        assert_eq!(
+            outcome.to_string(),
+            "web-1 <- client, web-1 <- node3, web-1 <- frontend, timed out"
+        );
         assert!(outcome.is_mixed());
     }
 }

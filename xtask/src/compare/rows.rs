@@ -3,7 +3,9 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::scene::{self, Backends, FAR_WAY, NEAR_WAY, PORT, Policy, SERVICES, Service, UNASSIGNED_NODE_PORT, WAYS};
+use super::scene::{
+    self, Backends, FAR_WAY, NEAR_WAY, PORT, Policy, SERVICES, Service, UNASSIGNED_NODE_PORT, WAYS,
+};
 use crate::lab::probe::Kind;
 use crate::lab::topology::{self, Family};
 
@@ -89,8 +91,14 @@ pub enum Extent {
     Quick,
 }
 
-const CLIENTS: [Client; 6] =
-    [Client::Pod("client-1", 1), Client::Pod("client-3", 3), Client::Near, Client::Far, Client::Process(1), Client::Process(3)];
+const CLIENTS: [Client; 6] = [
+    Client::Pod("client-1", 1),
+    Client::Pod("client-3", 3),
+    Client::Near,
+    Client::Far,
+    Client::Process(1),
+    Client::Process(3),
+];
 /// A backend, which may reach itself.
 const BACKEND: Client = Client::Pod("web-1", 1);
 
@@ -129,9 +137,22 @@ fn targets(service: &Service, client: Client) -> Vec<Target> {
     targets
 }
 
-fn variants(service: &'static Service, client: Client, target: Target) -> impl Iterator<Item = Row> {
-    let all = Family::BOTH.into_iter().flat_map(|family| Protocol::ALL.map(|protocol| (family, protocol)));
-    all.map(move |(family, protocol)| Row { client, service, target, family, protocol }).filter(Row::is_asked)
+fn variants(
+    service: &'static Service,
+    client: Client,
+    target: Target,
+) -> impl Iterator<Item = Row> {
+    let all = Family::BOTH
+        .into_iter()
+        .flat_map(|family| Protocol::ALL.map(|protocol| (family, protocol)));
+    all.map(move |(family, protocol)| Row {
+        client,
+        service,
+        target,
+        family,
+        protocol,
+    })
+    .filter(Row::is_asked)
 }
 
 impl Row {
@@ -151,7 +172,9 @@ impl Row {
             Target::UnassignedNodePort(n) => at(topology::node(n).of(family), UNASSIGNED_NODE_PORT),
             Target::ExternalIp(way) => at(service.external_ip(family, way), PORT),
             Target::LoadBalancerIp(way) => at(service.load_balancer_ip(family, way), PORT),
-            Target::UnknownLoadBalancerPort(way) => at(service.load_balancer_ip(family, way), PORT + 1),
+            Target::UnknownLoadBalancerPort(way) => {
+                at(service.load_balancer_ip(family, way), PORT + 1)
+            }
         }
     }
 
@@ -170,7 +193,9 @@ impl Row {
     fn is_asked(&self) -> bool {
         match self.protocol {
             Protocol::Tcp | Protocol::Udp => true,
-            Protocol::Bulk | Protocol::LargeUdp => matches!(self.service.name, "cluster" | "host") && self.is_served(),
+            Protocol::Bulk | Protocol::LargeUdp => {
+                matches!(self.service.name, "cluster" | "host") && self.is_served()
+            }
             Protocol::Sctp => !self.is_from_process(),
         }
     }
@@ -190,7 +215,12 @@ impl Row {
         match (self.target, self.client) {
             (Target::NodePort(n) | Target::UnassignedNodePort(n), _) => n,
             (_, Client::Pod(_, node) | Client::Process(node) | Client::Unhooked(node)) => node,
-            (Target::ExternalIp(way) | Target::LoadBalancerIp(way) | Target::UnknownLoadBalancerPort(way), _) => way,
+            (
+                Target::ExternalIp(way)
+                | Target::LoadBalancerIp(way)
+                | Target::UnknownLoadBalancerPort(way),
+                _,
+            ) => way,
             (_, Client::Near) => NEAR_WAY,
             (_, Client::Far) => FAR_WAY,
         }
@@ -209,7 +239,10 @@ impl Row {
     /// What a process asks, asked by one that no hooks serve.
     pub fn unhooked(&self) -> Option<Self> {
         match self.client {
-            Client::Process(node) => Some(Self { client: Client::Unhooked(node), ..*self }),
+            Client::Process(node) => Some(Self {
+                client: Client::Unhooked(node),
+                ..*self
+            }),
             Client::Pod(..) | Client::Near | Client::Far | Client::Unhooked(_) => None,
         }
     }
@@ -236,23 +269,44 @@ impl Row {
 
     /// Whether externalTrafficPolicy Local has a say here.
     pub fn is_external_local(&self) -> bool {
-        let external = matches!(self.target, Target::NodePort(_) | Target::ExternalIp(_) | Target::LoadBalancerIp(_));
+        let external = matches!(
+            self.target,
+            Target::NodePort(_) | Target::ExternalIp(_) | Target::LoadBalancerIp(_)
+        );
         external && self.service.external == Policy::Local
     }
 
     fn is_quick(&self) -> bool {
-        if matches!(self.protocol, Protocol::Bulk | Protocol::LargeUdp | Protocol::Sctp) {
+        if matches!(
+            self.protocol,
+            Protocol::Bulk | Protocol::LargeUdp | Protocol::Sctp
+        ) {
             let way = match self.client {
                 Client::Far | Client::Process(3) => Target::NodePort(3),
                 _ => Target::ClusterIp,
             };
-            let client = matches!(self.client, Client::Far | Client::Process(3) | Client::Pod("client-3", _));
+            let client = matches!(
+                self.client,
+                Client::Far | Client::Process(3) | Client::Pod("client-3", _)
+            );
             return self.service.name == "cluster" && client && self.target == way;
         }
-        let service = matches!(self.service.name, "cluster" | "etp-local" | "empty" | "ranges-far");
-        let client = matches!(self.client, Client::Far | Client::Pod("client-3", _) | Client::Process(3));
-        let variant = matches!((self.family, self.protocol), (Family::V4, Protocol::Tcp) | (Family::V6, Protocol::Udp));
-        let rare = matches!(self.target, Target::NodePort(2) | Target::ExternalIp(_) | Target::UnknownLoadBalancerPort(_));
+        let service = matches!(
+            self.service.name,
+            "cluster" | "etp-local" | "empty" | "ranges-far"
+        );
+        let client = matches!(
+            self.client,
+            Client::Far | Client::Pod("client-3", _) | Client::Process(3)
+        );
+        let variant = matches!(
+            (self.family, self.protocol),
+            (Family::V4, Protocol::Tcp) | (Family::V6, Protocol::Udp)
+        );
+        let rare = matches!(
+            self.target,
+            Target::NodePort(2) | Target::ExternalIp(_) | Target::UnknownLoadBalancerPort(_)
+        );
         service && client && variant && !rare
     }
 }
@@ -287,7 +341,11 @@ impl fmt::Display for Target {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} -> {} {:?} {:?}", self.service.name, self.client, self.target, self.family, self.protocol)
+        write!(
+            f,
+            "{}: {} -> {} {:?} {:?}",
+            self.service.name, self.client, self.target, self.family, self.protocol
+        )
     }
 }
 
@@ -301,7 +359,10 @@ mod tests {
         assert!(quick.len() * 10 < all.len() && quick.iter().all(|row| all.contains(row)));
         let has = |kind: fn(&Row) -> bool| quick.iter().any(kind);
         assert!(
-            has(Row::is_from_process) && has(Row::is_from_own_pod) && has(Row::is_from_other_pod) && has(Row::is_from_outside)
+            has(Row::is_from_process)
+                && has(Row::is_from_own_pod)
+                && has(Row::is_from_other_pod)
+                && has(Row::is_from_outside)
         );
     }
 
@@ -316,6 +377,9 @@ mod tests {
         };
         assert_eq!(row(Target::LoadBalancerIp(1)).asked(), 3);
         assert_eq!(row(Target::NodePort(1)).asked(), 1);
-        assert!(row(Target::NodePort(1)).is_from_other_pod() && row(Target::ClusterIp).is_from_own_pod());
+        assert!(
+            row(Target::NodePort(1)).is_from_other_pod()
+                && row(Target::ClusterIp).is_from_own_pod()
+        );
     }
 }

@@ -101,14 +101,20 @@ fn other_pods_reach_all(row: &Row, outcome: &Outcome) -> Outcome {
     if !(row.is_external_local() && row.is_from_other_pod()) || endpoints.is_empty() {
         return outcome.clone();
     }
-    let served = endpoints.iter().map(|(pod, _)| End::Served { pod: (*pod).to_owned(), seen: Seen::Client });
+    let served = endpoints.iter().map(|(pod, _)| End::Served {
+        pod: (*pod).to_owned(),
+        seen: Seen::Client,
+    });
     Outcome(served.collect())
 }
 
 fn node_port_refuses(row: &Row, outcome: &Outcome) -> Outcome {
     let none_here = !row.service.is_on(row.asked()) && !row.service.endpoints().is_empty();
     let from_outside = row.is_from_outside() || row.is_from_process() && !row.is_from_own_node();
-    let concerned = matches!(row.target, Target::NodePort(_)) && row.is_external_local() && from_outside && none_here;
+    let concerned = matches!(row.target, Target::NodePort(_))
+        && row.is_external_local()
+        && from_outside
+        && none_here;
     match concerned && *outcome == Outcome::only(End::TimedOut) {
         true => Outcome::only(End::Refused),
         false => outcome.clone(),
@@ -117,7 +123,12 @@ fn node_port_refuses(row: &Row, outcome: &Outcome) -> Outcome {
 
 fn client_is_kept(row: &Row, outcome: &Outcome) -> Outcome {
     let asked = row.asked();
-    let is_here = |pod: &str| row.service.endpoints().iter().any(|(name, at)| *name == pod && *at == asked);
+    let is_here = |pod: &str| {
+        row.service
+            .endpoints()
+            .iter()
+            .any(|(name, at)| *name == pod && *at == asked)
+    };
     outcome.with_clients(|pod, before| match () {
         () if is_hairpin(row, pod) => before,
         () if row.is_from_own_node() || is_here(pod) => Seen::Client,
@@ -130,31 +141,54 @@ fn hairpin_sees_frontend(row: &Row, outcome: &Outcome) -> Outcome {
         Target::NodePort(n) => Seen::Node(n),
         _ => Seen::Frontend,
     };
-    outcome.with_clients(|pod, before| if is_hairpin(row, pod) { frontend } else { before })
+    outcome.with_clients(|pod, before| {
+        if is_hairpin(row, pod) {
+            frontend
+        } else {
+            before
+        }
+    })
 }
 
 fn loopback_serves(row: &Row, outcome: &Outcome) -> Outcome {
     let endpoints = row.service.endpoints();
-    if row.target != Target::Loopback || endpoints.is_empty() || *outcome != Outcome::only(End::Refused) {
+    if row.target != Target::Loopback
+        || endpoints.is_empty()
+        || *outcome != Outcome::only(End::Refused)
+    {
         return outcome.clone();
     }
-    Outcome(endpoints.iter().map(|(pod, _)| End::Served { pod: (*pod).to_owned(), seen: Seen::Client }).collect())
+    Outcome(
+        endpoints
+            .iter()
+            .map(|(pod, _)| End::Served {
+                pod: (*pod).to_owned(),
+                seen: Seen::Client,
+            })
+            .collect(),
+    )
 }
 
 fn process_hears_refused(row: &Row, outcome: &Outcome) -> Outcome {
     let unknown = row.target == Target::UnknownClusterPort;
     let empty = row.service.endpoints().is_empty() && row.target != Target::UnassignedClusterIp;
-    match row.is_from_process() && (unknown || empty) && *outcome == Outcome::only(not_permitted()) {
+    match row.is_from_process() && (unknown || empty) && *outcome == Outcome::only(not_permitted())
+    {
         true => Outcome::only(End::Refused),
         false => outcome.clone(),
     }
 }
 
 fn process_hears_dropped(row: &Row, outcome: &Outcome) -> Outcome {
-    let ranges = row.service.ranges != Ranges::Open && matches!(row.target, Target::LoadBalancerIp(_));
+    let ranges =
+        row.service.ranges != Ranges::Open && matches!(row.target, Target::LoadBalancerIp(_));
     let local = row.service.internal == Policy::Local && row.target == Target::ClusterIp;
     let dropped = ranges || local || row.target == Target::UnassignedClusterIp;
-    match row.is_from_process() && !row.is_unhooked() && dropped && *outcome == Outcome::only(End::TimedOut) {
+    match row.is_from_process()
+        && !row.is_unhooked()
+        && dropped
+        && *outcome == Outcome::only(End::TimedOut)
+    {
         true => Outcome::only(not_permitted()),
         false => outcome.clone(),
     }
@@ -169,7 +203,10 @@ fn packets_are_dropped_silently(row: &Row, outcome: &Outcome) -> Outcome {
 
 fn packets_to_own_host_come_from_the_frontend(row: &Row, outcome: &Outcome) -> Outcome {
     // A nodePort's address is the process's own.
-    let elsewhere = matches!(row.target, Target::ClusterIp | Target::ExternalIp(_) | Target::LoadBalancerIp(_));
+    let elsewhere = matches!(
+        row.target,
+        Target::ClusterIp | Target::ExternalIp(_) | Target::LoadBalancerIp(_)
+    );
     let own_host = row.service.backends == Backends::Host && row.service.is_on(row.asked());
     match row.is_unhooked() && elsewhere && own_host {
         true => outcome.with_clients(|_, _| Seen::Frontend),
@@ -195,12 +232,28 @@ mod tests {
     use crate::lab::topology::Family;
 
     fn row(service: &str, client: Client, target: Target) -> Row {
-        let service = SERVICES.iter().find(|found| found.name == service).expect("a Service");
-        Row { client, service, target, family: Family::V4, protocol: Protocol::Tcp }
+        let service = SERVICES
+            .iter()
+            .find(|found| found.name == service)
+            .expect("a Service");
+        Row {
+            client,
+            service,
+            target,
+            family: Family::V4,
+            protocol: Protocol::Tcp,
+        }
     }
 
     fn served(by: &[(&str, Seen)]) -> Outcome {
-        Outcome(by.iter().map(|(pod, seen)| End::Served { pod: (*pod).to_owned(), seen: *seen }).collect())
+        Outcome(
+            by.iter()
+                .map(|(pod, seen)| End::Served {
+                    pod: (*pod).to_owned(),
+                    seen: *seen,
+                })
+                .collect(),
+        )
     }
 
     #[test]
@@ -208,8 +261,15 @@ mod tests {
         let row = row("cluster", Client::Far, Target::NodePort(1));
         let kube_proxy = served(&[("web-1", Seen::Node(1)), ("web-2", Seen::Node(1))]);
         let kept = served(&[("web-1", Seen::Client), ("web-2", Seen::Node(1))]);
-        assert_eq!(judge(&row, &kube_proxy, &kept), Verdict::Intended(vec!["V9"]));
-        assert_eq!(judge(&row, &kube_proxy, &kube_proxy), Verdict::Wrong(kept), "a missing difference is wrong, too");
+        assert_eq!(
+            judge(&row, &kube_proxy, &kept),
+            Verdict::Intended(vec!["V9"])
+        );
+        assert_eq!(
+            judge(&row, &kube_proxy, &kube_proxy),
+            Verdict::Wrong(kept),
+            "a missing difference is wrong, too"
+        );
     }
 
     #[test]
@@ -217,43 +277,78 @@ mod tests {
         let row = row("cluster", Client::Pod("client-1", 1), Target::ClusterIp);
         let both = served(&[("web-1", Seen::Client), ("web-2", Seen::Client)]);
         assert_eq!(judge(&row, &both, &both), Verdict::Same);
-        assert_eq!(judge(&row, &both, &served(&[("web-1", Seen::Client)])), Verdict::Wrong(both));
+        assert_eq!(
+            judge(&row, &both, &served(&[("web-1", Seen::Client)])),
+            Verdict::Wrong(both)
+        );
     }
 
     #[test]
     fn only_node_ports_refuse_where_no_backend_is() {
         let (dropped, refused) = (Outcome::only(End::TimedOut), Outcome::only(End::Refused));
         let node_port = row("etp-local", Client::Near, Target::NodePort(3));
-        assert_eq!(judge(&node_port, &dropped, &refused), Verdict::Intended(vec!["verdict table"]));
+        assert_eq!(
+            judge(&node_port, &dropped, &refused),
+            Verdict::Intended(vec!["verdict table"])
+        );
         let load_balancer = row("etp-local", Client::Near, Target::LoadBalancerIp(3));
-        assert_eq!(judge(&load_balancer, &dropped, &refused), Verdict::Wrong(dropped.clone()));
+        assert_eq!(
+            judge(&load_balancer, &dropped, &refused),
+            Verdict::Wrong(dropped.clone())
+        );
         assert_eq!(judge(&load_balancer, &dropped, &dropped), Verdict::Same);
     }
 
     #[test]
     fn a_process_is_told_at_once() {
-        let [dropped, refused, denied] = [End::TimedOut, End::Refused, not_permitted()].map(Outcome::only);
+        let [dropped, refused, denied] =
+            [End::TimedOut, End::Refused, not_permitted()].map(Outcome::only);
         let unknown = row("cluster", Client::Process(1), Target::UnknownClusterPort);
-        assert_eq!(judge(&unknown, &denied, &refused), Verdict::Intended(vec!["V21, refused"]));
-        assert_eq!(judge(&unknown, &refused, &denied), Verdict::Wrong(refused.clone()));
+        assert_eq!(
+            judge(&unknown, &denied, &refused),
+            Verdict::Intended(vec!["V21, refused"])
+        );
+        assert_eq!(
+            judge(&unknown, &refused, &denied),
+            Verdict::Wrong(refused.clone())
+        );
         let ranges = row("ranges-far", Client::Process(1), Target::LoadBalancerIp(1));
-        assert_eq!(judge(&ranges, &dropped, &denied), Verdict::Intended(vec!["V21, dropped"]));
+        assert_eq!(
+            judge(&ranges, &dropped, &denied),
+            Verdict::Intended(vec!["V21, dropped"])
+        );
         assert_eq!(judge(&ranges, &dropped, &refused), Verdict::Wrong(denied));
         let other = row("etp-local", Client::Process(1), Target::NodePort(3));
-        assert_eq!(judge(&other, &dropped, &refused), Verdict::Intended(vec!["verdict table"]));
+        assert_eq!(
+            judge(&other, &dropped, &refused),
+            Verdict::Intended(vec!["verdict table"])
+        );
     }
 
     #[test]
     fn a_process_without_hooks_is_told_by_packets() {
-        let [dropped, refused, denied] = [End::TimedOut, End::Refused, not_permitted()].map(Outcome::only);
+        let [dropped, refused, denied] =
+            [End::TimedOut, End::Refused, not_permitted()].map(Outcome::only);
         let ranges = row("ranges-far", Client::Unhooked(1), Target::LoadBalancerIp(1));
         assert_eq!(judge(&ranges, &dropped, &dropped), Verdict::Same);
-        assert_eq!(judge(&ranges, &denied, &dropped), Verdict::Intended(vec!["V21, packets"]));
+        assert_eq!(
+            judge(&ranges, &denied, &dropped),
+            Verdict::Intended(vec!["V21, packets"])
+        );
         let unknown = row("cluster", Client::Unhooked(1), Target::UnknownClusterPort);
-        assert_eq!(judge(&unknown, &denied, &refused), Verdict::Intended(vec!["V21, refused"]));
-        let (client, frontend) = (served(&[("host-1", Seen::Client)]), served(&[("host-1", Seen::Frontend)]));
+        assert_eq!(
+            judge(&unknown, &denied, &refused),
+            Verdict::Intended(vec!["V21, refused"])
+        );
+        let (client, frontend) = (
+            served(&[("host-1", Seen::Client)]),
+            served(&[("host-1", Seen::Frontend)]),
+        );
         let own = row("host", Client::Unhooked(1), Target::ClusterIp);
-        assert_eq!(judge(&own, &client, &frontend), Verdict::Intended(vec!["V21, same node"]));
+        assert_eq!(
+            judge(&own, &client, &frontend),
+            Verdict::Intended(vec!["V21, same node"])
+        );
         assert_eq!(judge(&own, &client, &client), Verdict::Wrong(frontend));
         for (client_node, target) in [(3, Target::ClusterIp), (1, Target::NodePort(1))] {
             let row = row("host", Client::Unhooked(client_node), target);
@@ -262,12 +357,16 @@ mod tests {
     }
 
     #[test]
-    fn pods_of_other_nodes_reach_all_endpoints_and_are_masqueraded_where_replies_would_miss_the_node() {
+    fn pods_of_other_nodes_reach_all_endpoints_and_are_masqueraded_where_replies_would_miss_the_node()
+     {
         let row = row("etp-local", Client::Pod("client-3", 3), Target::NodePort(1));
         let mut astray = served(&[("web-1", Seen::Client)]);
         astray.0.insert(End::TimedOut);
         let all = served(&[("web-1", Seen::Client), ("web-2", Seen::Node(1))]);
-        assert_eq!(judge(&row, &astray, &all), Verdict::Intended(vec!["V11", "V9"]));
+        assert_eq!(
+            judge(&row, &astray, &all),
+            Verdict::Intended(vec!["V11", "V9"])
+        );
     }
 
     #[test]
@@ -278,6 +377,9 @@ mod tests {
         let other = row("cluster", Client::Process(3), Target::NodePort(1));
         let masqueraded = served(&[("web-1", Seen::Node(1)), ("web-2", Seen::Node(1))]);
         let kept = served(&[("web-1", Seen::Client), ("web-2", Seen::Node(1))]);
-        assert_eq!(judge(&other, &masqueraded, &kept), Verdict::Intended(vec!["V9"]));
+        assert_eq!(
+            judge(&other, &masqueraded, &kept),
+            Verdict::Intended(vec!["V9"])
+        );
     }
 }

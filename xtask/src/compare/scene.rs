@@ -21,7 +21,11 @@ pub const PORT: u16 = 80;
 /// Where the pods' and the host's SCTP servers listen.
 const SCTP_PORTS: [u16; 2] = [9899, 9898];
 /// Who answers SCTP at which port.
-pub const SCTP_SERVERS: [(&str, u16); 3] = [("web-1", SCTP_PORTS[0]), ("web-2", SCTP_PORTS[0]), ("host-1", SCTP_PORTS[1])];
+pub const SCTP_SERVERS: [(&str, u16); 3] = [
+    ("web-1", SCTP_PORTS[0]),
+    ("web-2", SCTP_PORTS[0]),
+    ("host-1", SCTP_PORTS[1]),
+];
 /// The MTU of the last hop to the routed client, which neither it nor the nodes know: that of IPv6 at least, in bytes.
 pub const NARROW: u32 = 1280;
 
@@ -86,14 +90,56 @@ const PLAIN: Service = Service {
 /// All Services.
 pub const SERVICES: [Service; 9] = [
     PLAIN,
-    Service { number: 2, name: "etp-local", external: Policy::Local, ..PLAIN },
-    Service { number: 3, name: "itp-local", internal: Policy::Local, ..PLAIN },
-    Service { number: 4, name: "empty", backends: Backends::None, ..PLAIN },
-    Service { number: 5, name: "empty-etp-local", backends: Backends::None, external: Policy::Local, ..PLAIN },
-    Service { number: 6, name: "ranges-far", ranges: Ranges::Far, ..PLAIN },
-    Service { number: 7, name: "ranges-pods", ranges: Ranges::Pods, ..PLAIN },
-    Service { number: 8, name: "host", backends: Backends::Host, ..PLAIN },
-    Service { number: 9, name: "host-etp-local", backends: Backends::Host, external: Policy::Local, ..PLAIN },
+    Service {
+        number: 2,
+        name: "etp-local",
+        external: Policy::Local,
+        ..PLAIN
+    },
+    Service {
+        number: 3,
+        name: "itp-local",
+        internal: Policy::Local,
+        ..PLAIN
+    },
+    Service {
+        number: 4,
+        name: "empty",
+        backends: Backends::None,
+        ..PLAIN
+    },
+    Service {
+        number: 5,
+        name: "empty-etp-local",
+        backends: Backends::None,
+        external: Policy::Local,
+        ..PLAIN
+    },
+    Service {
+        number: 6,
+        name: "ranges-far",
+        ranges: Ranges::Far,
+        ..PLAIN
+    },
+    Service {
+        number: 7,
+        name: "ranges-pods",
+        ranges: Ranges::Pods,
+        ..PLAIN
+    },
+    Service {
+        number: 8,
+        name: "host",
+        backends: Backends::Host,
+        ..PLAIN
+    },
+    Service {
+        number: 9,
+        name: "host-etp-local",
+        backends: Backends::Host,
+        external: Policy::Local,
+        ..PLAIN
+    },
 ];
 
 /// An address of the Service ranges that no Service has.
@@ -133,7 +179,9 @@ impl Service {
     pub fn load_balancer_ip(&self, family: Family, way: u8) -> IpAddr {
         match family {
             Family::V4 => Ipv4Addr::new(203, 0, 113, 10 * self.number + way).into(),
-            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, self.number.into(), way.into()).into(),
+            Family::V6 => {
+                Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, self.number.into(), way.into()).into()
+            }
         }
     }
 
@@ -141,7 +189,9 @@ impl Service {
     pub fn external_ip(&self, family: Family, way: u8) -> IpAddr {
         match family {
             Family::V4 => Ipv4Addr::new(203, 0, 113, 100 + 10 * self.number + way).into(),
-            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, self.number.into(), way.into()).into(),
+            Family::V6 => {
+                Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, self.number.into(), way.into()).into()
+            }
         }
     }
 
@@ -174,12 +224,18 @@ impl Service {
 
     /// What a cloud's controller would say of its load balancer.
     pub fn status(&self) -> Value {
-        let ingress = self.by_all_ways(Self::load_balancer_ip).into_iter().map(|ip| json!({ "ip": ip }));
+        let ingress = self
+            .by_all_ways(Self::load_balancer_ip)
+            .into_iter()
+            .map(|ip| json!({ "ip": ip }));
         json!({ "loadBalancer": { "ingress": ingress.collect::<Vec<_>>() } })
     }
 
     fn by_all_ways(&self, address: fn(&Self, Family, u8) -> IpAddr) -> Vec<IpAddr> {
-        Family::BOTH.iter().flat_map(|family| WAYS.map(|way| address(self, *family, way))).collect()
+        Family::BOTH
+            .iter()
+            .flat_map(|family| WAYS.map(|way| address(self, *family, way)))
+            .collect()
     }
 }
 
@@ -205,17 +261,33 @@ impl Ranges {
 fn cluster_ip(family: Family, number: u8) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::new(10, 96, 1, number).into(),
-        Family::V6 => Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x100 + u16::from(number)).into(),
+        Family::V6 => {
+            Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x100 + u16::from(number)).into()
+        }
     }
 }
 
 /// Three nodes: the first two have backends, the first and the third have pods that are clients only.
 pub fn topology(wiring: Wiring, join: Join) -> Topology {
-    let web = |name: &str| PodSpec::new(name).label("app", "web").serving(8080, Serves::Http).serving(5353, Serves::UdpEcho);
-    let host = PodSpec::new("host-1").label("app", "host").serving(8088, Serves::Http).serving(8089, Serves::UdpEcho);
-    let first = vec![web("web-1"), PodSpec::new("client-1"), host.on_host_network()];
+    let web = |name: &str| {
+        PodSpec::new(name)
+            .label("app", "web")
+            .serving(8080, Serves::Http)
+            .serving(5353, Serves::UdpEcho)
+    };
+    let host = PodSpec::new("host-1")
+        .label("app", "host")
+        .serving(8088, Serves::Http)
+        .serving(8089, Serves::UdpEcho);
+    let first = vec![
+        web("web-1"),
+        PodSpec::new("client-1"),
+        host.on_host_network(),
+    ];
     let topology = Topology::new(wiring, join).node("node1", first);
-    topology.node("node2", vec![web("web-2")]).node("node3", vec![PodSpec::new("client-3")])
+    topology
+        .node("node2", vec![web("web-2")])
+        .node("node3", vec![PodSpec::new("client-3")])
 }
 
 /// Lines of `ip` for a router or client that reaches ClusterIPs by way of the `cluster_way`th node, and each LB and external IP by its own.
@@ -225,8 +297,16 @@ pub fn routes(cluster_way: u8) -> String {
         route(&mut script, range, family, cluster_way);
     }
     for service in &SERVICES {
-        for (family, way) in Family::BOTH.into_iter().flat_map(|family| WAYS.map(|way| (family, way))) {
-            route(&mut script, service.load_balancer_ip(family, way), family, way);
+        for (family, way) in Family::BOTH
+            .into_iter()
+            .flat_map(|family| WAYS.map(|way| (family, way)))
+        {
+            route(
+                &mut script,
+                service.load_balancer_ip(family, way),
+                family,
+                way,
+            );
             route(&mut script, service.external_ip(family, way), family, way);
         }
     }
@@ -235,7 +315,11 @@ pub fn routes(cluster_way: u8) -> String {
 
 /// Writing to a `String` cannot fail.
 fn route(script: &mut String, to: impl std::fmt::Display, family: Family, way: u8) {
-    let _ = writeln!(script, "route add {to} via {}", topology::node(way).of(family));
+    let _ = writeln!(
+        script,
+        "route add {to} via {}",
+        topology::node(way).of(family)
+    );
 }
 
 #[cfg(test)]
@@ -247,8 +331,16 @@ mod tests {
     fn no_two_frontends_have_an_address_in_common() {
         let mut all = BTreeSet::new();
         let mut count = 0;
-        for (service, family) in SERVICES.iter().flat_map(|service| Family::BOTH.map(|family| (service, family))) {
-            let by_ways = WAYS.iter().flat_map(|way| [service.load_balancer_ip(family, *way), service.external_ip(family, *way)]);
+        for (service, family) in SERVICES
+            .iter()
+            .flat_map(|service| Family::BOTH.map(|family| (service, family)))
+        {
+            let by_ways = WAYS.iter().flat_map(|way| {
+                [
+                    service.load_balancer_ip(family, *way),
+                    service.external_ip(family, *way),
+                ]
+            });
             let addresses: Vec<IpAddr> = by_ways.chain([service.cluster_ip(family)]).collect();
             count += addresses.len();
             all.extend(addresses);

@@ -29,14 +29,24 @@ pub fn node_port(stage: &mut Stage, say: &mut Say) -> Result<()> {
     say.step(&format!("{REQUESTS} requests from outside to port {NODE_PORT} of each node, by IPv4 and by IPv6: who answers?"));
     let mut table = Table::new(["to", "web-1", "web-2", "web-3", "otherwise"]);
     let mut against = Vec::new();
-    for (node, family) in stage.lab.nodes().iter().flat_map(|node| Family::BOTH.map(|family| (node, family))) {
+    for (node, family) in stage
+        .lab
+        .nodes()
+        .iter()
+        .flat_map(|node| Family::BOTH.map(|family| (node, family)))
+    {
         let tally = from_outside(stage, node, family)?;
         table.row(row_of_pods(&node_label(node, family), &tally));
-        against
-            .extend((tally.pods() != WEB || tally.unserved() > 0).then(|| format!("{} has {tally}", node_label(node, family))));
+        against.extend(
+            (tally.pods() != WEB || tally.unserved() > 0)
+                .then(|| format!("{} has {tally}", node_label(node, family))),
+        );
     }
     say.show(table);
-    say.expect("every node leads to all three pods, also the node that has none", &against);
+    say.expect(
+        "every node leads to all three pods, also the node that has none",
+        &against,
+    );
     say.done("");
     Ok(())
 }
@@ -46,23 +56,42 @@ pub fn node_port(stage: &mut Stage, say: &mut Say) -> Result<()> {
 /// # Errors
 /// If a request cannot even be tried.
 pub fn client_address(stage: &mut Stage, say: &mut Say) -> Result<()> {
-    say.step(&format!("Which client do the pods see, when {} asks?", FAR_CLIENT.v4));
+    say.step(&format!(
+        "Which client do the pods see, when {} asks?",
+        FAR_CLIENT.v4
+    ));
     let mut table = Table::new(["asked by way of", "web-1 sees", "web-2 sees", "web-3 sees"]);
     let mut against = Vec::new();
     for node in stage.lab.nodes() {
         let seen = seen_by_pods(stage, node)?;
-        let cell = |pod: &str| seen.get(pod).map_or("nothing".to_owned(), |ip| client_label(stage, *ip));
-        table.row([node.name().to_owned(), cell("web-1"), cell("web-2"), cell("web-3")]);
+        let cell = |pod: &str| {
+            seen.get(pod)
+                .map_or("nothing".to_owned(), |ip| client_label(stage, *ip))
+        };
+        table.row([
+            node.name().to_owned(),
+            cell("web-1"),
+            cell("web-2"),
+            cell("web-3"),
+        ]);
         for pod in WEB {
             let here = node.pods().iter().any(|own| own.name() == pod);
-            let expected = if here { FAR_CLIENT.v4.into() } else { node.addresses().v4.into() };
+            let expected = if here {
+                FAR_CLIENT.v4.into()
+            } else {
+                node.addresses().v4.into()
+            };
             against.extend(
-                (seen.get(pod) != Some(&expected)).then(|| format!("by way of {} {pod} sees {}", node.name(), cell(pod))),
+                (seen.get(pod) != Some(&expected))
+                    .then(|| format!("by way of {} {pod} sees {}", node.name(), cell(pod))),
             );
         }
     }
     say.show(table);
-    say.expect("a pod of the asked node sees the client, a pod elsewhere sees the asked node", &against);
+    say.expect(
+        "a pod of the asked node sees the client, a pod elsewhere sees the asked node",
+        &against,
+    );
     say.done("");
     Ok(())
 }
@@ -81,16 +110,23 @@ pub fn cluster_ip_by_name(stage: &mut Stage, say: &mut Say) -> Result<()> {
     });
     let against = match &tally_and_ip {
         Ok((ip, tally)) => {
-            let mut table = Table::new(["pod visitor asks", "web-1", "web-2", "web-3", "otherwise"]);
+            let mut table =
+                Table::new(["pod visitor asks", "web-1", "web-2", "web-3", "otherwise"]);
             table.row(row_of_pods(&format!("http://{name}/ = {ip}"), tally));
             say.show(table);
             let own = stage.lab.pod("visitor")?.addresses().of(Family::V4);
             let right = tally.pods() == WEB && tally.unserved() == 0 && tally.clients() == [own];
-            (!right).then(|| format!("{tally}, seen as {:?}", tally.clients())).into_iter().collect()
+            (!right)
+                .then(|| format!("{tally}, seen as {:?}", tally.clients()))
+                .into_iter()
+                .collect()
         }
         Err(e) => vec![format!("{e:#}")],
     };
-    say.expect("the name is found, all three pods answer, and they see the asking pod's own address", &against);
+    say.expect(
+        "the name is found, all three pods answer, and they see the asking pod's own address",
+        &against,
+    );
     say.done("");
     Ok(())
 }
@@ -101,21 +137,43 @@ pub fn cluster_ip_by_name(stage: &mut Stage, say: &mut Say) -> Result<()> {
 /// If a request cannot even be tried.
 pub fn three_ports(stage: &mut Stage, say: &mut Say) -> Result<()> {
     say.step("Service web-ports: nodePort, the Service's port and the container's port are three different things");
-    let mut table =
-        Table::new(["port", "at the cluster IP", "at every node", "in the container", "answered from outside", "from a pod"]);
+    let mut table = Table::new([
+        "port",
+        "at the cluster IP",
+        "at every node",
+        "in the container",
+        "answered from outside",
+        "from a pod",
+    ]);
     let mut against = Vec::new();
-    for (name, port, target, kind) in
-        [("web", 8080, 80, Kind::Http), ("admin", 9000, 9090, Kind::Http), ("names", 5353, 53, Kind::Udp)]
-    {
-        let (cluster_ip, node_port) = cluster_ip_and_node_port(&stage.wait_for_frontend(&format!("default/web-ports:{name}"))?)?;
+    for (name, port, target, kind) in [
+        ("web", 8080, 80, Kind::Http),
+        ("admin", 9000, 9090, Kind::Http),
+        ("names", 5353, 53, Kind::Udp),
+    ] {
+        let (cluster_ip, node_port) = cluster_ip_and_node_port(
+            &stage.wait_for_frontend(&format!("default/web-ports:{name}"))?,
+        )?;
         let node: SocketAddr = (stage.lab.node("node3")?.addresses().v4, node_port).into();
         let outside = stage.lab.far_client().run(|| Ok(ask_many(kind, node)))?;
-        let inside = stage.lab.pod("visitor")?.ns().run(|| Ok(ask_many(kind, (cluster_ip, port).into())))?;
+        let inside = stage
+            .lab
+            .pod("visitor")?
+            .ns()
+            .run(|| Ok(ask_many(kind, (cluster_ip, port).into())))?;
         let way = if kind == Kind::Udp { "UDP " } else { "" };
-        let cells = [format!("{cluster_ip}:{port}"), format!("{way}{node_port}"), target.to_string()];
+        let cells = [
+            format!("{cluster_ip}:{port}"),
+            format!("{way}{node_port}"),
+            target.to_string(),
+        ];
         let answered = [&outside, &inside].map(|answers| reached(answers, target));
         for (from, reached) in ["from outside", "from a pod"].into_iter().zip(&answered) {
-            against.extend((*reached != 20).then(|| format!("{name}: {reached} of 20 requests {from} reached port {target}")));
+            against.extend(
+                (*reached != 20).then(|| {
+                    format!("{name}: {reached} of 20 requests {from} reached port {target}")
+                }),
+            );
         }
         let [cluster, nodes, container] = cells;
         table.row([
@@ -128,7 +186,10 @@ pub fn three_ports(stage: &mut Stage, say: &mut Say) -> Result<()> {
         ]);
     }
     say.show(table);
-    say.expect("each leads to its own port of the container, by name or by number, TCP or UDP", &against);
+    say.expect(
+        "each leads to its own port of the container, by name or by number, TCP or UDP",
+        &against,
+    );
     say.done("");
     Ok(())
 }
@@ -141,14 +202,27 @@ pub fn local_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
     say.step("Editing web-nodeport.yaml: externalTrafficPolicy: Local");
     let text = stage.read("web-nodeport.yaml")?;
     let cluster = "externalTrafficPolicy: Cluster";
-    let edited = text.contains(cluster).then(|| text.replace(cluster, "externalTrafficPolicy: Local"));
-    stage.write("web-nodeport.yaml", &edited.with_context(|| format!("find {cluster} in the lesson"))?)?;
+    let edited = text
+        .contains(cluster)
+        .then(|| text.replace(cluster, "externalTrafficPolicy: Local"));
+    stage.write(
+        "web-nodeport.yaml",
+        &edited.with_context(|| format!("find {cluster} in the lesson"))?,
+    )?;
     let settled = wait_until_local(stage);
     let mut table = Table::new(["to", "web-1", "web-2", "web-3", "otherwise", "the pods see"]);
-    let mut against: Vec<String> = settled.err().map(|e| format!("{e:#}")).into_iter().collect();
+    let mut against: Vec<String> = settled
+        .err()
+        .map(|e| format!("{e:#}"))
+        .into_iter()
+        .collect();
     for node in stage.lab.nodes() {
         let tally = from_outside(stage, node, Family::V4)?;
-        let clients: Vec<String> = tally.clients().iter().map(|ip| client_label(stage, *ip)).collect();
+        let clients: Vec<String> = tally
+            .clients()
+            .iter()
+            .map(|ip| client_label(stage, *ip))
+            .collect();
         let mut row = row_of_pods(&node_label(node, Family::V4), &tally);
         row.push(clients.join(", "));
         table.row(row);
@@ -158,8 +232,16 @@ pub fn local_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
     say.expect("only pods of the asked node answer, they see the real client, and the node without pods refuses", &against);
     stage.write("web-nodeport.yaml", &text)?;
     eventually(TAKES_EFFECT, "the edit to be taken back", || {
-        let everywhere: Result<Vec<Tally>> = stage.lab.nodes().iter().map(|node| from_outside(stage, node, Family::V4)).collect();
-        Ok(everywhere?.iter().all(|tally| tally.pods() == WEB).then_some(()))
+        let everywhere: Result<Vec<Tally>> = stage
+            .lab
+            .nodes()
+            .iter()
+            .map(|node| from_outside(stage, node, Family::V4))
+            .collect();
+        Ok(everywhere?
+            .iter()
+            .all(|tally| tally.pods() == WEB)
+            .then_some(()))
     })?;
     say.done("the edit is taken back");
     Ok(())
@@ -195,22 +277,47 @@ pub fn mistakes(stage: &mut Stage, say: &mut Say) -> Result<()> {
     stage.write("mistakes.yaml", MISTAKES)?;
     let node = stage.lab.node("node1")?;
     let directory = stage.manifests.to_string_lossy().into_owned();
-    let said = stage.portway(node, &["doctor", "--node-name", node.name(), "--manifests", &directory])?;
+    let said = stage.portway(
+        node,
+        &[
+            "doctor",
+            "--node-name",
+            node.name(),
+            "--manifests",
+            &directory,
+        ],
+    )?;
     say.show("$ portway doctor --node-name node1 --manifests DIR");
     said.lines().for_each(|line| say.show(format!("  {line}")));
-    let about = |words: &[&str]| said.lines().any(|line| words.iter().all(|word| line.contains(word)));
+    let about = |words: &[&str]| {
+        said.lines()
+            .any(|line| words.iter().all(|word| line.contains(word)))
+    };
     let unsaid = |what: &str| vec![format!("doctor does not {what}")];
-    let duplicate =
-        if about(&["30080", "copycat", "web-nodeport"]) { Vec::new() } else { unsaid("name both Services and the port") };
+    let duplicate = if about(&["30080", "copycat", "web-nodeport"]) {
+        Vec::new()
+    } else {
+        unsaid("name both Services and the port")
+    };
     say.expect("doctor names the two Services that want 30080", &duplicate);
     let nearest = said.contains("lost") && said.contains("dmeo") && said.contains("demo");
     say.expect(
         "doctor says that lost finds no pod, and which labels come near",
-        &if nearest { Vec::new() } else { unsaid("say so") },
+        &if nearest {
+            Vec::new()
+        } else {
+            unsaid("say so")
+        },
     );
     let tally = from_outside(stage, node, Family::V4)?;
-    let against: Vec<String> = (tally.pods() != WEB || tally.unserved() > 0).then(|| tally.to_string()).into_iter().collect();
-    say.expect("meanwhile the Service that had the port first serves as before", &against);
+    let against: Vec<String> = (tally.pods() != WEB || tally.unserved() > 0)
+        .then(|| tally.to_string())
+        .into_iter()
+        .collect();
+    say.expect(
+        "meanwhile the Service that had the port first serves as before",
+        &against,
+    );
     std::fs::remove_file(stage.manifests.join("mistakes.yaml")).context("remove mistakes.yaml")?;
     say.done("the mistakes are removed");
     Ok(())
@@ -218,19 +325,42 @@ pub fn mistakes(stage: &mut Stage, say: &mut Say) -> Result<()> {
 
 fn from_outside(stage: &Stage, node: &Node, family: Family) -> Result<Tally> {
     let addr = (node.addresses().of(family), NODE_PORT).into();
-    stage.lab.far_client().run(|| Ok(probe::survey(Kind::Http, addr, REQUESTS)))
+    stage
+        .lab
+        .far_client()
+        .run(|| Ok(probe::survey(Kind::Http, addr, REQUESTS)))
 }
 
 fn node_label(node: &Node, family: Family) -> String {
-    format!("{} {}", node.name(), SocketAddr::new(node.addresses().of(family), NODE_PORT))
+    format!(
+        "{} {}",
+        node.name(),
+        SocketAddr::new(node.addresses().of(family), NODE_PORT)
+    )
 }
 
 /// A label, how often each web pod answered, and what else came back.
 fn row_of_pods(label: &str, tally: &Tally) -> Vec<String> {
-    let count = |pod: &str| tally.by_pod.get(pod).map_or("-".to_owned(), usize::to_string);
-    let others = Tally { by_pod: BTreeMap::new(), ..tally.clone() };
-    let others = if tally.unserved() == 0 { String::new() } else { others.to_string() };
-    [label.to_owned()].into_iter().chain(WEB.map(count)).chain([others]).collect()
+    let count = |pod: &str| {
+        tally
+            .by_pod
+            .get(pod)
+            .map_or("-".to_owned(), usize::to_string)
+    };
+    let others = Tally {
+        by_pod: BTreeMap::new(),
+        ..tally.clone()
+    };
+    let others = if tally.unserved() == 0 {
+        String::new()
+    } else {
+        others.to_string()
+    };
+    [label.to_owned()]
+        .into_iter()
+        .chain(WEB.map(count))
+        .chain([others])
+        .collect()
 }
 
 /// The client address that each pod sees when the node is asked; the last one, if they differ.
@@ -238,25 +368,50 @@ fn seen_by_pods(stage: &Stage, node: &Node) -> Result<BTreeMap<String, IpAddr>> 
     let addr = (node.addresses().v4, NODE_PORT).into();
     stage.lab.far_client().run(|| {
         let answers = probe::answers(Kind::Http, addr, REQUESTS);
-        Ok(answers.iter().filter_map(Answer::served).map(|facts| (facts.pod.clone(), facts.client_ip())).collect())
+        Ok(answers
+            .iter()
+            .filter_map(Answer::served)
+            .map(|facts| (facts.pod.clone(), facts.client_ip()))
+            .collect())
     })
 }
 
 fn client_label(stage: &Stage, ip: IpAddr) -> String {
-    let node = stage.lab.nodes().iter().find(|node| node.addresses().both().contains(&ip));
-    let who = if FAR_CLIENT.both().contains(&ip) { Some("the client") } else { node.map(Node::name) };
+    let node = stage
+        .lab
+        .nodes()
+        .iter()
+        .find(|node| node.addresses().both().contains(&ip));
+    let who = if FAR_CLIENT.both().contains(&ip) {
+        Some("the client")
+    } else {
+        node.map(Node::name)
+    };
     who.map_or(ip.to_string(), |who| format!("{ip} ({who})"))
 }
 
 /// Plays cluster DNS: a pod with the Services' names, and a Service in front of it.
 fn start_dns(stage: &mut Stage) -> Result<SocketAddr> {
     let (ip, _) = cluster_ip_and_node_port(&stage.wait_for_frontend("default/web-nodeport:http")?)?;
-    let record = Record { name: dns_name("web-nodeport"), address: ip };
-    let pod = PodSpec::new("dns-1").namespace("kube-system").label("k8s-app", "kube-dns").serving_as("dns", 53, Serves::Dns);
-    stage.lab.node_mut("node1")?.add_pod(pod.knowing(vec![record]))?;
+    let record = Record {
+        name: dns_name("web-nodeport"),
+        address: ip,
+    };
+    let pod = PodSpec::new("dns-1")
+        .namespace("kube-system")
+        .label("k8s-app", "kube-dns")
+        .serving_as("dns", 53, Serves::Dns);
+    stage
+        .lab
+        .node_mut("node1")?
+        .add_pod(pod.knowing(vec![record]))?;
     stage.write_cluster()?;
     stage.write("dns.yaml", DNS)?;
-    stage.wait_for_frontend("kube-system/kube-dns:dns")?.first().copied().context("find the cluster IP of DNS")
+    stage
+        .wait_for_frontend("kube-system/kube-dns:dns")?
+        .first()
+        .copied()
+        .context("find the cluster IP of DNS")
 }
 
 const DNS: &str = "\
@@ -278,23 +433,37 @@ fn ask_many(kind: Kind, addr: SocketAddr) -> Vec<Answer> {
 /// How many answers came from this port of a container.
 fn reached(answers: &[Answer], port: u16) -> usize {
     let facts = answers.iter().filter_map(Answer::served);
-    facts.filter(|facts: &&Facts| facts.server.port() == port && WEB.contains(&facts.pod.as_str())).count()
+    facts
+        .filter(|facts: &&Facts| facts.server.port() == port && WEB.contains(&facts.pod.as_str()))
+        .count()
 }
 
 /// Waits until the node without pods refuses.
 fn wait_until_local(stage: &Stage) -> Result<()> {
     let addr = (stage.lab.node("node3")?.addresses().v4, NODE_PORT).into();
     eventually(TAKES_EFFECT, "node3 to refuse", || {
-        stage.lab.far_client().run(|| Ok((probe::http(addr) == Answer::Refused).then_some(())))
+        stage
+            .lab
+            .far_client()
+            .run(|| Ok((probe::http(addr) == Answer::Refused).then_some(())))
     })
 }
 
 /// What speaks against the node obeying externalTrafficPolicy Local.
 fn not_local(node: &Node, tally: &Tally) -> Option<String> {
-    let own: Vec<&str> = node.pods().iter().map(|pod| pod.name()).filter(|name| WEB.contains(name)).collect();
+    let own: Vec<&str> = node
+        .pods()
+        .iter()
+        .map(|pod| pod.name())
+        .filter(|name| WEB.contains(name))
+        .collect();
     let right = match own.is_empty() {
         true => tally.refused == REQUESTS,
-        false => tally.pods() == own && tally.unserved() == 0 && tally.clients() == [IpAddr::from(FAR_CLIENT.v4)],
+        false => {
+            tally.pods() == own
+                && tally.unserved() == 0
+                && tally.clients() == [IpAddr::from(FAR_CLIENT.v4)]
+        }
     };
     (!right).then(|| format!("{tally}, seen as {:?}", tally.clients()))
 }

@@ -28,8 +28,18 @@ const DIM: &str = "2";
 impl Say {
     /// A voice for standard output.
     pub fn new() -> Self {
-        let paint = if stdout().is_terminal() { Paint::Colour } else { Paint::Plain };
-        Self { paint, begin: Instant::now(), steps: 0, met: 0, missed: 0 }
+        let paint = if stdout().is_terminal() {
+            Paint::Colour
+        } else {
+            Paint::Plain
+        };
+        Self {
+            paint,
+            begin: Instant::now(),
+            steps: 0,
+            met: 0,
+            missed: 0,
+        }
     }
 
     /// The first line.
@@ -40,17 +50,29 @@ impl Say {
     /// What is about to be done.
     pub fn step(&mut self, text: &str) {
         self.steps += 1;
-        println!("\n{} {}", self.paint(BOLD, &format!("{}.", self.steps)), self.paint(BOLD, text));
+        println!(
+            "\n{} {}",
+            self.paint(BOLD, &format!("{}.", self.steps)),
+            self.paint(BOLD, text)
+        );
     }
 
     /// What has been done, and how far on we are.
     pub fn done(&self, text: &str) {
-        println!("   {text} {}", self.paint(DIM, &format!("[{:.1} s]", self.begin.elapsed().as_secs_f64())));
+        println!(
+            "   {text} {}",
+            self.paint(
+                DIM,
+                &format!("[{:.1} s]", self.begin.elapsed().as_secs_f64())
+            )
+        );
     }
 
     /// Lines of text or of a table.
     pub fn show(&self, text: impl Display) {
-        text.to_string().lines().for_each(|line| println!("   {line}"));
+        text.to_string()
+            .lines()
+            .for_each(|line| println!("   {line}"));
     }
 
     /// What ought to have come out, and what speaks against it.
@@ -61,17 +83,25 @@ impl Say {
         }
         self.missed += 1;
         println!("   {} {}", self.paint(RED, "✗ expected:"), what);
-        against.iter().for_each(|line| println!("     {} {line}", self.paint(RED, "but")));
+        against
+            .iter()
+            .for_each(|line| println!("     {} {line}", self.paint(RED, "but")));
     }
 
     /// Sums up; gives how many expectations were missed.
     pub fn verdict(&self) -> usize {
         let seconds = self.begin.elapsed().as_secs_f64();
         match self.missed {
-            0 => println!("\n{} in {seconds:.1} s", self.paint(GREEN, &format!("All {} expectations came true", self.met))),
+            0 => println!(
+                "\n{} in {seconds:.1} s",
+                self.paint(GREEN, &format!("All {} expectations came true", self.met))
+            ),
             n => println!(
                 "\n{} in {seconds:.1} s",
-                self.paint(RED, &format!("{n} of {} expectations did not come true", n + self.met))
+                self.paint(
+                    RED,
+                    &format!("{n} of {} expectations did not come true", n + self.met)
+                )
             ),
         }
         self.missed
@@ -108,10 +138,23 @@ fn texts<T: Display>(cells: impl IntoIterator<Item = T>) -> Vec<String> {
 impl Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns = self.0.iter().map(Vec::len).max().unwrap_or(0);
-        let cell_width = |row: &Vec<String>, n: usize| row.get(n).map_or(0, |cell| cell.chars().count());
-        let widths: Vec<usize> = (0..columns).map(|n| self.0.iter().map(|row| cell_width(row, n)).max().unwrap_or(0)).collect();
+        let cell_width =
+            |row: &Vec<String>, n: usize| row.get(n).map_or(0, |cell| cell.chars().count());
+        let widths: Vec<usize> = (0..columns)
+            .map(|n| {
+                self.0
+                    .iter()
+                    .map(|row| cell_width(row, n))
+                    .max()
+                    .unwrap_or(0)
+            })
+            .collect();
         for row in &self.0 {
-            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+            let cells: Vec<String> = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, &width)| format!("{cell:width$}"))
+                .collect();
             writeln!(f, "{}", cells.join("   ").trim_end())?;
         }
         Ok(())

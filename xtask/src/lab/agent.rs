@@ -46,13 +46,20 @@ pub struct AgentSpec {
 impl AgentSpec {
     /// Agents that read `source` and log to `logs`.
     pub fn new(tools: &Tools, source: Source, logs: &Path) -> Self {
-        Self { portway: tools.portway.clone(), source, logs: logs.to_owned(), finds_devices: false, extra: Vec::new() }
+        Self {
+            portway: tools.portway.clone(),
+            source,
+            logs: logs.to_owned(),
+            finds_devices: false,
+            extra: Vec::new(),
+        }
     }
 
     /// Adds arguments.
     #[must_use]
     pub fn with(mut self, arguments: &[&str]) -> Self {
-        self.extra.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self.extra
+            .extend(arguments.iter().map(|&argument| argument.to_owned()));
         self
     }
 
@@ -79,7 +86,10 @@ impl AgentSpec {
     /// If the binary is missing.
     pub fn start_unready(&self, node: &Node) -> Result<Agent> {
         if !self.portway.exists() {
-            bail!("{} is missing: cargo build -p proxy-userspace", self.portway.display());
+            bail!(
+                "{} is missing: cargo build -p proxy-userspace",
+                self.portway.display()
+            );
         }
         Agent::spawn(node, self.command(node), &self.logs)
     }
@@ -96,10 +106,19 @@ impl AgentSpec {
             command.arg("--cgroup").arg(node.cgroup());
         }
         if !self.finds_devices {
-            command.args(node.devices().into_iter().flat_map(|device| ["--device", device]));
+            command.args(
+                node.devices()
+                    .into_iter()
+                    .flat_map(|device| ["--device", device]),
+            );
         }
         command.args(["--cluster-cidr", "10.244.0.0/16,fd00:244::/32"]);
-        command.args(["--health-bind", &HEALTH.to_string(), "--metrics-bind", &METRICS.to_string()]);
+        command.args([
+            "--health-bind",
+            &HEALTH.to_string(),
+            "--metrics-bind",
+            &METRICS.to_string(),
+        ]);
         command.args(&self.extra);
         command
     }
@@ -120,10 +139,21 @@ impl Agent {
     /// If it cannot be started.
     pub fn spawn(node: &Node, mut command: Command, logs: &Path) -> Result<Self> {
         let log = logs.join(format!("{}-agent.log", node.name()));
-        let file = File::options().create(true).append(true).open(&log).with_context(|| format!("open {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(file.try_clone().context("share the log")?).stderr(file);
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("open {}", log.display()))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().context("share the log")?)
+            .stderr(file);
         let process = node.spawn(command)?;
-        Ok(Self { process, log, node: node.name().to_owned() })
+        Ok(Self {
+            process,
+            log,
+            node: node.name().to_owned(),
+        })
     }
 
     /// Waits until the agent's health check answers 200.
@@ -134,10 +164,18 @@ impl Agent {
         let deadline = Instant::now() + STARTUP;
         while !node.ns().run(|| Ok(healthy()))? {
             if let Some(status) = self.process.ended()? {
-                bail!("the agent of {} ended ({status:?}):\n{}", self.node, self.log_tail());
+                bail!(
+                    "the agent of {} ended ({status:?}):\n{}",
+                    self.node,
+                    self.log_tail()
+                );
             }
             if Instant::now() > deadline {
-                bail!("the agent of {} is not healthy after {STARTUP:?}:\n{}", self.node, self.log_tail());
+                bail!(
+                    "the agent of {} is not healthy after {STARTUP:?}:\n{}",
+                    self.node,
+                    self.log_tail()
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -191,7 +229,11 @@ fn healthy() -> bool {
         stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
         let mut status = [0; 12];
         stream.read_exact(&mut status)?;
-        if &status == b"HTTP/1.1 200" { Ok(()) } else { Err(std::io::Error::from(ErrorKind::Other)) }
+        if &status == b"HTTP/1.1 200" {
+            Ok(())
+        } else {
+            Err(std::io::Error::from(ErrorKind::Other))
+        }
     };
     ask().is_ok()
 }

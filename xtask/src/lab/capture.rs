@@ -57,20 +57,39 @@ impl Capture {
         _ = fs::remove_file(&file);
         let mut command = Command::new("tcpdump");
         // Every frame is written at once, so that none is missing when it ends.
-        command.args(["-i", device, "-n", "-s", "0", "-U", "--immediate-mode", "-B", "16384", "-Z", "root", "-Q"]);
+        command.args([
+            "-i",
+            device,
+            "-n",
+            "-s",
+            "0",
+            "-U",
+            "--immediate-mode",
+            "-B",
+            "16384",
+            "-Z",
+            "root",
+            "-Q",
+        ]);
         command.arg(match direction {
             Direction::In => "in",
             Direction::Out => "out",
         });
         command.arg("-w").arg(&file);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let mut process = ns.spawn(command, None)?;
         let begin = Instant::now();
         while fs::metadata(&file).map_or(0, |data| data.len()) < HEADER {
             if let Some(status) = process.ended()? {
                 bail!("tcpdump at {device} ended with {status:?}");
             }
-            ensure!(begin.elapsed() < PATIENCE, "tcpdump at {device} does not begin");
+            ensure!(
+                begin.elapsed() < PATIENCE,
+                "tcpdump at {device} does not begin"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(Self { process, file })
@@ -95,14 +114,24 @@ impl Capture {
             "-e",
             "sctp.checksum.status",
         ]);
-        let output = command.arg("-r").arg(&self.file).output().context("run tshark")?;
-        ensure!(output.status.success(), "tshark: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let output = command
+            .arg("-r")
+            .arg(&self.file)
+            .output()
+            .context("run tshark")?;
+        ensure!(
+            output.status.success(),
+            "tshark: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         let packet = |line: &str| {
             let (chunk, status) = line.split_once('\t')?;
             Some((chunk.parse().ok()?, status == "1"))
         };
         let text = String::from_utf8_lossy(&output.stdout);
-        text.lines().map(|line| packet(line).with_context(|| format!("read tshark's {line:?}"))).collect()
+        text.lines()
+            .map(|line| packet(line).with_context(|| format!("read tshark's {line:?}")))
+            .collect()
     }
 
     /// Ends it, and has what was captured judged.
@@ -112,8 +141,16 @@ impl Capture {
     pub fn judge(mut self) -> Result<Judgement> {
         self.process.stop(PATIENCE)?;
         let mut command = Command::new("tcpdump");
-        let output = command.args(["-Z", "root", "-n", "-vv", "-t", "-r"]).arg(&self.file).output().context("run tcpdump")?;
-        ensure!(output.status.success(), "tcpdump: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let output = command
+            .args(["-Z", "root", "-n", "-vv", "-t", "-r"])
+            .arg(&self.file)
+            .output()
+            .context("run tcpdump")?;
+        ensure!(
+            output.status.success(),
+            "tcpdump: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         Ok(Judgement::read(&String::from_utf8_lossy(&output.stdout)))
     }
 }
@@ -121,9 +158,19 @@ impl Capture {
 impl Judgement {
     /// Reads what `tcpdump -vv` prints.
     fn read(text: &str) -> Self {
-        const WRONG: [&str; 5] = ["(incorrect ->", "bad cksum", "bad udp cksum", "bad icmp6 cksum", "wrong icmp cksum"];
-        const RIGHT: [(&str, &str); 4] =
-            [("tcp", "(correct)"), ("udp", "[udp sum ok]"), ("icmp6", "[icmp6 sum ok]"), ("icmp", "proto ICMP (1)")];
+        const WRONG: [&str; 5] = [
+            "(incorrect ->",
+            "bad cksum",
+            "bad udp cksum",
+            "bad icmp6 cksum",
+            "wrong icmp cksum",
+        ];
+        const RIGHT: [(&str, &str); 4] = [
+            ("tcp", "(correct)"),
+            ("udp", "[udp sum ok]"),
+            ("icmp6", "[icmp6 sum ok]"),
+            ("icmp", "proto ICMP (1)"),
+        ];
         const CARRIERS: [&str; 2] = ["proto IPIP (4)", "next-header IPv6 (41)"];
         let mut found = Self::default();
         // A packet takes several lines, of which the first is not indented.
@@ -135,8 +182,11 @@ impl Judgement {
             }
             let packet = std::mem::replace(&mut packet, line.to_owned());
             found.longest = found.longest.max(length(&packet));
-            found.encapsulated +=
-                usize::from(CARRIERS.iter().any(|mark| packet.lines().next().unwrap_or_default().contains(mark)));
+            found.encapsulated += usize::from(
+                CARRIERS
+                    .iter()
+                    .any(|mark| packet.lines().next().unwrap_or_default().contains(mark)),
+            );
             // What an ICMP error quotes begins with a tab.
             let (own, quoted) = packet.split_once('\t').unwrap_or((&packet, ""));
             let wrong = |text: &str| WRONG.iter().any(|mark| text.contains(mark));
@@ -154,8 +204,20 @@ impl Judgement {
 
 /// How long a packet is: IPv4's `length N)` at the end of its header, or IPv6's `payload length: N)`, to which the header comes.
 fn length(packet: &str) -> usize {
-    let number = |after: &str| packet.split_once(after)?.1.split([')', ',']).next()?.trim().parse::<usize>().ok();
-    number("payload length: ").map(|payload| payload + 40).or_else(|| number(", length ")).unwrap_or_default()
+    let number = |after: &str| {
+        packet
+            .split_once(after)?
+            .1
+            .split([')', ','])
+            .next()?
+            .trim()
+            .parse::<usize>()
+            .ok()
+    };
+    number("payload length: ")
+        .map(|payload| payload + 40)
+        .or_else(|| number(", length "))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -184,8 +246,18 @@ IP (tos 0x0, ttl 64, id 1, offset 0, flags [none], proto UDP (17), length 34, ba
     10.0.0.1.1 > 10.0.0.2.2: [udp sum ok] UDP, length 6
 ";
         let judgement = Judgement::read(text);
-        assert_eq!(judgement.right, BTreeMap::from([("tcp", 2), ("udp", 1), ("icmp6", 1), ("icmp", 1)]));
-        assert_eq!((judgement.wrong.len(), judgement.quoted.len(), judgement.longest), (2, 1, 2048));
+        assert_eq!(
+            judgement.right,
+            BTreeMap::from([("tcp", 2), ("udp", 1), ("icmp6", 1), ("icmp", 1)])
+        );
+        assert_eq!(
+            (
+                judgement.wrong.len(),
+                judgement.quoted.len(),
+                judgement.longest
+            ),
+            (2, 1, 2048)
+        );
         assert_eq!(judgement.encapsulated, 1);
     }
 }

@@ -16,13 +16,25 @@ const DEPLOY: &str = include_str!("../../../deploy/portway.yaml");
 /// # Errors
 /// If it does not start, or refuses an object.
 pub fn begin(lab: &Lab) -> Result<ControlPlane> {
-    let ranges = SERVICE_RANGES.iter().map(|range| range.parse().context("read a Service range"));
+    let ranges = SERVICE_RANGES
+        .iter()
+        .map(|range| range.parse().context("read a Service range"));
     let service_ranges = ranges.collect::<Result<_>>()?;
-    let spec = ControlPlaneSpec { netns: lab.router().path(), address: ROUTER.v4.into(), service_ranges };
+    let spec = ControlPlaneSpec {
+        netns: lab.router().path(),
+        address: ROUTER.v4.into(),
+        service_ranges,
+    };
     let plane = ControlPlane::start(&spec)?;
-    plane.client().apply_yaml(DEPLOY).context("apply deploy/portway.yaml")?;
-    lab.nodes().iter().try_for_each(|node| apply_with_status(&plane, &objects::node(node)))?;
-    lab.pods().try_for_each(|(node, pod)| apply_with_status(&plane, &objects::pod(node, pod)))?;
+    plane
+        .client()
+        .apply_yaml(DEPLOY)
+        .context("apply deploy/portway.yaml")?;
+    lab.nodes()
+        .iter()
+        .try_for_each(|node| apply_with_status(&plane, &objects::node(node)))?;
+    lab.pods()
+        .try_for_each(|(node, pod)| apply_with_status(&plane, &objects::pod(node, pod)))?;
     Ok(plane)
 }
 
@@ -31,7 +43,10 @@ pub fn begin(lab: &Lab) -> Result<ControlPlane> {
 /// # Errors
 /// If the control plane gives it no token.
 pub fn source(plane: &ControlPlane) -> Result<agent::Source> {
-    let account = User::ServiceAccount { namespace: "portway".into(), name: "portway".into() };
+    let account = User::ServiceAccount {
+        namespace: "portway".into(),
+        name: "portway".into(),
+    };
     Ok(agent::Source::Kubeconfig(plane.kubeconfig(&account)?))
 }
 
@@ -41,7 +56,13 @@ pub fn source(plane: &ControlPlane) -> Result<agent::Source> {
 /// If it has no status, or either is refused.
 pub fn apply_with_status(plane: &ControlPlane, object: &Value) -> Result<()> {
     let mut bare = object.clone();
-    let status = bare.as_object_mut().and_then(|fields| fields.remove("status")).context("find the status")?;
+    let status = bare
+        .as_object_mut()
+        .and_then(|fields| fields.remove("status"))
+        .context("find the status")?;
     plane.client().apply(&bare)?;
-    plane.client().patch_status(&ObjectRef::of(object)?, &status).map(drop)
+    plane
+        .client()
+        .patch_status(&ObjectRef::of(object)?, &status)
+        .map(drop)
 }

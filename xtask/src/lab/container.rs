@@ -23,7 +23,13 @@ const IMAGE: &str = "/image";
 /// Where a Pod finds the API server's certificate and its account's token.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// What runtimes show to no container for writing.
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// The capabilities by number, in Kubernetes' words.
 const CAPABILITIES: [&str; 41] = [
@@ -113,29 +119,72 @@ impl Container {
         let spec = &self.pod["spec"];
         let container = &spec["containers"][0];
         let mut command = Command::new(&tools.xtask);
-        command.arg("container").arg("--root").arg(&self.root).env_clear().env("PATH", IMAGE);
+        command
+            .arg("container")
+            .arg("--root")
+            .arg(&self.root)
+            .env_clear()
+            .env("PATH", IMAGE);
         for bind in self.binds(tools)? {
             command.args(["--bind", &bind]);
         }
         for capability in kept_capabilities(&container["securityContext"])? {
             command.args(["--capability", &capability]);
         }
-        command.envs(self.environment(container)?).arg("--").args(texts(&container["command"])).args(texts(&container["args"]));
-        ensure!(spec["hostNetwork"] == true, "only Pods in their node's own network are played");
+        command
+            .envs(self.environment(container)?)
+            .arg("--")
+            .args(texts(&container["command"]))
+            .args(texts(&container["args"]));
+        ensure!(
+            spec["hostNetwork"] == true,
+            "only Pods in their node's own network are played"
+        );
         Ok(command)
     }
 
     fn binds(&self, tools: &Tools) -> Result<Vec<String>> {
         let spec = &self.pod["spec"];
-        let image = tools.portway.parent().context("find the directory of the agent")?;
-        let mut binds = vec![bind(image, Path::new(IMAGE), "ro"), bind(&self.account, Path::new(ACCOUNT), "ro")];
-        for mount in spec["containers"][0]["volumeMounts"].as_array().into_iter().flatten() {
+        let image = tools
+            .portway
+            .parent()
+            .context("find the directory of the agent")?;
+        let mut binds = vec![
+            bind(image, Path::new(IMAGE), "ro"),
+            bind(&self.account, Path::new(ACCOUNT), "ro"),
+        ];
+        for mount in spec["containers"][0]["volumeMounts"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
             let mut volumes = spec["volumes"].as_array().into_iter().flatten();
-            let volume = volumes.find(|volume| volume["name"] == mount["name"]).context("find a mount's volume")?;
-            let path = Path::new(volume["hostPath"]["path"].as_str().context("only hostPath volumes are played")?);
-            let from = self.host_paths.get(path).with_context(|| format!("nothing stands for {}", path.display()))?;
-            let to = Path::new(mount["mountPath"].as_str().context("read where a volume is mounted")?);
-            binds.push(bind(from, to, if mount["readOnly"] == true { "ro" } else { "rw" }));
+            let volume = volumes
+                .find(|volume| volume["name"] == mount["name"])
+                .context("find a mount's volume")?;
+            let path = Path::new(
+                volume["hostPath"]["path"]
+                    .as_str()
+                    .context("only hostPath volumes are played")?,
+            );
+            let from = self
+                .host_paths
+                .get(path)
+                .with_context(|| format!("nothing stands for {}", path.display()))?;
+            let to = Path::new(
+                mount["mountPath"]
+                    .as_str()
+                    .context("read where a volume is mounted")?,
+            );
+            binds.push(bind(
+                from,
+                to,
+                if mount["readOnly"] == true {
+                    "ro"
+                } else {
+                    "rw"
+                },
+            ));
         }
         Ok(binds)
     }
@@ -144,8 +193,12 @@ impl Container {
     fn environment(&self, container: &Value) -> Result<BTreeMap<String, String>> {
         let mut environment = self.config.clone();
         for variable in container["env"].as_array().into_iter().flatten() {
-            let name = variable["name"].as_str().context("read a variable's name")?;
-            let field = variable.pointer("/valueFrom/fieldRef/fieldPath").and_then(Value::as_str);
+            let name = variable["name"]
+                .as_str()
+                .context("read a variable's name")?;
+            let field = variable
+                .pointer("/valueFrom/fieldRef/fieldPath")
+                .and_then(Value::as_str);
             let value = match (variable["value"].as_str(), field) {
                 (Some(value), None) => value,
                 (None, Some("spec.nodeName")) => &self.node,
@@ -159,14 +212,29 @@ impl Container {
 
 /// What a container keeps of root's capabilities; it must give all away that it does not name.
 fn kept_capabilities(context: &Value) -> Result<Vec<String>> {
-    ensure!(texts(&context["capabilities"]["drop"]) == ["ALL"], "a runtime's own choice of capabilities is not played");
-    ensure!(context["allowPrivilegeEscalation"] == false && context["privileged"] == false, "privileges are not played");
-    ensure!(context["runAsUser"] == 0 && context["readOnlyRootFilesystem"] == true, "another user, or files that stay, are not");
+    ensure!(
+        texts(&context["capabilities"]["drop"]) == ["ALL"],
+        "a runtime's own choice of capabilities is not played"
+    );
+    ensure!(
+        context["allowPrivilegeEscalation"] == false && context["privileged"] == false,
+        "privileges are not played"
+    );
+    ensure!(
+        context["runAsUser"] == 0 && context["readOnlyRootFilesystem"] == true,
+        "another user, or files that stay, are not"
+    );
     Ok(texts(&context["capabilities"]["add"]))
 }
 
 fn texts(array: &Value) -> Vec<String> {
-    array.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    array
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }
 
 fn bind(from: &Path, to: &Path, how: &str) -> String {
@@ -178,9 +246,17 @@ fn bind(from: &Path, to: &Path, how: &str) -> String {
 /// # Errors
 /// If it is no number, or has a capability that is not known here.
 pub fn capabilities(mask: &str) -> Result<BTreeSet<&'static str>> {
-    let mask = u64::from_str_radix(mask, 16).with_context(|| format!("read the capabilities {mask}"))?;
-    ensure!(mask >> CAPABILITIES.len() == 0, "{mask:x} has capabilities that are not known here");
-    Ok((0..).zip(CAPABILITIES).filter(|(bit, _)| mask >> bit & 1 == 1).map(|(_, name)| name).collect())
+    let mask =
+        u64::from_str_radix(mask, 16).with_context(|| format!("read the capabilities {mask}"))?;
+    ensure!(
+        mask >> CAPABILITIES.len() == 0,
+        "{mask:x} has capabilities that are not known here"
+    );
+    Ok((0..)
+        .zip(CAPABILITIES)
+        .filter(|(bit, _)| mask >> bit & 1 == 1)
+        .map(|(_, name)| name)
+        .collect())
 }
 
 /// Makes the container's root and becomes its command. `setpriv` takes the capabilities out of the bounding set, which is what a
@@ -190,9 +266,17 @@ pub fn capabilities(mask: &str) -> Result<BTreeSet<&'static str>> {
 /// If it cannot; it returns only then.
 pub fn play(args: &ContainerArgs) -> Result<()> {
     make_root(&args.root, &args.bind).context("make the container's root")?;
-    let kept: String = args.capability.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+    let kept: String = args
+        .capability
+        .iter()
+        .map(|name| format!(",+{}", name.to_lowercase()))
+        .collect();
     let mut command = Command::new("/usr/bin/setpriv");
-    command.arg(format!("--bounding-set=-all{kept}")).args(["--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"]);
+    command.arg(format!("--bounding-set=-all{kept}")).args([
+        "--inh-caps=-all",
+        "--ambient-caps=-all",
+        "--no-new-privs",
+    ]);
     Err(command.arg("--").args(&args.command).exec()).context("start setpriv")
 }
 
@@ -200,19 +284,35 @@ fn make_root(root: &Path, binds: &[String]) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("leave the host's mounts")?;
     // What the host mounts later is seen, as with HostToContainer; what is mounted here is not seen there.
     remount(Path::new("/"), MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
-    mount(Some("tmpfs"), root, Some("tmpfs"), MsFlags::empty(), Some("mode=0755")).context("mount the root")?;
-    for path in LIBRARIES.into_iter().chain(["/sys"]).filter(|path| Path::new(path).exists()) {
+    mount(
+        Some("tmpfs"),
+        root,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("mode=0755"),
+    )
+    .context("mount the root")?;
+    for path in LIBRARIES
+        .into_iter()
+        .chain(["/sys"])
+        .filter(|path| Path::new(path).exists())
+    {
         bind_below(root, Path::new(path), Path::new(path), "ro")?;
     }
     for path in ["/proc", "/dev/null"] {
         bind_below(root, Path::new(path), Path::new(path), "rw")?;
     }
-    for path in READ_ONLY.into_iter().filter(|path| Path::new(path).exists()) {
+    for path in READ_ONLY
+        .into_iter()
+        .filter(|path| Path::new(path).exists())
+    {
         bind_below(root, Path::new(path), Path::new(path), "ro")?;
     }
     for text in binds {
         let words: Vec<&str> = text.split(':').collect();
-        let [from, to, how] = words[..] else { bail!("{text} is no bind mount") };
+        let [from, to, how] = words[..] else {
+            bail!("{text} is no bind mount")
+        };
         bind_below(root, Path::new(from), Path::new(to), how)?;
     }
     enter(root)
@@ -223,19 +323,30 @@ fn bind_below(root: &Path, from: &Path, to: &Path, how: &str) -> Result<()> {
     if !to.exists() && from.is_dir() {
         fs::create_dir_all(&to).with_context(|| format!("create {}", to.display()))?;
     } else if !to.exists() {
-        fs::create_dir_all(to.parent().context("find the parent")?).context("create a directory")?;
+        fs::create_dir_all(to.parent().context("find the parent")?)
+            .context("create a directory")?;
         File::create(&to).with_context(|| format!("create {}", to.display()))?;
     }
-    mount(Some(from), &to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .with_context(|| format!("mount {} at {}", from.display(), to.display()))?;
+    mount(
+        Some(from),
+        &to,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .with_context(|| format!("mount {} at {}", from.display(), to.display()))?;
     match how {
-        "ro" => remount(&to, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY),
+        "ro" => remount(
+            &to,
+            MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+        ),
         _ => Ok(()),
     }
 }
 
 fn remount(at: &Path, flags: MsFlags) -> Result<()> {
-    mount(None::<&str>, at, None::<&str>, flags, None::<&str>).with_context(|| format!("mount {} anew", at.display()))
+    mount(None::<&str>, at, None::<&str>, flags, None::<&str>)
+        .with_context(|| format!("mount {} anew", at.display()))
 }
 
 /// Makes `root` the root, and lets go of the host's.
@@ -244,7 +355,10 @@ fn enter(root: &Path) -> Result<()> {
     pivot_root(".", ".").context("change the root")?;
     umount2(".", MntFlags::MNT_DETACH).context("let go of the host's root")?;
     chdir("/").context("enter the root")?;
-    remount(Path::new("/"), MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)
+    remount(
+        Path::new("/"),
+        MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+    )
 }
 
 #[cfg(test)]
@@ -259,7 +373,10 @@ mod tests {
             BTreeSet::from(["BPF", "NET_ADMIN", "PERFMON", "SYS_RESOURCE"])
         );
         assert_eq!(capabilities("1ffffffffff").expect("known").len(), 41);
-        assert!(capabilities("20000000000").is_err(), "a capability of a later kernel");
+        assert!(
+            capabilities("20000000000").is_err(),
+            "a capability of a later kernel"
+        );
     }
 
     #[test]
@@ -268,7 +385,10 @@ mod tests {
             json!({ "capabilities": { "add": ["BPF"], "drop": drop }, "privileged": privileged,
                 "allowPrivilegeEscalation": false, "runAsUser": 0, "readOnlyRootFilesystem": true })
         };
-        assert_eq!(kept_capabilities(&context(&["ALL"], false)).expect("played"), ["BPF"]);
+        assert_eq!(
+            kept_capabilities(&context(&["ALL"], false)).expect("played"),
+            ["BPF"]
+        );
         assert!(kept_capabilities(&context(&[], false)).is_err());
         assert!(kept_capabilities(&context(&["ALL"], true)).is_err());
     }

@@ -36,25 +36,48 @@ impl Counters {
     /// How much they have grown since `before`; only those that have and whose name contains one of `words`.
     #[must_use]
     pub fn growth(&self, before: &Self, words: &[&str]) -> Self {
-        let grown = self.0.iter().map(|(name, now)| (name.clone(), now - before.get(name))).filter(|(_, by)| *by != 0);
-        Self(grown.filter(|(name, _)| words.iter().any(|word| name.contains(word))).collect())
+        let grown = self
+            .0
+            .iter()
+            .map(|(name, now)| (name.clone(), now - before.get(name)))
+            .filter(|(_, by)| *by != 0);
+        Self(
+            grown
+                .filter(|(name, _)| words.iter().any(|word| name.contains(word)))
+                .collect(),
+        )
     }
 }
 
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words: Vec<String> = self.0.iter().map(|(name, value)| format!("{name} {value}")).collect();
-        f.write_str(&if words.is_empty() { "nothing".to_owned() } else { words.join(", ") })
+        let words: Vec<String> = self
+            .0
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        f.write_str(&if words.is_empty() {
+            "nothing".to_owned()
+        } else {
+            words.join(", ")
+        })
     }
 }
 
 /// Pairs of lines, the names and then the values, each after the protocol.
 fn parse(text: &str) -> Vec<(String, i64)> {
     let lines: Vec<&str> = text.lines().collect();
-    let pairs = lines.chunks_exact(2).filter_map(|pair| Some((pair[0].split_once(": ")?, pair[1].split_once(": ")?)));
+    let pairs = lines
+        .chunks_exact(2)
+        .filter_map(|pair| Some((pair[0].split_once(": ")?, pair[1].split_once(": ")?)));
     let named = pairs.flat_map(|((protocol, names), (_, values))| {
-        let values = values.split_whitespace().filter_map(|value| value.parse().ok());
-        names.split_whitespace().map(move |name| format!("{protocol}.{name}")).zip(values)
+        let values = values
+            .split_whitespace()
+            .filter_map(|value| value.parse().ok());
+        names
+            .split_whitespace()
+            .map(move |name| format!("{protocol}.{name}"))
+            .zip(values)
     });
     named.collect()
 }
@@ -65,10 +88,21 @@ mod tests {
 
     #[test]
     fn names_and_values_find_each_other() {
-        let before = Counters(parse("Tcp: MaxConn RetransSegs\nTcp: -1 7\nIp: InDiscards\nIp: 2\n").into_iter().collect());
-        let after = Counters(parse("Tcp: MaxConn RetransSegs\nTcp: -1 9\nIp: InDiscards\nIp: 2\n").into_iter().collect());
+        let before = Counters(
+            parse("Tcp: MaxConn RetransSegs\nTcp: -1 7\nIp: InDiscards\nIp: 2\n")
+                .into_iter()
+                .collect(),
+        );
+        let after = Counters(
+            parse("Tcp: MaxConn RetransSegs\nTcp: -1 9\nIp: InDiscards\nIp: 2\n")
+                .into_iter()
+                .collect(),
+        );
         assert_eq!(before.get("Ip.InDiscards"), 2);
-        assert_eq!(after.growth(&before, &["Retrans", "Discard"]).to_string(), "Tcp.RetransSegs 2");
+        assert_eq!(
+            after.growth(&before, &["Retrans", "Discard"]).to_string(),
+            "Tcp.RetransSegs 2"
+        );
         assert_eq!(after.growth(&before, &["Discard"]).to_string(), "nothing");
     }
 }

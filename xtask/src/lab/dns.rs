@@ -23,8 +23,15 @@ impl FromStr for Record {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (name, address) = text.split_once('=').with_context(|| format!("find = in {text:?}"))?;
-        Ok(Self { name: name.to_owned(), address: address.parse().with_context(|| format!("read address {address:?}"))? })
+        let (name, address) = text
+            .split_once('=')
+            .with_context(|| format!("find = in {text:?}"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            address: address
+                .parse()
+                .with_context(|| format!("read address {address:?}"))?,
+        })
     }
 }
 
@@ -42,9 +49,20 @@ const NO_SUCH_NAME: u16 = 0x8183;
 pub fn answer(query: &[u8], records: &BTreeSet<Record>) -> Option<Vec<u8>> {
     let (name, end) = question(query)?;
     let wanted = u16::from_be_bytes([*query.get(end - 4)?, *query.get(end - 3)?]);
-    let named: Vec<&Record> = records.iter().filter(|record| record.name.eq_ignore_ascii_case(&name)).collect();
-    let found: Vec<IpAddr> = named.iter().map(|record| record.address).filter(|ip| record_type(ip) == wanted).collect();
-    let flags = if named.is_empty() { NO_SUCH_NAME } else { RESPONSE };
+    let named: Vec<&Record> = records
+        .iter()
+        .filter(|record| record.name.eq_ignore_ascii_case(&name))
+        .collect();
+    let found: Vec<IpAddr> = named
+        .iter()
+        .map(|record| record.address)
+        .filter(|ip| record_type(ip) == wanted)
+        .collect();
+    let flags = if named.is_empty() {
+        NO_SUCH_NAME
+    } else {
+        RESPONSE
+    };
     let mut reply = query[..2].to_vec();
     for field in [flags, 1, found.len() as u16, 0, 0] {
         reply.extend(field.to_be_bytes());
@@ -108,10 +126,15 @@ pub fn resolve(server: SocketAddr, name: &str, family: Family) -> Result<IpAddr>
     query.push(0);
     query.extend([kind, 1].map(u16::to_be_bytes).concat());
     let reply = exchange(server, &query).with_context(|| format!("ask {server} for {name}"))?;
-    ensure!(reply.starts_with(&query[..2]), "the answer is to another question");
+    ensure!(
+        reply.starts_with(&query[..2]),
+        "the answer is to another question"
+    );
     // Our server puts the one address last.
     match (family, reply.last_chunk::<4>(), reply.last_chunk::<16>()) {
-        _ if reply.get(6..8) == Some(&[0, 0]) || reply.len() <= query.len() => bail!("{server} knows no address of {name}"),
+        _ if reply.get(6..8) == Some(&[0, 0]) || reply.len() <= query.len() => {
+            bail!("{server} knows no address of {name}")
+        }
         (Family::V4, Some(octets), _) => Ok(IpAddr::from(*octets)),
         (Family::V6, _, Some(octets)) => Ok(IpAddr::from(*octets)),
         _ => bail!("the answer is too short"),
@@ -119,7 +142,11 @@ pub fn resolve(server: SocketAddr, name: &str, family: Family) -> Result<IpAddr>
 }
 
 fn exchange(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-    let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    let socket = UdpSocket::bind(if server.is_ipv4() {
+        "0.0.0.0:0"
+    } else {
+        "[::]:0"
+    })?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.send(query)?;
@@ -141,7 +168,10 @@ mod tests {
         assert_eq!(&reply[..8], b"\x12\x34\x81\x80\0\x01\0\x01");
         assert!(reply.ends_with(&[0, 4, 10, 96, 0, 7]));
         let other = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03foo\0\0\x01\0\x01";
-        assert_eq!(&answer(other, &records).expect("answer")[..8], b"\x12\x34\x81\x83\0\x01\0\0");
+        assert_eq!(
+            &answer(other, &records).expect("answer")[..8],
+            b"\x12\x34\x81\x83\0\x01\0\0"
+        );
         assert_eq!(answer(b"\x12\x34", &records), None);
     }
 }

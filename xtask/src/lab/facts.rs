@@ -20,7 +20,11 @@ pub struct Facts {
 impl Facts {
     /// Facts whose IPv4-mapped addresses are written as IPv4.
     pub fn new(pod: &str, client: SocketAddr, server: SocketAddr) -> Self {
-        Self { pod: pod.to_owned(), client: canonical(client), server: canonical(server) }
+        Self {
+            pod: pod.to_owned(),
+            client: canonical(client),
+            server: canonical(server),
+        }
     }
 
     /// The client's address without its port.
@@ -35,7 +39,11 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
 
 impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pod={} client={} server={}", self.pod, self.client, self.server)
+        write!(
+            f,
+            "pod={} client={} server={}",
+            self.pod, self.client, self.server
+        )
     }
 }
 
@@ -48,7 +56,9 @@ impl FromStr for Facts {
     /// If a field is missing or no address.
     fn from_str(line: &str) -> Result<Self, Error> {
         let field = |key: &str| {
-            let found = line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+            let found = line
+                .split_whitespace()
+                .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
             found.with_context(|| format!("find {key}= in {line:?}"))
         };
         Ok(Self {
@@ -65,9 +75,15 @@ mod tests {
 
     #[test]
     fn a_line_reads_back() {
-        let facts =
-            Facts::new("web-1", "[::ffff:192.0.2.200]:4444".parse().expect("address"), "[fd00::1]:80".parse().expect("address"));
-        assert_eq!(facts.to_string(), "pod=web-1 client=192.0.2.200:4444 server=[fd00::1]:80");
+        let facts = Facts::new(
+            "web-1",
+            "[::ffff:192.0.2.200]:4444".parse().expect("address"),
+            "[fd00::1]:80".parse().expect("address"),
+        );
+        assert_eq!(
+            facts.to_string(),
+            "pod=web-1 client=192.0.2.200:4444 server=[fd00::1]:80"
+        );
         assert_eq!(facts.to_string().parse::<Facts>().expect("facts"), facts);
         assert!("pod=web-1".parse::<Facts>().is_err());
     }

@@ -73,18 +73,39 @@ impl Haproxy {
     ///
     /// # Errors
     /// If it is not installed, or does not start; the error has what it said.
-    pub fn start(ns: &Namespace, directory: &Path, bind: SocketAddr, servers: &[Server]) -> Result<Self> {
+    pub fn start(
+        ns: &Namespace,
+        directory: &Path,
+        bind: SocketAddr,
+        servers: &[Server],
+    ) -> Result<Self> {
         let file = |name: &str| directory.join(name);
-        let (config, socket, log) = (file("haproxy.cfg"), file("haproxy.sock"), file("haproxy.log"));
-        fs::write(&config, configuration(&socket, bind, servers)).context("write HAProxy's configuration")?;
+        let (config, socket, log) = (
+            file("haproxy.cfg"),
+            file("haproxy.sock"),
+            file("haproxy.log"),
+        );
+        fs::write(&config, configuration(&socket, bind, servers))
+            .context("write HAProxy's configuration")?;
         let output = File::create(&log).context("create HAProxy's log")?;
-        let haproxy = sh::find_program("haproxy")
-            .context("find haproxy (Debian's package of that name; `cargo xtask setup` installs it)")?;
+        let haproxy = sh::find_program("haproxy").context(
+            "find haproxy (Debian's package of that name; `cargo xtask setup` installs it)",
+        )?;
         let mut command = Command::new(haproxy);
         // In the foreground, so that it is our child that ends.
-        command.arg("-db").arg("-f").arg(&config).stdin(Stdio::null());
-        command.stdout(output.try_clone().context("share HAProxy's log")?).stderr(output);
-        let mut haproxy = Self { process: ns.spawn(command, None)?, socket, log };
+        command
+            .arg("-db")
+            .arg("-f")
+            .arg(&config)
+            .stdin(Stdio::null());
+        command
+            .stdout(output.try_clone().context("share HAProxy's log")?)
+            .stderr(output);
+        let mut haproxy = Self {
+            process: ns.spawn(command, None)?,
+            socket,
+            log,
+        };
         wait_for("HAProxy", PATIENCE, || haproxy.is_there())?;
         Ok(haproxy)
     }
@@ -94,8 +115,10 @@ impl Haproxy {
     /// # Errors
     /// If that takes too long, or HAProxy has ended; the error has what it said.
     pub fn wait_until(&self, name: &str, standing: Standing) -> Result<()> {
-        wait_for(&format!("{name} to be {standing:?}"), PATIENCE, || Ok((self.standing(name)? == standing).then_some(())))
-            .with_context(|| self.log())
+        wait_for(&format!("{name} to be {standing:?}"), PATIENCE, || {
+            Ok((self.standing(name)? == standing).then_some(()))
+        })
+        .with_context(|| self.log())
     }
 
     /// The connections that it has tried again so far.
@@ -104,7 +127,10 @@ impl Haproxy {
     /// If it does not tell.
     pub fn again(&self) -> Result<Again> {
         let all = self.row("BACKEND")?;
-        Ok(Again { same: number(&all, "wretr")?, other: number(&all, "wredis")? })
+        Ok(Again {
+            same: number(&all, "wretr")?,
+            other: number(&all, "wredis")?,
+        })
     }
 
     /// All that it has said.
@@ -122,26 +148,43 @@ impl Haproxy {
     fn standing(&self, server: &str) -> Result<Standing> {
         let row = self.row(server)?;
         let status = row.get("status").context("find a server's status")?;
-        Ok(if status.starts_with("UP") { Standing::Up } else { Standing::Down })
+        Ok(if status.starts_with("UP") {
+            Standing::Up
+        } else {
+            Standing::Down
+        })
     }
 
     fn row(&self, server: &str) -> Result<Row> {
-        let ours = |row: &Row| row.get("pxname").is_some_and(|name| name == BACKEND) && row["svname"] == server;
-        self.rows()?.into_iter().find(ours).with_context(|| format!("find {server} in HAProxy's statistics"))
+        let ours = |row: &Row| {
+            row.get("pxname").is_some_and(|name| name == BACKEND) && row["svname"] == server
+        };
+        self.rows()?
+            .into_iter()
+            .find(ours)
+            .with_context(|| format!("find {server} in HAProxy's statistics"))
     }
 
     fn rows(&self) -> Result<Vec<Row>> {
-        let mut stream = UnixStream::connect(&self.socket).context("connect to HAProxy's socket")?;
+        let mut stream =
+            UnixStream::connect(&self.socket).context("connect to HAProxy's socket")?;
         stream.write_all(b"show stat\n").context("ask HAProxy")?;
         let mut text = String::new();
-        stream.read_to_string(&mut text).context("read HAProxy's statistics")?;
+        stream
+            .read_to_string(&mut text)
+            .context("read HAProxy's statistics")?;
         parse(&text)
     }
 }
 
 /// Each request is a connection of its own to a node, and a node is out and in again with a single check.
 fn configuration(socket: &Path, bind: SocketAddr, servers: &[Server]) -> String {
-    let server = |server: &Server| format!("    server {} {} check port {}\n", server.name, server.at, server.health_port);
+    let server = |server: &Server| {
+        format!(
+            "    server {} {} check port {}\n",
+            server.name, server.at, server.health_port
+        )
+    };
     let servers: String = servers.iter().map(server).collect();
     format!(
         "global
@@ -170,16 +213,31 @@ backend {BACKEND}
 /// Reads comma-separated values, the first line being the columns' names.
 fn parse(text: &str) -> Result<Vec<Row>> {
     let mut lines = text.lines().filter(|line| !line.is_empty());
-    let head = lines.next().and_then(|line| line.strip_prefix("# ")).context("find the head of HAProxy's statistics")?;
-    let row = |line: &str| -> Row { head.split(',').zip(line.split(',')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect() };
+    let head = lines
+        .next()
+        .and_then(|line| line.strip_prefix("# "))
+        .context("find the head of HAProxy's statistics")?;
+    let row = |line: &str| -> Row {
+        head.split(',')
+            .zip(line.split(','))
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect()
+    };
     let rows: Vec<Row> = lines.map(row).collect();
-    ensure!(rows.iter().all(|row| row.contains_key("svname")), "HAProxy's statistics do not name servers: {head}");
+    ensure!(
+        rows.iter().all(|row| row.contains_key("svname")),
+        "HAProxy's statistics do not name servers: {head}"
+    );
     Ok(rows)
 }
 
 fn number(row: &Row, column: &str) -> Result<u64> {
-    let value = row.get(column).with_context(|| format!("find {column} in HAProxy's statistics"))?;
-    value.parse().with_context(|| format!("read {column}, which is {value:?}"))
+    let value = row
+        .get(column)
+        .with_context(|| format!("find {column} in HAProxy's statistics"))?;
+    value
+        .parse()
+        .with_context(|| format!("read {column}, which is {value:?}"))
 }
 
 #[cfg(test)]

@@ -25,7 +25,10 @@ impl Tools {
     /// The tools whose `xtask` is at this path; `portway` lies beside it.
     pub fn beside(xtask: impl Into<PathBuf>) -> Self {
         let xtask = xtask.into();
-        Self { portway: xtask.with_file_name("portway"), xtask }
+        Self {
+            portway: xtask.with_file_name("portway"),
+            xtask,
+        }
     }
 
     /// The tools of the running program, which is `xtask`.
@@ -33,7 +36,9 @@ impl Tools {
     /// # Errors
     /// If the kernel does not tell where that is.
     pub fn of_this_program() -> Result<Self> {
-        Ok(Self::beside(std::env::current_exe().context("find this program")?))
+        Ok(Self::beside(
+            std::env::current_exe().context("find this program")?,
+        ))
     }
 }
 
@@ -53,14 +58,27 @@ impl Host {
     /// If this is not root, there is no cgroup2, or bpffs cannot be mounted.
     pub fn prepare() -> Result<Self> {
         if !geteuid().is_root() {
-            bail!("the lab makes network namespaces and loads programs into the kernel: run it as root");
+            bail!(
+                "the lab makes network namespaces and loads programs into the kernel: run it as root"
+            );
         }
-        let cgroups = mount_point("cgroup2").context("find a mounted cgroup2 hierarchy in /proc/mounts")?;
+        let cgroups =
+            mount_point("cgroup2").context("find a mounted cgroup2 hierarchy in /proc/mounts")?;
         let _lock = host_lock()?;
         if mount_point("bpf").is_none_or(|at| at != Path::new(BPFFS)) {
-            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).context("mount bpffs at /sys/fs/bpf")?;
+            mount(
+                Some("bpf"),
+                BPFFS,
+                Some("bpf"),
+                MsFlags::empty(),
+                None::<&str>,
+            )
+            .context("mount bpffs at /sys/fs/bpf")?;
         }
-        Ok(Self { cgroups, bpffs: PathBuf::from(BPFFS) })
+        Ok(Self {
+            cgroups,
+            bpffs: PathBuf::from(BPFFS),
+        })
     }
 }
 
@@ -100,7 +118,10 @@ impl OwnedDir {
 
     /// Takes charge of `path`, which somebody else will make.
     pub fn to_be_made(path: PathBuf) -> Self {
-        Self { _owned: Owned::new(Thing::Directory(path.clone())), path }
+        Self {
+            _owned: Owned::new(Thing::Directory(path.clone())),
+            path,
+        }
     }
 
     /// Where it is.
@@ -110,6 +131,9 @@ impl OwnedDir {
 
     fn make(path: PathBuf, thing: fn(PathBuf) -> Thing) -> Result<Self> {
         fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        Ok(Self { _owned: Owned::new(thing(path.clone())), path })
+        Ok(Self {
+            _owned: Owned::new(thing(path.clone())),
+            path,
+        })
     }
 }

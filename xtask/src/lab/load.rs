@@ -35,7 +35,14 @@ pub struct Load {
 impl Load {
     /// A load of `rate` requests per second over 100 held connections, each fifth request over a new one.
     pub fn new(target: SocketAddr, rate: u32, duration: Duration) -> Self {
-        Self { target, rate, duration, held: 100, fresh_percent: 20, patience: Duration::from_secs(3) }
+        Self {
+            target,
+            rate,
+            duration,
+            held: 100,
+            fresh_percent: 20,
+            patience: Duration::from_secs(3),
+        }
     }
 }
 
@@ -71,7 +78,11 @@ impl LoadReport {
 
     /// How many requests failed.
     pub fn failed(&self) -> usize {
-        self.held.failed.values().chain(self.fresh.failed.values()).sum()
+        self.held
+            .failed
+            .values()
+            .chain(self.fresh.failed.values())
+            .sum()
     }
 
     /// Answers per second.
@@ -82,7 +93,13 @@ impl LoadReport {
 
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} answers in {:.1?} ({:.0}/s)", self.answered(), self.elapsed, self.rate())?;
+        write!(
+            f,
+            "{} answers in {:.1?} ({:.0}/s)",
+            self.answered(),
+            self.elapsed,
+            self.rate()
+        )?;
         for (what, outcome) in [("held", &self.held), ("new", &self.fresh)] {
             let failed: usize = outcome.failed.values().sum();
             write!(
@@ -90,7 +107,10 @@ impl fmt::Display for LoadReport {
                 "; over {what} connections {} answered, {failed} failed, slowest {:.1?}",
                 outcome.answered, outcome.slowest
             )?;
-            outcome.failed.iter().try_for_each(|(why, n)| write!(f, " [{n} x {why}]"))?;
+            outcome
+                .failed
+                .iter()
+                .try_for_each(|(why, n)| write!(f, " [{n} x {why}]"))?;
         }
         Ok(())
     }
@@ -178,11 +198,13 @@ impl<'a> Generator<'a> {
 
     fn open_held(&mut self) {
         for _ in 0..self.load.held {
-            let opened = std::net::TcpStream::connect_timeout(&self.load.target, self.load.patience).and_then(|stream| {
-                stream.set_nonblocking(true)?;
-                stream.set_nodelay(true)?;
-                self.add(TcpStream::from_std(stream), Life::Held, None)
-            });
+            let opened =
+                std::net::TcpStream::connect_timeout(&self.load.target, self.load.patience)
+                    .and_then(|stream| {
+                        stream.set_nonblocking(true)?;
+                        stream.set_nodelay(true)?;
+                        self.add(TcpStream::from_std(stream), Life::Held, None)
+                    });
             match opened {
                 Ok(id) => {
                     self.idle.push_back(id);
@@ -193,17 +215,34 @@ impl<'a> Generator<'a> {
         }
     }
 
-    fn add(&mut self, mut stream: TcpStream, life: Life, asked: Option<Instant>) -> io::Result<usize> {
+    fn add(
+        &mut self,
+        mut stream: TcpStream,
+        life: Life,
+        asked: Option<Instant>,
+    ) -> io::Result<usize> {
         let entry = self.connections.vacant_entry();
         let id = entry.key();
-        self.poll.registry().register(&mut stream, Token(id), Interest::READABLE | Interest::WRITABLE)?;
-        entry.insert(Connection { stream, life, asked, sent: false, input: Vec::new() });
+        self.poll.registry().register(
+            &mut stream,
+            Token(id),
+            Interest::READABLE | Interest::WRITABLE,
+        )?;
+        entry.insert(Connection {
+            stream,
+            life,
+            asked,
+            sent: false,
+            input: Vec::new(),
+        });
         Ok(id)
     }
 
     /// Whether an answer is still to come.
     fn waiting(&self) -> bool {
-        self.connections.iter().any(|(_, connection)| connection.asked.is_some())
+        self.connections
+            .iter()
+            .any(|(_, connection)| connection.asked.is_some())
     }
 
     /// Sends what the rate says ought to have been sent after `elapsed`, as far as held connections are free.
@@ -225,7 +264,8 @@ impl<'a> Generator<'a> {
     }
 
     fn ask_anew(&mut self, now: Instant) {
-        let opened = TcpStream::connect(self.load.target).and_then(|stream| self.add(stream, Life::Fresh, Some(now)));
+        let opened = TcpStream::connect(self.load.target)
+            .and_then(|stream| self.add(stream, Life::Fresh, Some(now)));
         if let Err(e) = opened {
             self.count_failure(Life::Fresh, &format!("connect: {e}"));
         }
@@ -241,7 +281,10 @@ impl<'a> Generator<'a> {
     }
 
     fn receive(&mut self) -> Result<()> {
-        match self.poll.poll(&mut self.events, Some(Duration::from_millis(1))) {
+        match self
+            .poll
+            .poll(&mut self.events, Some(Duration::from_millis(1)))
+        {
             Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(()),
             other => other.context("wait for events")?,
         }
@@ -260,7 +303,11 @@ impl<'a> Generator<'a> {
 
     fn answered(&mut self, id: usize, facts: Facts) {
         let connection = &mut self.connections[id];
-        let took = connection.asked.take().map(|asked| asked.elapsed()).unwrap_or_default();
+        let took = connection
+            .asked
+            .take()
+            .map(|asked| asked.elapsed())
+            .unwrap_or_default();
         let life = connection.life;
         let outcome = self.outcome(life);
         outcome.answered += 1;
@@ -294,10 +341,22 @@ impl<'a> Generator<'a> {
 
     fn drop_overdue(&mut self, now: Instant) {
         let patience = self.load.patience;
-        let late = |c: &Connection| c.asked.is_some_and(|asked| now.saturating_duration_since(asked) > patience);
-        let overdue: Vec<usize> = self.connections.iter().filter(|(_, c)| late(c)).map(|(id, _)| id).collect();
+        let late = |c: &Connection| {
+            c.asked
+                .is_some_and(|asked| now.saturating_duration_since(asked) > patience)
+        };
+        let overdue: Vec<usize> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| late(c))
+            .map(|(id, _)| id)
+            .collect();
         for id in overdue {
-            let why = if self.connections[id].sent { "no answer" } else { "no connection" };
+            let why = if self.connections[id].sent {
+                "no answer"
+            } else {
+                "no connection"
+            };
             self.fail(id, why);
         }
     }
@@ -311,7 +370,9 @@ impl Connection {
                 return Err(e);
             }
             match self.stream.write_all(REQUEST_CLOSE) {
-                Err(e) if matches!(e.kind(), ErrorKind::NotConnected | ErrorKind::WouldBlock) => return Ok(None),
+                Err(e) if matches!(e.kind(), ErrorKind::NotConnected | ErrorKind::WouldBlock) => {
+                    return Ok(None);
+                }
                 other => other?,
             }
             self.sent = true;
@@ -327,8 +388,11 @@ impl Connection {
             }
         }
         refuse_other_than_ok(&self.input)?;
-        let facts = probe::body(&self.input)?.map(|body| String::from_utf8_lossy(body).parse::<Facts>());
-        let facts = facts.transpose().map_err(|e| io::Error::new(ErrorKind::InvalidData, format!("{e:#}")))?;
+        let facts =
+            probe::body(&self.input)?.map(|body| String::from_utf8_lossy(body).parse::<Facts>());
+        let facts = facts
+            .transpose()
+            .map_err(|e| io::Error::new(ErrorKind::InvalidData, format!("{e:#}")))?;
         if facts.is_some() {
             self.input.clear();
         }
@@ -338,7 +402,9 @@ impl Connection {
 
 /// A proxy's own answer, such as 503, is no pod's; the error names it.
 fn refuse_other_than_ok(answer: &[u8]) -> io::Result<()> {
-    let Some(end) = answer.windows(2).position(|w| w == b"\r\n") else { return Ok(()) };
+    let Some(end) = answer.windows(2).position(|w| w == b"\r\n") else {
+        return Ok(());
+    };
     let line = String::from_utf8_lossy(&answer[..end]);
     match line.split(' ').nth(1) {
         Some("200") => Ok(()),

@@ -67,12 +67,34 @@ impl Lab {
         let topology = Arc::new(topology);
         let mut spaces = Spaces::create(&id, &topology)?;
         spaces.wire(&topology)?;
-        let places = topology.nodes.iter().map(|node| place(&id, &tools, &host, cgroup.path(), &node.name));
+        let places = topology
+            .nodes
+            .iter()
+            .map(|node| place(&id, &tools, &host, cgroup.path(), &node.name));
         let places = places.collect::<Result<Vec<Place>>>()?;
         let nodes = (1..).zip(places).zip(spaces.nodes.drain(..));
-        let nodes = nodes.map(|((n, place), ns)| Node::new(topology.clone(), n, place, ns)).collect();
-        let Spaces { lan, router, near, far, .. } = spaces;
-        let mut lab = Self { id, tools, nodes, near, far, router, lan, far_ends: Vec::new(), directory, _cgroup: cgroup };
+        let nodes = nodes
+            .map(|((n, place), ns)| Node::new(topology.clone(), n, place, ns))
+            .collect();
+        let Spaces {
+            lan,
+            router,
+            near,
+            far,
+            ..
+        } = spaces;
+        let mut lab = Self {
+            id,
+            tools,
+            nodes,
+            near,
+            far,
+            router,
+            lan,
+            far_ends: Vec::new(),
+            directory,
+            _cgroup: cgroup,
+        };
         lab.start_pods(&topology)?;
         Ok(lab)
     }
@@ -118,8 +140,12 @@ impl Lab {
     /// # Errors
     /// If ethtool is missing or fails, or the kernel refuses.
     pub fn let_xdp_send(&mut self) -> Result<()> {
-        let hosts = [&self.near, &self.far, &self.router].into_iter().chain(self.nodes.iter().map(Node::ns));
-        hosts.chain(self.pods().map(|(_, pod)| pod.ns())).try_for_each(|ns| ns.switch_checksum_offload_off("eth0"))?;
+        let hosts = [&self.near, &self.far, &self.router]
+            .into_iter()
+            .chain(self.nodes.iter().map(Node::ns));
+        hosts
+            .chain(self.pods().map(|(_, pod)| pod.ns()))
+            .try_for_each(|ns| ns.switch_checksum_offload_off("eth0"))?;
         self.router.switch_checksum_offload_off("eth1")?;
         for port in (0..2 + self.nodes.len()).map(wire::switch_port) {
             self.lan.switch_checksum_offload_off(&port)?;
@@ -138,7 +164,10 @@ impl Lab {
     /// # Errors
     /// If there is none.
     pub fn node(&self, name: &str) -> Result<&Node> {
-        self.nodes.iter().find(|node| node.name() == name).with_context(|| format!("find node {name}"))
+        self.nodes
+            .iter()
+            .find(|node| node.name() == name)
+            .with_context(|| format!("find node {name}"))
     }
 
     /// The node `name`, to add or remove pods.
@@ -146,12 +175,17 @@ impl Lab {
     /// # Errors
     /// If there is none.
     pub fn node_mut(&mut self, name: &str) -> Result<&mut Node> {
-        self.nodes.iter_mut().find(|node| node.name() == name).with_context(|| format!("find node {name}"))
+        self.nodes
+            .iter_mut()
+            .find(|node| node.name() == name)
+            .with_context(|| format!("find node {name}"))
     }
 
     /// All pods with their nodes.
     pub fn pods(&self) -> impl Iterator<Item = (&Node, &Pod)> {
-        self.nodes.iter().flat_map(|node| node.pods().iter().map(move |pod| (node, pod)))
+        self.nodes
+            .iter()
+            .flat_map(|node| node.pods().iter().map(move |pod| (node, pod)))
     }
 
     /// The pod `name`.
@@ -159,18 +193,29 @@ impl Lab {
     /// # Errors
     /// If there is none.
     pub fn pod(&self, name: &str) -> Result<&Pod> {
-        self.pods().map(|(_, pod)| pod).find(|pod| pod.name() == name).with_context(|| format!("find pod {name}"))
+        self.pods()
+            .map(|(_, pod)| pod)
+            .find(|pod| pod.name() == name)
+            .with_context(|| format!("find pod {name}"))
     }
 
     fn start_pods(&mut self, topology: &Topology) -> Result<()> {
-        in_parallel(self.nodes.iter_mut().zip(&topology.nodes), |(node, spec)| node.add_pods(spec.pods.clone()))
+        in_parallel(
+            self.nodes.iter_mut().zip(&topology.nodes),
+            |(node, spec)| node.add_pods(spec.pods.clone()),
+        )
     }
 }
 
 fn place(id: &LabId, tools: &Tools, host: &Host, cgroup: &Path, node: &str) -> Result<Place> {
     let state = OwnedDir::to_be_made(host.bpffs.join(id.name(node)));
     let cgroup = OwnedDir::cgroup(cgroup.join(node))?;
-    Ok(Place { lab: id.clone(), tools: tools.clone(), cgroup, state })
+    Ok(Place {
+        lab: id.clone(),
+        tools: tools.clone(),
+        cgroup,
+        state,
+    })
 }
 
 /// The namespaces that are there before any pod is.
@@ -185,23 +230,46 @@ struct Spaces {
 impl Spaces {
     fn create(id: &LabId, topology: &Topology) -> Result<Self> {
         let fixed = ["lan", "router", "client", "far-client"];
-        let names = fixed.into_iter().chain(topology.nodes.iter().map(|node| node.name.as_str()));
+        let names = fixed
+            .into_iter()
+            .chain(topology.nodes.iter().map(|node| node.name.as_str()));
         let names: Vec<String> = names.map(|name| id.name(name)).collect();
         let mut spaces = Namespace::create(&names)?.into_iter();
         let mut next = || spaces.next().context("find a namespace just made");
-        Ok(Self { lan: next()?, router: next()?, near: next()?, far: next()?, nodes: spaces.collect() })
+        Ok(Self {
+            lan: next()?,
+            router: next()?,
+            near: next()?,
+            far: next()?,
+            nodes: spaces.collect(),
+        })
     }
 
     /// Gives all of them their devices, addresses and routes; each pair of devices is made by one of its ends, first.
     fn wire(&self, topology: &Topology) -> Result<()> {
         let clients = [&self.near, &self.far];
-        let all = [&self.lan, &self.router].into_iter().chain(clients).chain(&self.nodes);
-        all.clone().try_for_each(|ns| ns.sysctls(wire::EVERYWHERE))?;
-        clients.into_iter().try_for_each(|ns| ns.sysctls(wire::CLIENT))?;
-        [&self.router].into_iter().chain(&self.nodes).try_for_each(|ns| ns.sysctls(wire::FORWARDING))?;
-        self.nodes.iter().try_for_each(|ns| ns.sysctls(&wire::rp_filter(topology.rp_filter)))?;
+        let all = [&self.lan, &self.router]
+            .into_iter()
+            .chain(clients)
+            .chain(&self.nodes);
+        all.clone()
+            .try_for_each(|ns| ns.sysctls(wire::EVERYWHERE))?;
+        clients
+            .into_iter()
+            .try_for_each(|ns| ns.sysctls(wire::CLIENT))?;
+        [&self.router]
+            .into_iter()
+            .chain(&self.nodes)
+            .try_for_each(|ns| ns.sysctls(wire::FORWARDING))?;
+        self.nodes
+            .iter()
+            .try_for_each(|ns| ns.sysctls(&wire::rp_filter(topology.rp_filter)))?;
         let hosts = [&self.router, &self.near].map(Namespace::name);
-        self.lan.ip(&wire::switch(topology, hosts, self.nodes.iter().map(Namespace::name)))?;
+        self.lan.ip(&wire::switch(
+            topology,
+            hosts,
+            self.nodes.iter().map(Namespace::name),
+        ))?;
         self.router.ip(&wire::router(topology, self.far.name()))?;
         self.near.ip(&wire::near_client())?;
         self.far.ip(&wire::far_client())?;
@@ -216,11 +284,17 @@ impl Spaces {
 }
 
 /// Does `work` for all items at once, and gives the first error.
-fn in_parallel<T: Send>(items: impl Iterator<Item = T>, work: impl Fn(T) -> Result<()> + Sync) -> Result<()> {
+fn in_parallel<T: Send>(
+    items: impl Iterator<Item = T>,
+    work: impl Fn(T) -> Result<()> + Sync,
+) -> Result<()> {
     let work = &work;
     std::thread::scope(|scope| {
         let threads: Vec<_> = items.map(|item| scope.spawn(move || work(item))).collect();
-        let results = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let results = threads.into_iter().map(|t| {
+            t.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
         results.collect::<Result<Vec<()>>>().map(drop)
     })
 }

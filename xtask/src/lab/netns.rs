@@ -28,15 +28,30 @@ impl Namespace {
     /// # Errors
     /// If one of them cannot be made; those before it are removed again.
     pub fn create(names: &[String]) -> Result<Vec<Self>> {
-        let owned: Vec<Owned> = names.iter().map(|name| Owned::new(Thing::Namespace(name.clone()))).collect();
-        let batch: String = names.iter().map(|name| format!("netns add {name}\n")).collect();
+        let owned: Vec<Owned> = names
+            .iter()
+            .map(|name| Owned::new(Thing::Namespace(name.clone())))
+            .collect();
+        let batch: String = names
+            .iter()
+            .map(|name| format!("netns add {name}\n"))
+            .collect();
         run_batch(Command::new("ip").args(["-batch", "-"]), &batch)?;
-        names.iter().zip(owned).map(|(name, owned)| Self::open(name, owned)).collect()
+        names
+            .iter()
+            .zip(owned)
+            .map(|(name, owned)| Self::open(name, owned))
+            .collect()
     }
 
     fn open(name: &str, owned: Owned) -> Result<Self> {
-        let file = File::open(Path::new(NETNS_DIR).join(name)).with_context(|| format!("open namespace {name}"))?;
-        Ok(Self { name: name.to_owned(), fd: Arc::new(file.into()), _owned: owned })
+        let file = File::open(Path::new(NETNS_DIR).join(name))
+            .with_context(|| format!("open namespace {name}"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            fd: Arc::new(file.into()),
+            _owned: owned,
+        })
     }
 
     /// Its name, as `ip -n` takes it.
@@ -59,12 +74,17 @@ impl Namespace {
                 enter(&self.fd)?;
                 work()
             });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
     /// Runs `work` on a thread inside while the caller does other things.
-    pub fn start<R: Send + 'static>(&self, work: impl FnOnce() -> Result<R> + Send + 'static) -> JoinHandle<Result<R>> {
+    pub fn start<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<R> + Send + 'static,
+    ) -> JoinHandle<Result<R>> {
         let fd = self.fd.clone();
         std::thread::spawn(move || {
             enter(&fd)?;
@@ -86,9 +106,16 @@ impl Namespace {
     /// If it cannot be started or fails; the error has what it said.
     pub fn output(&self, command: &mut Command) -> Result<String> {
         self.run(|| {
-            let output = command.output().with_context(|| format!("run {command:?}"))?;
+            let output = command
+                .output()
+                .with_context(|| format!("run {command:?}"))?;
             if !output.status.success() {
-                bail!("{command:?} in {}: {}: {}", self.name, output.status, String::from_utf8_lossy(&output.stderr).trim());
+                bail!(
+                    "{command:?} in {}: {}: {}",
+                    self.name,
+                    output.status,
+                    String::from_utf8_lossy(&output.stderr).trim()
+                );
             }
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         })
@@ -99,8 +126,11 @@ impl Namespace {
     /// # Errors
     /// If a line fails; the error has the line's number and what `ip` said.
     pub fn ip(&self, batch: &str) -> Result<()> {
-        run_batch(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), batch)
-            .with_context(|| format!("set up {}", self.name))
+        run_batch(
+            Command::new("ip").args(["-n", &self.name, "-batch", "-"]),
+            batch,
+        )
+        .with_context(|| format!("set up {}", self.name))
     }
 
     /// Runs lines of `bridge` inside, as [`Self::ip`] does.
@@ -108,8 +138,11 @@ impl Namespace {
     /// # Errors
     /// If a line fails.
     pub fn bridge(&self, batch: &str) -> Result<()> {
-        run_batch(Command::new("bridge").args(["-n", &self.name, "-batch", "-"]), batch)
-            .with_context(|| format!("set up {}", self.name))
+        run_batch(
+            Command::new("bridge").args(["-n", &self.name, "-batch", "-"]),
+            batch,
+        )
+        .with_context(|| format!("set up {}", self.name))
     }
 
     /// Sets sysctls below `net`, keys written with slashes.
@@ -119,7 +152,8 @@ impl Namespace {
     pub fn sysctls(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.run(|| {
             settings.iter().try_for_each(|(key, value)| {
-                fs::write(Path::new("/proc/sys/net").join(key), value).with_context(|| format!("set sysctl net/{key} to {value}"))
+                fs::write(Path::new("/proc/sys/net").join(key), value)
+                    .with_context(|| format!("set sysctl net/{key} to {value}"))
             })
         })
     }
@@ -129,7 +163,8 @@ impl Namespace {
     /// # Errors
     /// If ethtool is missing or fails.
     pub fn switch_checksum_offload_off(&self, device: &str) -> Result<()> {
-        self.output(Command::new("ethtool").args(["-K", device, "tx", "off"])).map(drop)
+        self.output(Command::new("ethtool").args(["-K", device, "tx", "off"]))
+            .map(drop)
     }
 
     /// Whether `device` merges the segments that it receives (GRO), as cards do.
@@ -137,7 +172,13 @@ impl Namespace {
     /// # Errors
     /// If ethtool is missing or fails.
     pub fn merge_received(&self, device: &str, merge: bool) -> Result<()> {
-        self.output(Command::new("ethtool").args(["-K", device, "gro", if merge { "on" } else { "off" }])).map(drop)
+        self.output(Command::new("ethtool").args([
+            "-K",
+            device,
+            "gro",
+            if merge { "on" } else { "off" },
+        ]))
+        .map(drop)
     }
 }
 
@@ -147,16 +188,31 @@ fn enter(fd: &OwnedFd) -> Result<()> {
 
 /// Feeds `batch` to a tool of iproute2.
 fn run_batch(tool: &mut Command, batch: &str) -> Result<()> {
-    let mut child = tool.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| format!("run {tool:?}"))?;
+    let mut child = tool
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("run {tool:?}"))?;
     // A tool that failed early has closed the pipe; what it said is the better error.
-    child.stdin.take().map(|mut stdin| stdin.write_all(batch.as_bytes()));
+    child
+        .stdin
+        .take()
+        .map(|mut stdin| stdin.write_all(batch.as_bytes()));
     let output = child.wait_with_output().context("wait for iproute2")?;
     if !output.status.success() {
-        bail!("{tool:?}: {}\n{}", String::from_utf8_lossy(&output.stderr).trim(), numbered(batch));
+        bail!(
+            "{tool:?}: {}\n{}",
+            String::from_utf8_lossy(&output.stderr).trim(),
+            numbered(batch)
+        );
     }
     Ok(())
 }
 
 fn numbered(batch: &str) -> String {
-    batch.lines().enumerate().map(|(n, line)| format!("{:4} {line}\n", n + 1)).collect()
+    batch
+        .lines()
+        .enumerate()
+        .map(|(n, line)| format!("{:4} {line}\n", n + 1))
+        .collect()
 }

@@ -44,8 +44,24 @@ impl Node {
     /// A node in the namespace `ns`, wired to the others but without pods.
     pub(super) fn new(topology: Arc<Topology>, number: u8, place: Place, ns: Namespace) -> Self {
         let name = topology.nodes[usize::from(number) - 1].name.clone();
-        let Place { lab, tools, cgroup, state } = place;
-        Self { name, number, used: 0, topology, lab, tools, pods: Vec::new(), ns: Arc::new(ns), state, cgroup }
+        let Place {
+            lab,
+            tools,
+            cgroup,
+            state,
+        } = place;
+        Self {
+            name,
+            number,
+            used: 0,
+            topology,
+            lab,
+            tools,
+            pods: Vec::new(),
+            ns: Arc::new(ns),
+            state,
+            cgroup,
+        }
     }
 
     /// `metadata.name`.
@@ -107,7 +123,14 @@ impl Node {
     pub fn survey_as_process(&self, kind: Kind, addr: SocketAddr, count: usize) -> Result<Tally> {
         let mut command = Command::new(&self.tools.xtask);
         let kind = clap::ValueEnum::to_possible_value(&kind).context("name the kind of probe")?;
-        command.args(["probe", "--kind", kind.get_name(), "--count", &count.to_string(), &addr.to_string()]);
+        command.args([
+            "probe",
+            "--kind",
+            kind.get_name(),
+            "--count",
+            &count.to_string(),
+            &addr.to_string(),
+        ]);
         let text = self.spawn(piped(command))?.all_output()?;
         text.lines().map(str::parse::<Answer>).collect()
     }
@@ -127,28 +150,44 @@ impl Node {
     /// As [`Self::add_pod`]; then none of them runs.
     pub fn add_pods(&mut self, specs: Vec<PodSpec>) -> Result<()> {
         let own = |spec: &PodSpec| spec.network == Network::Pod;
-        let names: Vec<String> =
-            specs.iter().filter(|spec| own(spec)).map(|spec| self.lab.name(&spec.qualified_name())).collect();
+        let names: Vec<String> = specs
+            .iter()
+            .filter(|spec| own(spec))
+            .map(|spec| self.lab.name(&spec.qualified_name()))
+            .collect();
         let mut namespaces = Namespace::create(&names)?.into_iter();
         let mut started = Vec::with_capacity(specs.len());
         let mut on_node = String::new();
         for spec in specs {
             let seat = match spec.network {
-                Network::Host => Seat { ns: self.ns.clone(), addresses: self.addresses(), device: None },
+                Network::Host => Seat {
+                    ns: self.ns.clone(),
+                    addresses: self.addresses(),
+                    device: None,
+                },
                 Network::Pod => {
-                    let seat = self.next_seat(namespaces.next().context("find the pod's namespace")?)?;
+                    let seat =
+                        self.next_seat(namespaces.next().context("find the pod's namespace")?)?;
                     let device = seat.device.as_deref().unwrap_or_default();
-                    on_node += &wire::pod_on_node(&self.topology, device, seat.ns.name(), &seat.addresses);
+                    on_node +=
+                        &wire::pod_on_node(&self.topology, device, seat.ns.name(), &seat.addresses);
                     seat
                 }
             };
             started.push((spec, seat));
         }
         self.wire_pods(&on_node, &started)?;
-        let pods: Result<Vec<Pod>> = started.into_iter().map(|(spec, seat)| self.play(spec, seat)).collect();
+        let pods: Result<Vec<Pod>> = started
+            .into_iter()
+            .map(|(spec, seat)| self.play(spec, seat))
+            .collect();
         let mut pods = pods?;
-        pods.iter_mut()
-            .try_for_each(|pod| pod.server.first_line().map(drop).with_context(|| format!("start pod {}", pod.spec.name)))?;
+        pods.iter_mut().try_for_each(|pod| {
+            pod.server
+                .first_line()
+                .map(drop)
+                .with_context(|| format!("start pod {}", pod.spec.name))
+        })?;
         self.pods.extend(pods);
         Ok(())
     }
@@ -174,18 +213,40 @@ impl Node {
         let addresses = topology::pod(self.number, self.used);
         let device = Some(wire::pod_device(&self.topology, self.used));
         self.used += 1;
-        Ok(Seat { ns: Arc::new(ns), addresses, device })
+        Ok(Seat {
+            ns: Arc::new(ns),
+            addresses,
+            device,
+        })
     }
 
     fn wire_pods(&self, on_node: &str, pods: &[(PodSpec, Seat)]) -> Result<()> {
-        let own: Vec<&Seat> = pods.iter().map(|(_, seat)| seat).filter(|seat| seat.device.is_some()).collect();
-        own.iter().try_for_each(|seat| seat.ns.sysctls(wire::EVERYWHERE))?;
+        let own: Vec<&Seat> = pods
+            .iter()
+            .map(|(_, seat)| seat)
+            .filter(|seat| seat.device.is_some())
+            .collect();
+        own.iter()
+            .try_for_each(|seat| seat.ns.sysctls(wire::EVERYWHERE))?;
         self.ns.ip(on_node)?;
-        let sysctls =
-            own.iter().flat_map(|seat| &seat.device).flat_map(|device| wire::pod_device_sysctls(&self.topology, device));
+        let sysctls = own
+            .iter()
+            .flat_map(|seat| &seat.device)
+            .flat_map(|device| wire::pod_device_sysctls(&self.topology, device));
         let sysctls: Vec<(String, &str)> = sysctls.collect();
-        self.ns.sysctls(&sysctls.iter().map(|(key, value)| (key.as_str(), *value)).collect::<Vec<_>>())?;
-        own.iter().try_for_each(|seat| seat.ns.ip(&wire::pod_script(&self.topology, self.number, &seat.addresses)))
+        self.ns.sysctls(
+            &sysctls
+                .iter()
+                .map(|(key, value)| (key.as_str(), *value))
+                .collect::<Vec<_>>(),
+        )?;
+        own.iter().try_for_each(|seat| {
+            seat.ns.ip(&wire::pod_script(
+                &self.topology,
+                self.number,
+                &seat.addresses,
+            ))
+        })
     }
 
     /// Starts the server that plays the pod.
@@ -203,10 +264,26 @@ impl Node {
                 command.args([flag, &SocketAddr::new(ip, port.port).to_string()]);
             }
         }
-        command.args(spec.records.iter().flat_map(|record| ["--record".to_owned(), record.to_string()]));
-        let Seat { ns, addresses, device } = seat;
-        let server = ns.spawn(piped(command), Some(self.cgroup())).with_context(|| format!("start pod {}", spec.name))?;
-        Ok(Pod { spec, addresses, device, server, ns })
+        command.args(
+            spec.records
+                .iter()
+                .flat_map(|record| ["--record".to_owned(), record.to_string()]),
+        );
+        let Seat {
+            ns,
+            addresses,
+            device,
+        } = seat;
+        let server = ns
+            .spawn(piped(command), Some(self.cgroup()))
+            .with_context(|| format!("start pod {}", spec.name))?;
+        Ok(Pod {
+            spec,
+            addresses,
+            device,
+            server,
+            ns,
+        })
     }
 }
 

@@ -44,8 +44,18 @@ pub fn local_load_balancer(node_port: u16, health_check_node_port: u16) -> Value
 /// The Pod, running and ready.
 pub fn pod(node: &Node, pod: &Pod) -> Value {
     let spec = pod.spec();
-    let ips: Vec<Value> = pod.addresses().both().iter().map(|ip| json!({ "ip": ip })).collect();
-    let host_ips: Vec<Value> = node.addresses().both().iter().map(|ip| json!({ "ip": ip })).collect();
+    let ips: Vec<Value> = pod
+        .addresses()
+        .both()
+        .iter()
+        .map(|ip| json!({ "ip": ip }))
+        .collect();
+    let host_ips: Vec<Value> = node
+        .addresses()
+        .both()
+        .iter()
+        .map(|ip| json!({ "ip": ip }))
+        .collect();
     json!({
         "apiVersion": "v1",
         "kind": "Pod",

@@ -89,12 +89,18 @@ fn remove_namespace(name: &str) {
 /// Ends what still runs in a cgroup that a lab made, and removes it from the leaves up.
 fn remove_cgroup(path: &Path) {
     let _ = fs::write(path.join("cgroup.kill"), "1");
-    let children = fs::read_dir(path).into_iter().flatten().flatten().filter(|e| e.path().is_dir());
+    let children = fs::read_dir(path)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|e| e.path().is_dir());
     children.for_each(|child| remove_cgroup(&child.path()));
     // The dead leave their cgroup a moment after they were killed.
     for _ in 0..200 {
         match fs::remove_dir(path) {
-            Err(e) if e.raw_os_error() == Some(nix::libc::EBUSY) => std::thread::sleep(std::time::Duration::from_millis(5)),
+            Err(e) if e.raw_os_error() == Some(nix::libc::EBUSY) => {
+                std::thread::sleep(std::time::Duration::from_millis(5))
+            }
             _ => return,
         }
     }
@@ -108,7 +114,11 @@ impl LabId {
     /// A name that no other lab on this host has.
     pub fn fresh() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        Self(format!("portway-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+        Self(format!(
+            "portway-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        ))
     }
 
     /// The name of something that belongs to this lab.
@@ -124,7 +134,11 @@ impl LabId {
 
 /// The process in whose name a thing was made, if a lab made it.
 fn owner(name: &str) -> Option<u32> {
-    name.strip_prefix("portway-")?.split_once('-')?.0.parse().ok()
+    name.strip_prefix("portway-")?
+        .split_once('-')?
+        .0
+        .parse()
+        .ok()
 }
 
 /// Removes what labs of dead processes left in namespaces, cgroups, bpffs and the directory for temporary files.
@@ -134,7 +148,9 @@ fn owner(name: &str) -> Option<u32> {
 pub fn sweep(cgroups: &Path, bpffs: &Path) -> Result<()> {
     let _lock = host_lock()?;
     abandoned(Path::new(NETNS_DIR)).for_each(|(name, _)| remove_namespace(&name));
-    abandoned(bpffs).chain(abandoned(&std::env::temp_dir())).for_each(|(_, path)| Thing::Directory(path).remove());
+    abandoned(bpffs)
+        .chain(abandoned(&std::env::temp_dir()))
+        .for_each(|(_, path)| Thing::Directory(path).remove());
     abandoned(cgroups).for_each(|(_, path)| remove_cgroup(&path));
     Ok(())
 }
@@ -145,15 +161,22 @@ pub fn sweep(cgroups: &Path, bpffs: &Path) -> Result<()> {
 /// If the lock file cannot be made or locked.
 pub fn host_lock() -> Result<Flock<fs::File>> {
     let file = fs::File::create("/run/portway-lab.lock").context("create /run/portway-lab.lock")?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| e).context("lock /run/portway-lab.lock")
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, e)| e)
+        .context("lock /run/portway-lab.lock")
 }
 
 fn abandoned(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> + use<> {
-    fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        let dead = owner(&name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
-        dead.then(|| (name, entry.path()))
-    })
+    fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let dead =
+                owner(&name).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
+            dead.then(|| (name, entry.path()))
+        })
 }
 
 /// From now on Ctrl-C and SIGTERM remove all that is owned before the program ends with status 130.

@@ -57,7 +57,9 @@ pub fn ask(kind: Kind, addr: SocketAddr) -> Answer {
         Kind::Udp => udp(addr),
         Kind::Bulk => bulk(addr),
         // The first may only tell what the path takes.
-        Kind::LargeUdp => large_udp(addr).or_else(|_| large_udp(addr)).or_else(|_| large_udp(addr)),
+        Kind::LargeUdp => large_udp(addr)
+            .or_else(|_| large_udp(addr))
+            .or_else(|_| large_udp(addr)),
         Kind::Sctp => sctp::associate(own_port(), addr, &[200, 1000]),
     }
     .map_or_else(Answer::from_error, Answer::Served)
@@ -126,7 +128,8 @@ impl Session {
     /// # Errors
     /// If the connection has ended, or nothing is answered in time.
     pub fn get(&mut self, path: &str) -> io::Result<Vec<u8>> {
-        self.0.write_all(format!("GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n").as_bytes())?;
+        self.0
+            .write_all(format!("GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n").as_bytes())?;
         let mut reply = Vec::new();
         let mut buffer = [0; 65536];
         loop {
@@ -146,15 +149,25 @@ impl Session {
 /// # Errors
 /// If the response does not say how long it is.
 pub fn body(reply: &[u8]) -> io::Result<Option<&[u8]>> {
-    let Some(end) = reply.windows(4).position(|w| w == b"\r\n\r\n") else { return Ok(None) };
+    let Some(end) = reply.windows(4).position(|w| w == b"\r\n\r\n") else {
+        return Ok(None);
+    };
     let head = String::from_utf8_lossy(&reply[..end]).to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse::<usize>().ok());
-    let length = length.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "response without Content-Length"))?;
+    let length = head.lines().find_map(|line| {
+        line.strip_prefix("content-length: ")?
+            .trim()
+            .parse::<usize>()
+            .ok()
+    });
+    let length = length
+        .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "response without Content-Length"))?;
     Ok(reply.get(end + 4..end + 4 + length))
 }
 
 fn parse_facts(text: &[u8]) -> io::Result<Facts> {
-    String::from_utf8_lossy(text).parse().map_err(|e: anyhow::Error| io::Error::new(ErrorKind::InvalidData, format!("{e:#}")))
+    String::from_utf8_lossy(text)
+        .parse()
+        .map_err(|e: anyhow::Error| io::Error::new(ErrorKind::InvalidData, format!("{e:#}")))
 }
 
 /// Whether a TCP connection is refused within `patience`.
@@ -162,7 +175,8 @@ fn parse_facts(text: &[u8]) -> io::Result<Facts> {
 /// Linux heeds an ICMPv6 error for a SYN only if no call holds the socket; over veth it is back before `connect` has let go, and what is
 /// sent again a second later is refused.
 pub fn is_refused(addr: SocketAddr, patience: Duration) -> bool {
-    TcpStream::connect_timeout(&addr, patience).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    TcpStream::connect_timeout(&addr, patience)
+        .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
@@ -198,17 +212,27 @@ fn bulk(addr: SocketAddr) -> io::Result<Facts> {
     let facts = session.ask()?;
     match session.get(&format!("/bytes/{BULK}"))?.len() {
         BULK => Ok(facts),
-        other => Err(io::Error::new(ErrorKind::InvalidData, format!("{other} bytes instead of {BULK}"))),
+        other => Err(io::Error::new(
+            ErrorKind::InvalidData,
+            format!("{other} bytes instead of {BULK}"),
+        )),
     }
 }
 
 fn large_udp(addr: SocketAddr) -> io::Result<Facts> {
     let socket = udp_socket(0, addr)?;
-    let sent: Vec<u8> = [b"large\n".to_vec(), (0..LARGE).map(|at| (at % 251) as u8).collect()].concat();
+    let sent: Vec<u8> = [
+        b"large\n".to_vec(),
+        (0..LARGE).map(|at| (at % 251) as u8).collect(),
+    ]
+    .concat();
     socket.send(&sent)?;
     let mut buffer = [0; 2 * LARGE];
     let length = socket.recv(&mut buffer)?;
-    let at = buffer[..length].iter().position(|byte| *byte == b'\n').unwrap_or(length);
+    let at = buffer[..length]
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .unwrap_or(length);
     let facts = parse_facts(&buffer[..at])?;
     match buffer[..length].ends_with(&sent) {
         true => Ok(facts),
@@ -229,7 +253,11 @@ pub fn udp_from(port: u16, addr: SocketAddr) -> io::Result<Facts> {
 }
 
 fn udp_socket(port: u16, addr: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if addr.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind((any, port))?;
     socket.connect(addr)?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -339,10 +367,20 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pods = self.by_pod.iter().map(|(pod, n)| format!("{pod} {n}"));
         let others = [("refused", self.refused), ("timed out", self.timed_out)];
-        let others = others.into_iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{what} {n}"));
-        let failed = self.failed.first().map(|why| format!("failed {} ({why})", self.failed.len()));
+        let others = others
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+            .map(|(what, n)| format!("{what} {n}"));
+        let failed = self
+            .failed
+            .first()
+            .map(|why| format!("failed {} ({why})", self.failed.len()));
         let parts: Vec<String> = pods.chain(others).chain(failed).collect();
-        f.write_str(&if parts.is_empty() { "nothing".to_owned() } else { parts.join(", ") })
+        f.write_str(&if parts.is_empty() {
+            "nothing".to_owned()
+        } else {
+            parts.join(", ")
+        })
     }
 }
 
@@ -361,7 +399,9 @@ pub struct ProbeArgs {
 
 /// Prints an answer a line.
 pub fn print_answers(args: &ProbeArgs) {
-    answers(args.kind, args.addr, args.count).iter().for_each(|answer| println!("{answer}"));
+    answers(args.kind, args.addr, args.count)
+        .iter()
+        .for_each(|answer| println!("{answer}"));
 }
 
 #[cfg(test)]
@@ -370,16 +410,29 @@ mod tests {
 
     #[test]
     fn answers_read_back() {
-        for answer in [Answer::Refused, Answer::TimedOut, Answer::Failed("no route to host".to_owned())] {
-            assert_eq!(answer.to_string().parse::<Answer>().expect("answer"), answer);
+        for answer in [
+            Answer::Refused,
+            Answer::TimedOut,
+            Answer::Failed("no route to host".to_owned()),
+        ] {
+            assert_eq!(
+                answer.to_string().parse::<Answer>().expect("answer"),
+                answer
+            );
         }
         assert!("whatever".parse::<Answer>().is_err());
     }
 
     #[test]
     fn a_body_is_given_when_it_is_whole() {
-        assert_eq!(body(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no").expect("valid"), None);
-        assert_eq!(body(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").expect("valid"), Some(&b"ok"[..]));
+        assert_eq!(
+            body(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no").expect("valid"),
+            None
+        );
+        assert_eq!(
+            body(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").expect("valid"),
+            Some(&b"ok"[..])
+        );
         assert!(body(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
     }
 }

@@ -35,7 +35,9 @@ impl Process {
     /// If it cannot be started, or may not enter one of the two.
     pub fn start(mut command: Command, net: Arc<OwnedFd>, cgroup: Option<&Path>) -> Result<Self> {
         let what = command.get_program().to_string_lossy().into_owned();
-        let procs = cgroup.map(|path| File::options().write(true).open(path.join("cgroup.procs"))).transpose();
+        let procs = cgroup
+            .map(|path| File::options().write(true).open(path.join("cgroup.procs")))
+            .transpose();
         let procs = procs.context("open cgroup.procs")?;
         // A group of its own: Ctrl-C is the lab's to handle, which then ends its children in order.
         command.process_group(0);
@@ -51,7 +53,12 @@ impl Process {
         unsafe { command.pre_exec(enter) };
         let mut child = spawn_by_nanny(command).with_context(|| format!("start {what}"))?;
         let pid = Pid::from_raw(child.id().cast_signed());
-        Ok(Self { pid, what, stdout: child.stdout.take(), owned: Some(Owned::new(Thing::Process(pid))) })
+        Ok(Self {
+            pid,
+            what,
+            stdout: child.stdout.take(),
+            owned: Some(Owned::new(Thing::Process(pid))),
+        })
     }
 
     /// Its process id.
@@ -64,9 +71,14 @@ impl Process {
     /// # Errors
     /// If its output is not piped, or it ends without a word.
     pub fn first_line(&mut self) -> Result<String> {
-        let stdout = self.stdout.as_mut().context("read output that is not piped")?;
+        let stdout = self
+            .stdout
+            .as_mut()
+            .context("read output that is not piped")?;
         let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).context("read output")?;
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .context("read output")?;
         if line.is_empty() {
             bail!("{} ended before it was ready", self.what);
         }
@@ -79,7 +91,11 @@ impl Process {
     /// If its output is not piped, or it failed.
     pub fn all_output(mut self) -> Result<String> {
         let mut text = String::new();
-        self.stdout.take().context("read output that is not piped")?.read_to_string(&mut text).context("read output")?;
+        self.stdout
+            .take()
+            .context("read output that is not piped")?
+            .read_to_string(&mut text)
+            .context("read output")?;
         let status = waitpid(self.pid, None).context("wait for process")?;
         self.owned.take().into_iter().for_each(Owned::release);
         match status {
@@ -135,6 +151,10 @@ fn spawn_by_nanny(command: Command) -> Result<Child> {
         orders
     });
     let (reply, answer) = channel();
-    nanny.send((command, reply)).map_err(|_| anyhow!("the thread that starts processes is gone"))?;
-    Ok(answer.recv().context("hear from the thread that starts processes")??)
+    nanny
+        .send((command, reply))
+        .map_err(|_| anyhow!("the thread that starts processes is gone"))?;
+    Ok(answer
+        .recv()
+        .context("hear from the thread that starts processes")??)
 }

@@ -70,7 +70,13 @@ impl Packet {
         let length = usize::from(short(HEADER + 2)?);
         let right = word(8)?.swap_bytes() == crc32c::crc32c(&zeroed);
         let body = bytes.get(HEADER + 4..HEADER + length)?.to_vec();
-        right.then_some(Self { from: short(0)?, to: short(2)?, tag: word(4)?, kind: bytes[HEADER], body })
+        right.then_some(Self {
+            from: short(0)?,
+            to: short(2)?,
+            tag: word(4)?,
+            kind: bytes[HEADER],
+            body,
+        })
     }
 }
 
@@ -86,7 +92,10 @@ impl Raw {
         let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(SCTP)))?;
         socket.set_recv_buffer_size(1 << 20)?;
-        Ok(Self { socket: socket.into(), v4 })
+        Ok(Self {
+            socket: socket.into(),
+            v4,
+        })
     }
 
     /// The next packet to a port, and who sent it.
@@ -96,8 +105,16 @@ impl Raw {
         loop {
             let (length, from) = self.socket.recv_from(&mut bytes)?;
             // IPv4's raw sockets give the header too.
-            let header = if self.v4 { usize::from(bytes[0] & 15) * 4 } else { 0 };
-            if let Some(packet) = bytes.get(header..length).and_then(Packet::read).filter(|packet| packet.to == port) {
+            let header = if self.v4 {
+                usize::from(bytes[0] & 15) * 4
+            } else {
+                0
+            };
+            if let Some(packet) = bytes
+                .get(header..length)
+                .and_then(Packet::read)
+                .filter(|packet| packet.to == port)
+            {
                 return Ok((packet, from.ip()));
             }
             if Instant::now() > deadline {
@@ -132,22 +149,38 @@ fn serve(name: &str, port: u16, v4: bool) -> Result<()> {
         };
         let peer = (from, packet.from);
         if packet.kind == kind::INIT {
-            let Some(theirs) = packet.body.first_chunk::<4>() else { continue };
+            let Some(theirs) = packet.body.first_chunk::<4>() else {
+                continue;
+            };
             let ours = crc32c::crc32c(format!("{name} {peer:?} {}", known.len()).as_bytes()) | 1;
             known.insert(peer, (u32::from_be_bytes(*theirs), ours));
             let cookie = [&0x0007_0008_u32.to_be_bytes()[..], &ours.to_be_bytes()].concat();
             let body = [&ours.to_be_bytes()[..], &packet.body[4..], &cookie].concat();
             raw.send(
                 from,
-                &Packet { from: port, to: packet.from, tag: u32::from_be_bytes(*theirs), kind: kind::INIT_ACK, body },
+                &Packet {
+                    from: port,
+                    to: packet.from,
+                    tag: u32::from_be_bytes(*theirs),
+                    kind: kind::INIT_ACK,
+                    body,
+                },
             )?;
             continue;
         }
-        let Some((theirs, ours)) = known.get(&peer).copied() else { continue };
+        let Some((theirs, ours)) = known.get(&peer).copied() else {
+            continue;
+        };
         if packet.tag != ours {
             continue;
         }
-        let answer = |kind, body: &[u8]| Packet { from: port, to: packet.from, tag: theirs, kind, body: body.to_vec() };
+        let answer = |kind, body: &[u8]| Packet {
+            from: port,
+            to: packet.from,
+            tag: theirs,
+            kind,
+            body: body.to_vec(),
+        };
         match packet.kind {
             kind::COOKIE_ECHO => raw.send(from, &answer(kind::COOKIE_ACK, &[]))?,
             kind::HEARTBEAT => raw.send(from, &answer(kind::HEARTBEAT_ACK, &packet.body))?,
@@ -156,10 +189,23 @@ fn serve(name: &str, port: u16, v4: bool) -> Result<()> {
             kind::DATA => {
                 raw.send(from, &answer(kind::SACK, &sack(&packet.body)))?;
                 // As long as what came, so that both ways carry packets of all sizes.
-                let here = SocketAddr::new(if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }, port);
-                let facts = format!("{}\n", Facts::new(name, SocketAddr::new(from, packet.from), here));
+                let here = SocketAddr::new(
+                    if v4 {
+                        Ipv4Addr::UNSPECIFIED.into()
+                    } else {
+                        Ipv6Addr::UNSPECIFIED.into()
+                    },
+                    port,
+                );
+                let facts = format!(
+                    "{}\n",
+                    Facts::new(name, SocketAddr::new(from, packet.from), here)
+                );
                 let mut body = packet.body.clone();
-                body.iter_mut().skip(DATA_HEADER - 4).zip(facts.bytes()).for_each(|(byte, said)| *byte = said);
+                body.iter_mut()
+                    .skip(DATA_HEADER - 4)
+                    .zip(facts.bytes())
+                    .for_each(|(byte, said)| *byte = said);
                 raw.send(from, &answer(kind::DATA, &body))?;
             }
             _ => {}
@@ -184,38 +230,63 @@ pub fn associate(port: u16, addr: SocketAddr, sizes: &[usize]) -> Result<Facts> 
     raw.socket.set_read_timeout(Some(PATIENCE))?;
     let mine = u32::from(port) << 8 | 1;
     let send = |tag, kind, body: &[u8]| {
-        let packet = Packet { from: port, to: addr.port(), tag, kind, body: body.to_vec() };
+        let packet = Packet {
+            from: port,
+            to: addr.port(),
+            tag,
+            kind,
+            body: body.to_vec(),
+        };
         raw.socket.send(&packet.bytes()).map(drop)
     };
     let expect = |kind| -> Result<Packet> {
         loop {
-            let (packet, _) =
-                raw.receive(port).map_err(|error| Error::new(timed_out(&error), format!("chunk {kind}: {error}")))?;
+            let (packet, _) = raw
+                .receive(port)
+                .map_err(|error| Error::new(timed_out(&error), format!("chunk {kind}: {error}")))?;
             if packet.tag == mine && packet.kind == kind && packet.from == addr.port() {
                 return Ok(packet);
             }
         }
     };
     let streams_and_tsn = [0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1];
-    send(0, kind::INIT, &[&mine.to_be_bytes()[..], &streams_and_tsn].concat())?;
+    send(
+        0,
+        kind::INIT,
+        &[&mine.to_be_bytes()[..], &streams_and_tsn].concat(),
+    )?;
     let init_ack = expect(kind::INIT_ACK)?;
     let short = || Error::from(ErrorKind::InvalidData);
     let theirs = u32::from_be_bytes(*init_ack.body.first_chunk().ok_or_else(short)?);
     // The parameter's header before it is none of the cookie.
-    send(theirs, kind::COOKIE_ECHO, init_ack.body.get(20..).ok_or_else(short)?)?;
+    send(
+        theirs,
+        kind::COOKIE_ECHO,
+        init_ack.body.get(20..).ok_or_else(short)?,
+    )?;
     expect(kind::COOKIE_ACK)?;
     let mut facts = None;
     for (tsn, size) in (1_u32..).zip(sizes) {
         let data: Vec<u8> = (0..*size).map(|at| (at % 251) as u8).collect();
-        send(theirs, kind::DATA, &[&tsn.to_be_bytes()[..], &[0; 8], &data].concat())?;
+        send(
+            theirs,
+            kind::DATA,
+            &[&tsn.to_be_bytes()[..], &[0; 8], &data].concat(),
+        )?;
         expect(kind::SACK)?;
         let back = expect(kind::DATA)?;
         send(theirs, kind::SACK, &sack(&back.body))?;
         let (head, told) = back.body.split_at(DATA_HEADER - 4);
         let line = told.iter().position(|byte| *byte == b'\n');
         let said = line.unwrap_or(told.len());
-        if told.len() != *size || told.get(said + 1..) != data.get(said + 1..) || head[..4] != tsn.to_be_bytes() {
-            return Err(Error::new(ErrorKind::InvalidData, format!("{size} bytes came back as others")));
+        if told.len() != *size
+            || told.get(said + 1..) != data.get(said + 1..)
+            || head[..4] != tsn.to_be_bytes()
+        {
+            return Err(Error::new(
+                ErrorKind::InvalidData,
+                format!("{size} bytes came back as others"),
+            ));
         }
         facts = facts.or(line.and_then(|end| String::from_utf8_lossy(&told[..end]).parse().ok()));
         send(theirs, kind::HEARTBEAT, &[0, 1, 0, 8, 1, 2, 3, 4])?;
@@ -228,7 +299,11 @@ pub fn associate(port: u16, addr: SocketAddr, sizes: &[usize]) -> Result<Facts> 
 }
 
 fn timed_out(error: &Error) -> ErrorKind {
-    if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut } else { error.kind() }
+    if error.kind() == ErrorKind::WouldBlock {
+        ErrorKind::TimedOut
+    } else {
+        error.kind()
+    }
 }
 
 #[cfg(test)]
@@ -237,9 +312,18 @@ mod tests {
 
     #[test]
     fn a_packet_is_read_as_it_was_and_not_if_a_bit_is_wrong() {
-        let packet = Packet { from: 40000, to: 9999, tag: 7, kind: kind::DATA, body: vec![1; 17] };
+        let packet = Packet {
+            from: 40000,
+            to: 9999,
+            tag: 7,
+            kind: kind::DATA,
+            body: vec![1; 17],
+        };
         let mut bytes = packet.bytes();
-        assert_eq!((bytes.len(), Packet::read(&bytes).as_ref()), (36, Some(&packet)));
+        assert_eq!(
+            (bytes.len(), Packet::read(&bytes).as_ref()),
+            (36, Some(&packet))
+        );
         bytes[20] ^= 1;
         assert_eq!(Packet::read(&bytes), None);
     }

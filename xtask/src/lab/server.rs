@@ -88,11 +88,17 @@ impl Server {
     fn bind(args: &PodServerArgs) -> Result<Self> {
         let records = args.record.iter().cloned().collect();
         let poll = Poll::new().context("make event queue")?;
-        let mut server = Self { name: args.name.clone(), records, poll, sources: Slab::new() };
+        let mut server = Self {
+            name: args.name.clone(),
+            records,
+            poll,
+            sources: Slab::new(),
+        };
         let http = args.http.iter().map(|addr| (addr, Speaks::Http));
         for (addr, speaks) in http.chain(args.tcp_echo.iter().map(|addr| (addr, Speaks::Echo))) {
             let listener = TcpListener::bind(*addr).with_context(|| format!("listen on {addr}"))?;
-            listen(&listener, Backlog::new(WAITING)?).with_context(|| format!("let {WAITING} connections to {addr} wait"))?;
+            listen(&listener, Backlog::new(WAITING)?)
+                .with_context(|| format!("let {WAITING} connections to {addr} wait"))?;
             server.add(Source::Listener(listener, speaks))?;
         }
         let echo = args.udp_echo.iter().map(|addr| (addr, Talks::Echo));
@@ -110,7 +116,9 @@ impl Server {
         match &mut source {
             Source::Listener(listener, _) => registry.register(listener, token, Interest::READABLE),
             Source::Udp(socket, ..) => registry.register(socket, token, Interest::READABLE),
-            Source::Connection(connection) => registry.register(&mut connection.stream, token, both),
+            Source::Connection(connection) => {
+                registry.register(&mut connection.stream, token, both)
+            }
         }
         .context("watch a socket")?;
         entry.insert(source);
@@ -137,13 +145,17 @@ impl Server {
                 Vec::new()
             }
         };
-        accepted.into_iter().try_for_each(|connection| self.add(Source::Connection(Box::new(connection))))
+        accepted
+            .into_iter()
+            .try_for_each(|connection| self.add(Source::Connection(Box::new(connection))))
     }
 }
 
 fn accept(name: &str, listener: &TcpListener, speaks: Speaks) -> Vec<Connection> {
     let streams = std::iter::from_fn(|| listener.accept().ok());
-    streams.filter_map(|(stream, client)| Connection::new(name, stream, client, speaks).ok()).collect()
+    streams
+        .filter_map(|(stream, client)| Connection::new(name, stream, client, speaks).ok())
+        .collect()
 }
 
 fn answer_datagrams(socket: &UdpSocket, reply: impl Fn(&[u8], SocketAddr) -> Option<Vec<u8>>) {
@@ -178,7 +190,14 @@ impl Connection {
             Speaks::Http => Vec::new(),
             Speaks::Echo => facts.clone().into_bytes(),
         };
-        Ok(Self { stream, speaks, facts, input: Vec::new(), output, last: false })
+        Ok(Self {
+            stream,
+            speaks,
+            facts,
+            input: Vec::new(),
+            output,
+            last: false,
+        })
     }
 
     /// Reads, answers and writes until it would wait; an error means that the connection is over.
@@ -236,11 +255,16 @@ const MOST_BYTES: usize = 16 << 20;
 /// The answer to a request without a body: the facts, or as many bytes as `/bytes/N` asks for.
 fn response(head: &str, facts: &str) -> Vec<u8> {
     let path = head.split_whitespace().nth(1).unwrap_or("/");
-    let wanted = path.strip_prefix("/bytes/").and_then(|n| n.parse::<usize>().ok());
+    let wanted = path
+        .strip_prefix("/bytes/")
+        .and_then(|n| n.parse::<usize>().ok());
     let body = match wanted {
         Some(n) => vec![b'x'; n.min(MOST_BYTES)],
         None => facts.as_bytes().to_vec(),
     };
-    let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
     [head.into_bytes(), body].concat()
 }

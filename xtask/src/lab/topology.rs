@@ -136,13 +136,23 @@ pub struct Topology {
 impl Topology {
     /// A lab without nodes as yet.
     pub fn new(wiring: Wiring, join: Join) -> Self {
-        Self { wiring, join, uplink: Uplink::Plain, mtu: 1500, rp_filter: RpFilter::Loose, nodes: Vec::new() }
+        Self {
+            wiring,
+            join,
+            uplink: Uplink::Plain,
+            mtu: 1500,
+            rp_filter: RpFilter::Loose,
+            nodes: Vec::new(),
+        }
     }
 
     /// Adds a node with `pods`.
     #[must_use]
     pub fn node(mut self, name: &str, pods: Vec<PodSpec>) -> Self {
-        self.nodes.push(NodeSpec { name: name.to_owned(), pods });
+        self.nodes.push(NodeSpec {
+            name: name.to_owned(),
+            pods,
+        });
         self
     }
 
@@ -207,14 +217,22 @@ impl PodSpec {
     /// Adds a port without a name.
     #[must_use]
     pub fn serving(mut self, port: u16, serves: Serves) -> Self {
-        self.ports.push(PortSpec { name: None, port, serves });
+        self.ports.push(PortSpec {
+            name: None,
+            port,
+            serves,
+        });
         self
     }
 
     /// Adds a port with a name.
     #[must_use]
     pub fn serving_as(mut self, name: &str, port: u16, serves: Serves) -> Self {
-        self.ports.push(PortSpec { name: Some(name.to_owned()), port, serves });
+        self.ports.push(PortSpec {
+            name: Some(name.to_owned()),
+            port,
+            serves,
+        });
         self
     }
 
@@ -287,25 +305,40 @@ pub const fn node(n: u8) -> Addresses {
 
 /// The address of the `i`th pod, counted from 0, of the `n`th node.
 pub const fn pod(n: u8, i: u8) -> Addresses {
-    Addresses { v4: Ipv4Addr::new(10, 244, n, 10 + i), v6: Ipv6Addr::new(0xfd00, 0x244, n as u16, 0, 0, 0, 0, 0x10 + i as u16) }
+    Addresses {
+        v4: Ipv4Addr::new(10, 244, n, 10 + i),
+        v6: Ipv6Addr::new(0xfd00, 0x244, n as u16, 0, 0, 0, 0, 0x10 + i as u16),
+    }
 }
 
 /// The first addresses of the `n`th node's pods' networks, 10.244.N.0/24 and fd00:244:N::/64.
 pub const fn pod_network(n: u8) -> Addresses {
-    Addresses { v4: Ipv4Addr::new(10, 244, n, 0), v6: Ipv6Addr::new(0xfd00, 0x244, n as u16, 0, 0, 0, 0, 0) }
+    Addresses {
+        v4: Ipv4Addr::new(10, 244, n, 0),
+        v6: Ipv6Addr::new(0xfd00, 0x244, n as u16, 0, 0, 0, 0, 0),
+    }
 }
 
 /// The address of the bridge `cni0` of the `n`th node.
 pub const fn pod_gateway(n: u8) -> Addresses {
-    Addresses { v4: Ipv4Addr::new(10, 244, n, 1), v6: Ipv6Addr::new(0xfd00, 0x244, n as u16, 0, 0, 0, 0, 1) }
+    Addresses {
+        v4: Ipv4Addr::new(10, 244, n, 1),
+        v6: Ipv6Addr::new(0xfd00, 0x244, n as u16, 0, 0, 0, 0, 1),
+    }
 }
 
 /// An address of the nodes' LAN, 192.0.2.0/24 and 2001:db8:0:1::/64.
 const fn lan(v4: u8, v6: u16) -> Addresses {
-    Addresses { v4: Ipv4Addr::new(192, 0, 2, v4), v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, v6) }
+    Addresses {
+        v4: Ipv4Addr::new(192, 0, 2, v4),
+        v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, v6),
+    }
 }
 
 /// An address of the far client's network, 198.51.100.0/24 and 2001:db8:0:2::/64.
 const fn far(v4: u8, v6: u16) -> Addresses {
-    Addresses { v4: Ipv4Addr::new(198, 51, 100, v4), v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, v6) }
+    Addresses {
+        v4: Ipv4Addr::new(198, 51, 100, v4),
+        v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, v6),
+    }
 }

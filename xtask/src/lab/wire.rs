@@ -3,12 +3,15 @@
 use std::fmt::Write;
 
 use super::topology::{
-    Addresses, FAR_CLIENT, FAR_ROUTER, Join, NEAR_CLIENT, ROUTER, RpFilter, Topology, Uplink, Wiring, node, pod_gateway,
-    pod_network,
+    Addresses, FAR_CLIENT, FAR_ROUTER, Join, NEAR_CLIENT, ROUTER, RpFilter, Topology, Uplink,
+    Wiring, node, pod_gateway, pod_network,
 };
 
 /// Sysctls that every namespace gets before it has devices: duplicate address detection would cost seconds.
-pub const EVERYWHERE: &[(&str, &str)] = &[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")];
+pub const EVERYWHERE: &[(&str, &str)] = &[
+    ("ipv6/conf/all/accept_dad", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+];
 
 /// Sysctls of what forwards, nodes and router.
 pub const FORWARDING: &[(&str, &str)] = &[
@@ -19,7 +22,10 @@ pub const FORWARDING: &[(&str, &str)] = &[
 ];
 
 /// Sysctls of clients, which open many connections to few addresses.
-pub const CLIENT: &[(&str, &str)] = &[("ipv4/ip_local_port_range", "1024 65535"), ("ipv4/tcp_tw_reuse", "1")];
+pub const CLIENT: &[(&str, &str)] = &[
+    ("ipv4/ip_local_port_range", "1024 65535"),
+    ("ipv4/tcp_tw_reuse", "1"),
+];
 
 /// The sysctls of the reverse path filter.
 pub fn rp_filter(filter: RpFilter) -> [(&'static str, &'static str); 2] {
@@ -27,7 +33,10 @@ pub fn rp_filter(filter: RpFilter) -> [(&'static str, &'static str); 2] {
         RpFilter::Off => "0",
         RpFilter::Loose => "2",
     };
-    [("ipv4/conf/all/rp_filter", value), ("ipv4/conf/default/rp_filter", value)]
+    [
+        ("ipv4/conf/all/rp_filter", value),
+        ("ipv4/conf/default/rp_filter", value),
+    ]
 }
 
 /// The LAN's switch: a bridge with a port for each of `hosts` and `nodes`, which are namespaces; each sees it as `eth0`.
@@ -37,13 +46,22 @@ pub fn switch<'a>(
     nodes: impl IntoIterator<Item = &'a str>,
 ) -> String {
     let mtu = topology.mtu;
-    let mut script = format!("link add br0 mtu {mtu} type bridge mcast_snooping 0\nlink set br0 up\n");
+    let mut script =
+        format!("link add br0 mtu {mtu} type bridge mcast_snooping 0\nlink set br0 up\n");
     let uplinks = nodes.into_iter().map(|node| (node, topology.uplink));
-    let members = hosts.into_iter().map(|host| (host, Uplink::Plain)).chain(uplinks);
+    let members = hosts
+        .into_iter()
+        .map(|host| (host, Uplink::Plain))
+        .chain(uplinks);
     for (n, (member, uplink)) in members.enumerate() {
         let port = switch_port(n);
         let mut link = |port: &str, device: &str| {
-            line(&mut script, format_args!("link add {port} mtu {mtu} type veth peer name {device} mtu {mtu} netns {member}"));
+            line(
+                &mut script,
+                format_args!(
+                    "link add {port} mtu {mtu} type veth peer name {device} mtu {mtu} netns {member}"
+                ),
+            );
             line(&mut script, format_args!("link set {port} up"));
         };
         link(&port, "eth0");
@@ -51,7 +69,10 @@ pub fn switch<'a>(
         let ports = match uplink {
             Uplink::Plain | Uplink::Bridge => vec![port],
             Uplink::Vlan => {
-                line(&mut script, format_args!("link add link {port} name {tagged} type vlan id 5"));
+                line(
+                    &mut script,
+                    format_args!("link add link {port} name {tagged} type vlan id 5"),
+                );
                 vec![tagged]
             }
             Uplink::Bond => {
@@ -60,7 +81,9 @@ pub fn switch<'a>(
                 vec![port, second]
             }
         };
-        ports.iter().for_each(|port| line(&mut script, format_args!("link set {port} master br0 up")));
+        ports
+            .iter()
+            .for_each(|port| line(&mut script, format_args!("link set {port} master br0 up")));
     }
     script
 }
@@ -71,9 +94,13 @@ fn uplink(topology: &Topology) -> String {
     match topology.uplink {
         Uplink::Plain => String::new(),
         Uplink::Bridge => {
-            format!("link add {device} mtu {mtu} type bridge\nlink set eth0 up\nlink set eth0 master {device}\n")
+            format!(
+                "link add {device} mtu {mtu} type bridge\nlink set eth0 up\nlink set eth0 master {device}\n"
+            )
         }
-        Uplink::Vlan => format!("link set eth0 up\nlink add link eth0 name {device} type vlan id 5\n"),
+        Uplink::Vlan => {
+            format!("link set eth0 up\nlink add link eth0 name {device} type vlan id 5\n")
+        }
         Uplink::Bond => format!(
             "link add {device} mtu {mtu} type bond mode active-backup miimon 100\n\
              link set eth0 master {device}\nlink set eth1 master {device}\n"
@@ -90,7 +117,10 @@ pub fn switch_port(n: usize) -> String {
 pub fn router(topology: &Topology, far: &str) -> String {
     let (mtu, nodes) = (topology.mtu, topology.nodes.len() as u8);
     let mut script = host(&ROUTER, "eth0");
-    line(&mut script, format_args!("link add eth1 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {far}"));
+    line(
+        &mut script,
+        format_args!("link add eth1 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {far}"),
+    );
     script.push_str(&device(&FAR_ROUTER, "eth1"));
     (1..=nodes).for_each(|n| script.push_str(&route_by_node(n)));
     script
@@ -108,7 +138,8 @@ pub fn far_client() -> String {
 
 /// The `n`th node with its way to the other nodes' pods; its own pods come one by one.
 pub fn node_script(topology: &Topology, n: u8) -> String {
-    let mut script = uplink(topology) + &host(&node(n), topology.uplink.device()) + &default_by(&ROUTER);
+    let mut script =
+        uplink(topology) + &host(&node(n), topology.uplink.device()) + &default_by(&ROUTER);
     if topology.wiring == Wiring::Bridge {
         script.push_str(&bridge(topology, n));
     }
@@ -127,7 +158,14 @@ pub fn node_script(topology: &Topology, n: u8) -> String {
 pub fn forwarding_database(topology: &Topology, n: u8) -> String {
     let mut script = String::new();
     for other in others(topology, n) {
-        line(&mut script, format_args!("fdb append {} dev flannel.1 dst {} self permanent", vxlan_mac(other), node(other).v4));
+        line(
+            &mut script,
+            format_args!(
+                "fdb append {} dev flannel.1 dst {} self permanent",
+                vxlan_mac(other),
+                node(other).v4
+            ),
+        );
     }
     script
 }
@@ -138,16 +176,36 @@ pub fn pod_on_node(topology: &Topology, device: &str, pod: &str, addresses: &Add
     let mut script = String::new();
     match topology.wiring {
         Wiring::Bridge => {
-            line(&mut script, format_args!("link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod}"));
-            line(&mut script, format_args!("link set {device} master cni0 up"));
-            line(&mut script, format_args!("link set {device} type bridge_slave hairpin on"));
+            line(
+                &mut script,
+                format_args!(
+                    "link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pod}"
+                ),
+            );
+            line(
+                &mut script,
+                format_args!("link set {device} master cni0 up"),
+            );
+            line(
+                &mut script,
+                format_args!("link set {device} type bridge_slave hairpin on"),
+            );
         }
         Wiring::PointToPoint => {
             let link = format!("link add {device} address ee:ee:ee:ee:ee:ee mtu {mtu} type veth");
-            line(&mut script, format_args!("{link} peer name eth0 mtu {mtu} netns {pod}"));
+            line(
+                &mut script,
+                format_args!("{link} peer name eth0 mtu {mtu} netns {pod}"),
+            );
             line(&mut script, format_args!("link set {device} up"));
-            line(&mut script, format_args!("route add {}/32 dev {device} scope link", addresses.v4));
-            line(&mut script, format_args!("route add {}/128 dev {device}", addresses.v6));
+            line(
+                &mut script,
+                format_args!("route add {}/32 dev {device} scope link", addresses.v4),
+            );
+            line(
+                &mut script,
+                format_args!("route add {}/128 dev {device}", addresses.v6),
+            );
         }
     }
     script
@@ -167,7 +225,10 @@ pub fn pod_device_sysctls(topology: &Topology, device: &str) -> Vec<(String, &'s
         Wiring::Bridge => Vec::new(),
         // Proxy ARP would wait up to 0.8 s; Calico switches that off, too.
         Wiring::PointToPoint => {
-            vec![(format!("ipv4/conf/{device}/proxy_arp"), "1"), (format!("ipv4/neigh/{device}/proxy_delay"), "0")]
+            vec![
+                (format!("ipv4/conf/{device}/proxy_arp"), "1"),
+                (format!("ipv4/neigh/{device}/proxy_delay"), "0"),
+            ]
         }
     }
 }
@@ -177,7 +238,8 @@ pub fn pod_script(topology: &Topology, n: u8, addresses: &Addresses) -> String {
     match topology.wiring {
         Wiring::Bridge => {
             let Addresses { v4, v6 } = addresses;
-            format!("{UP}addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n") + &default_by(&pod_gateway(n))
+            format!("{UP}addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n")
+                + &default_by(&pod_gateway(n))
         }
         Wiring::PointToPoint => host_alone(addresses),
     }
@@ -210,7 +272,10 @@ fn default_by(Addresses { v4, v6 }: &Addresses) -> String {
 
 fn bridge(topology: &Topology, n: u8) -> String {
     let mtu = topology.pod_mtu();
-    format!("link add cni0 mtu {mtu} type bridge\n{}", device(&pod_gateway(n), "cni0"))
+    format!(
+        "link add cni0 mtu {mtu} type bridge\n{}",
+        device(&pod_gateway(n), "cni0")
+    )
 }
 
 /// The other nodes of the `n`th, counted from 1.
@@ -220,7 +285,10 @@ fn others(topology: &Topology, n: u8) -> impl Iterator<Item = u8> + use<> {
 
 fn route_by_node(n: u8) -> String {
     let (pods, node) = (pod_network(n), node(n));
-    format!("route add {}/24 via {}\nroute add {}/64 via {}\n", pods.v4, node.v4, pods.v6, node.v6)
+    format!(
+        "route add {}/24 via {}\nroute add {}/64 via {}\n",
+        pods.v4, node.v4, pods.v6, node.v6
+    )
 }
 
 fn vxlan_mac(n: u8) -> String {
@@ -228,7 +296,12 @@ fn vxlan_mac(n: u8) -> String {
 }
 
 fn vxlan_device(topology: &Topology, n: u8) -> String {
-    let (mtu, mac, local, uplink) = (topology.pod_mtu(), vxlan_mac(n), node(n).v4, topology.uplink.device());
+    let (mtu, mac, local, uplink) = (
+        topology.pod_mtu(),
+        vxlan_mac(n),
+        node(n).v4,
+        topology.uplink.device(),
+    );
     let Addresses { v4, v6 } = pod_network(n);
     format!(
         "link add flannel.1 address {mac} mtu {mtu} type vxlan id 1 local {local} dev {uplink} dstport 8472 nolearning\n\
@@ -271,13 +344,22 @@ mod tests {
     fn vxlan_neighbours_and_forwarding_entries_agree() {
         let topology = three(Wiring::Bridge, Join::Vxlan);
         let (script, fdb) = (node_script(&topology, 1), forwarding_database(&topology, 1));
-        assert!(script.contains("neigh add 10.244.3.0 lladdr 02:00:0a:f4:03:00 dev flannel.1 nud permanent\n"));
-        assert!(fdb.contains("fdb append 02:00:0a:f4:03:00 dev flannel.1 dst 192.0.2.13 self permanent\n"));
+        assert!(script.contains(
+            "neigh add 10.244.3.0 lladdr 02:00:0a:f4:03:00 dev flannel.1 nud permanent\n"
+        ));
+        assert!(fdb.contains(
+            "fdb append 02:00:0a:f4:03:00 dev flannel.1 dst 192.0.2.13 self permanent\n"
+        ));
     }
 
     #[test]
     fn a_point_to_point_pod_is_routed_to_by_its_own_device() {
-        let script = pod_on_node(&three(Wiring::PointToPoint, Join::Routes), "cali0", "podns", &pod(1, 0));
+        let script = pod_on_node(
+            &three(Wiring::PointToPoint, Join::Routes),
+            "cali0",
+            "podns",
+            &pod(1, 0),
+        );
         assert!(script.contains("route add 10.244.1.10/32 dev cali0 scope link\n"));
     }
 }

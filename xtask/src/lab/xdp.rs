@@ -53,7 +53,12 @@ pub fn pass_all(ns: &Namespace, device: &str) -> Result<OwnedFd> {
         };
         let program = bpf(PROG_LOAD, &load).context("load a program that passes all")?;
         let index = if_nametoindex(device).with_context(|| format!("find {device}"))?;
-        let link = Link { program: program.as_raw_fd(), device: index, point: ATTACH_XDP, flags: IN_DRIVER };
+        let link = Link {
+            program: program.as_raw_fd(),
+            device: index,
+            point: ATTACH_XDP,
+            flags: IN_DRIVER,
+        };
         bpf(LINK_CREATE, &link).with_context(|| format!("attach a program to {device}"))
     })
 }

@@ -16,7 +16,10 @@ const LISTS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Installs `packages` and what they depend on; elsewhere than on Debian and Ubuntu an error that names them.
 pub fn install(packages: &[&str]) -> Result<()> {
     if sh::find_program("apt-get").is_none() {
-        bail!("this host has no apt-get; please install what these Debian packages hold: {}", packages.join(" "));
+        bail!(
+            "this host has no apt-get; please install what these Debian packages hold: {}",
+            packages.join(" ")
+        );
     }
     if lists_are_old() {
         println!("refreshing apt's lists");
@@ -26,36 +29,64 @@ pub fn install(packages: &[&str]) -> Result<()> {
     for line in sizes(packages)? {
         println!("  {line}");
     }
-    sh::run(apt()?.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages))
+    sh::run(
+        apt()?
+            .args(["install", "-y", "-qq", "--no-install-recommends"])
+            .args(packages),
+    )
 }
 
 /// Whether apt knows a version of this package that it could install.
 pub fn offers(package: &str) -> bool {
-    let policy = sh::output(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C")).unwrap_or_default();
-    policy.lines().any(|line| line.trim_start().starts_with("Candidate:") && !line.ends_with("(none)"))
+    let policy = sh::output(
+        Command::new("apt-cache")
+            .args(["policy", package])
+            .env("LC_ALL", "C"),
+    )
+    .unwrap_or_default();
+    policy
+        .lines()
+        .any(|line| line.trim_start().starts_with("Candidate:") && !line.ends_with("(none)"))
 }
 
 /// apt touches `partial` whenever it fetches lists, and images are made without any.
 fn lists_are_old() -> bool {
     let lists = Path::new("/var/lib/apt/lists");
     let some = fs::read_dir(lists).is_ok_and(|mut all| all.any(|entry| is_package_list(&entry)));
-    let age = fs::metadata(lists.join("partial")).and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
+    let age = fs::metadata(lists.join("partial"))
+        .and_then(|meta| meta.modified())
+        .ok()
+        .and_then(|time| time.elapsed().ok());
     !some || age.is_none_or(|age| age > LISTS_MAX_AGE)
 }
 
 fn is_package_list(entry: &std::io::Result<fs::DirEntry>) -> bool {
-    entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+    entry
+        .as_ref()
+        .is_ok_and(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
 }
 
 /// The lines in which apt says how much it fetches and how much stays.
 fn sizes(packages: &[&str]) -> Result<Vec<String>> {
     let dry = ["install", "--assume-no", "--no-install-recommends"];
     // It answers its own question with no, and calls that a failure.
-    let output = Command::new("apt-get").args(dry).args(packages).env("LC_ALL", "C").output()?;
+    let output = Command::new("apt-get")
+        .args(dry)
+        .args(packages)
+        .env("LC_ALL", "C")
+        .output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let told: Vec<String> = text.lines().filter(|line| is_size(line)).map(str::to_owned).collect();
+    let told: Vec<String> = text
+        .lines()
+        .filter(|line| is_size(line))
+        .map(str::to_owned)
+        .collect();
     if told.is_empty() && !output.status.success() {
-        bail!("apt cannot install {}: {}", packages.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "apt cannot install {}: {}",
+            packages.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(told)
 }
@@ -66,7 +97,9 @@ fn is_size(line: &str) -> bool {
 
 fn apt() -> Result<Command> {
     let mut command = as_root("apt-get")?;
-    command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C");
     Ok(command)
 }
 

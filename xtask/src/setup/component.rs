@@ -93,8 +93,16 @@ impl Component {
     /// What compiling the agent with its eBPF object takes.
     pub const BUILD: [Self; 2] = [Self::KernelCore, Self::BpfLinker];
     /// What the namespaces of the lab and its control plane take; Go is asked for where it has to be compiled.
-    pub const LAB: [Self; 8] =
-        [Self::Iproute2, Self::Etcd, Self::Ethtool, Self::Nftables, Self::Iptables, Self::Conntrack, Self::Curl, Self::Procps];
+    pub const LAB: [Self; 8] = [
+        Self::Iproute2,
+        Self::Etcd,
+        Self::Ethtool,
+        Self::Nftables,
+        Self::Iptables,
+        Self::Conntrack,
+        Self::Curl,
+        Self::Procps,
+    ];
     /// What booting other kernels takes.
     pub const VM: [Self; 4] = [Self::Qemu, Self::Cpio, Self::Busybox, Self::DebianKeys];
 
@@ -141,26 +149,68 @@ impl Component {
     }
 
     /// Name, purpose, program that shows that it is here, packages.
-    fn row(self) -> (&'static str, &'static str, &'static str, &'static [&'static str]) {
+    fn row(
+        self,
+    ) -> (
+        &'static str,
+        &'static str,
+        &'static str,
+        &'static [&'static str],
+    ) {
         match self {
             Self::KernelCore => ("rust-for-bpf", "building the eBPF object", "", &[]),
             // The packages are for compiling the linker and for its libLLVM.
-            Self::BpfLinker => ("bpf-linker", "building the eBPF object", "bpf-linker", rust::LINKER_PACKAGES),
+            Self::BpfLinker => (
+                "bpf-linker",
+                "building the eBPF object",
+                "bpf-linker",
+                rust::LINKER_PACKAGES,
+            ),
             Self::Lints => ("rustfmt+clippy", "tidy", "", &[]),
             Self::Iproute2 => ("iproute2", "the lab and the demo", "ip", &["iproute2"]),
             Self::Etcd => ("etcd", "the lab and the demo", "etcd", &["etcd-server"]),
             Self::Go => ("go", "building the lab's kube-apiserver", "go", &[]),
-            Self::Qemu => ("qemu", "tests on other kernels", "qemu-system-x86_64", &["qemu-system-x86"]),
+            Self::Qemu => (
+                "qemu",
+                "tests on other kernels",
+                "qemu-system-x86_64",
+                &["qemu-system-x86"],
+            ),
             Self::Cpio => ("cpio", "tests on other kernels", "cpio", &["cpio"]),
-            Self::Busybox => ("busybox", "tests on other kernels", "busybox", &["busybox-static"]),
-            Self::DebianKeys => ("debian-keys", "tests on other kernels", "", &["debian-archive-keyring"]),
+            Self::Busybox => (
+                "busybox",
+                "tests on other kernels",
+                "busybox",
+                &["busybox-static"],
+            ),
+            Self::DebianKeys => (
+                "debian-keys",
+                "tests on other kernels",
+                "",
+                &["debian-archive-keyring"],
+            ),
             Self::Tcpdump => ("tcpdump", "looking into the lab", "tcpdump", &["tcpdump"]),
             Self::Tshark => ("tshark", "looking into the lab", "tshark", &["tshark"]),
             Self::Ethtool => ("ethtool", "the lab", "ethtool", &["ethtool"]),
             Self::Nftables => ("nftables", "the lab's kube-proxy", "nft", &["nftables"]),
-            Self::Iptables => ("iptables", "the lab's kube-proxy", "iptables", &["iptables"]),
-            Self::Conntrack => ("conntrack", "the lab's kube-proxy", "conntrack", &["conntrack"]),
-            Self::Haproxy => ("haproxy", "load balancing in the lab", "haproxy", &["haproxy"]),
+            Self::Iptables => (
+                "iptables",
+                "the lab's kube-proxy",
+                "iptables",
+                &["iptables"],
+            ),
+            Self::Conntrack => (
+                "conntrack",
+                "the lab's kube-proxy",
+                "conntrack",
+                &["conntrack"],
+            ),
+            Self::Haproxy => (
+                "haproxy",
+                "load balancing in the lab",
+                "haproxy",
+                &["haproxy"],
+            ),
             Self::Iperf3 => ("iperf3", "measuring in the lab", "iperf3", &["iperf3"]),
             Self::Curl => ("curl", "the demo", "curl", &["curl"]),
             Self::Procps => ("procps", "the lab", "sysctl", &["procps"]),
@@ -169,10 +219,14 @@ impl Component {
 }
 
 fn program(name: &str) -> Result<Found, String> {
-    find_program(name).map(|file| Found(file.display().to_string())).ok_or_else(|| format!("no `{name}` on the PATH"))
+    find_program(name)
+        .map(|file| Found(file.display().to_string()))
+        .ok_or_else(|| format!("no `{name}` on the PATH"))
 }
 
 fn file(path: &str) -> Result<Found, String> {
     let found = std::path::Path::new(path).exists();
-    found.then(|| Found(path.to_owned())).ok_or_else(|| format!("no {path}"))
+    found
+        .then(|| Found(path.to_owned()))
+        .ok_or_else(|| format!("no {path}"))
 }

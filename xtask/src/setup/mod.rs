@@ -31,18 +31,28 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     if args.check {
-        bail!("{} missing; `cargo xtask setup` brings what apt, rustup and cargo have", names(&missing));
+        bail!(
+            "{} missing; `cargo xtask setup` brings what apt, rustup and cargo have",
+            names(&missing)
+        );
     }
     bring(&missing)
 }
 
 /// Brings those of `needed` that are missing; says nothing where all are here.
 pub fn ensure(needed: &[Component]) -> Result<()> {
-    let missing: Vec<Component> = needed.iter().copied().filter(|component| component.find().is_err()).collect();
+    let missing: Vec<Component> = needed
+        .iter()
+        .copied()
+        .filter(|component| component.find().is_err())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    println!("this command needs {}, which this host does not have yet", names(&missing));
+    println!(
+        "this command needs {}, which this host does not have yet",
+        names(&missing)
+    );
     bring(&missing)
 }
 
@@ -52,7 +62,11 @@ fn report(components: &[Component]) -> Vec<Component> {
         match component.find() {
             Ok(Found(what)) => println!("found    {:<14} {what}", component.name()),
             Err(why) => {
-                println!("missing  {:<14} {why}; needed for {}", component.name(), component.needed_for());
+                println!(
+                    "missing  {:<14} {why}; needed for {}",
+                    component.name(),
+                    component.needed_for()
+                );
                 missing.push(*component);
             }
         }
@@ -61,7 +75,10 @@ fn report(components: &[Component]) -> Vec<Component> {
 }
 
 fn bring(missing: &[Component]) -> Result<()> {
-    let mut packages: Vec<&str> = missing.iter().flat_map(|component| component.packages()).collect();
+    let mut packages: Vec<&str> = missing
+        .iter()
+        .flat_map(|component| component.packages())
+        .collect();
     packages.sort_unstable();
     packages.dedup();
     if !packages.is_empty() {
@@ -75,12 +92,19 @@ fn bring(missing: &[Component]) -> Result<()> {
             Bringer::Linker => rust::bring_linker()?,
             Bringer::Go => go::bring()?,
         }
-        component.find().map_err(anyhow::Error::msg).with_context(|| format!("find {} after bringing it", component.name()))?;
+        component
+            .find()
+            .map_err(anyhow::Error::msg)
+            .with_context(|| format!("find {} after bringing it", component.name()))?;
     }
     println!("brought {}", names(missing));
     Ok(())
 }
 
 fn names(components: &[Component]) -> String {
-    components.iter().map(|component| component.name()).collect::<Vec<_>>().join(", ")
+    components
+        .iter()
+        .map(|component| component.name())
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -14,7 +14,14 @@ use toolchain::LINKER_LLVM;
 pub use toolchain::{Core, TARGET, Toolchain};
 
 /// What compiling and running bpf-linker takes.
-pub(super) const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev", "gcc", "libc6-dev"];
+pub(super) const LINKER_PACKAGES: &[&str] = &[
+    "llvm-22-dev",
+    "libpolly-22-dev",
+    "libzstd-dev",
+    "zlib1g-dev",
+    "gcc",
+    "libc6-dev",
+];
 const LINKER_VERSION: &str = "0.13.0";
 const LINKER_LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
@@ -23,13 +30,22 @@ const LINKER_LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 /// # Errors
 /// If there is none; the error has what each lacks.
 pub fn kernel_toolchain() -> Result<Toolchain> {
-    toolchain::find_toolchain(Path::new("rustc"))
-        .map_err(|refusals| anyhow!("no Rust here compiles for the kernel: {}", refusals.join("; ")))
+    toolchain::find_toolchain(Path::new("rustc")).map_err(|refusals| {
+        anyhow!(
+            "no Rust here compiles for the kernel: {}",
+            refusals.join("; ")
+        )
+    })
 }
 
 pub(super) fn find_core() -> Result<Found, String> {
     match toolchain::find_toolchain(Path::new("rustc")) {
-        Ok(found) => Ok(Found(format!("{}, {} ({})", found.name, found.sysroot.display(), core_words(found.core)))),
+        Ok(found) => Ok(Found(format!(
+            "{}, {} ({})",
+            found.name,
+            found.sysroot.display(),
+            core_words(found.core)
+        ))),
         Err(refusals) => Err(refusals.join("; ")),
     }
 }
@@ -43,7 +59,11 @@ fn core_words(core: Core) -> &'static str {
 
 /// Debian's Rust has a compiled core; rustup's comes by rustup.
 pub(super) fn core_packages() -> Vec<&'static str> {
-    if is_debians() { vec!["libstd-rust-web-dev-bpf"] } else { Vec::new() }
+    if is_debians() {
+        vec!["libstd-rust-web-dev-bpf"]
+    } else {
+        Vec::new()
+    }
 }
 
 pub(super) fn bring_core() -> Result<()> {
@@ -51,7 +71,9 @@ pub(super) fn bring_core() -> Result<()> {
         return Ok(());
     }
     if !has_rustup() {
-        bail!("this Rust is neither rustup's nor Debian's rustc-web: please add its rust-src, or install rustup");
+        bail!(
+            "this Rust is neither rustup's nor Debian's rustc-web: please add its rust-src, or install rustup"
+        );
     }
     println!("installing with rustup: rust-src (3 MB)");
     sh::run(Command::new("rustup").args(["component", "add", "rust-src"]))
@@ -59,13 +81,18 @@ pub(super) fn bring_core() -> Result<()> {
 
 pub(super) fn find_lints() -> Result<Found, String> {
     for lint in ["fmt", "clippy"] {
-        sh::output(sh::cargo().args([lint, "--version"])).map_err(|_| format!("no `cargo {lint}`"))?;
+        sh::output(sh::cargo().args([lint, "--version"]))
+            .map_err(|_| format!("no `cargo {lint}`"))?;
     }
     Ok(Found("`cargo fmt` and `cargo clippy`".into()))
 }
 
 pub(super) fn lint_packages() -> Vec<&'static str> {
-    if is_debians() { vec!["rust-web-clippy", "rustfmt-web"] } else { Vec::new() }
+    if is_debians() {
+        vec!["rust-web-clippy", "rustfmt-web"]
+    } else {
+        Vec::new()
+    }
 }
 
 pub(super) fn bring_lints() -> Result<()> {
@@ -78,7 +105,8 @@ pub(super) fn bring_lints() -> Result<()> {
 
 pub(super) fn find_linker() -> Result<Found, String> {
     let linker = toolchain::find_linker().ok_or("not on the PATH nor in cargo's bin")?;
-    let version = sh::output(Command::new(&linker).arg("--version")).map_err(|why| format!("{why:#}"))?;
+    let version =
+        sh::output(Command::new(&linker).arg("--version")).map_err(|why| format!("{why:#}"))?;
     Ok(Found(format!("{} ({})", linker.display(), version.trim())))
 }
 
@@ -95,7 +123,9 @@ pub(super) fn bring_linker() -> Result<()> {
         "--features",
         "llvm-22",
     ]);
-    cargo.env("LLVM_PREFIX", LINKER_LLVM_PREFIX).current_dir("/");
+    cargo
+        .env("LLVM_PREFIX", LINKER_LLVM_PREFIX)
+        .current_dir("/");
     sh::run(&mut cargo).context("compile bpf-linker")
 }
 
@@ -104,6 +134,7 @@ fn has_rustup() -> bool {
 }
 
 fn is_debians() -> bool {
-    let sysroot = sh::output(Command::new("rustc").args(["--print", "sysroot"])).unwrap_or_default();
+    let sysroot =
+        sh::output(Command::new("rustc").args(["--print", "sysroot"])).unwrap_or_default();
     sysroot.trim() == "/usr" && apt::offers("libstd-rust-web-dev-bpf")
 }

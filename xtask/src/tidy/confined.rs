@@ -75,7 +75,16 @@ pub const CONFINED: &[Confined] = &[
     Confined {
         rule: "invariant 2",
         why: "proxy-common is compiled for the kernel: it allocates nothing and does no I/O",
-        words: &["std::", "alloc::", "extern crate", "Vec", "String", "Box", "format!", "println!"],
+        words: &[
+            "std::",
+            "alloc::",
+            "extern crate",
+            "Vec",
+            "String",
+            "Box",
+            "format!",
+            "println!",
+        ],
         scope: &["proxy-common/src/"],
         home: &[],
         tests: Tests::Free,
@@ -83,7 +92,9 @@ pub const CONFINED: &[Confined] = &[
     Confined {
         rule: "idea A",
         why: "the packet path is compiled for the kernel: no std beside the host tables of tests",
-        words: &["std::", "alloc::", "Vec", "String", "Box", "format!", "println!"],
+        words: &[
+            "std::", "alloc::", "Vec", "String", "Box", "format!", "println!",
+        ],
         scope: &["proxy-ebpf/src/"],
         home: &["proxy-ebpf/src/fake"],
         tests: Tests::Free,
@@ -99,7 +110,14 @@ pub const CONFINED: &[Confined] = &[
     Confined {
         rule: "invariant 3 (applies)",
         why: "one task owns the state: only sync plans writes and applies them",
-        words: &["plane.apply(", "dataplane.apply(", "place(", "place_delta(", "retire(", "retire_those("],
+        words: &[
+            "plane.apply(",
+            "dataplane.apply(",
+            "place(",
+            "place_delta(",
+            "retire(",
+            "retire_those(",
+        ],
         scope: AGENT,
         home: &[SYNC, PLACE, DATAPLANE],
         tests: Tests::Free,
@@ -107,7 +125,13 @@ pub const CONFINED: &[Confined] = &[
     Confined {
         rule: "invariant 3 (ids)",
         why: "only place knows generations, slots and ids, and dataplane their form in the kernel; all else is in symbols",
-        words: &["generation", "SlotKey", "reserve_id", "Key::Name", "Entry::Name"],
+        words: &[
+            "generation",
+            "SlotKey",
+            "reserve_id",
+            "Key::Name",
+            "Entry::Name",
+        ],
         scope: AGENT,
         home: &[PLACE, DATAPLANE],
         tests: Tests::Free,
@@ -123,7 +147,12 @@ pub const CONFINED: &[Confined] = &[
     Confined {
         rule: "invariant 3 (flows)",
         why: "in the packet path only flow writes flows, so that both directions come and go together",
-        words: &[".insert_flow(", ".remove_flow(", ".promote_flow(", ".note_flow("],
+        words: &[
+            ".insert_flow(",
+            ".remove_flow(",
+            ".promote_flow(",
+            ".note_flow(",
+        ],
         scope: &["proxy-ebpf/src/"],
         home: &["proxy-ebpf/src/flow", "proxy-ebpf/src/fake"],
         tests: Tests::Free,
@@ -146,7 +175,10 @@ pub const CONFINED: &[Confined] = &[
             ".opening.delete(",
         ],
         scope: AGENT,
-        home: &["proxy-userspace/src/flows.rs", "proxy-userspace/src/dataplane/flowtable.rs"],
+        home: &[
+            "proxy-userspace/src/flows.rs",
+            "proxy-userspace/src/dataplane/flowtable.rs",
+        ],
         tests: Tests::Free,
     },
     Confined {
@@ -162,7 +194,11 @@ pub const CONFINED: &[Confined] = &[
         why: "only rewrite writes packet bytes, so that a packet is either whole or untouched",
         words: &[".store(", ".fix_checksum(", ".truncate("],
         scope: &["proxy-ebpf/src/"],
-        home: &["proxy-ebpf/src/rewrite", "proxy-ebpf/src/fake", "proxy-ebpf/src/kernel/packets.rs"],
+        home: &[
+            "proxy-ebpf/src/rewrite",
+            "proxy-ebpf/src/fake",
+            "proxy-ebpf/src/kernel/packets.rs",
+        ],
         tests: Tests::Free,
     },
     Confined {
@@ -170,13 +206,26 @@ pub const CONFINED: &[Confined] = &[
         why: "only parse and rewrite know IPv4 from IPv6 headers; the rest is generic over the family",
         words: &["Ipv4Hdr", "Ipv6Hdr"],
         scope: PROXY,
-        home: &["proxy-ebpf/src/parse", "proxy-ebpf/src/rewrite", "proxy-ebpf/src/fake"],
+        home: &[
+            "proxy-ebpf/src/parse",
+            "proxy-ebpf/src/rewrite",
+            "proxy-ebpf/src/fake",
+        ],
         tests: Tests::Free,
     },
     Confined {
         rule: "invariant 5",
         why: "a verdict's number is chosen in one match per hook; everywhere else it is Action or Err(Reason)",
-        words: &["XDP_PASS", "XDP_DROP", "XDP_TX", "XDP_REDIRECT", "XDP_ABORTED", "xdp_action", "TC_ACT_*", "TCX_*"],
+        words: &[
+            "XDP_PASS",
+            "XDP_DROP",
+            "XDP_TX",
+            "XDP_REDIRECT",
+            "XDP_ABORTED",
+            "xdp_action",
+            "TC_ACT_*",
+            "TCX_*",
+        ],
         scope: EVERYWHERE,
         home: &[EBPF_MAIN],
         // TestRun answers with numbers.

@@ -26,18 +26,47 @@ pub fn run(_: &Args) -> Result<()> {
     for violation in &violations {
         println!("{violation}");
     }
-    println!("tidy: {} files, {} violations of the design's invariants", sources.len(), violations.len());
+    println!(
+        "tidy: {} files, {} violations of the design's invariants",
+        sources.len(),
+        violations.len()
+    );
     let unnamed = numbers::unnamed(&sources, &fixtures()?);
-    println!("tidy: rules that no test names: {}", if unnamed.is_empty() { "none".to_owned() } else { unnamed.join(", ") });
+    println!(
+        "tidy: rules that no test names: {}",
+        if unnamed.is_empty() {
+            "none".to_owned()
+        } else {
+            unnamed.join(", ")
+        }
+    );
     let table = policy::violations(&sh::workspace())?;
     table.iter().for_each(|wrong| println!("{wrong}"));
-    println!("tidy: the table of NetworkPolicy's rules: {} violations", table.len());
-    setup::ensure(&[Component::Lints, Component::KernelCore, Component::BpfLinker])?;
+    println!(
+        "tidy: the table of NetworkPolicy's rules: {} violations",
+        table.len()
+    );
+    setup::ensure(&[
+        Component::Lints,
+        Component::KernelCore,
+        Component::BpfLinker,
+    ])?;
     let format = sh::run(sh::cargo().args(["fmt", "--all", "--check"]));
-    let lints = sh::run(sh::cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]));
+    let lints = sh::run(sh::cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]));
     let kernel_lints = kernel::lint();
     if !violations.is_empty() {
-        bail!("the sources break {} of the design's invariants", violations.len());
+        bail!(
+            "the sources break {} of the design's invariants",
+            violations.len()
+        );
     }
     if !unnamed.is_empty() {
         bail!("no test names {}", unnamed.join(", "));
@@ -54,9 +83,20 @@ fn sources() -> Result<Vec<Source>> {
     let root = sh::workspace();
     // Also what is not yet added, so that a person sees it before the commit does.
     let mut git = Command::new("git");
-    git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.rs", "*/Cargo.toml"]).current_dir(&root);
+    git.args([
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+        "*.rs",
+        "*/Cargo.toml",
+    ])
+    .current_dir(&root);
     let listed = sh::output(&mut git).context("list the sources")?;
-    let existing = listed.split('\0').filter(|path| !path.is_empty() && root.join(path).is_file());
+    let existing = listed
+        .split('\0')
+        .filter(|path| !path.is_empty() && root.join(path).is_file());
     existing.map(|path| read(&root, path)).collect()
 }
 
@@ -65,7 +105,10 @@ fn fixtures() -> Result<Vec<String>> {
     let dir = sh::workspace().join("proxy-userspace/tests/fixtures");
     let entries = fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))?;
     let text = |entry: std::io::Result<fs::DirEntry>| fs::read_to_string(entry?.path());
-    entries.map(text).collect::<std::io::Result<_>>().context("read the fixtures")
+    entries
+        .map(text)
+        .collect::<std::io::Result<_>>()
+        .context("read the fixtures")
 }
 
 fn read(root: &std::path::Path, path: &str) -> Result<Source> {

@@ -18,18 +18,31 @@ pub fn violations(top: &Path) -> Result<Vec<String>> {
 }
 
 fn check(table: &str, read: impl Fn(&str) -> Option<String>) -> Vec<String> {
-    let rows: Vec<Vec<&str>> = table.lines().filter(|line| line.starts_with("| P")).map(cells).collect();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter(|line| line.starts_with("| P"))
+        .map(cells)
+        .collect();
     let mut wrong = Vec::new();
     for number in 1..=RULES {
         let rule = format!("P{number}");
-        let mut of_rule = rows.iter().filter(|cells| cells.first() == Some(&&*rule)).peekable();
+        let mut of_rule = rows
+            .iter()
+            .filter(|cells| cells.first() == Some(&&*rule))
+            .peekable();
         if of_rule.peek().is_none() {
             wrong.push(format!("{TABLE}: {rule} has no row"));
         }
         for cells in of_rule {
-            let named: Vec<&str> = cells.iter().skip(2).flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+            let named: Vec<&str> = cells
+                .iter()
+                .skip(2)
+                .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+                .collect();
             let [place, file, test] = named[..] else {
-                wrong.push(format!("{TABLE}: {rule} names no place, no file of tests or no test"));
+                wrong.push(format!(
+                    "{TABLE}: {rule} names no place, no file of tests or no test"
+                ));
                 continue;
             };
             if read(place).is_none() {
@@ -37,8 +50,13 @@ fn check(table: &str, read: impl Fn(&str) -> Option<String>) -> Vec<String> {
             }
             match read(file) {
                 None => wrong.push(format!("{TABLE}: {rule}: there is no {file}")),
-                Some(text) if !text.contains(&format!("fn {test}(")) && !text.contains(&format!("fn {test}<")) => {
-                    wrong.push(format!("{TABLE}: {rule}: there is no test {test} in {file}"));
+                Some(text)
+                    if !text.contains(&format!("fn {test}("))
+                        && !text.contains(&format!("fn {test}<")) =>
+                {
+                    wrong.push(format!(
+                        "{TABLE}: {rule}: there is no test {test} in {file}"
+                    ));
                 }
                 Some(_) => {}
             }
@@ -57,9 +75,16 @@ mod tests {
 
     #[test]
     fn rows_that_are_missing_or_name_what_is_not_there_are_told() {
-        let row = |number: u8, test: &str| format!("| P{number} | what | `a.rs` | `b.rs` `{test}` |\n");
-        let read = |file: &str| ["a.rs", "b.rs"].contains(&file).then(|| "fn p_x() {}\nfn p_y<F>() {}\n".to_owned());
-        let full: String = (1..=RULES).map(|number| row(number, if number % 2 == 0 { "p_x" } else { "p_y" })).collect();
+        let row =
+            |number: u8, test: &str| format!("| P{number} | what | `a.rs` | `b.rs` `{test}` |\n");
+        let read = |file: &str| {
+            ["a.rs", "b.rs"]
+                .contains(&file)
+                .then(|| "fn p_x() {}\nfn p_y<F>() {}\n".to_owned())
+        };
+        let full: String = (1..=RULES)
+            .map(|number| row(number, if number % 2 == 0 { "p_x" } else { "p_y" }))
+            .collect();
         assert_eq!(check(&full, read), [""; 0]);
         let broken = full
             .replace(&row(3, "p_y"), "")
@@ -67,6 +92,9 @@ mod tests {
             .replace("| P5 | what | `a.rs`", "| P5 | what | `c.rs`");
         let wrong = check(&broken, read);
         assert_eq!(wrong.len(), 3, "{wrong:?}");
-        assert!(wrong[0].contains("P3") && wrong[1].contains("p_z") && wrong[2].contains("c.rs"), "{wrong:?}");
+        assert!(
+            wrong[0].contains("P3") && wrong[1].contains("p_z") && wrong[2].contains("c.rs"),
+            "{wrong:?}"
+        );
     }
 }

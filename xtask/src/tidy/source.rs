@@ -26,16 +26,28 @@ impl Source {
         let mut in_tests = is_test_file(path);
         for text in text.lines() {
             let code = lexer.strip(text);
-            in_tests |= code.starts_with("mod tests {") && lines.last().is_some_and(|line| line.code.starts_with("#[cfg(test)]"));
-            lines.push(Line { text: text.to_owned(), code, in_tests });
+            in_tests |= code.starts_with("mod tests {")
+                && lines
+                    .last()
+                    .is_some_and(|line| line.code.starts_with("#[cfg(test)]"));
+            lines.push(Line {
+                text: text.to_owned(),
+                code,
+                in_tests,
+            });
         }
-        Self { path: path.to_owned(), lines }
+        Self {
+            path: path.to_owned(),
+            lines,
+        }
     }
 }
 
 /// Integration tests, and the modules that their parents declare under `#[cfg(test)]`.
 fn is_test_file(path: &str) -> bool {
-    path.split('/').nth(1) == Some("tests") || path.ends_with("/tests.rs") || path.ends_with("/testing.rs")
+    path.split('/').nth(1) == Some("tests")
+        || path.ends_with("/tests.rs")
+        || path.ends_with("/testing.rs")
 }
 
 /// Where the end of a line is.
@@ -65,7 +77,9 @@ impl Lexer {
                     }
                 }
                 Self::Text { raw } => {
-                    let Some(end) = text_end(rest, *raw) else { break };
+                    let Some(end) = text_end(rest, *raw) else {
+                        break;
+                    };
                     code.push('"');
                     rest = &rest[end..];
                     *self = Self::Code;
@@ -103,7 +117,10 @@ impl Lexer {
 /// `r"`, `r#"` and so on, unless the `r` ends a word.
 fn raw_start<'a>(rest: &'a str, before: &str) -> Option<(usize, &'a str)> {
     let body = rest.strip_prefix('r')?;
-    let word = before.chars().last().is_some_and(|c| c.is_alphanumeric() && c != 'b' || c == '_');
+    let word = before
+        .chars()
+        .last()
+        .is_some_and(|c| c.is_alphanumeric() && c != 'b' || c == '_');
     let after = body.trim_start_matches('#');
     let after_quote = after.strip_prefix('"').filter(|_| !word)?;
     Some((body.len() - after.len(), after_quote))
@@ -131,13 +148,20 @@ mod tests {
     use super::*;
 
     fn code(text: &str) -> Vec<String> {
-        Source::new("a/src/b.rs", text).lines.into_iter().map(|line| line.code).collect()
+        Source::new("a/src/b.rs", text)
+            .lines
+            .into_iter()
+            .map(|line| line.code)
+            .collect()
     }
 
     #[test]
     fn comments_and_literals_are_not_code() {
         assert_eq!(code("use a; // aya::x"), ["use a; "]);
-        assert_eq!(code("f(\"aya:: \\\" // no\", 'x'); g()"), ["f(\"\", 'x'); g()"]);
+        assert_eq!(
+            code("f(\"aya:: \\\" // no\", 'x'); g()"),
+            ["f(\"\", 'x'); g()"]
+        );
         assert_eq!(code("a /* b\nc */ d"), ["a ", " d"]);
         assert_eq!(code("x(r#\"a\"b\n c\"#, y)"), ["x(\"", "\", y)"]);
         assert_eq!(code("c == '\"' && aya"), ["c ==  && aya"]);
@@ -146,8 +170,18 @@ mod tests {
 
     #[test]
     fn tests_begin_at_their_module_and_fill_the_tests_directory() {
-        let source = Source::new("a/src/b.rs", "fn a() {}\n#[cfg(test)]\nmod tests {\n    use super::*;");
-        assert_eq!(source.lines.iter().map(|line| line.in_tests).collect::<Vec<_>>(), [false, false, true, true]);
+        let source = Source::new(
+            "a/src/b.rs",
+            "fn a() {}\n#[cfg(test)]\nmod tests {\n    use super::*;",
+        );
+        assert_eq!(
+            source
+                .lines
+                .iter()
+                .map(|line| line.in_tests)
+                .collect::<Vec<_>>(),
+            [false, false, true, true]
+        );
         assert!(Source::new("a/tests/b.rs", "fn a() {}").lines[0].in_tests);
     }
 }

@@ -48,7 +48,11 @@ impl Outcome {
 /// Boots and waits until the machine turns itself off; the console also goes into `log`.
 pub fn run(image: &Path, initramfs: &Path, log: &Path) -> Result<Outcome> {
     let mut log = File::create(log).with_context(|| format!("create {}", log.display()))?;
-    let mut machine = Machine(qemu(image, initramfs).spawn().context("start qemu-system-x86_64")?);
+    let mut machine = Machine(
+        qemu(image, initramfs)
+            .spawn()
+            .context("start qemu-system-x86_64")?,
+    );
     let console = console(&mut machine.0)?;
     let end = Instant::now() + LIMIT;
     let mut outcome = Outcome::default();
@@ -60,7 +64,9 @@ pub fn run(image: &Path, initramfs: &Path, log: &Path) -> Result<Outcome> {
                 outcome.take(&line);
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(outcome),
-            Err(RecvTimeoutError::Timeout) => bail!("the machine did not end within {} s", LIMIT.as_secs()),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("the machine did not end within {} s", LIMIT.as_secs())
+            }
         }
     }
 }
@@ -71,10 +77,28 @@ pub fn run(image: &Path, initramfs: &Path, log: &Path) -> Result<Outcome> {
 /// within kmalloc; the kernel then takes another way.
 fn qemu(image: &Path, initramfs: &Path) -> Command {
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-accel", "tcg", "-cpu", "max,-cx16", "-smp", "2", "-m", "2048", "-nographic", "-no-reboot", "-nic", "none"]);
+    qemu.args([
+        "-accel",
+        "tcg",
+        "-cpu",
+        "max,-cx16",
+        "-smp",
+        "2",
+        "-m",
+        "2048",
+        "-nographic",
+        "-no-reboot",
+        "-nic",
+        "none",
+    ]);
     qemu.arg("-kernel").arg(image).arg("-initrd").arg(initramfs);
-    qemu.args(["-append", "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on"]);
-    qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    qemu.args([
+        "-append",
+        "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on",
+    ]);
+    qemu.stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit());
     qemu
 }
 
@@ -125,6 +149,9 @@ mod tests {
 
     #[test]
     fn terminal_codes_of_the_firmware_are_not_shown() {
-        assert_eq!(printable("\u{1b}c\u{1b}[?7l\u{1b}[2J\u{1b}[0mSeaBIOS\r"), "SeaBIOS");
+        assert_eq!(
+            printable("\u{1b}c\u{1b}[?7l\u{1b}[2J\u{1b}[0mSeaBIOS\r"),
+            "SeaBIOS"
+        );
     }
 }

@@ -32,11 +32,19 @@ pub struct Args {
 
 /// Boots every kernel that was asked for, one after the other, and fails if the program failed in one of them.
 pub fn run(args: &Args) -> Result<()> {
-    let kernels = if args.kernels.is_empty() { Release::ALL.to_vec() } else { args.kernels.clone() };
+    let kernels = if args.kernels.is_empty() {
+        Release::ALL.to_vec()
+    } else {
+        args.kernels.clone()
+    };
     let work = match &args.exec {
-        Some(program) => {
-            Work { program: program.clone(), arguments: args.arguments.clone(), is_test: false, tools: &[], beside: Vec::new() }
-        }
+        Some(program) => Work {
+            program: program.clone(),
+            arguments: args.arguments.clone(),
+            is_test: false,
+            tools: &[],
+            beside: Vec::new(),
+        },
         None if args.uplinks => uplinks(&args.arguments)?,
         None => kernel_test(&args.arguments)?,
     };
@@ -44,7 +52,11 @@ pub fn run(args: &Args) -> Result<()> {
     for release in kernels {
         let begin = Instant::now();
         match on(release, &work) {
-            Ok(passed) => println!("vm: {}: ok, {passed} tests passed, {} s", release.name(), begin.elapsed().as_secs()),
+            Ok(passed) => println!(
+                "vm: {}: ok, {passed} tests passed, {} s",
+                release.name(),
+                begin.elapsed().as_secs()
+            ),
             Err(why) => {
                 println!("vm: {}: FAILED: {why:#}", release.name());
                 failed.push(release.name());
@@ -82,9 +94,25 @@ struct Work {
 /// The test that loads every program and compares it with the library on the host.
 fn kernel_test(arguments: &[String]) -> Result<Work> {
     setup::ensure(&Component::BUILD)?;
-    let program =
-        build::executable(&["test", "--package", "proxy-userspace", "--test", "kernel", "--no-run"], "kernel", Profile::Dev)?;
-    Ok(Work { program, arguments: arguments.to_vec(), is_test: true, tools: &[], beside: Vec::new() })
+    let program = build::executable(
+        &[
+            "test",
+            "--package",
+            "proxy-userspace",
+            "--test",
+            "kernel",
+            "--no-run",
+        ],
+        "kernel",
+        Profile::Dev,
+    )?;
+    Ok(Work {
+        program,
+        arguments: arguments.to_vec(),
+        is_test: true,
+        tools: &[],
+        beside: Vec::new(),
+    })
 }
 
 /// The lab's test of devices, one case after the other.
@@ -92,12 +120,35 @@ fn uplinks(arguments: &[String]) -> Result<Work> {
     setup::ensure(&Component::BUILD)?;
     setup::ensure(&Component::LAB)?;
     setup::ensure(&[Component::Tcpdump])?;
-    let build = ["build", "--package", "xtask", "--package", "proxy-userspace"];
+    let build = [
+        "build",
+        "--package",
+        "xtask",
+        "--package",
+        "proxy-userspace",
+    ];
     let beside = ["xtask", "portway"].map(|name| build::executable(&build, name, Profile::Dev));
-    let program = build::executable(&["test", "--package", "xtask", "--test", "uplinks", "--no-run"], "uplinks", Profile::Dev)?;
+    let program = build::executable(
+        &[
+            "test",
+            "--package",
+            "xtask",
+            "--test",
+            "uplinks",
+            "--no-run",
+        ],
+        "uplinks",
+        Profile::Dev,
+    )?;
     let arguments = [&["--test-threads".to_owned(), "1".to_owned()], arguments].concat();
     let beside = beside.into_iter().collect::<Result<_>>()?;
-    Ok(Work { program, arguments, is_test: true, tools: &["ip", "bridge", "ethtool", "tcpdump"], beside })
+    Ok(Work {
+        program,
+        arguments,
+        is_test: true,
+        tools: &["ip", "bridge", "ethtool", "tcpdump"],
+        beside,
+    })
 }
 
 fn on(release: Release, work: &Work) -> Result<u32> {
@@ -105,7 +156,11 @@ fn on(release: Release, work: &Work) -> Result<u32> {
     let kernel = kernel::fetch(release)?;
     let target = sh::workspace().join("target/vm").join(release.name());
     let image = initramfs::pack(&target, &kernel, work)?;
-    println!("vm: booting {} ({})", kernel.version, kernel.image.display());
+    println!(
+        "vm: booting {} ({})",
+        kernel.version,
+        kernel.image.display()
+    );
     let log = target.join("console.log");
     let outcome = boot::run(&kernel.image, &image, &log)?;
     judge(&outcome, &kernel.version, work.is_test)
@@ -114,7 +169,9 @@ fn on(release: Release, work: &Work) -> Result<u32> {
 
 /// Success is an exit status of 0 that came over the console of the right kernel, and of a test also that some were run.
 fn judge(outcome: &Outcome, version: &str, is_test: bool) -> Result<u32> {
-    let status = outcome.status.context("the machine ended before the program did")?;
+    let status = outcome
+        .status
+        .context("the machine ended before the program did")?;
     if status != 0 {
         bail!("exit status {status}");
     }
@@ -144,12 +201,29 @@ mod tests {
     #[test]
     fn nothing_else_passes() {
         let none = "vm: kernel 6.1\ntest result: ok. 0 passed; 0 failed\nvm: exit status 0\n";
-        assert_eq!(judged(none, true).expect_err("no test").to_string(), "no test was run");
-        let failed = "vm: kernel 6.1\ntest result: FAILED. 1 passed; 1 failed\nvm: exit status 101\n";
-        assert_eq!(judged(failed, true).expect_err("failed").to_string(), "exit status 101");
+        assert_eq!(
+            judged(none, true).expect_err("no test").to_string(),
+            "no test was run"
+        );
+        let failed =
+            "vm: kernel 6.1\ntest result: FAILED. 1 passed; 1 failed\nvm: exit status 101\n";
+        assert_eq!(
+            judged(failed, true).expect_err("failed").to_string(),
+            "exit status 101"
+        );
         let panic = "vm: kernel 6.1\nKernel panic - not syncing\n";
-        assert!(judged(panic, false).expect_err("panic").to_string().contains("ended before"));
+        assert!(
+            judged(panic, false)
+                .expect_err("panic")
+                .to_string()
+                .contains("ended before")
+        );
         let other = "vm: kernel 5.10\nvm: exit status 0\n";
-        assert!(judged(other, false).expect_err("another kernel").to_string().contains("was to be booted"));
+        assert!(
+            judged(other, false)
+                .expect_err("another kernel")
+                .to_string()
+                .contains("was to be booted")
+        );
     }
 }

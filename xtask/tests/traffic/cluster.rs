@@ -37,8 +37,12 @@ pub struct Cluster {
 
 /// Tests that measure run alone, the others beside each other.
 enum Turn {
-    Shared(#[expect(dead_code, reason = "held until the cluster goes")] RwLockReadGuard<'static, ()>),
-    Alone(#[expect(dead_code, reason = "held until the cluster goes")] RwLockWriteGuard<'static, ()>),
+    Shared(
+        #[expect(dead_code, reason = "held until the cluster goes")] RwLockReadGuard<'static, ()>,
+    ),
+    Alone(
+        #[expect(dead_code, reason = "held until the cluster goes")] RwLockWriteGuard<'static, ()>,
+    ),
 }
 
 static TURNS: RwLock<()> = RwLock::new(());
@@ -80,15 +84,29 @@ impl Cluster {
         arguments: &[&str],
         prepare: impl FnOnce(&mut Lab) -> Result<()>,
     ) -> Result<Self> {
-        let mut lab = Lab::start(topology(wiring, join), Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
+        let mut lab = Lab::start(
+            topology(wiring, join),
+            Tools::beside(env!("CARGO_BIN_EXE_xtask")),
+        )?;
         prepare(&mut lab)?;
         let plane = cluster::begin(&lab)?;
         for object in services() {
             plane.client().apply(&object)?;
         }
-        let spec = AgentSpec::new(lab.tools(), cluster::source(&plane)?, lab.directory()).with(arguments);
-        let agents = lab.nodes().iter().map(|node| spec.start(node)).collect::<Result<Vec<_>>>()?;
-        let cluster = Self { agents, spec, plane, lab, _turn: turn };
+        let spec =
+            AgentSpec::new(lab.tools(), cluster::source(&plane)?, lab.directory()).with(arguments);
+        let agents = lab
+            .nodes()
+            .iter()
+            .map(|node| spec.start(node))
+            .collect::<Result<Vec<_>>>()?;
+        let cluster = Self {
+            agents,
+            spec,
+            plane,
+            lab,
+            _turn: turn,
+        };
         cluster.settle()?;
         Ok(cluster)
     }
@@ -101,7 +119,13 @@ impl Cluster {
             Ok(lacks.is_empty().then_some(()))
         });
         settled
-            .with_context(|| self.agents.iter().map(Agent::log_tail).collect::<Vec<_>>().join("\n---\n"))
+            .with_context(|| {
+                self.agents
+                    .iter()
+                    .map(Agent::log_tail)
+                    .collect::<Vec<_>>()
+                    .join("\n---\n")
+            })
             .with_context(|| lacks)
     }
 
@@ -112,7 +136,10 @@ impl Cluster {
                 let web = self.far(Kind::Http, ip, WEB, 30)?;
                 let host = self.far(Kind::Http, ip, HOST, 2)?;
                 if web.pods() != ["web-1", "web-2", "web-3"] || host.served() != 2 {
-                    return Ok(Some(format!("{} by {ip}: web {web:?}, host {host:?}", node.name())));
+                    return Ok(Some(format!(
+                        "{} by {ip}: web {web:?}, host {host:?}",
+                        node.name()
+                    )));
                 }
             }
         }
@@ -129,9 +156,22 @@ impl Cluster {
 
     pub fn cluster_ips(&self, service: &str) -> Result<Vec<IpAddr>> {
         let target = ObjectRef::namespaced("v1", "Service", "default", service);
-        let object = self.plane.client().get(&target)?.context("find the Service")?;
-        let ips = object["spec"]["clusterIPs"].as_array().context("find its cluster IPs")?;
-        ips.iter().map(|ip| ip.as_str().unwrap_or_default().parse().context("read a cluster IP")).collect()
+        let object = self
+            .plane
+            .client()
+            .get(&target)?
+            .context("find the Service")?;
+        let ips = object["spec"]["clusterIPs"]
+            .as_array()
+            .context("find its cluster IPs")?;
+        ips.iter()
+            .map(|ip| {
+                ip.as_str()
+                    .unwrap_or_default()
+                    .parse()
+                    .context("read a cluster IP")
+            })
+            .collect()
     }
 
     /// A counter of a node's packet path, as `/metrics` tells it.
@@ -146,7 +186,11 @@ impl Cluster {
 
     /// The sum of a metric's values whose labels have the value `label`, or of all if that is empty, as `/metrics` tells it.
     pub fn metric(&self, node: &Node, name: &str, label: &str) -> Result<u64> {
-        sum(&node.ns().run(|| metrics().context("ask for metrics"))?, name, label)
+        sum(
+            &node.ns().run(|| metrics().context("ask for metrics"))?,
+            name,
+            label,
+        )
     }
 
     /// Several counters of a node's packet path, read at one moment.
@@ -162,10 +206,23 @@ impl Cluster {
 
 /// The sum of a metric's values whose labels have the value `label`, or of all if that is empty.
 fn sum(text: &str, name: &str, label: &str) -> Result<u64> {
-    let wanted = |line: &&str| line.starts_with(name) && (label.is_empty() || line.contains(&format!("\"{label}\"")));
-    let values: Vec<&str> = text.lines().filter(wanted).filter_map(|line| line.rsplit(' ').next()).collect();
+    let wanted = |line: &&str| {
+        line.starts_with(name) && (label.is_empty() || line.contains(&format!("\"{label}\"")))
+    };
+    let values: Vec<&str> = text
+        .lines()
+        .filter(wanted)
+        .filter_map(|line| line.rsplit(' ').next())
+        .collect();
     ensure!(!values.is_empty(), "no {name} {label} in\n{text}");
-    values.into_iter().map(|value| value.parse::<u64>().with_context(|| format!("read {name} {label}"))).sum()
+    values
+        .into_iter()
+        .map(|value| {
+            value
+                .parse::<u64>()
+                .with_context(|| format!("read {name} {label}"))
+        })
+        .sum()
 }
 
 fn metrics() -> Result<String> {
@@ -180,11 +237,24 @@ fn metrics() -> Result<String> {
 fn topology(wiring: Wiring, join: Join) -> Topology {
     let web = |name: &str| {
         let pod = PodSpec::new(name).label("app", "web");
-        pod.serving_as("http", 8080, Serves::Http).serving_as("names", 53, Serves::UdpEcho).serving_as("echo", 7, Serves::TcpEcho)
+        pod.serving_as("http", 8080, Serves::Http)
+            .serving_as("names", 53, Serves::UdpEcho)
+            .serving_as("echo", 7, Serves::TcpEcho)
     };
-    let host = PodSpec::new("host-1").label("app", "host").serving_as("http", 8088, Serves::Http).on_host_network();
+    let host = PodSpec::new("host-1")
+        .label("app", "host")
+        .serving_as("http", 8088, Serves::Http)
+        .on_host_network();
     let topology = Topology::new(wiring, join).node("node1", vec![web("web-1"), web("web-2")]);
-    topology.node("node2", vec![web("web-3"), PodSpec::new("visitor").label("app", "visitor")]).node("node3", vec![host])
+    topology
+        .node(
+            "node2",
+            vec![
+                web("web-3"),
+                PodSpec::new("visitor").label("app", "visitor"),
+            ],
+        )
+        .node("node3", vec![host])
 }
 
 fn services() -> Vec<Value> {
@@ -201,7 +271,13 @@ fn services() -> Vec<Value> {
         { "name": "names", "protocol": "UDP", "port": 53, "targetPort": "names", "nodePort": WEB_UDP },
         { "name": "echo", "port": 7, "targetPort": "echo", "nodePort": WEB_ECHO },
     ]);
-    vec![service("web", web), service("host", json!([{ "name": "http", "port": 80, "targetPort": 8088, "nodePort": HOST }]))]
+    vec![
+        service("web", web),
+        service(
+            "host",
+            json!([{ "name": "http", "port": 80, "targetPort": 8088, "nodePort": HOST }]),
+        ),
+    ]
 }
 
 /// One more Service of the web pods, of both families, with one port and its nodePort.

@@ -15,9 +15,18 @@ use crate::reach::everything_is_reached;
 fn refuse_the_near_client(lab: &mut Lab) -> Result<()> {
     for node in lab.nodes() {
         nft(node, "add table inet edge")?;
-        nft(node, "add chain inet edge guard { type filter hook forward priority 0 ; policy accept ; }")?;
-        nft(node, &format!("add rule inet edge guard ip saddr {} drop", NEAR_CLIENT.v4))?;
-        nft(node, &format!("add rule inet edge guard ip6 saddr {} drop", NEAR_CLIENT.v6))?;
+        nft(
+            node,
+            "add chain inet edge guard { type filter hook forward priority 0 ; policy accept ; }",
+        )?;
+        nft(
+            node,
+            &format!("add rule inet edge guard ip saddr {} drop", NEAR_CLIENT.v4),
+        )?;
+        nft(
+            node,
+            &format!("add rule inet edge guard ip6 saddr {} drop", NEAR_CLIENT.v6),
+        )?;
     }
     Ok(())
 }
@@ -28,9 +37,14 @@ fn nft(node: &Node, command: &str) -> Result<()> {
 
 /// How many of the near client's requests are served, by way of each node and family.
 fn served(cluster: &Cluster) -> Result<Vec<usize>> {
-    let ways = cluster.lab.nodes().iter().flat_map(|node| node.addresses().both());
+    let ways = cluster
+        .lab
+        .nodes()
+        .iter()
+        .flat_map(|node| node.addresses().both());
     let both = ways.flat_map(|ip| [(Kind::Http, ip, WEB), (Kind::Udp, ip, WEB_UDP)]);
-    both.map(|(kind, ip, port)| Ok(ask(cluster.lab.near_client(), kind, ip, port, 4)?.served())).collect()
+    both.map(|(kind, ip, port)| Ok(ask(cluster.lab.near_client(), kind, ip, port, 4)?.served()))
+        .collect()
 }
 
 #[test]
@@ -44,9 +58,17 @@ fn respected_before_bridges_and_beside_a_tunnel() -> Result<()> {
 }
 
 fn respected(wiring: Wiring, join: Join) -> Result<()> {
-    let cluster = Cluster::start_with(wiring, join, &["--host-firewall", "respect"], refuse_the_near_client)?;
+    let cluster = Cluster::start_with(
+        wiring,
+        join,
+        &["--host-firewall", "respect"],
+        refuse_the_near_client,
+    )?;
     let served = served(&cluster)?;
-    ensure!(served.iter().all(|served| *served == 0), "the near client was served: {served:?}");
+    ensure!(
+        served.iter().all(|served| *served == 0),
+        "the near client was served: {served:?}"
+    );
     for node in cluster.lab.nodes() {
         nft(node, "flush chain inet edge guard")?;
     }
@@ -55,8 +77,16 @@ fn respected(wiring: Wiring, join: Join) -> Result<()> {
 
 #[test]
 fn bypassed_it_does_not_meet_redirected_packets() -> Result<()> {
-    let cluster = Cluster::start_with(Wiring::PointToPoint, Join::Routes, &[], refuse_the_near_client)?;
+    let cluster = Cluster::start_with(
+        Wiring::PointToPoint,
+        Join::Routes,
+        &[],
+        refuse_the_near_client,
+    )?;
     let served = served(&cluster)?;
-    ensure!(served.iter().all(|served| *served == 4), "the near client was not served: {served:?}");
+    ensure!(
+        served.iter().all(|served| *served == 4),
+        "the near client was not served: {served:?}"
+    );
     everything_is_reached(&cluster)
 }

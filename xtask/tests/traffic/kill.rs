@@ -18,12 +18,24 @@ const MARGIN: Duration = Duration::from_secs(3);
 /// How long a new agent may take while the load goes on.
 const STARTING: Duration = Duration::from_secs(4);
 /// What may have been lost or late, in the kernel's words.
-const LOSSES: [&str; 8] = ["Retrans", "Timeout", "Overflow", "ListenDrops", "ReqQFull", "Discards", "Reject", "PAWS"];
+const LOSSES: [&str; 8] = [
+    "Retrans",
+    "Timeout",
+    "Overflow",
+    "ListenDrops",
+    "ReqQFull",
+    "Discards",
+    "Reject",
+    "PAWS",
+];
 
 /// How long there is no agent: in CI some seconds, a minute by hand.
 fn time_without() -> Result<Duration> {
     let seconds = std::env::var("PORTWAY_SECONDS_WITHOUT_AGENT").unwrap_or_else(|_| "4".to_owned());
-    seconds.parse().map(Duration::from_secs).context("read PORTWAY_SECONDS_WITHOUT_AGENT")
+    seconds
+        .parse()
+        .map(Duration::from_secs)
+        .context("read PORTWAY_SECONDS_WITHOUT_AGENT")
 }
 
 /// `kill -9` of the agent under load, a while without one, and a new one: no request fails, and no packet is dropped.
@@ -43,15 +55,28 @@ fn killing_and_restarting_the_agent_fails_no_request() -> Result<()> {
     let again = cluster.spec.start(cluster.lab.node("node1")?)?;
     let started = begin.elapsed();
     let report = running.join().expect("the load does not panic")?;
-    println!("{without:?} without an agent, {started:.1?} to start one, load average {}: {report}", load_average()?);
+    println!(
+        "{without:?} without an agent, {started:.1?} to start one, load average {}: {report}",
+        load_average()?
+    );
     for ((name, now), (_, then)) in losses(&cluster)?.iter().zip(&before) {
         println!("  {name}: {}", now.growth(then, &LOSSES));
     }
     ensure!(report.failed() == 0, "{report}");
-    ensure!(report.rate() > f64::from(RATE) / 2.0, "too few to say anything: {report}");
-    ensure!(cluster.drops("node1")? == dropped, "packets were dropped: {} instead of {dropped}", cluster.drops("node1")?);
+    ensure!(
+        report.rate() > f64::from(RATE) / 2.0,
+        "too few to say anything: {report}"
+    );
+    ensure!(
+        cluster.drops("node1")? == dropped,
+        "packets were dropped: {} instead of {dropped}",
+        cluster.drops("node1")?
+    );
     let log = again.log();
-    ensure!(!log.contains("refused"), "the new agent had trouble:\n{log}");
+    ensure!(
+        !log.contains("refused"),
+        "the new agent had trouble:\n{log}"
+    );
     cluster.agents.push(again);
     cluster.settle()
 }
@@ -59,7 +84,13 @@ fn killing_and_restarting_the_agent_fails_no_request() -> Result<()> {
 /// The counters of all who took part.
 fn losses(cluster: &Cluster) -> Result<Vec<(String, Counters)>> {
     let lab = &cluster.lab;
-    let web = lab.pods().filter(|(_, pod)| pod.spec().labels.get("app").is_some_and(|app| app == "web"));
-    let all: Vec<&Namespace> = std::iter::once(lab.near_client()).chain(web.map(|(_, pod)| pod.ns())).collect();
-    all.into_iter().map(|ns| Ok((ns.name().to_owned(), Counters::of(ns)?))).collect()
+    let web = lab
+        .pods()
+        .filter(|(_, pod)| pod.spec().labels.get("app").is_some_and(|app| app == "web"));
+    let all: Vec<&Namespace> = std::iter::once(lab.near_client())
+        .chain(web.map(|(_, pod)| pod.ns()))
+        .collect();
+    all.into_iter()
+        .map(|ns| Ok((ns.name().to_owned(), Counters::of(ns)?)))
+        .collect()
 }

@@ -44,7 +44,9 @@ fn a_change_is_in_every_kernel_within_50_ms_of_its_event() -> Result<()> {
     let mut after_event = Vec::new();
     let mut after_request = Vec::new();
     for change in &changes {
-        let event = readable.get(&change.version).with_context(|| format!("find the event of version {}", change.version))?;
+        let event = readable
+            .get(&change.version)
+            .with_context(|| format!("find the event of version {}", change.version))?;
         for at in &change.in_force {
             // An agent may be done before our own watch has read the event.
             after_event.push(at.duration_since(*event).unwrap_or_default());
@@ -52,9 +54,19 @@ fn a_change_is_in_every_kernel_within_50_ms_of_its_event() -> Result<()> {
         }
     }
     let (event, request) = (Spread::of(after_event), Spread::of(after_request));
-    println!("{CHANGES} changes on {} nodes, load average {}", cluster.agents.len(), load_average()?);
-    println!("  from the event to the kernel: {event}\n  from the request to the kernel: {request}");
-    ensure!(event.p99 <= GOAL, "from the event to the kernel: {event}, load average {}", load_average()?);
+    println!(
+        "{CHANGES} changes on {} nodes, load average {}",
+        cluster.agents.len(),
+        load_average()?
+    );
+    println!(
+        "  from the event to the kernel: {event}\n  from the request to the kernel: {request}"
+    );
+    ensure!(
+        event.p99 <= GOAL,
+        "from the event to the kernel: {event}, load average {}",
+        load_average()?
+    );
     metric_has_them(&cluster)
 }
 
@@ -63,7 +75,10 @@ fn heed(event: &Value, tell: &mpsc::Sender<(String, SystemTime)>) -> ControlFlow
     if event["type"] == "DELETED" {
         return ControlFlow::Break(());
     }
-    let version = event.pointer("/object/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
+    let version = event
+        .pointer("/object/metadata/resourceVersion")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
     match tell.send((version.to_owned(), now)) {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
@@ -76,10 +91,23 @@ fn change_often(cluster: &Cluster, target: &ObjectRef) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for round in 0..CHANGES {
         let asked = SystemTime::now();
-        let taken = cluster.plane.client().patch(target, &flip(round % 2 == 0, asked)?)?;
-        let version = taken.pointer("/metadata/resourceVersion").and_then(Value::as_str).context("read a version")?;
-        let in_force = logs.iter_mut().map(|log| log.when("the kernel is in step", asked)).collect::<Result<_>>()?;
-        changes.push(Change { version: version.to_owned(), in_force, asked });
+        let taken = cluster
+            .plane
+            .client()
+            .patch(target, &flip(round % 2 == 0, asked)?)?;
+        let version = taken
+            .pointer("/metadata/resourceVersion")
+            .and_then(Value::as_str)
+            .context("read a version")?;
+        let in_force = logs
+            .iter_mut()
+            .map(|log| log.when("the kernel is in step", asked))
+            .collect::<Result<_>>()?;
+        changes.push(Change {
+            version: version.to_owned(),
+            in_force,
+            asked,
+        });
     }
     Ok(changes)
 }
@@ -126,5 +154,7 @@ fn endpoints(second_ready: bool) -> Value {
 fn flip(second_unready: bool, now: SystemTime) -> Result<Value> {
     let now = Timestamp::try_from(now).context("name a time")?.to_string();
     let annotations = json!({ "endpoints.kubernetes.io/last-change-trigger-time": now });
-    Ok(json!({ "metadata": { "annotations": annotations }, "endpoints": endpoints(!second_unready) }))
+    Ok(
+        json!({ "metadata": { "annotations": annotations }, "endpoints": endpoints(!second_unready) }),
+    )
 }

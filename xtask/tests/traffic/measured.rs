@@ -17,7 +17,10 @@ pub struct Log<'a> {
 impl<'a> Log<'a> {
     /// What it will say from now on.
     pub fn from_here(agent: &'a Agent) -> Self {
-        Self { agent, read: agent.log().len() }
+        Self {
+            agent,
+            read: agent.log().len(),
+        }
     }
 
     /// When it first said `words` after `asked`, by the agent's own clock, which is ours.
@@ -38,13 +41,19 @@ impl<'a> Log<'a> {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        bail!("not said in {IN_FORCE:?}: {words}\n{}", self.agent.log_tail())
+        bail!(
+            "not said in {IN_FORCE:?}: {words}\n{}",
+            self.agent.log_tail()
+        )
     }
 }
 
 fn said_at(line: &str) -> Result<SystemTime> {
     let stamp = line.split_whitespace().next().unwrap_or_default();
-    stamp.parse::<Timestamp>().map(SystemTime::from).with_context(|| format!("read the time of {line}"))
+    stamp
+        .parse::<Timestamp>()
+        .map(SystemTime::from)
+        .with_context(|| format!("read the time of {line}"))
 }
 
 /// Percentiles.
@@ -59,12 +68,21 @@ impl Spread {
     pub fn of(mut all: Vec<Duration>) -> Self {
         all.sort();
         let at = |hundredths: usize| all[(all.len() * hundredths).div_ceil(100).saturating_sub(1)];
-        Self { p50: at(50), p99: at(99), most: at(100), count: all.len() }
+        Self {
+            p50: at(50),
+            p99: at(99),
+            most: at(100),
+            count: all.len(),
+        }
     }
 }
 
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "p50 {:.1?}, p99 {:.1?}, most {:.1?} of {}", self.p50, self.p99, self.most, self.count)
+        write!(
+            f,
+            "p50 {:.1?}, p99 {:.1?}, most {:.1?} of {}",
+            self.p50, self.p99, self.most, self.count
+        )
     }
 }

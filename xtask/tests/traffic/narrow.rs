@@ -51,11 +51,19 @@ fn through_a_narrow_hop_with_direct_server_return() -> Result<()> {
 }
 
 fn narrow(wiring: Wiring, forwarding: &str) -> Result<()> {
-    let cluster = Cluster::start_with(wiring, Join::Routes, &["--forwarding", forwarding], |_| Ok(()))?;
+    let cluster = Cluster::start_with(wiring, Join::Routes, &["--forwarding", forwarding], |_| {
+        Ok(())
+    })?;
     let echo = |family: usize| {
         let addr = SocketAddr::new(FAR_CLIENT.both()[family], OUTSIDE);
-        _ = cluster.lab.far_client().start(move || serve(TcpListener::bind(addr)?));
-        _ = cluster.lab.far_client().start(move || echo_datagrams(&UdpSocket::bind(addr)?));
+        _ = cluster
+            .lab
+            .far_client()
+            .start(move || serve(TcpListener::bind(addr)?));
+        _ = cluster
+            .lab
+            .far_client()
+            .start(move || echo_datagrams(&UdpSocket::bind(addr)?));
     };
     [0, 1].into_iter().for_each(echo);
     for object in objects() {
@@ -66,7 +74,13 @@ fn narrow(wiring: Wiring, forwarding: &str) -> Result<()> {
     large_datagrams(&cluster, forwarding)?;
     for (index, ip) in FAR_CLIENT.both().into_iter().enumerate() {
         let len = if ip.is_ipv4() { 32 } else { 128 };
-        cluster.lab.router().ip(&format!("route add {ip}/{len} dev eth1 mtu lock {NARROW}\n")).context("narrow the way")?;
+        cluster
+            .lab
+            .router()
+            .ip(&format!(
+                "route add {ip}/{len} dev eth1 mtu lock {NARROW}\n"
+            ))
+            .context("narrow the way")?;
         outward(&cluster, index).with_context(|| format!("to {ip}"))?;
         inward(&cluster, index).with_context(|| format!("from {ip}"))?;
     }
@@ -78,16 +92,26 @@ fn nobody_listens(cluster: &Cluster, times: usize) -> Result<()> {
     let mut ways = Vec::new();
     for node in cluster.lab.nodes() {
         for ip in node.addresses().both() {
-            ways.extend([NOBODY, NOBODY_ON_HOST].map(|port| ("the far client", cluster.lab.far_client(), ip, port)));
+            ways.extend(
+                [NOBODY, NOBODY_ON_HOST]
+                    .map(|port| ("the far client", cluster.lab.far_client(), ip, port)),
+            );
         }
     }
     for service in ["nobody", "nobody-on-host"] {
         let visitor = cluster.lab.pod("visitor")?.ns();
-        ways.extend(cluster.cluster_ips(service)?.into_iter().map(|ip| ("the visitor", visitor, ip, 53)));
+        ways.extend(
+            cluster
+                .cluster_ips(service)?
+                .into_iter()
+                .map(|ip| ("the visitor", visitor, ip, 53)),
+        );
     }
     for (name, from, ip, port) in ways {
-        wait_for("port unreachable", IN_FORCE, || Ok((ask(from, Kind::Udp, ip, port, times)?.refused == times).then_some(())))
-            .with_context(|| format!("{name} asks {ip} port {port}"))?;
+        wait_for("port unreachable", IN_FORCE, || {
+            Ok((ask(from, Kind::Udp, ip, port, times)?.refused == times).then_some(()))
+        })
+        .with_context(|| format!("{name} asks {ip} port {port}"))?;
     }
     Ok(())
 }
@@ -96,16 +120,33 @@ fn nobody_listens(cluster: &Cluster, times: usize) -> Result<()> {
 /// no pod. Where the carrier takes its share, a sender whose fragments do not fit is told once, and cuts them smaller.
 fn large_datagrams(cluster: &Cluster, forwarding: &str) -> Result<()> {
     let lab = &cluster.lab;
-    let (far, near, visitor) = (lab.far_client(), lab.near_client(), lab.pod("visitor")?.ns());
+    let (far, near, visitor) = (
+        lab.far_client(),
+        lab.near_client(),
+        lab.pod("visitor")?.ns(),
+    );
     let mut ways = Vec::new();
     for node in lab.nodes() {
         for ip in node.addresses().both() {
-            ways.extend([("the far client", far, ip, WEB_UDP), ("the near client", near, ip, WEB_UDP)]);
+            ways.extend([
+                ("the far client", far, ip, WEB_UDP),
+                ("the near client", near, ip, WEB_UDP),
+            ]);
             ways.push(("the near client", near, ip, OUTSIDE_NODE_PORT));
         }
     }
-    ways.extend(cluster.cluster_ips("web")?.into_iter().map(|ip| ("the visitor", visitor, ip, 53)));
-    ways.extend(cluster.cluster_ips("outside")?.into_iter().map(|ip| ("the visitor", visitor, ip, 7)));
+    ways.extend(
+        cluster
+            .cluster_ips("web")?
+            .into_iter()
+            .map(|ip| ("the visitor", visitor, ip, 53)),
+    );
+    ways.extend(
+        cluster
+            .cluster_ips("outside")?
+            .into_iter()
+            .map(|ip| ("the visitor", visitor, ip, 7)),
+    );
     for (name, from, ip, port) in ways {
         let to = SocketAddr::new(ip, port);
         let whole = || -> Result<()> {
@@ -114,7 +155,11 @@ fn large_datagrams(cluster: &Cluster, forwarding: &str) -> Result<()> {
             // The lab's servers say besides who they are.
             let mut buffer = [0; 2 * LARGE];
             let mut heard = socket.recv(&mut buffer);
-            if forwarding == DSR && heard.as_ref().is_err_and(|error| error.raw_os_error() == Some(nix::libc::EMSGSIZE)) {
+            if forwarding == DSR
+                && heard
+                    .as_ref()
+                    .is_err_and(|error| error.raw_os_error() == Some(nix::libc::EMSGSIZE))
+            {
                 socket.send(&[b'x'; LARGE])?;
                 heard = socket.recv(&mut buffer);
             }
@@ -129,7 +174,9 @@ fn large_datagrams(cluster: &Cluster, forwarding: &str) -> Result<()> {
             Ok(last.is_none().then_some(()))
         });
         first.with_context(|| format!("{name} asks {to}: {last:?}"))?;
-        (0..12).try_for_each(|_| from.run(whole)).with_context(|| format!("{name} asks {to}"))?;
+        (0..12)
+            .try_for_each(|_| from.run(whole))
+            .with_context(|| format!("{name} asks {to}"))?;
     }
     Ok(())
 }
@@ -145,14 +192,24 @@ fn outward(cluster: &Cluster, index: usize) -> Result<()> {
     let visitor = ("the visitor", cluster.lab.pod("visitor")?.ns());
     let near = ("the near client", cluster.lab.near_client());
     let cluster_ip = SocketAddr::new(cluster.cluster_ips("outside")?[index], 7);
-    let node_port = SocketAddr::new(cluster.lab.node("node1")?.addresses().both()[index], OUTSIDE_NODE_PORT);
+    let node_port = SocketAddr::new(
+        cluster.lab.node("node1")?.addresses().both()[index],
+        OUTSIDE_NODE_PORT,
+    );
     for ((name, from), to) in [(visitor, cluster_ip), (near, node_port)] {
-        wait_for("the backend", IN_FORCE, || from.run(|| Ok(TcpStream::connect_timeout(&to, PATIENCE).ok())))?;
-        from.run(|| there_and_back(to)).with_context(|| format!("{name} by {to}, TCP"))?;
+        wait_for("the backend", IN_FORCE, || {
+            from.run(|| Ok(TcpStream::connect_timeout(&to, PATIENCE).ok()))
+        })?;
+        from.run(|| there_and_back(to))
+            .with_context(|| format!("{name} by {to}, TCP"))?;
         // The host's own route has learnt of it by TCP already.
         forget(from)?;
-        from.run(|| learns(to)).with_context(|| format!("{name} by {to}, UDP"))?;
-        ensure!(mtu(from, to.ip())? == Some(NARROW), "{name} has not learnt of the way to {to}");
+        from.run(|| learns(to))
+            .with_context(|| format!("{name} by {to}, UDP"))?;
+        ensure!(
+            mtu(from, to.ip())? == Some(NARROW),
+            "{name} has not learnt of the way to {to}"
+        );
     }
     Ok(())
 }
@@ -168,12 +225,20 @@ fn inward(cluster: &Cluster, index: usize) -> Result<()> {
             for _ in 0..30 {
                 let mut session = Session::open(by(WEB))?;
                 if pods.insert(session.ask()?.pod) {
-                    let body = session.get(&format!("/bytes/{BODY}")).with_context(|| format!("fetch from {pods:?}"))?;
+                    let body = session
+                        .get(&format!("/bytes/{BODY}"))
+                        .with_context(|| format!("fetch from {pods:?}"))?;
                     ensure!(body.len() == BODY, "{} bytes", body.len());
                 }
             }
             ensure!(pods.len() == 3, "only {pods:?}");
-            ensure!(Session::open(by(HOST))?.get(&format!("/bytes/{BODY}")).context("fetch from a process")?.len() == BODY);
+            ensure!(
+                Session::open(by(HOST))?
+                    .get(&format!("/bytes/{BODY}"))
+                    .context("fetch from a process")?
+                    .len()
+                    == BODY
+            );
             there_and_back(by(WEB_ECHO))
         })
         .with_context(|| format!("by {ip}"))?;
@@ -199,16 +264,23 @@ fn inward(cluster: &Cluster, index: usize) -> Result<()> {
 
 /// A host forgets what it has learnt of paths.
 fn forget(ns: &Namespace) -> Result<()> {
-    ["-4", "-6"]
-        .into_iter()
-        .try_for_each(|family| ns.output(Command::new("ip").args([family, "route", "flush", "cache"])).map(drop))
+    ["-4", "-6"].into_iter().try_for_each(|family| {
+        ns.output(Command::new("ip").args([family, "route", "flush", "cache"]))
+            .map(drop)
+    })
 }
 
 /// What a host's route to an address has learnt.
 fn mtu(ns: &Namespace, to: IpAddr) -> Result<Option<usize>> {
     let route = ns.output(Command::new("ip").args(["route", "get", &to.to_string()]))?;
-    let mut words = route.split_whitespace().skip_while(|word| *word != "mtu").skip(1);
-    words.next().map(|word| word.parse().context("read an MTU")).transpose()
+    let mut words = route
+        .split_whitespace()
+        .skip_while(|word| *word != "mtu")
+        .skip(1);
+    words
+        .next()
+        .map(|word| word.parse().context("read an MTU"))
+        .transpose()
 }
 
 /// Sends [`BODY`] bytes to who sends them back.
@@ -224,9 +296,14 @@ fn there_and_back(to: SocketAddr) -> Result<()> {
     let (mut back, mut buffer) = (0, vec![0; 65536]);
     while back < BODY {
         // Echo servers of the lab say who they are first.
-        let length = stream.read(&mut buffer).with_context(|| format!("hear back, after {back} bytes"))?;
+        let length = stream
+            .read(&mut buffer)
+            .with_context(|| format!("hear back, after {back} bytes"))?;
         ensure!(length > 0, "it ended after {back} bytes");
-        back += buffer[..length].iter().filter(|byte| **byte == b'x').count();
+        back += buffer[..length]
+            .iter()
+            .filter(|byte| **byte == b'x')
+            .count();
     }
     written.join().expect("it does not panic").context("send")
 }
@@ -234,18 +311,33 @@ fn there_and_back(to: SocketAddr) -> Result<()> {
 /// A socket hears that its datagram is too large; what fits is answered.
 fn learns(to: SocketAddr) -> Result<()> {
     let socket = datagrams(to)?;
-    socket.send(&[b'x'; QUIC]).context("send a large datagram")?;
+    socket
+        .send(&[b'x'; QUIC])
+        .context("send a large datagram")?;
     // The error comes back by the socket.
-    let told = socket.recv(&mut [0; QUIC]).map_err(|error| error.raw_os_error());
-    ensure!(told == Err(Some(nix::libc::EMSGSIZE)), "the large datagram came to {told:?}");
-    socket.send(&[b'x'; SMALL]).context("send a small datagram")?;
-    let back = socket.recv(&mut [0; QUIC]).context("hear of a small datagram")?;
+    let told = socket
+        .recv(&mut [0; QUIC])
+        .map_err(|error| error.raw_os_error());
+    ensure!(
+        told == Err(Some(nix::libc::EMSGSIZE)),
+        "the large datagram came to {told:?}"
+    );
+    socket
+        .send(&[b'x'; SMALL])
+        .context("send a small datagram")?;
+    let back = socket
+        .recv(&mut [0; QUIC])
+        .context("hear of a small datagram")?;
     ensure!(back == SMALL, "{back} bytes came back");
     Ok(())
 }
 
 fn datagrams(to: SocketAddr) -> Result<UdpSocket> {
-    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let any: IpAddr = if to.is_ipv4() {
+        [0; 4].into()
+    } else {
+        [0; 16].into()
+    };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -304,7 +396,11 @@ fn objects() -> Vec<Value> {
     let mut objects = vec![
         service("outside", Value::Null, both),
         service("nobody", json!({ "app": "web" }), udp(NOBODY)),
-        service("nobody-on-host", json!({ "app": "host" }), udp(NOBODY_ON_HOST)),
+        service(
+            "nobody-on-host",
+            json!({ "app": "host" }),
+            udp(NOBODY_ON_HOST),
+        ),
     ];
     objects.extend(FAR_CLIENT.both().map(slice));
     objects

@@ -35,9 +35,14 @@ fn new_pod(wiring: Wiring) -> Result<()> {
     let results = Results::new()?;
     let mut cluster = Cluster::start_with(wiring, Join::Routes, &results.arguments(), |_| Ok(()))?;
     let ips = start(&mut cluster, "fresh-0")?;
-    ensure!(reached(&cluster, "web-3", &ips)?.served() > 0, "without any policy nothing is denied");
+    ensure!(
+        reached(&cluster, "web-3", &ips)?.served() > 0,
+        "without any policy nothing is denied"
+    );
     cluster.plane.client().apply(&policy())?;
-    wait_for("an unknown pod to be denied", IN_FORCE, || Ok((reached(&cluster, "web-3", &ips)?.served() == 0).then_some(())))?;
+    wait_for("an unknown pod to be denied", IN_FORCE, || {
+        Ok((reached(&cluster, "web-3", &ips)?.served() == 0).then_some(()))
+    })?;
     let ips = start(&mut cluster, "fresh-1")?;
     unknown(&cluster, "fresh-1", &ips)?;
     cluster::apply_with_status(&cluster.plane, &object(&cluster, "fresh-1")?)?;
@@ -46,25 +51,41 @@ fn new_pod(wiring: Wiring) -> Result<()> {
     let ips = start(&mut cluster, "fresh-2")?;
     unknown(&cluster, "fresh-2", &ips)?;
     let mut object = object(&cluster, "fresh-2")?;
-    let status = object.as_object_mut().and_then(|fields| fields.remove("status")).context("find the status")?;
+    let status = object
+        .as_object_mut()
+        .and_then(|fields| fields.remove("status"))
+        .context("find the status")?;
     cluster.plane.client().apply(&object)?;
     unknown(&cluster, "fresh-2", &ips)?;
     results.give("fresh-2", &ips)?;
     known(&cluster, &ips)?;
     // The API server's word makes no difference, and stays when the container's result is gone.
-    cluster.plane.client().patch_status(&cluster.pod_ref("fresh-2"), &status)?;
+    cluster
+        .plane
+        .client()
+        .patch_status(&cluster.pod_ref("fresh-2"), &status)?;
     results.take("fresh-2")?;
     known(&cluster, &ips)
 }
 
 #[test]
 fn p31_pods_may_be_let_through_until_they_are_known() -> Result<()> {
-    let mut cluster = Cluster::start_with(Wiring::PointToPoint, Join::Routes, &["--pod-start", "allow"], |_| Ok(()))?;
+    let mut cluster = Cluster::start_with(
+        Wiring::PointToPoint,
+        Join::Routes,
+        &["--pod-start", "allow"],
+        |_| Ok(()),
+    )?;
     cluster.plane.client().apply(&policy())?;
     let ips = start(&mut cluster, "fresh-0")?;
-    ensure!(reached(&cluster, "web-3", &ips)?.unserved() == 0, "--pod-start allow");
+    ensure!(
+        reached(&cluster, "web-3", &ips)?.unserved() == 0,
+        "--pod-start allow"
+    );
     cluster::apply_with_status(&cluster.plane, &object(&cluster, "fresh-0")?)?;
-    wait_for("web-3 to be held back", IN_FORCE, || Ok((reached(&cluster, "web-3", &ips)?.served() == 0).then_some(())))?;
+    wait_for("web-3 to be held back", IN_FORCE, || {
+        Ok((reached(&cluster, "web-3", &ips)?.served() == 0).then_some(()))
+    })?;
     known(&cluster, &ips)
 }
 
@@ -87,13 +108,23 @@ fn policy() -> Value {
 
 /// A pod with its link and its server; the API server knows nothing of it.
 fn start(cluster: &mut Cluster, name: &str) -> Result<[IpAddr; 2]> {
-    let spec = PodSpec::new(name).label("app", "fresh").serving_as("http", 8080, Serves::Http);
-    Ok(cluster.lab.node_mut(NODE)?.add_pod(spec)?.addresses().both())
+    let spec = PodSpec::new(name)
+        .label("app", "fresh")
+        .serving_as("http", 8080, Serves::Http);
+    Ok(cluster
+        .lab
+        .node_mut(NODE)?
+        .add_pod(spec)?
+        .addresses()
+        .both())
 }
 
 /// The Pod as its kubelet will report it.
 fn object(cluster: &Cluster, name: &str) -> Result<Value> {
-    Ok(objects::pod(cluster.lab.node(NODE)?, cluster.lab.pod(name)?))
+    Ok(objects::pod(
+        cluster.lab.node(NODE)?,
+        cluster.lab.pod(name)?,
+    ))
 }
 
 /// What came of asking both addresses from a pod of the same node.
@@ -117,9 +148,15 @@ fn unknown(cluster: &Cluster, name: &str, ips: &[IpAddr]) -> Result<()> {
     }
     for ip in ips {
         let tally = ask(node.ns(), Kind::Http, *ip, 8080, 2)?;
-        ensure!(tally.served() == 2, "its own node is held back from {name}: {tally}");
+        ensure!(
+            tally.served() == 2,
+            "its own node is held back from {name}: {tally}"
+        );
     }
-    ensure!(cluster.metric(node, "portway_drops", "pod_unknown")? > before, "nothing was counted");
+    ensure!(
+        cluster.metric(node, "portway_drops", "pod_unknown")? > before,
+        "nothing was counted"
+    );
     Ok(())
 }
 
@@ -137,7 +174,11 @@ struct Results(PathBuf);
 
 impl Results {
     fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("portway-cni-{}-{:?}", std::process::id(), std::thread::current().id()));
+        let path = std::env::temp_dir().join(format!(
+            "portway-cni-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
         fs::create_dir_all(&path).context("make a directory")?;
         Ok(Self(path))
     }
@@ -152,8 +193,10 @@ impl Results {
 
     /// What the plugins of a pod of the namespace `default` have given it.
     fn give(&self, pod: &str, ips: &[IpAddr]) -> Result<()> {
-        let ips: Vec<_> =
-            ips.iter().map(|ip| json!({ "address": format!("{ip}/{}", if ip.is_ipv4() { 24 } else { 64 }) })).collect();
+        let ips: Vec<_> = ips
+            .iter()
+            .map(|ip| json!({ "address": format!("{ip}/{}", if ip.is_ipv4() { 24 } else { 64 }) }))
+            .collect();
         let cached = json!({
             "kind": "cniCacheV1",
             "containerId": pod,
@@ -181,16 +224,24 @@ impl Drop for Results {
 #[test]
 fn p31_how_long_a_new_pod_waits() -> Result<()> {
     let results = Results::new()?;
-    let mut cluster = Cluster::start_alone(Wiring::PointToPoint, Join::Routes, &results.arguments())?;
+    let mut cluster =
+        Cluster::start_alone(Wiring::PointToPoint, Join::Routes, &results.arguments())?;
     cluster.plane.client().apply(&policy())?;
-    let linked = Spread::of((0..ROUNDS).map(|round| link(&cluster, round)).collect::<Result<_>>()?);
+    let linked = Spread::of(
+        (0..ROUNDS)
+            .map(|round| link(&cluster, round))
+            .collect::<Result<_>>()?,
+    );
     let mut by_api = Vec::new();
     let mut by_cni = Vec::new();
     for round in 0..ROUNDS {
         let name = format!("fresh-{round}");
         let ips = start(&mut cluster, &name)?;
         let mut object = object(&cluster, &name)?;
-        let status = object.as_object_mut().and_then(|fields| fields.remove("status")).context("find the status")?;
+        let status = object
+            .as_object_mut()
+            .and_then(|fields| fields.remove("status"))
+            .context("find the status")?;
         cluster.plane.client().apply(&object)?;
         let target = cluster.pod_ref(&name);
         if round % 2 == 0 {
@@ -209,10 +260,17 @@ fn p31_how_long_a_new_pod_waits() -> Result<()> {
     let (by_api, by_cni) = (Spread::of(by_api), Spread::of(by_cni));
     println!("load average {}", load_average()?);
     println!("  from a link that is up to both programs on it: {linked}");
-    println!("  from the request that gives the API server its addresses to its first answer: {by_api}");
-    println!("  from its CNI result to its first answer, the API server without its addresses: {by_cni}");
+    println!(
+        "  from the request that gives the API server its addresses to its first answer: {by_api}"
+    );
+    println!(
+        "  from its CNI result to its first answer, the API server without its addresses: {by_cni}"
+    );
     let goal = Duration::from_millis(250);
-    ensure!(linked.p50 < goal && by_api.p50 < goal && by_cni.p50 < goal, "a median is beyond {goal:?}");
+    ensure!(
+        linked.p50 < goal && by_api.p50 < goal && by_cni.p50 < goal,
+        "a median is beyond {goal:?}"
+    );
     Ok(())
 }
 
@@ -239,7 +297,11 @@ fn link(cluster: &Cluster, round: usize) -> Result<Duration> {
 /// The agent has heard of the pod, which has no addresses yet: its watch is at least as fast as a second one.
 fn wait_for_pod(cluster: &Cluster, name: &str) -> Result<()> {
     let target = ObjectRef::namespaced("v1", "Pod", "default", name);
-    cluster.plane.client().get(&target)?.context("find the Pod")?;
+    cluster
+        .plane
+        .client()
+        .get(&target)?
+        .context("find the Pod")?;
     std::thread::sleep(Duration::from_millis(100));
     Ok(())
 }

@@ -33,24 +33,40 @@ fn policies(wiring: Wiring) -> Result<()> {
     }
     // P18: the pod's own node is always let in, others are not.
     own_node(&cluster)?;
-    let denied = cluster.metric(cluster.lab.node("node2")?, "portway_drops", "denied_ingress")?;
+    let denied = cluster.metric(
+        cluster.lab.node("node2")?,
+        "portway_drops",
+        "denied_ingress",
+    )?;
     ensure!(denied > 0, "no denial was counted");
     // P8: pods of the policy's namespace with a label.
-    apply(&cluster, "allow-visitor", json!([{ "podSelector": { "matchLabels": { "app": "visitor" } } }]))?;
+    apply(
+        &cluster,
+        "allow-visitor",
+        json!([{ "podSelector": { "matchLabels": { "app": "visitor" } } }]),
+    )?;
     reach(&cluster, "visitor", &["web-1", "web-2", "web-3"])?;
-    ensure!(outside(&cluster, "node1")?.served() == 0, "clients outside are let through");
+    ensure!(
+        outside(&cluster, "node1")?.served() == 0,
+        "clients outside are let through"
+    );
     // P24: the label goes, and so does the permission.
     label(&cluster, "visitor", json!("nobody"))?;
     reach(&cluster, "visitor", &[])?;
     label(&cluster, "visitor", json!("visitor"))?;
     reach(&cluster, "visitor", &["web-1", "web-2", "web-3"])?;
     // P29: the node that translates sees the client, the others see that node.
-    let blocks: Vec<_> =
-        FAR_CLIENT.both().iter().map(|ip| json!({ "ipBlock": { "cidr": format!("{ip}/{}", bits(*ip)) } })).collect();
+    let blocks: Vec<_> = FAR_CLIENT
+        .both()
+        .iter()
+        .map(|ip| json!({ "ipBlock": { "cidr": format!("{ip}/{}", bits(*ip)) } }))
+        .collect();
     apply(&cluster, "allow-far", Value::Array(blocks))?;
-    wait_for("the far client to reach the pods of the node that it asks", IN_FORCE, || {
-        Ok((outside(&cluster, "node1")?.pods() == ["web-1", "web-2"]).then_some(()))
-    })?;
+    wait_for(
+        "the far client to reach the pods of the node that it asks",
+        IN_FORCE,
+        || Ok((outside(&cluster, "node1")?.pods() == ["web-1", "web-2"]).then_some(())),
+    )?;
     for policy in ["deny", "allow-visitor", "allow-far"] {
         cluster.plane.client().delete(&policy_ref(policy))?;
     }
@@ -126,7 +142,14 @@ fn apply(cluster: &Cluster, name: &str, from: Value) -> Result<()> {
 }
 
 fn label(cluster: &Cluster, pod: &str, app: Value) -> Result<()> {
-    cluster.plane.client().patch(&cluster.pod_ref(pod), &json!({ "metadata": { "labels": { "app": app } } })).map(drop)
+    cluster
+        .plane
+        .client()
+        .patch(
+            &cluster.pod_ref(pod),
+            &json!({ "metadata": { "labels": { "app": app } } }),
+        )
+        .map(drop)
 }
 
 /// Waits until just these pods answer a pod, each at its own addresses and all by the cluster IPs.
@@ -145,7 +168,13 @@ fn reach(cluster: &Cluster, from: &str, wanted: &[&str]) -> Result<()> {
             }
         }
         for ip in cluster.cluster_ips("web")? {
-            let served = ask(pod.ns(), Kind::Http, ip, 80, if wanted.is_empty() { 2 } else { 30 })?;
+            let served = ask(
+                pod.ns(),
+                Kind::Http,
+                ip,
+                80,
+                if wanted.is_empty() { 2 } else { 30 },
+            )?;
             if served.pods() != wanted {
                 lacks = format!("{from} asks the cluster IP {ip}: {served}");
                 return Ok(None);
@@ -183,22 +212,37 @@ fn held(cluster: &Cluster) -> Result<Vec<(SocketAddr, Session)>> {
         anyhow::Ok(())
     };
     for node in cluster.lab.nodes() {
-        node.addresses().both().into_iter().try_for_each(|ip| open(cluster.lab.far_client(), SocketAddr::new(ip, WEB)))?;
+        node.addresses()
+            .both()
+            .into_iter()
+            .try_for_each(|ip| open(cluster.lab.far_client(), SocketAddr::new(ip, WEB)))?;
     }
     let visitor = cluster.lab.pod("visitor")?.ns();
     for name in ["web-1", "web-3"] {
-        cluster.lab.pod(name)?.addresses().both().into_iter().try_for_each(|ip| open(visitor, SocketAddr::new(ip, 8080)))?;
+        cluster
+            .lab
+            .pod(name)?
+            .addresses()
+            .both()
+            .into_iter()
+            .try_for_each(|ip| open(visitor, SocketAddr::new(ip, 8080)))?;
     }
     Ok(held)
 }
 
 fn own_node(cluster: &Cluster) -> Result<()> {
-    for (node, pod, let_in) in
-        [("node1", "web-1", true), ("node2", "web-3", true), ("node2", "web-1", false), ("node3", "web-3", false)]
-    {
+    for (node, pod, let_in) in [
+        ("node1", "web-1", true),
+        ("node2", "web-3", true),
+        ("node2", "web-1", false),
+        ("node3", "web-3", false),
+    ] {
         for ip in cluster.lab.pod(pod)?.addresses().both() {
             let served = ask(cluster.lab.node(node)?.ns(), Kind::Http, ip, 8080, 2)?;
-            ensure!(served.served() == if let_in { 2 } else { 0 }, "{node} asks {pod} at {ip}: {served}");
+            ensure!(
+                served.served() == if let_in { 2 } else { 0 },
+                "{node} asks {pod} at {ip}: {served}"
+            );
         }
     }
     Ok(())

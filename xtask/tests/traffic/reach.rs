@@ -39,8 +39,16 @@ pub fn everything(cluster: &Cluster, elsewhere: Elsewhere) -> Result<()> {
     }
     bulk(cluster)?;
     for node in cluster.lab.nodes() {
-        ensure!(cluster.event(node, "fallback")? == 0, "{}: packets of redirectable flows went through the stack", node.name());
-        ensure!(cluster.event(node, "forwarded")? > 0, "{}: nothing was counted", node.name());
+        ensure!(
+            cluster.event(node, "fallback")? == 0,
+            "{}: packets of redirectable flows went through the stack",
+            node.name()
+        );
+        ensure!(
+            cluster.event(node, "forwarded")? > 0,
+            "{}: nothing was counted",
+            node.name()
+        );
     }
     Ok(())
 }
@@ -48,16 +56,25 @@ pub fn everything(cluster: &Cluster, elsewhere: Elsewhere) -> Result<()> {
 /// V9: a pod of the asked node sees the client, a process elsewhere sees the asked node, and a pod elsewhere one of both; TCP and UDP, both clients.
 fn from_outside(cluster: &Cluster, node: &Node, ip: IpAddr, elsewhere: Elsewhere) -> Result<()> {
     let here: Vec<&str> = node.pods().iter().map(|pod| pod.name()).collect();
-    for (client, address) in [(cluster.lab.near_client(), NEAR_CLIENT), (cluster.lab.far_client(), FAR_CLIENT)] {
+    for (client, address) in [
+        (cluster.lab.near_client(), NEAR_CLIENT),
+        (cluster.lab.far_client(), FAR_CLIENT),
+    ] {
         let address = address.of(family(ip));
         for (kind, port) in [(Kind::Http, WEB), (Kind::Udp, WEB_UDP), (Kind::Http, HOST)] {
             client.run(|| {
                 for _ in 0..12 {
                     let answer = probe::ask(kind, SocketAddr::new(ip, port));
-                    let facts =
-                        answer.served().with_context(|| format!("{} asks {ip} {kind:?} {port}: {answer}", client.name()))?;
-                    let kept = here.contains(&facts.pod.as_str()) || port != HOST && elsewhere == Elsewhere::Client;
-                    ensure!((facts.client_ip() == address) == kept, "by way of {}: {facts}, client {address}", node.name());
+                    let facts = answer.served().with_context(|| {
+                        format!("{} asks {ip} {kind:?} {port}: {answer}", client.name())
+                    })?;
+                    let kept = here.contains(&facts.pod.as_str())
+                        || port != HOST && elsewhere == Elsewhere::Client;
+                    ensure!(
+                        (facts.client_ip() == address) == kept,
+                        "by way of {}: {facts}, client {address}",
+                        node.name()
+                    );
                 }
                 Ok(())
             })?;
@@ -75,9 +92,14 @@ fn from_a_pod(cluster: &Cluster, name: &str) -> Result<()> {
             pod.ns().run(|| {
                 for _ in 0..12 {
                     let answer = probe::ask(kind, SocketAddr::new(ip, port));
-                    let facts = answer.served().with_context(|| format!("{name} asks {ip} {kind:?}: {answer}"))?;
+                    let facts = answer
+                        .served()
+                        .with_context(|| format!("{name} asks {ip} {kind:?}: {answer}"))?;
                     let expected = if facts.pod == name { ip } else { own };
-                    ensure!(facts.client_ip() == expected, "{name} asks {ip}: {facts} instead of {expected}");
+                    ensure!(
+                        facts.client_ip() == expected,
+                        "{name} asks {ip}: {facts} instead of {expected}"
+                    );
                 }
                 Ok(())
             })?;
@@ -85,23 +107,42 @@ fn from_a_pod(cluster: &Cluster, name: &str) -> Result<()> {
     }
     for ip in cluster.cluster_ips("host")? {
         let tally = ask(pod.ns(), Kind::Http, ip, 80, 5)?;
-        ensure!(tally.by_pod.get("host-1") == Some(&5), "{name} asks for host-1 at {ip}: {tally:?}");
+        ensure!(
+            tally.by_pod.get("host-1") == Some(&5),
+            "{name} asks for host-1 at {ip}: {tally:?}"
+        );
     }
     Ok(())
 }
 
 /// Segments and acknowledgements in both directions, with the offloads that the devices have; datagrams of several fragments.
 fn bulk(cluster: &Cluster) -> Result<()> {
-    for ip in cluster.lab.node("node3")?.addresses().both().into_iter().chain(cluster.lab.node("node1")?.addresses().both()) {
+    for ip in cluster
+        .lab
+        .node("node3")?
+        .addresses()
+        .both()
+        .into_iter()
+        .chain(cluster.lab.node("node1")?.addresses().both())
+    {
         cluster.lab.far_client().run(|| {
             for _ in 0..4 {
-                let bytes = probe::Session::open(SocketAddr::new(ip, WEB))?.get("/bytes/3000000").context("fetch 3 MB")?;
-                ensure!(bytes.len() == 3_000_000, "{} bytes instead of 3 MB by way of {ip}", bytes.len());
+                let bytes = probe::Session::open(SocketAddr::new(ip, WEB))?
+                    .get("/bytes/3000000")
+                    .context("fetch 3 MB")?;
+                ensure!(
+                    bytes.len() == 3_000_000,
+                    "{} bytes instead of 3 MB by way of {ip}",
+                    bytes.len()
+                );
             }
             Ok(())
         })?;
         let tally = cluster.far(Kind::LargeUdp, ip, WEB_UDP, 12)?;
-        ensure!(tally.served() == 12, "datagrams of several fragments by way of {ip}: {tally}");
+        ensure!(
+            tally.served() == 12,
+            "datagrams of several fragments by way of {ip}: {tally}"
+        );
     }
     Ok(())
 }

@@ -27,10 +27,18 @@ fn only_xdp_forwards(cluster: &Cluster) -> Result<()> {
 fn requests(cluster: &Cluster, client: &Namespace, ip: IpAddr) -> Result<()> {
     let mut session = client.run(|| Session::open(SocketAddr::new(ip, WEB)).context("connect"))?;
     session.ask().context("ask once")?;
-    by_xdp(cluster, 200, || (0..100).try_for_each(|_| session.ask().map(drop)).context("ask"))?;
+    by_xdp(cluster, 200, || {
+        (0..100)
+            .try_for_each(|_| session.ask().map(drop))
+            .context("ask")
+    })?;
     by_xdp(cluster, 2000, || {
         let bytes = session.get("/bytes/3000000").context("fetch 3 MB")?;
-        ensure!(bytes.len() == 3_000_000, "{} bytes instead of 3 MB", bytes.len());
+        ensure!(
+            bytes.len() == 3_000_000,
+            "{} bytes instead of 3 MB",
+            bytes.len()
+        );
         Ok(())
     })
     .with_context(|| format!("{} asks {ip}", client.name()))
@@ -38,7 +46,9 @@ fn requests(cluster: &Cluster, client: &Namespace, ip: IpAddr) -> Result<()> {
 
 /// What fills segments on the way to the pod, and comes back.
 fn bulk_to_the_pod(cluster: &Cluster, client: &Namespace, ip: IpAddr) -> Result<()> {
-    let mut stream = client.run(|| TcpStream::connect_timeout(&SocketAddr::new(ip, WEB_ECHO), PATIENCE).context("connect"))?;
+    let mut stream = client.run(|| {
+        TcpStream::connect_timeout(&SocketAddr::new(ip, WEB_ECHO), PATIENCE).context("connect")
+    })?;
     stream.set_read_timeout(Some(PATIENCE))?;
     while read_byte(&mut stream)? != b'\n' {}
     let sent = pattern(2_000_000);
@@ -48,7 +58,10 @@ fn bulk_to_the_pod(cluster: &Cluster, client: &Namespace, ip: IpAddr) -> Result<
         std::thread::scope(|scope| {
             let writing = scope.spawn(|| writer.write_all(&sent));
             stream.read_exact(&mut echo).context("read 2 MB")?;
-            writing.join().expect("writing does not panic").context("write 2 MB")
+            writing
+                .join()
+                .expect("writing does not panic")
+                .context("write 2 MB")
         })?;
         ensure!(echo == sent, "what came back differs from what was sent");
         Ok(())
@@ -64,7 +77,11 @@ fn read_byte(stream: &mut TcpStream) -> Result<u8> {
 
 /// 2.4 MB in datagrams, one after the other, each way.
 fn datagrams(cluster: &Cluster, client: &Namespace, ip: IpAddr) -> Result<()> {
-    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if ip.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = client.run(|| UdpSocket::bind((any, 0)).context("bind"))?;
     socket.connect(SocketAddr::new(ip, WEB_UDP))?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -73,7 +90,10 @@ fn datagrams(cluster: &Cluster, client: &Namespace, ip: IpAddr) -> Result<()> {
         let mut buffer = [0; 2048];
         socket.send(&sent).context("send a datagram")?;
         let length = socket.recv(&mut buffer).context("receive its echo")?;
-        ensure!(buffer[..length].ends_with(&sent), "what came back differs from what was sent");
+        ensure!(
+            buffer[..length].ends_with(&sent),
+            "what came back differs from what was sent"
+        );
         Ok(())
     };
     exchange()?;
@@ -94,7 +114,10 @@ fn by_xdp(cluster: &Cluster, least: u64, work: impl FnOnce() -> Result<()>) -> R
     work()?;
     let after = counts()?;
     let [all, early] = [after[0] - before[0], after[1] - before[1]];
-    ensure!(early >= least && early == all, "XDP forwarded {early} of {all} packets; at least {least} were to be, all by XDP");
+    ensure!(
+        early >= least && early == all,
+        "XDP forwarded {early} of {all} packets; at least {least} were to be, all by XDP"
+    );
     Ok(())
 }
 
@@ -117,10 +140,18 @@ fn xdp_forwards(mode: &str, wiring: Wiring, join: Join) -> Result<()> {
 /// A tunnel has no XDP program, and XDP cannot send into it: tc does, and nothing is lost.
 #[test]
 fn native_beside_a_tunnel() -> Result<()> {
-    let cluster = Cluster::start_with(Wiring::Bridge, Join::Vxlan, &["--xdp", "native"], |lab| lab.let_xdp_send())?;
+    let cluster = Cluster::start_with(Wiring::Bridge, Join::Vxlan, &["--xdp", "native"], |lab| {
+        lab.let_xdp_send()
+    })?;
     everything_is_reached(&cluster)?;
     let node = cluster.lab.node("node3")?;
-    let [early, left] = [cluster.event(node, "forwarded_early")?, cluster.event(node, "left_to_tc")?];
-    ensure!(early == 0 && left > 0, "{early} packets by XDP, {left} left to tc");
+    let [early, left] = [
+        cluster.event(node, "forwarded_early")?,
+        cluster.event(node, "left_to_tc")?,
+    ];
+    ensure!(
+        early == 0 && left > 0,
+        "{early} packets by XDP, {left} left to tc"
+    );
     Ok(())
 }

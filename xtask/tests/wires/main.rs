@@ -27,15 +27,30 @@ fn bridge_jumbo() -> Result<()> {
 
 #[test]
 fn encapsulated() -> Result<()> {
-    frames::are_right(Uplink::Plain, Wiring::PointToPoint, 1500, &["--forwarding", "dsr"])
+    frames::are_right(
+        Uplink::Plain,
+        Wiring::PointToPoint,
+        1500,
+        &["--forwarding", "dsr"],
+    )
 }
 
 #[test]
 fn encapsulated_jumbo() -> Result<()> {
-    frames::are_right(Uplink::Plain, Wiring::Bridge, 9000, &["--forwarding", "dsr"])
+    frames::are_right(
+        Uplink::Plain,
+        Wiring::Bridge,
+        9000,
+        &["--forwarding", "dsr"],
+    )
 }
 
 #[test]
 fn processes_by_packets() -> Result<()> {
-    frames::are_right(Uplink::Plain, Wiring::PointToPoint, 1500, frames::BY_PACKETS)
+    frames::are_right(
+        Uplink::Plain,
+        Wiring::PointToPoint,
+        1500,
+        frames::BY_PACKETS,
+    )
 }

@@ -36,10 +36,17 @@ impl Alike {
         let mut named = Named::new();
         for port in &pod.ports {
             if let Some(name) = &port.name {
-                named.entry((name.clone(), port.protocol)).or_default().insert(port.port);
+                named
+                    .entry((name.clone(), port.protocol))
+                    .or_default()
+                    .insert(port.port);
             }
         }
-        Self { namespace: name.namespace.clone(), labels: pod.labels.clone(), named }
+        Self {
+            namespace: name.namespace.clone(),
+            labels: pod.labels.clone(),
+            named,
+        }
     }
 }
 
@@ -107,12 +114,18 @@ impl Groups {
 
     /// Those of a namespace.
     pub(super) fn within(&self, namespace: &str) -> impl Iterator<Item = GroupId> + '_ {
-        self.namespaces.get(namespace).into_iter().flat_map(|namespace| &namespace.groups).copied()
+        self.namespaces
+            .get(namespace)
+            .into_iter()
+            .flat_map(|namespace| &namespace.groups)
+            .copied()
     }
 
     /// The labels of a group's namespace.
     pub(super) fn namespace_labels(&self, namespace: &str) -> Option<&Labels> {
-        self.namespaces.get(namespace).map(|namespace| &namespace.labels)
+        self.namespaces
+            .get(namespace)
+            .map(|namespace| &namespace.labels)
     }
 
     /// Takes a namespace up as the snapshot has it; gives the labels that it had, if they are others now.
@@ -123,7 +136,12 @@ impl Groups {
     }
 
     /// Puts a pod among those that are like it; says which group that is, and whether it is new.
-    pub(super) fn join(&mut self, pod: &ObjectName, alike: Alike, snapshot: &Snapshot) -> (GroupId, Newness) {
+    pub(super) fn join(
+        &mut self,
+        pod: &ObjectName,
+        alike: Alike,
+        snapshot: &Snapshot,
+    ) -> (GroupId, Newness) {
         let (id, newness) = match self.known.get(&alike) {
             Some(id) => (*id, Newness::Known),
             None => (self.begin(alike, snapshot), Newness::New),
@@ -153,10 +171,22 @@ impl Groups {
             policies: BTreeSet::new(),
             rows: Rows::default(),
         }));
-        let unknown = || Namespace { labels: namespace_labels(&alike.namespace, snapshot), groups: BTreeSet::new() };
-        self.namespaces.entry(alike.namespace.clone()).or_insert_with(unknown).groups.insert(id);
+        let unknown = || Namespace {
+            labels: namespace_labels(&alike.namespace, snapshot),
+            groups: BTreeSet::new(),
+        };
+        self.namespaces
+            .entry(alike.namespace.clone())
+            .or_insert_with(unknown)
+            .groups
+            .insert(id);
         for (key, value) in &alike.labels {
-            self.labelled.entry(key.clone()).or_default().entry(value.clone()).or_default().insert(id);
+            self.labelled
+                .entry(key.clone())
+                .or_default()
+                .entry(value.clone())
+                .or_default()
+                .insert(id);
         }
         for name in alike.named.keys() {
             self.naming.entry(name.clone()).or_default().insert(id);
@@ -167,8 +197,14 @@ impl Groups {
 
     /// Ends the groups that have no pod any more, and gives them.
     pub(super) fn end_empty(&mut self) -> Vec<(GroupId, Group)> {
-        let empty = std::mem::take(&mut self.left).into_iter().filter(|id| self.all[id.0].pods == 0);
-        empty.collect::<Vec<_>>().into_iter().map(|id| (id, self.end(id))).collect()
+        let empty = std::mem::take(&mut self.left)
+            .into_iter()
+            .filter(|id| self.all[id.0].pods == 0);
+        empty
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|id| (id, self.end(id)))
+            .collect()
     }
 
     fn end(&mut self, id: GroupId) -> Group {
@@ -189,7 +225,10 @@ impl Groups {
                 }
             }
         }
-        alike.named.keys().for_each(|name| forget(&mut self.naming, name, id));
+        alike
+            .named
+            .keys()
+            .for_each(|name| forget(&mut self.naming, name, id));
         group
     }
 
@@ -198,30 +237,53 @@ impl Groups {
         let labels = |id: &GroupId| &self.get(*id).alike.labels;
         if let Some(candidates) = self.candidates(peer) {
             let scope = |id: &GroupId| self.in_scope(&peer.scope, &self.get(*id).alike.namespace);
-            return candidates.filter(|id| peer.labels.selects(labels(id)) && scope(id)).collect();
+            return candidates
+                .filter(|id| peer.labels.selects(labels(id)) && scope(id))
+                .collect();
         }
-        let namespaces = self.namespaces.iter().filter(|(name, namespace)| peer.scope.has(name, &namespace.labels));
-        namespaces.flat_map(|(_, namespace)| &namespace.groups).copied().filter(|id| peer.labels.selects(labels(id))).collect()
+        let namespaces = self
+            .namespaces
+            .iter()
+            .filter(|(name, namespace)| peer.scope.has(name, &namespace.labels));
+        namespaces
+            .flat_map(|(_, namespace)| &namespace.groups)
+            .copied()
+            .filter(|id| peer.labels.selects(labels(id)))
+            .collect()
     }
 
     fn in_scope(&self, scope: &Scope, namespace: &str) -> bool {
-        self.namespaces.get(namespace).is_some_and(|found| scope.has(namespace, &found.labels))
+        self.namespaces
+            .get(namespace)
+            .is_some_and(|found| scope.has(namespace, &found.labels))
     }
 
     /// A few groups that have all that a pod peer means; `None` if nothing tells them from all.
-    fn candidates<'a>(&'a self, peer: &'a PodPeer) -> Option<Box<dyn Iterator<Item = GroupId> + 'a>> {
+    fn candidates<'a>(
+        &'a self,
+        peer: &'a PodPeer,
+    ) -> Option<Box<dyn Iterator<Item = GroupId> + 'a>> {
         if let Scope::Own(namespace) = &peer.scope {
             return Some(Box::new(self.within(namespace)));
         }
         let one_of = |selector: &'a Selector| {
-            selector.requirements.iter().find_map(|requirement| match requirement {
-                Requirement::In(key, values) => Some((key, values)),
-                _ => None,
-            })
+            selector
+                .requirements
+                .iter()
+                .find_map(|requirement| match requirement {
+                    Requirement::In(key, values) => Some((key, values)),
+                    _ => None,
+                })
         };
         let (key, values) = one_of(&peer.labels)?;
         let labelled = self.labelled.get(key);
-        Some(Box::new(values.iter().filter_map(move |value| labelled?.get(value)).flatten().copied()))
+        Some(Box::new(
+            values
+                .iter()
+                .filter_map(move |value| labelled?.get(value))
+                .flatten()
+                .copied(),
+        ))
     }
 }
 
@@ -246,7 +308,9 @@ fn forget<K: std::hash::Hash + Eq>(map: &mut HashMap<K, BTreeSet<GroupId>>, key:
 /// P10: with the name, also where the Namespace has not been heard of.
 fn namespace_labels(name: &str, snapshot: &Snapshot) -> Labels {
     let known = snapshot.state.namespaces.get(&ObjectName::cluster(name));
-    let mut labels = known.map(|namespace| namespace.labels.clone()).unwrap_or_default();
+    let mut labels = known
+        .map(|namespace| namespace.labels.clone())
+        .unwrap_or_default();
     labels.insert(NAMESPACE_NAME.into(), name.into());
     labels
 }

@@ -51,7 +51,12 @@ pub(super) struct Block {
 
 impl PodPeer {
     /// Whether pods with these labels, in a namespace of this name and these labels, are meant.
-    pub(super) fn means(&self, namespace: &str, namespace_labels: &Labels, labels: &Labels) -> bool {
+    pub(super) fn means(
+        &self,
+        namespace: &str,
+        namespace_labels: &Labels,
+        labels: &Labels,
+    ) -> bool {
         self.scope.has(namespace, namespace_labels) && self.labels.selects(labels)
     }
 }
@@ -80,7 +85,10 @@ impl Content {
                         Namespaces::Own => Scope::Own(namespace.clone()),
                         Namespaces::Matching(selector) => Scope::Matching(selector.clone()),
                     };
-                    content.pods.push(PodPeer { scope, labels: pods.clone() });
+                    content.pods.push(PodPeer {
+                        scope,
+                        labels: pods.clone(),
+                    });
                 }
                 Peer::Block { cidr, except } => content.blocks.extend(block(*cidr, except)),
             }
@@ -103,7 +111,8 @@ impl Content {
             text.selector(&peer.labels);
         });
         text.list(&self.blocks, |text, block| {
-            text.prefix(block.cidr).list(&block.except, |text, except| _ = text.prefix(*except));
+            text.prefix(block.cidr)
+                .list(&block.except, |text, except| _ = text.prefix(*except));
         });
         let mut hasher = SipHasher13::new_with_keys(secret, KEY);
         hasher.write(&text.0);
@@ -123,7 +132,10 @@ fn block(cidr: IpNet, except: &BTreeSet<IpNet>) -> Option<Block> {
             outer.push(*except);
         }
     }
-    Some(Block { cidr, except: outer })
+    Some(Block {
+        cidr,
+        except: outer,
+    })
 }
 
 /// What is hashed, written so that different contents never read the same: lengths come before what they count.
@@ -153,12 +165,21 @@ impl Text {
     }
 
     fn selector(&mut self, selector: &Selector) -> &mut Self {
-        self.list(&selector.requirements, |text, requirement| match requirement {
-            Requirement::In(key, values) => text.tag(0).string(key).list(values, |text, value| _ = text.string(value)),
-            Requirement::NotIn(key, values) => text.tag(1).string(key).list(values, |text, value| _ = text.string(value)),
-            Requirement::Exists(key) => _ = text.tag(2).string(key),
-            Requirement::DoesNotExist(key) => _ = text.tag(3).string(key),
-        });
+        self.list(
+            &selector.requirements,
+            |text, requirement| match requirement {
+                Requirement::In(key, values) => text
+                    .tag(0)
+                    .string(key)
+                    .list(values, |text, value| _ = text.string(value)),
+                Requirement::NotIn(key, values) => text
+                    .tag(1)
+                    .string(key)
+                    .list(values, |text, value| _ = text.string(value)),
+                Requirement::Exists(key) => _ = text.tag(2).string(key),
+                Requirement::DoesNotExist(key) => _ = text.tag(3).string(key),
+            },
+        );
         self
     }
 
@@ -180,11 +201,17 @@ mod tests {
     }
 
     fn of_block(cidr: &str, except: &[&str]) -> Peer {
-        Peer::Block { cidr: net(cidr), except: except.iter().map(|text| net(text)).collect() }
+        Peer::Block {
+            cidr: net(cidr),
+            except: except.iter().map(|text| net(text)).collect(),
+        }
     }
 
     fn own_pods() -> Peer {
-        Peer::Pods { namespaces: Namespaces::Own, pods: Selector::default() }
+        Peer::Pods {
+            namespaces: Namespaces::Own,
+            pods: Selector::default(),
+        }
     }
 
     fn content(peers: &[Peer], namespace: &str) -> Content {
@@ -193,9 +220,28 @@ mod tests {
 
     #[test]
     fn p11_excepts_that_say_nothing_leave_no_trace_and_a_block_without_addresses_is_none() {
-        let blocks = content(&[of_block("10.0.0.0/8", &["10.1.0.0/16", "10.1.2.0/24", "11.0.0.0/8"])], "shop").blocks;
-        assert_eq!(blocks, [Block { cidr: net("10.0.0.0/8"), except: vec![net("10.1.0.0/16")] }]);
-        let none = content(&[of_block("10.0.0.0/8", &["10.0.0.0/8"]), of_block("10.0.0.0/8", &["0.0.0.0/0"])], "shop");
+        let blocks = content(
+            &[of_block(
+                "10.0.0.0/8",
+                &["10.1.0.0/16", "10.1.2.0/24", "11.0.0.0/8"],
+            )],
+            "shop",
+        )
+        .blocks;
+        assert_eq!(
+            blocks,
+            [Block {
+                cidr: net("10.0.0.0/8"),
+                except: vec![net("10.1.0.0/16")]
+            }]
+        );
+        let none = content(
+            &[
+                of_block("10.0.0.0/8", &["10.0.0.0/8"]),
+                of_block("10.0.0.0/8", &["0.0.0.0/0"]),
+            ],
+            "shop",
+        );
         assert_eq!(none, Content::default());
         assert_ne!(none.peers(7), Peers::EVERYBODY);
     }
@@ -210,14 +256,26 @@ mod tests {
             "no namespace is part of it"
         );
         assert_ne!(name(&[own_pods()], "shop"), name(&[own_pods()], "other"));
-        assert_ne!(name(std::slice::from_ref(&a), "shop"), name(&[a.clone(), own_pods()], "shop"));
-        assert_ne!(content(std::slice::from_ref(&a), "shop").peers(7), content(&[a], "shop").peers(8), "the secret is the key");
+        assert_ne!(
+            name(std::slice::from_ref(&a), "shop"),
+            name(&[a.clone(), own_pods()], "shop")
+        );
+        assert_ne!(
+            content(std::slice::from_ref(&a), "shop").peers(7),
+            content(&[a], "shop").peers(8),
+            "the secret is the key"
+        );
     }
 
     #[test]
     fn the_name_of_peers_stays_what_it_was_in_the_kernel_of_an_older_agent() {
         assert_eq!(
-            content(&[own_pods(), of_block("10.0.0.0/8", &["10.1.0.0/16"])], "shop").peers(7).0,
+            content(
+                &[own_pods(), of_block("10.0.0.0/8", &["10.1.0.0/16"])],
+                "shop"
+            )
+            .peers(7)
+            .0,
             0xd8652000_4fe98777_85ee5b7e_efece879
         );
     }

@@ -52,17 +52,34 @@ pub(super) struct Parts<'a> {
 
 impl PeersTable {
     /// Names the peers of a rule that comes into force.
-    pub(super) fn acquire(&mut self, content: Option<Content>, settings: &Settings, parts: &mut Parts<'_>) -> Peers {
-        let Some(content) = content else { return Peers::EVERYBODY };
+    pub(super) fn acquire(
+        &mut self,
+        content: Option<Content>,
+        settings: &Settings,
+        parts: &mut Parts<'_>,
+    ) -> Peers {
+        let Some(content) = content else {
+            return Peers::EVERYBODY;
+        };
         let peers = content.peers(settings.secret);
         if let Some(record) = self.records.get_mut(&peers) {
             record.uses += 1;
             return peers;
         }
         let Content { pods, blocks } = content;
-        let pods = pods.into_iter().map(|peer| self.mean(peer, peers, parts)).collect();
+        let pods = pods
+            .into_iter()
+            .map(|peer| self.mean(peer, peers, parts))
+            .collect();
         parts.prefixes.add(peers, &blocks);
-        self.records.insert(peers, Record { uses: 1, pods, blocks });
+        self.records.insert(
+            peers,
+            Record {
+                uses: 1,
+                pods,
+                blocks,
+            },
+        );
         peers
     }
 
@@ -72,10 +89,16 @@ impl PeersTable {
             None => {
                 let groups = parts.groups.meant_by_peer(&peer);
                 let peer = Arc::new(peer);
-                let number = self.pods.insert(Meant { peer: peer.clone(), users: BTreeSet::new(), groups });
+                let number = self.pods.insert(Meant {
+                    peer: peer.clone(),
+                    users: BTreeSet::new(),
+                    groups,
+                });
                 self.numbers.insert(peer, number);
                 let meant = &self.pods[number].groups;
-                meant.iter().for_each(|id| _ = parts.groups.get_mut(*id).meant_by.insert(number));
+                meant
+                    .iter()
+                    .for_each(|id| _ = parts.groups.get_mut(*id).meant_by.insert(number));
                 number
             }
         };
@@ -96,10 +119,16 @@ impl PeersTable {
     /// Ends the peers that no rule names any more.
     pub(super) fn end_unused(&mut self, parts: &mut Parts<'_>) {
         for peers in std::mem::take(&mut self.released) {
-            if self.records.get(&peers).is_some_and(|record| record.uses == 0)
+            if self
+                .records
+                .get(&peers)
+                .is_some_and(|record| record.uses == 0)
                 && let Some(record) = self.records.remove(&peers)
             {
-                record.pods.iter().for_each(|number| self.mean_no_more(*number, peers, parts));
+                record
+                    .pods
+                    .iter()
+                    .for_each(|number| self.mean_no_more(*number, peers, parts));
                 parts.prefixes.remove(peers, &record.blocks);
             }
         }
@@ -112,14 +141,21 @@ impl PeersTable {
         if meant.users.is_empty() {
             let Meant { peer, groups, .. } = self.pods.remove(number);
             self.numbers.remove(&peer);
-            groups.iter().for_each(|id| _ = parts.groups.get_mut(*id).meant_by.remove(&number));
+            groups
+                .iter()
+                .for_each(|id| _ = parts.groups.get_mut(*id).meant_by.remove(&number));
         }
     }
 
     /// The names of ports that the rules ask for are asked for.
     pub(super) fn ask(&mut self, rules: &Rules, parts: &mut Parts<'_>) {
         for (name, peers) in rules.asked() {
-            let asking = self.asked.entry(name.clone()).or_default().entry(peers).or_default();
+            let asking = self
+                .asked
+                .entry(name.clone())
+                .or_default()
+                .entry(peers)
+                .or_default();
             *asking += 1;
             if *asking == 1 {
                 self.asked_anew(name, peers, parts);
@@ -130,8 +166,12 @@ impl PeersTable {
     /// They are no more.
     pub(super) fn ask_no_more(&mut self, rules: &Rules, parts: &mut Parts<'_>) {
         for (name, peers) in rules.asked() {
-            let Some(asked) = self.asked.get_mut(name) else { continue };
-            let Some(asking) = asked.get_mut(&peers) else { continue };
+            let Some(asked) = self.asked.get_mut(name) else {
+                continue;
+            };
+            let Some(asking) = asked.get_mut(&peers) else {
+                continue;
+            };
             *asking -= 1;
             if *asking == 0 {
                 asked.remove(&peers);
@@ -149,16 +189,27 @@ impl PeersTable {
             parts.changed.extend(parts.groups.naming(name));
             return;
         };
-        let by_labels = record.pods.iter().flat_map(|number| &self.pods[*number].groups).copied();
-        let by_blocks = record.blocks.iter().flat_map(|block| parts.prefixes.owners_within(block.cidr));
+        let by_labels = record
+            .pods
+            .iter()
+            .flat_map(|number| &self.pods[*number].groups)
+            .copied();
+        let by_blocks = record
+            .blocks
+            .iter()
+            .flat_map(|block| parts.prefixes.owners_within(block.cidr));
         let have = |id: &GroupId| parts.groups.get(*id).alike.named.contains_key(name);
-        parts.changed.extend(by_labels.chain(by_blocks).filter(have));
+        parts
+            .changed
+            .extend(by_labels.chain(by_blocks).filter(have));
     }
 
     /// A group has begun.
     pub(super) fn begin_group(&mut self, id: GroupId, groups: &mut Groups) {
         let alike = groups.get(id).alike.clone();
-        let Some(labels) = groups.namespace_labels(&alike.namespace).cloned() else { return };
+        let Some(labels) = groups.namespace_labels(&alike.namespace).cloned() else {
+            return;
+        };
         for (number, meant) in &mut self.pods {
             if meant.peer.means(&alike.namespace, &labels, &alike.labels) {
                 meant.groups.insert(id);
@@ -169,15 +220,29 @@ impl PeersTable {
 
     /// A group has ended.
     pub(super) fn end_group(&mut self, id: GroupId, group: &Group) {
-        group.meant_by.iter().for_each(|number| _ = self.pods[*number].groups.remove(&id));
+        group
+            .meant_by
+            .iter()
+            .for_each(|number| _ = self.pods[*number].groups.remove(&id));
     }
 
     /// A namespace had these labels, and has others now (P24).
-    pub(super) fn relabelled(&mut self, namespace: &str, before: &Labels, groups: &mut Groups, changed: &mut BTreeSet<GroupId>) {
-        let Some(labels) = groups.namespace_labels(namespace).cloned() else { return };
+    pub(super) fn relabelled(
+        &mut self,
+        namespace: &str,
+        before: &Labels,
+        groups: &mut Groups,
+        changed: &mut BTreeSet<GroupId>,
+    ) {
+        let Some(labels) = groups.namespace_labels(namespace).cloned() else {
+            return;
+        };
         let within: Vec<GroupId> = groups.within(namespace).collect();
         for (number, meant) in &mut self.pods {
-            let (was, is) = (meant.peer.scope.has(namespace, before), meant.peer.scope.has(namespace, &labels));
+            let (was, is) = (
+                meant.peer.scope.has(namespace, before),
+                meant.peer.scope.has(namespace, &labels),
+            );
             if was == is {
                 continue;
             }
@@ -199,12 +264,21 @@ impl PeersTable {
 
     /// The class of the group's pods at addresses where the blocks alone come to `blocks` (P8, P11, P15).
     pub(super) fn class(&self, group: &Group, blocks: &Class) -> Class {
-        let users = group.meant_by.iter().flat_map(|number| &self.pods[*number].users);
+        let users = group
+            .meant_by
+            .iter()
+            .flat_map(|number| &self.pods[*number].users);
         let peers: BTreeSet<Peers> = users.chain(&blocks.peers).copied().collect();
         let is = |asking: &Peers| *asking == Peers::EVERYBODY || peers.contains(asking);
-        let asked = |name: &(Arc<str>, Protocol)| self.asked.get(name).is_some_and(|asked| asked.keys().any(is));
+        let asked = |name: &(Arc<str>, Protocol)| {
+            self.asked
+                .get(name)
+                .is_some_and(|asked| asked.keys().any(is))
+        };
         let named = group.alike.named.iter().filter(|(name, _)| asked(name));
-        let named = named.map(|(name, numbers)| (name.clone(), numbers.clone())).collect();
+        let named = named
+            .map(|(name, numbers)| (name.clone(), numbers.clone()))
+            .collect();
         Class { peers, named }
     }
 }

@@ -87,7 +87,10 @@ impl Prefixes {
 
     /// Whose the addresses within a prefix are.
     pub(super) fn owners_within(&self, prefix: IpNet) -> impl Iterator<Item = GroupId> + '_ {
-        let within = self.all.range(prefix..).take_while(move |(at, _)| prefix.contains(*at));
+        let within = self
+            .all
+            .range(prefix..)
+            .take_while(move |(at, _)| prefix.contains(*at));
         within.filter_map(|(_, within)| within.owner)
     }
 
@@ -108,7 +111,9 @@ impl Prefixes {
     /// They do no more.
     pub(super) fn remove(&mut self, peers: Peers, blocks: &[Block]) {
         for (at, edge) in edges(peers, blocks) {
-            let Some(prefix) = self.all.get_mut(&at) else { continue };
+            let Some(prefix) = self.all.get_mut(&at) else {
+                continue;
+            };
             prefix.edges.retain(|other| *other != edge);
             if prefix.edges.is_empty() {
                 if let Some(count) = self.lengths.get_mut(&length(at)) {
@@ -124,7 +129,11 @@ impl Prefixes {
     }
 
     fn end_empty(&mut self, at: IpNet) {
-        if self.all.get(&at).is_some_and(|prefix| prefix.edges.is_empty() && prefix.owner.is_none()) {
+        if self
+            .all
+            .get(&at)
+            .is_some_and(|prefix| prefix.edges.is_empty() && prefix.owner.is_none())
+        {
             self.all.remove(&at);
             self.crowded.remove(&at);
             self.gone.push(at);
@@ -132,7 +141,12 @@ impl Prefixes {
     }
 
     /// An address is these pods' now; gives whose it was.
-    pub(super) fn set_owner(&mut self, addr: IpAddr, owner: Option<GroupId>, classes: &mut Shared<Class>) -> Option<GroupId> {
+    pub(super) fn set_owner(
+        &mut self,
+        addr: IpAddr,
+        owner: Option<GroupId>,
+        classes: &mut Shared<Class>,
+    ) -> Option<GroupId> {
         let at = IpNet::from(addr);
         if owner.is_some() && !self.all.contains_key(&at) {
             let blocks = self.around(at);
@@ -151,8 +165,13 @@ impl Prefixes {
         let (family, length) = length(at);
         let mut blocks = Vec::new();
         for ((_, length), _) in self.lengths.range((family, 0)..(family, length)) {
-            let around = IpNet::new(at.addr(), *length).ok().and_then(|net| self.all.get(&net.trunc()));
-            around.into_iter().flat_map(|prefix| &prefix.edges).for_each(|edge| edge.cross(&mut blocks));
+            let around = IpNet::new(at.addr(), *length)
+                .ok()
+                .and_then(|net| self.all.get(&net.trunc()));
+            around
+                .into_iter()
+                .flat_map(|prefix| &prefix.edges)
+                .for_each(|edge| edge.cross(&mut blocks));
         }
         blocks
     }
@@ -187,10 +206,25 @@ impl Prefixes {
     }
 
     /// Walks a prefix and all within it, or everything.
-    fn walk(&mut self, within: Option<IpNet>, classes: &mut Shared<Class>, changed: &mut Vec<IpNet>) {
+    fn walk(
+        &mut self,
+        within: Option<IpNet>,
+        classes: &mut Shared<Class>,
+        changed: &mut Vec<IpNet>,
+    ) {
         let blocks = within.map(|prefix| self.around(prefix)).unwrap_or_default();
-        let Self { all, crowded, limit, deepest, .. } = self;
-        let mut level = Level { prefix: None, class: classes.get(class(&blocks, *limit)), blocks };
+        let Self {
+            all,
+            crowded,
+            limit,
+            deepest,
+            ..
+        } = self;
+        let mut level = Level {
+            prefix: None,
+            class: classes.get(class(&blocks, *limit)),
+            blocks,
+        };
         let mut outer: Vec<Level> = Vec::new();
         let from = within.map_or(Bound::Unbounded, Bound::Included);
         for (at, prefix) in all.range_mut((from, Bound::Unbounded)) {
@@ -207,7 +241,11 @@ impl Prefixes {
                 prefix.edges.iter().for_each(|edge| edge.cross(&mut blocks));
                 *deepest = blocks.len().max(*deepest);
                 is_crowded = blocks.len() > *limit;
-                let inner = Level { prefix: Some(*at), class: classes.get(class(&blocks, *limit)), blocks };
+                let inner = Level {
+                    prefix: Some(*at),
+                    class: classes.get(class(&blocks, *limit)),
+                    blocks,
+                };
                 outer.push(std::mem::replace(&mut level, inner));
             }
             if is_crowded {
@@ -227,7 +265,12 @@ impl Prefixes {
 impl Prefix {
     /// Without edges and owner, in this class.
     fn of(class: &Arc<Class>) -> Self {
-        Self { edges: Vec::new(), above: class.clone(), blocks: class.clone(), owner: None }
+        Self {
+            edges: Vec::new(),
+            above: class.clone(),
+            blocks: class.clone(),
+            owner: None,
+        }
     }
 }
 
@@ -244,13 +287,19 @@ impl Edge {
 /// The class of addresses of which only blocks tell: that of none where there are more than can be told apart.
 fn class(blocks: &[BlockId], limit: usize) -> Class {
     let blocks = if blocks.len() > limit { &[] } else { blocks };
-    Class { peers: blocks.iter().map(|(peers, _)| *peers).collect(), ..Class::default() }
+    Class {
+        peers: blocks.iter().map(|(peers, _)| *peers).collect(),
+        ..Class::default()
+    }
 }
 
 fn edges(peers: Peers, blocks: &[Block]) -> impl Iterator<Item = (IpNet, Edge)> {
     blocks.iter().enumerate().flat_map(move |(number, block)| {
         let id = (peers, number);
-        let ends = block.except.iter().map(move |except| (*except, Edge::End(id)));
+        let ends = block
+            .except
+            .iter()
+            .map(move |except| (*except, Edge::End(id)));
         std::iter::once((block.cidr, Edge::Begin(id))).chain(ends)
     })
 }

@@ -47,7 +47,10 @@ impl Rules {
 
     /// The names of ports that egress rules leave to the destination (P15), with the peers that are asked.
     pub(super) fn asked(&self) -> impl Iterator<Item = (&(Arc<str>, Protocol), Peers)> {
-        self.egress.iter().flatten().flat_map(|rule| rule.ports.named.iter().map(|name| (name, rule.peers)))
+        self.egress
+            .iter()
+            .flatten()
+            .flat_map(|rule| rule.ports.named.iter().map(|name| (name, rule.peers)))
     }
 
     fn towards(&self, direction: Direction) -> Option<&[Rule]> {
@@ -60,7 +63,10 @@ impl Rules {
 
 /// The ports of a rule (P6, P13-P15).
 pub(super) fn ports(listed: &[PolicyPort]) -> Ports {
-    let mut ports = Ports { everything: listed.is_empty(), ..Ports::default() };
+    let mut ports = Ports {
+        everything: listed.is_empty(),
+        ..Ports::default()
+    };
     for PolicyPort { protocol, port } in listed {
         match port {
             PortMatch::All => _ = ports.whole.insert(*protocol),
@@ -73,13 +79,22 @@ pub(super) fn ports(listed: &[PolicyPort]) -> Ports {
 }
 
 /// The row of a pod that these policies select; `None` if none of them isolates it (P3, P4). A rule that comes to no port is left out.
-pub(super) fn row<'a>(policies: impl Iterator<Item = &'a Rules>, direction: Direction, own: &Named) -> Option<Row> {
-    let mut policies = policies.filter_map(|rules| rules.towards(direction)).peekable();
+pub(super) fn row<'a>(
+    policies: impl Iterator<Item = &'a Rules>,
+    direction: Direction,
+    own: &Named,
+) -> Option<Row> {
+    let mut policies = policies
+        .filter_map(|rules| rules.towards(direction))
+        .peekable();
     policies.peek()?;
     let mut rules: BTreeMap<Peers, Ports> = BTreeMap::new();
     for rule in policies.flatten() {
         let ports = match direction {
-            Direction::Ingress => rule.ports.clone().resolve(|name| own.get(name).into_iter().flatten().copied().collect()),
+            Direction::Ingress => rule
+                .ports
+                .clone()
+                .resolve(|name| own.get(name).into_iter().flatten().copied().collect()),
             Direction::Egress => rule.ports.clone(),
         };
         if ports != Ports::default() {

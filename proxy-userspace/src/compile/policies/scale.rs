@@ -15,7 +15,10 @@ mod large;
 
 use large::{APPS, Size, TEAMS, block, cluster, in_namespace, pod};
 
-const SIZE: Size = Size { namespaces: if cfg!(debug_assertions) { 10 } else { 100 }, cidrs: 100 };
+const SIZE: Size = Size {
+    namespaces: if cfg!(debug_assertions) { 10 } else { 100 },
+    cidrs: 100,
+};
 const NAMESPACES: u32 = SIZE.namespaces;
 /// Changes of each kind, every one in another namespace.
 const ROUNDS: u32 = if cfg!(debug_assertions) { 9 } else { 51 };
@@ -23,7 +26,11 @@ const ROUNDS: u32 = if cfg!(debug_assertions) { 9 } else { 51 };
 /// Megabytes that the process has in memory.
 fn resident() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
-    let pages = pages.and_then(|text| text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()));
+    let pages = pages.and_then(|text| {
+        text.split(' ')
+            .nth(1)
+            .and_then(|pages| pages.parse::<usize>().ok())
+    });
     pages.unwrap_or_default() * 4096 / 1_000_000
 }
 
@@ -35,7 +42,11 @@ struct Measured {
 
 impl Measured {
     /// The medium and the longest time of some changes of one kind, and what the last of them changed.
-    fn change(&mut self, what: &str, mut object: impl FnMut(u32) -> Object) -> (Duration, PolicyDelta) {
+    fn change(
+        &mut self,
+        what: &str,
+        mut object: impl FnMut(u32) -> Object,
+    ) -> (Duration, PolicyDelta) {
         let (mut times, mut delta) = (Vec::new(), PolicyDelta::default());
         for round in 0..ROUNDS {
             let (update, mut touched) = (Update::Apply(object(round)), Touched::default());
@@ -48,13 +59,20 @@ impl Measured {
         times.sort();
         let (pods, classes) = (delta.pods.len(), delta.classes.len());
         let (median, longest) = (times[ROUNDS as usize / 2], times[ROUNDS as usize - 1]);
-        println!("{what}: median {median:.1?}, longest {longest:.1?}; changes {pods} pods, {classes} classes");
+        println!(
+            "{what}: median {median:.1?}, longest {longest:.1?}; changes {pods} pods, {classes} classes"
+        );
         (median, delta)
     }
 }
 
 fn differ(policies: &Policies) -> usize {
-    policies.classes.values().map(std::sync::Arc::as_ptr).collect::<BTreeSet<_>>().len()
+    policies
+        .classes
+        .values()
+        .map(std::sync::Arc::as_ptr)
+        .collect::<BTreeSet<_>>()
+        .len()
 }
 
 #[test]
@@ -77,42 +95,90 @@ fn one_change_in_a_large_cluster_costs_only_what_depends_on_it() {
     let mut measured = Measured { snapshot, compiler };
     let at = |round: u32| round * 7 % NAMESPACES;
     let (time, delta) = measured.change("a pod is ready or not", |round| {
-        Object::Pod(in_namespace(at(round), "app-1-0".into()), Pod { ready: false, ..pod(at(round), 1, 0) })
+        Object::Pod(
+            in_namespace(at(round), "app-1-0".into()),
+            Pod {
+                ready: false,
+                ..pod(at(round), 1, 0)
+            },
+        )
     });
-    assert!(delta.is_empty() && time * 50 < whole, "{time:?} of {whole:?}");
+    assert!(
+        delta.is_empty() && time * 50 < whole,
+        "{time:?} of {whole:?}"
+    );
     let (time, delta) = measured.change("a pod gets other labels", |round| {
-        let labels = Labels::from([("app".into(), "app-2".into()), ("round".into(), round.to_string())]);
-        Object::Pod(in_namespace(at(round), "app-1-0".into()), Pod { labels, ..pod(at(round), 1, 0) })
+        let labels = Labels::from([
+            ("app".into(), "app-2".into()),
+            ("round".into(), round.to_string()),
+        ]);
+        Object::Pod(
+            in_namespace(at(round), "app-1-0".into()),
+            Pod {
+                labels,
+                ..pod(at(round), 1, 0)
+            },
+        )
     });
-    assert!(delta.pods.len() == 1 && time * 20 < whole, "{time:?} of {whole:?}");
+    assert!(
+        delta.pods.len() == 1 && time * 20 < whole,
+        "{time:?} of {whole:?}"
+    );
     let (time, delta) = measured.change("a pod comes to this node", |round| {
         let addresses: Vec<IpAddr> = vec![Ipv4Addr::from_bits(0x0aff_0000 + round).into()];
-        Object::Pod(in_namespace(at(round), format!("new-{round}")), Pod { addresses, ..pod(at(round), 3, 0) })
+        Object::Pod(
+            in_namespace(at(round), format!("new-{round}")),
+            Pod {
+                addresses,
+                ..pod(at(round), 3, 0)
+            },
+        )
     });
-    assert!(delta.pods.len() == 1 && delta.classes.len() == 1 && time * 50 < whole, "{time:?} of {whole:?}");
+    assert!(
+        delta.pods.len() == 1 && delta.classes.len() == 1 && time * 50 < whole,
+        "{time:?} of {whole:?}"
+    );
     let (time, _) = measured.change("a policy has other ports", |round| {
         let mut policy = large::policy(at(round), 4, SIZE.cidrs);
-        policy.ingress.iter_mut().flatten().for_each(|rule| rule.ports.clear());
+        policy
+            .ingress
+            .iter_mut()
+            .flatten()
+            .for_each(|rule| rule.ports.clear());
         Object::NetworkPolicy(in_namespace(at(round), "policy-4".into()), policy)
     });
     assert!(time * 20 < whole, "{time:?} of {whole:?}");
     let (time, _) = measured.change("a policy has one more cidr", |round| {
         let mut policy = large::policy(at(round), 2, SIZE.cidrs);
-        policy.egress.iter_mut().flatten().for_each(|rule| rule.peers.push(block(u32::MAX - round)));
+        policy
+            .egress
+            .iter_mut()
+            .flatten()
+            .for_each(|rule| rule.peers.push(block(u32::MAX - round)));
         Object::NetworkPolicy(in_namespace(at(round), "policy-2".into()), policy)
     });
     assert!(time * 20 < whole, "{time:?} of {whole:?}");
     let (time, _) = measured.change("a policy's peers are all pods", |round| {
         let mut policy = large::policy(at(round), 3, SIZE.cidrs);
-        let all = Peer::Pods { namespaces: Namespaces::Matching(Selector::default()), pods: Selector::default() };
-        policy.ingress.iter_mut().flatten().for_each(|rule| rule.peers.push(all.clone()));
+        let all = Peer::Pods {
+            namespaces: Namespaces::Matching(Selector::default()),
+            pods: Selector::default(),
+        };
+        policy
+            .ingress
+            .iter_mut()
+            .flatten()
+            .for_each(|rule| rule.peers.push(all.clone()));
         Object::NetworkPolicy(in_namespace(at(round), "policy-3".into()), policy)
     });
     // Here there is no way around writing all pods' classes.
     assert!(time < whole, "{time:?} of {whole:?}");
     measured.change("a namespace changes teams", |round| {
         let labels = Labels::from([("team".into(), format!("team-{}", (at(round) + 1) % TEAMS))]);
-        Object::Namespace(ObjectName::cluster(&format!("namespace-{}", at(round))), Namespace { labels })
+        Object::Namespace(
+            ObjectName::cluster(&format!("namespace-{}", at(round))),
+            Namespace { labels },
+        )
     });
     let mut again = PolicyCompiler::default();
     again.compile(&measured.snapshot, &Touched::everything());

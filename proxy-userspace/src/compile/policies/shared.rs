@@ -14,7 +14,10 @@ pub(super) struct Shared<T> {
 
 impl<T: Hash + Eq> Default for Shared<T> {
     fn default() -> Self {
-        Self { all: HashSet::new(), full: 0 }
+        Self {
+            all: HashSet::new(),
+            full: 0,
+        }
     }
 }
 

@@ -14,8 +14,8 @@ use crate::compile::Touched;
 use crate::contents::policies::{Class, Isolation, Policies, verdict};
 use crate::model::policy::{Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector};
 use crate::model::{
-    ContainerPort, Invalid, Kind, Labels, Namespace, NetworkPolicy, Object, ObjectName, ObjectRef, Phase, Pod, PortRange,
-    Snapshot, Update,
+    ContainerPort, Invalid, Kind, Labels, Namespace, NetworkPolicy, Object, ObjectName, ObjectRef,
+    Phase, Pod, PortRange, Snapshot, Update,
 };
 
 const TCP: Protocol = Protocol::TCP;
@@ -30,19 +30,30 @@ fn net(text: &str) -> IpNet {
 }
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
-    pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
+    pairs
+        .iter()
+        .map(|(key, value)| ((*key).into(), (*value).into()))
+        .collect()
 }
 
 fn any_of(key: &str, values: &[&str]) -> Requirement {
-    Requirement::In(key.into(), values.iter().map(|value| (*value).into()).collect())
+    Requirement::In(
+        key.into(),
+        values.iter().map(|value| (*value).into()).collect(),
+    )
 }
 
 fn none_of(key: &str, values: &[&str]) -> Requirement {
-    Requirement::NotIn(key.into(), values.iter().map(|value| (*value).into()).collect())
+    Requirement::NotIn(
+        key.into(),
+        values.iter().map(|value| (*value).into()).collect(),
+    )
 }
 
 fn selector(requirements: &[Requirement]) -> Selector {
-    Selector { requirements: requirements.iter().cloned().collect() }
+    Selector {
+        requirements: requirements.iter().cloned().collect(),
+    }
 }
 
 fn app(name: &str) -> Selector {
@@ -51,35 +62,64 @@ fn app(name: &str) -> Selector {
 
 /// A podSelector alone.
 fn own(pods: Selector) -> Peer {
-    Peer::Pods { namespaces: Namespaces::Own, pods }
+    Peer::Pods {
+        namespaces: Namespaces::Own,
+        pods,
+    }
 }
 
 fn elsewhere(namespaces: Selector, pods: Selector) -> Peer {
-    Peer::Pods { namespaces: Namespaces::Matching(namespaces), pods }
+    Peer::Pods {
+        namespaces: Namespaces::Matching(namespaces),
+        pods,
+    }
 }
 
 fn block(cidr: &str, except: &[&str]) -> Peer {
-    Peer::Block { cidr: net(cidr), except: except.iter().map(|text| net(text)).collect() }
+    Peer::Block {
+        cidr: net(cidr),
+        except: except.iter().map(|text| net(text)).collect(),
+    }
 }
 
 fn number(port: u16) -> PolicyPort {
-    PolicyPort { protocol: TCP, port: PortMatch::Range(PortRange { first: port, last: port }) }
+    PolicyPort {
+        protocol: TCP,
+        port: PortMatch::Range(PortRange {
+            first: port,
+            last: port,
+        }),
+    }
 }
 
 fn named(name: &str) -> PolicyPort {
-    PolicyPort { protocol: TCP, port: PortMatch::Named(name.into()) }
+    PolicyPort {
+        protocol: TCP,
+        port: PortMatch::Named(name.into()),
+    }
 }
 
 fn rule(peers: &[Peer], ports: &[PolicyPort]) -> Rule {
-    Rule { peers: peers.to_vec(), ports: ports.to_vec() }
+    Rule {
+        peers: peers.to_vec(),
+        ports: ports.to_vec(),
+    }
 }
 
 fn ingress(pods: Selector, rules: &[Rule]) -> NetworkPolicy {
-    NetworkPolicy { pods, ingress: Some(rules.to_vec()), egress: None }
+    NetworkPolicy {
+        pods,
+        ingress: Some(rules.to_vec()),
+        egress: None,
+    }
 }
 
 fn egress(pods: Selector, rules: &[Rule]) -> NetworkPolicy {
-    NetworkPolicy { pods, ingress: None, egress: Some(rules.to_vec()) }
+    NetworkPolicy {
+        pods,
+        ingress: None,
+        egress: Some(rules.to_vec()),
+    }
 }
 
 fn pod(addresses: &[&str], app: &str) -> Pod {
@@ -95,7 +135,13 @@ fn pod(addresses: &[&str], app: &str) -> Pod {
 }
 
 fn container_port(container: &str, name: &str, port: u16, protocol: Protocol) -> ContainerPort {
-    ContainerPort { container: container.into(), name: Some(name.into()), port, host_port: None, protocol }
+    ContainerPort {
+        container: container.into(),
+        name: Some(name.into()),
+        port,
+        host_port: None,
+        protocol,
+    }
 }
 
 /// A cluster, its compiler, and what is touched since that compiled.
@@ -109,7 +155,11 @@ impl Cluster {
     fn new() -> Self {
         let mut snapshot = Snapshot::default();
         snapshot.settings.node_name = "here".into();
-        Self { snapshot, compiler: PolicyCompiler::default(), touched: Touched::default() }
+        Self {
+            snapshot,
+            compiler: PolicyCompiler::default(),
+            touched: Touched::default(),
+        }
     }
 
     fn hear(&mut self, update: Update) {
@@ -123,8 +173,13 @@ impl Cluster {
     }
 
     fn namespace(&mut self, name: &str, pairs: &[(&str, &str)]) -> &mut Self {
-        let namespace = Namespace { labels: labels(pairs) };
-        self.hear(Update::Apply(Object::Namespace(ObjectName::cluster(name), namespace)));
+        let namespace = Namespace {
+            labels: labels(pairs),
+        };
+        self.hear(Update::Apply(Object::Namespace(
+            ObjectName::cluster(name),
+            namespace,
+        )));
         self
     }
 
@@ -134,14 +189,19 @@ impl Cluster {
     }
 
     fn delete(&mut self, kind: Kind, name: &str) -> &mut Self {
-        self.hear(Update::Delete(ObjectRef { kind, name: object(name) }));
+        self.hear(Update::Delete(ObjectRef {
+            kind,
+            name: object(name),
+        }));
         self
     }
 
     /// Compiles what was touched, and compares with compiling from nothing.
     fn compile(&mut self) -> PolicyDelta {
         let before = self.compiler.policies().clone();
-        let delta = self.compiler.compile(&self.snapshot, &std::mem::take(&mut self.touched));
+        let delta = self
+            .compiler
+            .compile(&self.snapshot, &std::mem::take(&mut self.touched));
         let mut whole = PolicyCompiler::default();
         whole.compile(&self.snapshot, &Touched::everything());
         assert_eq!(self.compiler.policies(), whole.policies());
@@ -162,7 +222,11 @@ impl Cluster {
     }
 
     fn classes(&mut self) -> Vec<String> {
-        self.policies().classes.keys().map(IpNet::to_string).collect()
+        self.policies()
+            .classes
+            .keys()
+            .map(IpNet::to_string)
+            .collect()
     }
 }
 
@@ -176,7 +240,9 @@ fn object(name: &str) -> ObjectName {
 fn assert_as_few_as_can_be(policies: &Policies) {
     for (prefix, class) in &policies.classes {
         let mut others = policies.clone();
-        others.classes.retain(|other, _| other != prefix && other.prefix_len() <= prefix.prefix_len());
+        others
+            .classes
+            .retain(|other, _| other != prefix && other.prefix_len() <= prefix.prefix_len());
         let around = others.class_of(prefix.addr()).cloned().unwrap_or_default();
         assert_ne!(&around, class, "{prefix} says nothing new");
     }
@@ -184,11 +250,22 @@ fn assert_as_few_as_can_be(policies: &Policies) {
 
 /// What has not changed is where it was.
 fn assert_same_allocations(before: &Policies, after: &Policies, delta: &PolicyDelta) {
-    for (prefix, class) in before.classes.iter().filter(|(prefix, _)| !delta.classes.contains(prefix)) {
+    for (prefix, class) in before
+        .classes
+        .iter()
+        .filter(|(prefix, _)| !delta.classes.contains(prefix))
+    {
         assert!(Arc::ptr_eq(class, &after.classes[prefix]), "{prefix}");
     }
-    for (name, pod) in before.pods.iter().filter(|(name, _)| !delta.pods.contains(name)) {
-        for (a, b) in [(&pod.ingress, &after.pods[name].ingress), (&pod.egress, &after.pods[name].egress)] {
+    for (name, pod) in before
+        .pods
+        .iter()
+        .filter(|(name, _)| !delta.pods.contains(name))
+    {
+        for (a, b) in [
+            (&pod.ingress, &after.pods[name].ingress),
+            (&pod.egress, &after.pods[name].egress),
+        ] {
             let same = match (a, b) {
                 (Isolation::Rules(a), Isolation::Rules(b)) => Arc::ptr_eq(a, b),
                 _ => a == b,
@@ -201,31 +278,69 @@ fn assert_same_allocations(before: &Policies, after: &Policies, delta: &PolicyDe
 #[test]
 fn p3_p7_only_selected_pods_are_isolated_and_only_in_the_directions_that_policies_name() {
     let mut cluster = Cluster::new();
-    cluster.pod("web", pod(&["10.244.1.2"], "web")).pod("db", pod(&["10.244.1.3"], "db"));
+    cluster
+        .pod("web", pod(&["10.244.1.2"], "web"))
+        .pod("db", pod(&["10.244.1.3"], "db"));
     assert!(!cluster.policies().exist);
     assert!(cluster.allows("10.244.1.3", "10.244.1.2", 80));
     cluster.policy("deny", ingress(app("web"), &[]));
-    assert_eq!(cluster.compile(), PolicyDelta { pods: [object("web")].into(), classes: BTreeSet::new(), exist: true });
+    assert_eq!(
+        cluster.compile(),
+        PolicyDelta {
+            pods: [object("web")].into(),
+            classes: BTreeSet::new(),
+            exist: true
+        }
+    );
     let web = &cluster.policies().pods[&object("web")];
-    assert_eq!((web.ingress.clone(), web.egress.clone()), (Isolation::Rules(Arc::default()), Isolation::None));
-    assert_eq!(cluster.policies().pods[&object("db")].ingress, Isolation::None);
+    assert_eq!(
+        (web.ingress.clone(), web.egress.clone()),
+        (Isolation::Rules(Arc::default()), Isolation::None)
+    );
+    assert_eq!(
+        cluster.policies().pods[&object("db")].ingress,
+        Isolation::None
+    );
     assert!(!cluster.allows("10.244.1.3", "10.244.1.2", 80));
     assert!(cluster.allows("10.244.1.2", "10.244.1.3", 80));
     cluster.policy("allow", ingress(Selector::default(), &[rule(&[], &[])]));
-    assert!(cluster.allows("10.244.1.3", "10.244.1.2", 80), "P4: a union");
-    assert!(cluster.allows("192.0.2.1", "10.244.1.3", 80), "P6: everybody");
+    assert!(
+        cluster.allows("10.244.1.3", "10.244.1.2", 80),
+        "P4: a union"
+    );
+    assert!(
+        cluster.allows("192.0.2.1", "10.244.1.3", 80),
+        "P6: everybody"
+    );
 }
 
 #[test]
 fn p3_policies_of_other_namespaces_and_of_other_nodes_pods_do_not_count_but_exist() {
     let mut cluster = Cluster::new();
-    let there = Pod { node: Some("there".into()), ..pod(&["10.244.2.2"], "web") };
-    cluster.pod("web", there.clone()).pod("other/web", pod(&["10.244.1.2"], "web"));
-    cluster.policy("deny", ingress(Selector::default(), &[rule(&[block("192.0.2.0/24", &[])], &[])]));
+    let there = Pod {
+        node: Some("there".into()),
+        ..pod(&["10.244.2.2"], "web")
+    };
+    cluster
+        .pod("web", there.clone())
+        .pod("other/web", pod(&["10.244.1.2"], "web"));
+    cluster.policy(
+        "deny",
+        ingress(
+            Selector::default(),
+            &[rule(&[block("192.0.2.0/24", &[])], &[])],
+        ),
+    );
     assert!(cluster.policies().exist);
     assert!(cluster.classes().is_empty());
     assert_eq!(cluster.policies().pods.len(), 1);
-    cluster.pod("web-2", Pod { node: Some("here".into()), ..there });
+    cluster.pod(
+        "web-2",
+        Pod {
+            node: Some("here".into()),
+            ..there
+        },
+    );
     assert_eq!(cluster.classes(), ["192.0.2.0/24"]);
     cluster.delete(Kind::Pod, "web-2");
     assert!(cluster.classes().is_empty());
@@ -236,70 +351,154 @@ fn p3_policies_of_other_namespaces_and_of_other_nodes_pods_do_not_count_but_exis
 #[test]
 fn p8_p10_peers_are_of_the_own_namespace_or_of_matching_ones() {
     let mut cluster = Cluster::new();
-    cluster.pod("web", pod(&["10.244.1.2"], "web")).pod("a", pod(&["10.244.1.3"], "client"));
-    cluster.pod("team/a", pod(&["10.244.1.4"], "client")).pod("team/b", pod(&["10.244.1.5"], "other"));
+    cluster
+        .pod("web", pod(&["10.244.1.2"], "web"))
+        .pod("a", pod(&["10.244.1.3"], "client"));
+    cluster
+        .pod("team/a", pod(&["10.244.1.4"], "client"))
+        .pod("team/b", pod(&["10.244.1.5"], "other"));
     let from = |cluster: &mut Cluster, peers: &[Peer]| -> Vec<u8> {
         cluster.policy("p", ingress(app("web"), &[rule(peers, &[])]));
-        (2..6).filter(|n| cluster.allows(&format!("10.244.1.{n}"), "10.244.1.2", 80)).collect()
+        (2..6)
+            .filter(|n| cluster.allows(&format!("10.244.1.{n}"), "10.244.1.2", 80))
+            .collect()
     };
     let of_team = || selector(&[any_of("kubernetes.io/metadata.name", &["team"])]);
     assert_eq!(from(&mut cluster, &[own(Selector::default())]), [2, 3]);
     assert_eq!(from(&mut cluster, &[own(app("client"))]), [3]);
-    assert_eq!(from(&mut cluster, &[elsewhere(Selector::default(), Selector::default())]), [2, 3, 4, 5]);
-    assert_eq!(from(&mut cluster, &[elsewhere(of_team(), Selector::default())]), [4, 5], "without a Namespace object");
-    assert_eq!(from(&mut cluster, &[elsewhere(of_team(), app("client"))]), [4]);
     assert_eq!(
-        from(&mut cluster, &[elsewhere(of_team(), Selector::default()), own(app("client"))]),
+        from(
+            &mut cluster,
+            &[elsewhere(Selector::default(), Selector::default())]
+        ),
+        [2, 3, 4, 5]
+    );
+    assert_eq!(
+        from(&mut cluster, &[elsewhere(of_team(), Selector::default())]),
+        [4, 5],
+        "without a Namespace object"
+    );
+    assert_eq!(
+        from(&mut cluster, &[elsewhere(of_team(), app("client"))]),
+        [4]
+    );
+    assert_eq!(
+        from(
+            &mut cluster,
+            &[
+                elsewhere(of_team(), Selector::default()),
+                own(app("client"))
+            ]
+        ),
         [3, 4, 5],
         "entries are ORed"
     );
-    assert!(!cluster.allows("192.0.2.1", "10.244.1.2", 80), "P10: nobody outside");
+    assert!(
+        !cluster.allows("192.0.2.1", "10.244.1.2", 80),
+        "P10: nobody outside"
+    );
     cluster.namespace("team", &[("kubernetes.io/metadata.name", "lie")]);
-    assert_eq!(from(&mut cluster, &[elsewhere(of_team(), app("client"))]), [4], "the name is the name");
+    assert_eq!(
+        from(&mut cluster, &[elsewhere(of_team(), app("client"))]),
+        [4],
+        "the name is the name"
+    );
 }
 
 #[test]
 fn p9_not_in_and_does_not_exist_match_where_the_key_is_absent() {
     let mut cluster = Cluster::new();
-    let bare = Pod { labels: Labels::new(), ..pod(&["10.244.1.3"], "") };
-    let empty = Pod { labels: labels(&[("tier", "")]), ..pod(&["10.244.1.4"], "") };
-    let gold = Pod { labels: labels(&[("tier", "gold")]), ..pod(&["10.244.1.5"], "") };
-    cluster.pod("web", pod(&["10.244.1.2"], "web")).pod("bare", bare).pod("empty", empty).pod("gold", gold);
+    let bare = Pod {
+        labels: Labels::new(),
+        ..pod(&["10.244.1.3"], "")
+    };
+    let empty = Pod {
+        labels: labels(&[("tier", "")]),
+        ..pod(&["10.244.1.4"], "")
+    };
+    let gold = Pod {
+        labels: labels(&[("tier", "gold")]),
+        ..pod(&["10.244.1.5"], "")
+    };
+    cluster
+        .pod("web", pod(&["10.244.1.2"], "web"))
+        .pod("bare", bare)
+        .pod("empty", empty)
+        .pod("gold", gold);
     let from = |cluster: &mut Cluster, requirement: Requirement| -> Vec<u8> {
-        cluster.policy("p", ingress(app("web"), &[rule(&[own(selector(&[requirement]))], &[])]));
-        (3..6).filter(|n| cluster.allows(&format!("10.244.1.{n}"), "10.244.1.2", 80)).collect()
+        cluster.policy(
+            "p",
+            ingress(app("web"), &[rule(&[own(selector(&[requirement]))], &[])]),
+        );
+        (3..6)
+            .filter(|n| cluster.allows(&format!("10.244.1.{n}"), "10.244.1.2", 80))
+            .collect()
     };
     assert_eq!(from(&mut cluster, none_of("tier", &["gold"])), [3, 4]);
-    assert_eq!(from(&mut cluster, Requirement::DoesNotExist("tier".into())), [3]);
-    assert_eq!(from(&mut cluster, Requirement::Exists("tier".into())), [4, 5]);
+    assert_eq!(
+        from(&mut cluster, Requirement::DoesNotExist("tier".into())),
+        [3]
+    );
+    assert_eq!(
+        from(&mut cluster, Requirement::Exists("tier".into())),
+        [4, 5]
+    );
     assert_eq!(from(&mut cluster, any_of("tier", &[""])), [4]);
 }
 
 #[test]
 fn p11_an_except_narrows_its_own_entry_only() {
     let mut cluster = Cluster::new();
-    cluster.pod("web", pod(&["10.244.1.2"], "web")).pod("a", pod(&["10.1.2.3"], "client"));
+    cluster
+        .pod("web", pod(&["10.244.1.2"], "web"))
+        .pod("a", pod(&["10.1.2.3"], "client"));
     let wide = block("10.0.0.0/8", &["10.1.0.0/16"]);
-    cluster.policy("p", ingress(app("web"), &[rule(std::slice::from_ref(&wide), &[])]));
+    cluster.policy(
+        "p",
+        ingress(app("web"), &[rule(std::slice::from_ref(&wide), &[])]),
+    );
     assert_eq!(cluster.classes(), ["10.0.0.0/8", "10.1.0.0/16"]);
     assert!(cluster.allows("10.2.0.1", "10.244.1.2", 80));
     assert!(!cluster.allows("10.1.2.3", "10.244.1.2", 80), "pods too");
     // Another entry of the same rule gives a part back; what says the same as around it is left out.
-    cluster.policy("p", ingress(app("web"), &[rule(&[wide, block("10.1.2.0/24", &[]), block("10.9.0.0/16", &[])], &[])]));
-    assert_eq!(cluster.classes(), ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24"]);
-    assert!(cluster.allows("10.1.2.3", "10.244.1.2", 80) && !cluster.allows("10.1.3.3", "10.244.1.2", 80));
-    assert!(!cluster.allows("fd00::1", "10.244.1.2", 80), "P12: no address of the other family");
+    cluster.policy(
+        "p",
+        ingress(
+            app("web"),
+            &[rule(
+                &[wide, block("10.1.2.0/24", &[]), block("10.9.0.0/16", &[])],
+                &[],
+            )],
+        ),
+    );
+    assert_eq!(
+        cluster.classes(),
+        ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24"]
+    );
+    assert!(
+        cluster.allows("10.1.2.3", "10.244.1.2", 80)
+            && !cluster.allows("10.1.3.3", "10.244.1.2", 80)
+    );
+    assert!(
+        !cluster.allows("fd00::1", "10.244.1.2", 80),
+        "P12: no address of the other family"
+    );
 }
 
 /// P34: 1,000 rules for nearly everybody, each with excepts of its own, do not make a class of nearly all rules for each except.
 #[test]
 fn p34_an_address_is_not_the_peer_of_more_rules_than_there_is_room_for() {
     let everywhere = |number: u32| {
-        let excepts: Vec<String> = (0..10).map(|n| format!("10.{}.{}.0/24", number / 25, number % 25 * 10 + n)).collect();
+        let excepts: Vec<String> = (0..10)
+            .map(|n| format!("10.{}.{}.0/24", number / 25, number % 25 * 10 + n))
+            .collect();
         ingress(
             app("web"),
             &[rule(
-                &[block("0.0.0.0/0", &excepts.iter().map(String::as_str).collect::<Vec<_>>())],
+                &[block(
+                    "0.0.0.0/0",
+                    &excepts.iter().map(String::as_str).collect::<Vec<_>>(),
+                )],
                 &[self::number(1 + number as u16)],
             )],
         )
@@ -307,31 +506,67 @@ fn p34_an_address_is_not_the_peer_of_more_rules_than_there_is_room_for() {
     let mut cluster = Cluster::new();
     cluster.pod("web", pod(&["10.244.0.1"], "web"));
     (0..500).for_each(|n| _ = cluster.policy(&format!("policy-{n}"), everywhere(n)));
-    assert!(cluster.allows("192.0.2.1", "10.244.0.1", 1 + 499) && !cluster.allows("10.19.240.1", "10.244.0.1", 1 + 499));
-    assert!(cluster.compiler.crowded().is_empty() && cluster.compiler.crowding(&cluster.snapshot).next().is_none());
+    assert!(
+        cluster.allows("192.0.2.1", "10.244.0.1", 1 + 499)
+            && !cluster.allows("10.19.240.1", "10.244.0.1", 1 + 499)
+    );
+    assert!(
+        cluster.compiler.crowded().is_empty()
+            && cluster
+                .compiler
+                .crowding(&cluster.snapshot)
+                .next()
+                .is_none()
+    );
     (500..1100).for_each(|n| _ = cluster.policy(&format!("policy-{n}"), everywhere(n)));
-    cluster.policy("another", ingress(app("web"), &[rule(&[block("fd00::/8", &[])], &[])]));
-    let peers: usize = cluster.policies().classes.values().map(|class| class.peers.len()).sum();
+    cluster.policy(
+        "another",
+        ingress(app("web"), &[rule(&[block("fd00::/8", &[])], &[])]),
+    );
+    let peers: usize = cluster
+        .policies()
+        .classes
+        .values()
+        .map(|class| class.peers.len())
+        .sum();
     assert!(peers < 1 << 23, "{peers} peers in all classes");
     // What cannot be told apart is not let through, and said.
-    assert!(!cluster.allows("192.0.2.1", "10.244.0.1", 1) && cluster.allows("fd00::1", "10.244.0.1", 1));
+    assert!(
+        !cluster.allows("192.0.2.1", "10.244.0.1", 1) && cluster.allows("fd00::1", "10.244.0.1", 1)
+    );
     assert_eq!(cluster.compiler.crowding(&cluster.snapshot).count(), 1100);
     let mut again = PolicyCompiler::default();
     again.compile(&cluster.snapshot, &Touched::everything());
-    assert_eq!((again.policies(), again.crowded()), (cluster.compiler.policies(), cluster.compiler.crowded()));
+    assert_eq!(
+        (again.policies(), again.crowded()),
+        (cluster.compiler.policies(), cluster.compiler.crowded())
+    );
     (500..1100).for_each(|n| _ = cluster.delete(Kind::NetworkPolicy, &format!("policy-{n}")));
-    assert!(cluster.allows("192.0.2.1", "10.244.0.1", 1 + 499) && cluster.compiler.crowded().is_empty());
+    assert!(
+        cluster.allows("192.0.2.1", "10.244.0.1", 1 + 499) && cluster.compiler.crowded().is_empty()
+    );
 }
 
 #[test]
 fn p11_blocks_and_selectors_both_count_for_a_pod() {
     let mut cluster = Cluster::new();
-    cluster.pod("web", pod(&["10.244.1.2"], "web")).pod("a", pod(&["10.244.1.3"], "client"));
-    let rules = [rule(&[own(app("client"))], &[number(80)]), rule(&[block("10.244.0.0/16", &[])], &[number(81)])];
+    cluster
+        .pod("web", pod(&["10.244.1.2"], "web"))
+        .pod("a", pod(&["10.244.1.3"], "client"));
+    let rules = [
+        rule(&[own(app("client"))], &[number(80)]),
+        rule(&[block("10.244.0.0/16", &[])], &[number(81)]),
+    ];
     cluster.policy("p", ingress(app("web"), &rules));
     assert_eq!(cluster.classes(), ["10.244.0.0/16", "10.244.1.3/32"]);
-    assert!(cluster.allows("10.244.1.3", "10.244.1.2", 80) && cluster.allows("10.244.1.3", "10.244.1.2", 81));
-    assert!(!cluster.allows("10.244.1.4", "10.244.1.2", 80) && cluster.allows("10.244.1.4", "10.244.1.2", 81));
+    assert!(
+        cluster.allows("10.244.1.3", "10.244.1.2", 80)
+            && cluster.allows("10.244.1.3", "10.244.1.2", 81)
+    );
+    assert!(
+        !cluster.allows("10.244.1.4", "10.244.1.2", 80)
+            && cluster.allows("10.244.1.4", "10.244.1.2", 81)
+    );
 }
 
 #[test]
@@ -342,73 +577,175 @@ fn p15_ingress_names_are_the_selected_pods_own_over_all_its_containers() {
         container_port("b", "http", 9090, TCP),
         container_port("b", "http", 7070, UDP),
     ];
-    cluster.pod("web", Pod { ports, ..pod(&["10.244.1.2"], "web") }).pod("bare", pod(&["10.244.1.3"], "web"));
+    cluster
+        .pod(
+            "web",
+            Pod {
+                ports,
+                ..pod(&["10.244.1.2"], "web")
+            },
+        )
+        .pod("bare", pod(&["10.244.1.3"], "web"));
     cluster.policy("p", ingress(app("web"), &[rule(&[], &[named("http")])]));
     let open = [8080, 9090, 7070].map(|port| cluster.allows("192.0.2.1", "10.244.1.2", port));
     assert_eq!(open, [true, true, false]);
     assert!(!cluster.allows("192.0.2.1", "10.244.1.3", 8080));
-    assert_eq!(cluster.policies().pods[&object("bare")].ingress, Isolation::Rules(Arc::default()), "a name it lacks is nothing");
+    assert_eq!(
+        cluster.policies().pods[&object("bare")].ingress,
+        Isolation::Rules(Arc::default()),
+        "a name it lacks is nothing"
+    );
 }
 
 #[test]
 fn p15_egress_names_are_each_destinations_own_and_split_no_class_needlessly() {
     let mut cluster = Cluster::new();
     let with = |addr: &str, app: &str, port| Pod {
-        ports: vec![container_port("a", "http", port, TCP), container_port("a", "metrics", 9, TCP)],
+        ports: vec![
+            container_port("a", "http", port, TCP),
+            container_port("a", "metrics", 9, TCP),
+        ],
         ..pod(&[addr], app)
     };
-    cluster.pod("client", pod(&["10.244.1.2"], "client")).pod("a", with("10.244.2.1", "web", 8080));
-    cluster.pod("b", with("10.244.2.2", "web", 9090)).pod("c", with("10.244.2.3", "other", 8080));
-    cluster.policy("p", egress(app("client"), &[rule(&[own(app("web"))], &[named("http")])]));
-    assert!(cluster.allows("10.244.1.2", "10.244.2.1", 8080) && !cluster.allows("10.244.1.2", "10.244.2.1", 9090));
-    assert!(cluster.allows("10.244.1.2", "10.244.2.2", 9090) && !cluster.allows("10.244.1.2", "10.244.2.2", 8080));
-    assert!(!cluster.allows("10.244.1.2", "10.244.2.3", 8080) && !cluster.allows("10.244.1.2", "192.0.2.1", 8080));
-    assert_eq!(cluster.classes(), ["10.244.2.1/32", "10.244.2.2/32"], "nobody asks the third");
+    cluster
+        .pod("client", pod(&["10.244.1.2"], "client"))
+        .pod("a", with("10.244.2.1", "web", 8080));
+    cluster
+        .pod("b", with("10.244.2.2", "web", 9090))
+        .pod("c", with("10.244.2.3", "other", 8080));
+    cluster.policy(
+        "p",
+        egress(app("client"), &[rule(&[own(app("web"))], &[named("http")])]),
+    );
+    assert!(
+        cluster.allows("10.244.1.2", "10.244.2.1", 8080)
+            && !cluster.allows("10.244.1.2", "10.244.2.1", 9090)
+    );
+    assert!(
+        cluster.allows("10.244.1.2", "10.244.2.2", 9090)
+            && !cluster.allows("10.244.1.2", "10.244.2.2", 8080)
+    );
+    assert!(
+        !cluster.allows("10.244.1.2", "10.244.2.3", 8080)
+            && !cluster.allows("10.244.1.2", "192.0.2.1", 8080)
+    );
+    assert_eq!(
+        cluster.classes(),
+        ["10.244.2.1/32", "10.244.2.2/32"],
+        "nobody asks the third"
+    );
     let class = cluster.policies().classes[&net("10.244.2.1/32")].clone();
-    assert_eq!(class.named.keys().cloned().collect::<Vec<_>>(), [("http".into(), TCP)], "nobody asks for metrics");
+    assert_eq!(
+        class.named.keys().cloned().collect::<Vec<_>>(),
+        [("http".into(), TCP)],
+        "nobody asks for metrics"
+    );
     cluster.policy("p", egress(app("client"), &[rule(&[], &[named("http")])]));
-    assert!(cluster.allows("10.244.1.2", "10.244.2.3", 8080) && !cluster.allows("10.244.1.2", "192.0.2.1", 8080));
-    cluster.policy("p", egress(app("client"), &[rule(&[block("10.244.2.2/31", &[])], &[named("http")])]));
-    assert!(cluster.allows("10.244.1.2", "10.244.2.3", 8080) && !cluster.allows("10.244.1.2", "10.244.2.1", 8080));
+    assert!(
+        cluster.allows("10.244.1.2", "10.244.2.3", 8080)
+            && !cluster.allows("10.244.1.2", "192.0.2.1", 8080)
+    );
+    cluster.policy(
+        "p",
+        egress(
+            app("client"),
+            &[rule(&[block("10.244.2.2/31", &[])], &[named("http")])],
+        ),
+    );
+    assert!(
+        cluster.allows("10.244.1.2", "10.244.2.3", 8080)
+            && !cluster.allows("10.244.1.2", "10.244.2.1", 8080)
+    );
 }
 
 #[test]
 fn p17_host_network_pods_are_neither_selected_nor_matched_by_selectors() {
     let mut cluster = Cluster::new();
-    let host = Pod { host_network: true, ..pod(&["192.0.2.7"], "client") };
-    cluster.pod("web", pod(&["10.244.1.2"], "web")).pod("host", host);
-    cluster.policy("p", ingress(Selector::default(), &[rule(&[own(Selector::default())], &[])]));
+    let host = Pod {
+        host_network: true,
+        ..pod(&["192.0.2.7"], "client")
+    };
+    cluster
+        .pod("web", pod(&["10.244.1.2"], "web"))
+        .pod("host", host);
+    cluster.policy(
+        "p",
+        ingress(
+            Selector::default(),
+            &[rule(&[own(Selector::default())], &[])],
+        ),
+    );
     assert!(!cluster.allows("192.0.2.7", "10.244.1.2", 80));
     assert!(!cluster.policies().pods.contains_key(&object("host")));
-    cluster.policy("q", ingress(Selector::default(), &[rule(&[block("192.0.2.0/24", &[])], &[])]));
+    cluster.policy(
+        "q",
+        ingress(
+            Selector::default(),
+            &[rule(&[block("192.0.2.0/24", &[])], &[])],
+        ),
+    );
     assert!(cluster.allows("192.0.2.7", "10.244.1.2", 80));
     cluster.delete(Kind::Pod, "web");
-    assert!(cluster.classes().is_empty(), "it does not make a policy count either");
+    assert!(
+        cluster.classes().is_empty(),
+        "it does not make a policy count either"
+    );
 }
 
 #[test]
 fn p20_finished_pods_leave_at_once_and_terminating_ones_stay() {
     let mut cluster = Cluster::new();
     let client = pod(&["10.244.1.3"], "client");
-    cluster.pod("web", pod(&["10.244.1.2"], "web")).pod("a", client.clone());
-    cluster.policy("p", ingress(app("web"), &[rule(&[own(app("client"))], &[])]));
+    cluster
+        .pod("web", pod(&["10.244.1.2"], "web"))
+        .pod("a", client.clone());
+    cluster.policy(
+        "p",
+        ingress(app("web"), &[rule(&[own(app("client"))], &[])]),
+    );
     assert!(cluster.allows("10.244.1.3", "10.244.1.2", 80));
-    cluster.pod("a", Pod { terminating: true, ..client.clone() });
+    cluster.pod(
+        "a",
+        Pod {
+            terminating: true,
+            ..client.clone()
+        },
+    );
     assert!(cluster.compile().is_empty());
     for phase in [Phase::Succeeded, Phase::Failed] {
-        cluster.pod("a", Pod { phase, ..client.clone() });
+        cluster.pod(
+            "a",
+            Pod {
+                phase,
+                ..client.clone()
+            },
+        );
         assert!(!cluster.allows("10.244.1.3", "10.244.1.2", 80));
         assert!(!cluster.policies().pods.contains_key(&object("a")));
         cluster.pod("a", client.clone()).compile();
     }
-    cluster.pod("web", Pod { phase: Phase::Failed, ..pod(&["10.244.1.2"], "web") });
+    cluster.pod(
+        "web",
+        Pod {
+            phase: Phase::Failed,
+            ..pod(&["10.244.1.2"], "web")
+        },
+    );
     assert!(cluster.classes().is_empty());
 }
 
 #[test]
 fn p21_a_pod_has_its_rows_before_it_has_an_address() {
     let mut cluster = Cluster::new();
-    cluster.pod("web", Pod { phase: Phase::Pending, ..pod(&[], "web") }).policy("p", ingress(app("web"), &[]));
+    cluster
+        .pod(
+            "web",
+            Pod {
+                phase: Phase::Pending,
+                ..pod(&[], "web")
+            },
+        )
+        .policy("p", ingress(app("web"), &[]));
     let web = cluster.policies().pods[&object("web")].clone();
     assert!(web.addresses.is_empty() && web.ingress != Isolation::None);
     cluster.pod("web", pod(&["10.244.1.2"], "web"));
@@ -418,54 +755,104 @@ fn p21_a_pod_has_its_rows_before_it_has_an_address() {
 #[test]
 fn p22_an_address_used_again_is_the_new_pods() {
     let mut cluster = Cluster::new();
-    cluster.pod("web", pod(&["10.244.1.2"], "web")).pod("old", pod(&["10.244.1.3"], "client"));
-    cluster.policy("p", ingress(app("web"), &[rule(&[own(app("client"))], &[])]));
+    cluster
+        .pod("web", pod(&["10.244.1.2"], "web"))
+        .pod("old", pod(&["10.244.1.3"], "client"));
+    cluster.policy(
+        "p",
+        ingress(app("web"), &[rule(&[own(app("client"))], &[])]),
+    );
     assert!(cluster.allows("10.244.1.3", "10.244.1.2", 80));
-    cluster.pod("new", Pod { created: Some(2), ..pod(&["10.244.1.3"], "other") });
+    cluster.pod(
+        "new",
+        Pod {
+            created: Some(2),
+            ..pod(&["10.244.1.3"], "other")
+        },
+    );
     assert!(!cluster.allows("10.244.1.3", "10.244.1.2", 80));
     assert!(cluster.policies().pods[&object("old")].addresses.is_empty());
     cluster.delete(Kind::Pod, "new");
     assert!(cluster.allows("10.244.1.3", "10.244.1.2", 80));
-    cluster.pod("web-2", Pod { created: Some(2), ..pod(&["10.244.1.2"], "other") });
-    assert!(cluster.allows("192.0.2.1", "10.244.1.2", 80), "what selected the predecessor does not bind the successor");
+    cluster.pod(
+        "web-2",
+        Pod {
+            created: Some(2),
+            ..pod(&["10.244.1.2"], "other")
+        },
+    );
+    assert!(
+        cluster.allows("192.0.2.1", "10.244.1.2", 80),
+        "what selected the predecessor does not bind the successor"
+    );
 }
 
 #[test]
 fn p23_a_pod_of_two_families_is_one_peer_with_two_addresses() {
     let mut cluster = Cluster::new();
-    cluster.pod("web", pod(&["10.244.1.2", "fd00::2"], "web")).pod("a", pod(&["10.244.1.3", "fd00::3"], "client"));
-    cluster.policy("p", ingress(app("web"), &[rule(&[own(app("client"))], &[])]));
+    cluster
+        .pod("web", pod(&["10.244.1.2", "fd00::2"], "web"))
+        .pod("a", pod(&["10.244.1.3", "fd00::3"], "client"));
+    cluster.policy(
+        "p",
+        ingress(app("web"), &[rule(&[own(app("client"))], &[])]),
+    );
     assert_eq!(cluster.classes(), ["10.244.1.3/32", "fd00::3/128"]);
     assert!(cluster.allows("fd00::3", "fd00::2", 80) && !cluster.allows("fd00::4", "fd00::2", 80));
-    cluster.policy("q", ingress(app("web"), &[rule(&[block("::/0", &["fd00::/8"])], &[])]));
-    assert!(cluster.allows("2001:db8::1", "fd00::2", 80) && !cluster.allows("fd00::4", "fd00::2", 80));
+    cluster.policy(
+        "q",
+        ingress(app("web"), &[rule(&[block("::/0", &["fd00::/8"])], &[])]),
+    );
+    assert!(
+        cluster.allows("2001:db8::1", "fd00::2", 80) && !cluster.allows("fd00::4", "fd00::2", 80)
+    );
     assert!(!cluster.allows("192.0.2.1", "10.244.1.2", 80), "P12");
 }
 
 #[test]
 fn p24_new_labels_of_pods_and_namespaces_count_at_once() {
     let mut cluster = Cluster::new();
-    cluster.pod("web", pod(&["10.244.1.2"], "web")).pod("team/a", pod(&["10.244.1.3"], "client"));
+    cluster
+        .pod("web", pod(&["10.244.1.2"], "web"))
+        .pod("team/a", pod(&["10.244.1.3"], "client"));
     let of_team = selector(&[any_of("team", &["red"])]);
-    cluster.policy("p", ingress(app("web"), &[rule(&[elsewhere(of_team, app("client"))], &[])]));
+    cluster.policy(
+        "p",
+        ingress(
+            app("web"),
+            &[rule(&[elsewhere(of_team, app("client"))], &[])],
+        ),
+    );
     assert!(!cluster.allows("10.244.1.3", "10.244.1.2", 80));
     cluster.namespace("team", &[("team", "red")]);
     assert!(cluster.allows("10.244.1.3", "10.244.1.2", 80));
     cluster.pod("team/a", pod(&["10.244.1.3"], "other"));
     assert!(!cluster.allows("10.244.1.3", "10.244.1.2", 80));
-    cluster.pod("team/a", pod(&["10.244.1.3"], "client")).namespace("team", &[]);
+    cluster
+        .pod("team/a", pod(&["10.244.1.3"], "client"))
+        .namespace("team", &[]);
     assert!(!cluster.allows("10.244.1.3", "10.244.1.2", 80));
     cluster.pod("web", pod(&["10.244.1.2"], "free"));
-    assert!(cluster.allows("10.244.1.3", "10.244.1.2", 80), "no policy selects it any more");
+    assert!(
+        cluster.allows("10.244.1.3", "10.244.1.2", 80),
+        "no policy selects it any more"
+    );
 }
 
 #[test]
 fn a_pods_device_comes_and_goes_with_the_links() {
     let mut cluster = Cluster::new();
     cluster.pod("web", pod(&["10.244.1.2", "fd00::2"], "web"));
-    assert_eq!(cluster.policies().pods[&object("web")].device, IfIndex::NONE);
+    assert_eq!(
+        cluster.policies().pods[&object("web")].device,
+        IfIndex::NONE
+    );
     let before = cluster.snapshot.links.clone();
-    cluster.snapshot.links.pods.insert(addr("fd00::2"), IfIndex(7));
+    cluster
+        .snapshot
+        .links
+        .pods
+        .insert(addr("fd00::2"), IfIndex(7));
     cluster.touched.note_links(&before, &cluster.snapshot.links);
     assert_eq!(cluster.policies().pods[&object("web")].device, IfIndex(7));
 }
@@ -473,7 +860,9 @@ fn a_pods_device_comes_and_goes_with_the_links() {
 #[test]
 fn pods_that_are_alike_share_rows_and_classes() {
     let mut cluster = Cluster::new();
-    cluster.pod("a", pod(&["10.244.1.2"], "web")).pod("b", pod(&["10.244.1.3"], "web"));
+    cluster
+        .pod("a", pod(&["10.244.1.2"], "web"))
+        .pod("b", pod(&["10.244.1.3"], "web"));
     cluster.policy("p", ingress(app("web"), &[rule(&[own(app("web"))], &[])]));
     let policies = cluster.policies();
     let row = |name: &str| match &policies.pods[&object(name)].ingress {
@@ -507,7 +896,10 @@ impl Dice<'_> {
 
     fn selector(&mut self) -> Selector {
         let requirement = |dice: &mut Self| {
-            let (key, values) = (dice.pick(&["app", "tier"]), dice.pick(&[&["x"][..], &["y"], &["x", "y"]]));
+            let (key, values) = (
+                dice.pick(&["app", "tier"]),
+                dice.pick(&[&["x"][..], &["y"], &["x", "y"]]),
+            );
             match dice.below(4) {
                 0 => any_of(key, values),
                 1 => none_of(key, values),
@@ -515,11 +907,20 @@ impl Dice<'_> {
                 _ => Requirement::DoesNotExist(key.into()),
             }
         };
-        Selector { requirements: self.some(2, requirement).into_iter().collect() }
+        Selector {
+            requirements: self.some(2, requirement).into_iter().collect(),
+        }
     }
 
     fn labels(&mut self) -> Labels {
-        self.some(2, |dice| (dice.pick(&["app", "tier"]).into(), dice.pick(&["x", "y"]).into())).into_iter().collect()
+        self.some(2, |dice| {
+            (
+                dice.pick(&["app", "tier"]).into(),
+                dice.pick(&["x", "y"]).into(),
+            )
+        })
+        .into_iter()
+        .collect()
     }
 
     fn peer(&mut self) -> Peer {
@@ -527,10 +928,21 @@ impl Dice<'_> {
             0 => own(self.selector()),
             1 => elsewhere(self.selector(), self.selector()),
             _ => {
-                let cidrs = ["0.0.0.0/0", "10.0.0.0/29", "10.0.0.0/30", "10.0.0.2/31", "10.0.0.3/32", "::/0", "fd00::2/127"];
+                let cidrs = [
+                    "0.0.0.0/0",
+                    "10.0.0.0/29",
+                    "10.0.0.0/30",
+                    "10.0.0.2/31",
+                    "10.0.0.3/32",
+                    "::/0",
+                    "fd00::2/127",
+                ];
                 let cidr = net(self.pick(&cidrs));
                 let except = self.some(2, |dice| net(dice.pick(&cidrs[1..]))).into_iter();
-                Peer::Block { cidr, except: except.filter(|except| cidr.contains(except)).collect() }
+                Peer::Block {
+                    cidr,
+                    except: except.filter(|except| cidr.contains(except)).collect(),
+                }
             }
         }
     }
@@ -544,30 +956,55 @@ impl Dice<'_> {
             }
             _ => PortMatch::All,
         };
-        PolicyPort { protocol: self.pick(&[TCP, UDP]), port }
+        PolicyPort {
+            protocol: self.pick(&[TCP, UDP]),
+            port,
+        }
     }
 
     fn rules(&mut self) -> Option<Vec<Rule>> {
-        let rule = |dice: &mut Self| Rule { peers: dice.some(2, Self::peer), ports: dice.some(2, Self::policy_port) };
+        let rule = |dice: &mut Self| Rule {
+            peers: dice.some(2, Self::peer),
+            ports: dice.some(2, Self::policy_port),
+        };
         (self.below(4) != 0).then(|| self.some(2, rule))
     }
 
     fn policy(&mut self) -> NetworkPolicy {
-        NetworkPolicy { pods: self.selector(), ingress: self.rules(), egress: self.rules() }
+        NetworkPolicy {
+            pods: self.selector(),
+            ingress: self.rules(),
+            egress: self.rules(),
+        }
     }
 
     fn address(&mut self) -> IpAddr {
-        addr(self.pick(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "fd00::2", "fd00::9"]))
+        addr(self.pick(&[
+            "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "fd00::2", "fd00::9",
+        ]))
     }
 
     fn pod(&mut self) -> Pod {
-        let port =
-            |dice: &mut Self| container_port("c", dice.pick(&["http", "dns"]), dice.pick(&[80, 81]), dice.pick(&[TCP, UDP]));
+        let port = |dice: &mut Self| {
+            container_port(
+                "c",
+                dice.pick(&["http", "dns"]),
+                dice.pick(&[80, 81]),
+                dice.pick(&[TCP, UDP]),
+            )
+        };
         Pod {
             addresses: self.some(2, Self::address),
-            node: self.pick(&[Some("here"), Some("there"), None]).map(Into::into),
+            node: self
+                .pick(&[Some("here"), Some("there"), None])
+                .map(Into::into),
             host_network: self.pick(&[false, false, false, true]),
-            phase: self.pick(&[Phase::Running, Phase::Running, Phase::Pending, Phase::Failed]),
+            phase: self.pick(&[
+                Phase::Running,
+                Phase::Running,
+                Phase::Pending,
+                Phase::Failed,
+            ]),
             labels: self.labels(),
             ports: self.some(2, port),
             created: self.pick(&[Some(1), Some(2)]),
@@ -580,17 +1017,28 @@ fn happen(dice: &mut Dice, cluster: &mut Cluster) {
     let object = match dice.below(10) {
         0..4 => Object::Pod(dice.name(), dice.pod()),
         4..8 => Object::NetworkPolicy(dice.name(), dice.policy()),
-        8 => Object::Namespace(ObjectName::cluster(dice.pick(&["a", "b"])), Namespace { labels: dice.labels() }),
+        8 => Object::Namespace(
+            ObjectName::cluster(dice.pick(&["a", "b"])),
+            Namespace {
+                labels: dice.labels(),
+            },
+        ),
         _ => {
             let before = cluster.snapshot.links.clone();
-            cluster.snapshot.links.pods =
-                dice.some(2, |dice| (dice.address(), IfIndex(dice.below(3).into()))).into_iter().collect();
+            cluster.snapshot.links.pods = dice
+                .some(2, |dice| (dice.address(), IfIndex(dice.below(3).into())))
+                .into_iter()
+                .collect();
             return cluster.touched.note_links(&before, &cluster.snapshot.links);
         }
     };
     cluster.hear(match dice.below(8) {
         0 => Update::Delete(object.reference()),
-        1 => Update::Invalid(Invalid { object: object.reference(), field: String::new(), why: String::new() }),
+        1 => Update::Invalid(Invalid {
+            object: object.reference(),
+            field: String::new(),
+            why: String::new(),
+        }),
         _ => Update::Apply(object),
     });
 }

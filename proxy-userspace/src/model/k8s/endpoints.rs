@@ -22,7 +22,9 @@ impl Convert for discovery::EndpointSlice {
     }
 
     fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field> {
-        let Some(service) = label(&self.metadata, SERVICE_NAME).filter(|s| !s.is_empty()) else { return Ok(None) };
+        let Some(service) = label(&self.metadata, SERVICE_NAME).filter(|s| !s.is_empty()) else {
+            return Ok(None);
+        };
         if label(&self.metadata, HEADLESS).is_some() || self.address_type == "FQDN" {
             return Ok(None);
         }
@@ -40,10 +42,21 @@ impl Convert for discovery::EndpointSlice {
 /// V2: ports without a name or number are left out.
 fn ports(slice: &discovery::EndpointSlice) -> Result<Vec<SlicePort>, Field> {
     let all = slice.ports.iter().flatten().enumerate();
-    let usable = all.filter_map(|(i, p)| Some((i, p, p.name.as_deref()?, p.port.filter(|&number| number != 0)?)));
+    let usable = all.filter_map(|(i, p)| {
+        Some((
+            i,
+            p,
+            p.name.as_deref()?,
+            p.port.filter(|&number| number != 0)?,
+        ))
+    });
     let read = usable.map(|(i, p, name, number)| {
         let protocol = protocol(p.protocol.as_deref(), format!("ports[{i}].protocol"))?;
-        Ok(SlicePort { name: name.into(), protocol, port: port(number, format!("ports[{i}].port"))? })
+        Ok(SlicePort {
+            name: name.into(),
+            protocol,
+            port: port(number, format!("ports[{i}].port"))?,
+        })
     });
     read.collect()
 }
@@ -52,7 +65,10 @@ fn family(slice: &discovery::EndpointSlice) -> Result<Family, Field> {
     match slice.address_type.as_str() {
         "IPv4" => Ok(Family::V4),
         "IPv6" => Ok(Family::V6),
-        other => Err(Field::new("addressType", format!("`{other}` is none: IPv4, IPv6 or FQDN"))),
+        other => Err(Field::new(
+            "addressType",
+            format!("`{other}` is none: IPv4, IPv6 or FQDN"),
+        )),
     }
 }
 
@@ -67,11 +83,17 @@ fn endpoints(slice: &discovery::EndpointSlice) -> Result<Vec<SliceEndpoint>, Fie
     for (i, endpoint) in slice.endpoints.iter().enumerate() {
         let path = format!("endpoints[{i}].addresses[0]");
         let Some(text) = endpoint.addresses.first() else {
-            return Err(Field::new(format!("endpoints[{i}].addresses"), "an endpoint needs an address"));
+            return Err(Field::new(
+                format!("endpoints[{i}].addresses"),
+                "an endpoint needs an address",
+            ));
         };
         let addr = unicast(text, &path)?;
         if Family::of(addr) != family {
-            return Err(Field::new(path, format!("`{text}` in a slice of addressType {}", slice.address_type)));
+            return Err(Field::new(
+                path,
+                format!("`{text}` in a slice of addressType {}", slice.address_type),
+            ));
         }
         found.push(slice_endpoint(endpoint, addr));
     }
@@ -88,8 +110,18 @@ fn slice_endpoint(endpoint: &discovery::Endpoint, addr: std::net::IpAddr) -> Sli
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
         node: endpoint.node_name.as_deref().map(Arc::from),
-        zone_hints: hints.for_zones.into_iter().flatten().map(|z| z.name.into()).collect::<BTreeSet<_>>(),
-        node_hints: hints.for_nodes.into_iter().flatten().map(|n| n.name.into()).collect::<BTreeSet<_>>(),
+        zone_hints: hints
+            .for_zones
+            .into_iter()
+            .flatten()
+            .map(|z| z.name.into())
+            .collect::<BTreeSet<_>>(),
+        node_hints: hints
+            .for_nodes
+            .into_iter()
+            .flatten()
+            .map(|n| n.name.into())
+            .collect::<BTreeSet<_>>(),
     }
 }
 
@@ -114,18 +146,33 @@ mod tests {
     #[test]
     fn v2_nil_conditions_and_useless_ports() {
         let ports = json!([{"name": "a"}, {"port": 1}, {"name": "b", "port": 0}, {"name": "c", "port": 3, "protocol": "UDP"}]);
-        let Update::Apply(Object::EndpointSlice(_, slice)) = converted(json!({"ports": ports})) else { panic!("refused") };
-        assert_eq!(slice.ports.iter().map(|p| (&*p.name, p.port)).collect::<Vec<_>>(), [("c", 3)]);
+        let Update::Apply(Object::EndpointSlice(_, slice)) = converted(json!({"ports": ports}))
+        else {
+            panic!("refused")
+        };
+        assert_eq!(
+            slice
+                .ports
+                .iter()
+                .map(|p| (&*p.name, p.port))
+                .collect::<Vec<_>>(),
+            [("c", 3)]
+        );
         let e = &slice.endpoints[0];
         assert_eq!((e.ready, e.serving, e.terminating), (true, true, false));
     }
 
     #[test]
     fn v24_when_its_change_happened_and_nothing_where_that_is_no_time() {
-        for (time, read) in [("2026-01-02T03:04:05.123456789Z", Some(1_767_323_045)), ("yesterday", None)] {
+        for (time, read) in [
+            ("2026-01-02T03:04:05.123456789Z", Some(1_767_323_045)),
+            ("yesterday", None),
+        ] {
             let metadata = json!({"namespace": "shop", "name": "web-x", "labels": {"kubernetes.io/service-name": "web"},
                 "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": time}});
-            let Update::Apply(Object::EndpointSlice(_, slice)) = converted(json!({"metadata": metadata})) else {
+            let Update::Apply(Object::EndpointSlice(_, slice)) =
+                converted(json!({"metadata": metadata}))
+            else {
                 panic!("refused")
             };
             assert_eq!(slice.triggered.map(|t| t.as_second()), read);
@@ -158,7 +205,10 @@ mod tests {
                 json!({"endpoints": [{"addresses": []}]}),
                 "EndpointSlice shop/web-x: endpoints[0].addresses: an endpoint needs an address",
             ),
-            (json!({"addressType": "IPX"}), "EndpointSlice shop/web-x: addressType: `IPX` is none: IPv4, IPv6 or FQDN"),
+            (
+                json!({"addressType": "IPX"}),
+                "EndpointSlice shop/web-x: addressType: `IPX` is none: IPv4, IPv6 or FQDN",
+            ),
         ];
         for (patch, said) in cases {
             match converted(patch) {

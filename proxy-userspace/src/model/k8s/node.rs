@@ -22,10 +22,18 @@ impl Convert for core::Node {
 
     fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field> {
         let spec = self.spec.clone().unwrap_or_default();
-        let tainted = spec.taints.iter().flatten().any(|taint| taint.key == TO_BE_DELETED);
+        let tainted = spec
+            .taints
+            .iter()
+            .flatten()
+            .any(|taint| taint.key == TO_BE_DELETED);
         let cidrs = match spec.pod_cidrs {
             Some(cidrs) if !cidrs.is_empty() => cidrs,
-            _ => spec.pod_cidr.into_iter().filter(|cidr| !cidr.is_empty()).collect(),
+            _ => spec
+                .pod_cidr
+                .into_iter()
+                .filter(|cidr| !cidr.is_empty())
+                .collect(),
         };
         let node = Node {
             internal_ips: addresses(self, "InternalIP")?,
@@ -43,8 +51,14 @@ impl Convert for core::Node {
 }
 
 fn addresses(node: &core::Node, of_type: &str) -> Result<Vec<IpAddr>, Field> {
-    let all = node.status.iter().flat_map(|s| s.addresses.iter().flatten()).enumerate();
-    all.filter(|(_, a)| a.type_ == of_type).map(|(i, a)| address(&a.address, format!("status.addresses[{i}].address"))).collect()
+    let all = node
+        .status
+        .iter()
+        .flat_map(|s| s.addresses.iter().flatten())
+        .enumerate();
+    all.filter(|(_, a)| a.type_ == of_type)
+        .map(|(i, a)| address(&a.address, format!("status.addresses[{i}].address")))
+        .collect()
 }
 
 impl Convert for networking::ServiceCIDR {
@@ -55,8 +69,14 @@ impl Convert for networking::ServiceCIDR {
     }
 
     fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field> {
-        let cidrs = self.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten()).enumerate();
-        let prefixes = cidrs.map(|(i, cidr)| prefix(cidr, &format!("spec.cidrs[{i}]"))).collect::<Result<_, _>>()?;
+        let cidrs = self
+            .spec
+            .iter()
+            .flat_map(|spec| spec.cidrs.iter().flatten())
+            .enumerate();
+        let prefixes = cidrs
+            .map(|(i, cidr)| prefix(cidr, &format!("spec.cidrs[{i}]")))
+            .collect::<Result<_, _>>()?;
         Ok(Some(Object::ServiceCidr(name, ServiceCidr { prefixes })))
     }
 }

@@ -59,8 +59,14 @@ enum Named {
 
 impl Reader {
     fn policy(&mut self, spec: &Value) -> NetworkPolicy {
-        let known =
-            spec.is_null() || self.keep(fields(spec, "spec", &["podSelector", "policyTypes", "ingress", "egress"])).is_some();
+        let known = spec.is_null()
+            || self
+                .keep(fields(
+                    spec,
+                    "spec",
+                    &["podSelector", "policyTypes", "ingress", "egress"],
+                ))
+                .is_some();
         let [ingress, egress] = self.directions(spec, known);
         let before = self.flaws.len();
         let pods = self.selector(&spec["podSelector"], "spec.podSelector");
@@ -71,18 +77,23 @@ impl Reader {
         let told = self.flaws.len() == before && (known || !spec["podSelector"].is_null());
         let mut rules = |named, of: &str, peers| match named {
             Named::No => None,
-            Named::Yes => {
-                Some(self.rules(&spec[of], &format!("spec.{of}"), peers)).map(|rules| if told { rules } else { Vec::new() })
-            }
+            Named::Yes => Some(self.rules(&spec[of], &format!("spec.{of}"), peers))
+                .map(|rules| if told { rules } else { Vec::new() }),
             Named::Perhaps => Some(Vec::new()),
         };
-        NetworkPolicy { ingress: rules(ingress, "ingress", "from"), egress: rules(egress, "egress", "to"), pods }
+        NetworkPolicy {
+            ingress: rules(ingress, "ingress", "from"),
+            egress: rules(egress, "egress", "to"),
+            pods,
+        }
     }
 
     /// P2: ingress and egress, as `policyTypes` or the rules name them.
     fn directions(&mut self, spec: &Value, known: bool) -> [Named; 2] {
         let unsure = if known { Named::No } else { Named::Perhaps };
-        let Some(types) = self.list(&spec["policyTypes"], "spec.policyTypes") else { return [Named::Perhaps; 2] };
+        let Some(types) = self.list(&spec["policyTypes"], "spec.policyTypes") else {
+            return [Named::Perhaps; 2];
+        };
         if types.is_empty() {
             let egress = match &spec["egress"] {
                 Value::Array(rules) if rules.is_empty() => unsure,
@@ -92,35 +103,66 @@ impl Reader {
             return [Named::Yes, egress];
         }
         let mut unsure = Named::No;
-        for (i, unknown) in types.iter().enumerate().filter(|(_, t)| !matches!(t.as_str(), Some("Ingress" | "Egress"))) {
+        for (i, unknown) in types
+            .iter()
+            .enumerate()
+            .filter(|(_, t)| !matches!(t.as_str(), Some("Ingress" | "Egress")))
+        {
             unsure = Named::Perhaps;
-            let why = format!("{unknown} is neither Ingress nor Egress; a direction that is not named otherwise is closed");
-            self.flaws.push(Field::new(format!("spec.policyTypes[{i}]"), why));
+            let why = format!(
+                "{unknown} is neither Ingress nor Egress; a direction that is not named otherwise is closed"
+            );
+            self.flaws
+                .push(Field::new(format!("spec.policyTypes[{i}]"), why));
         }
-        ["Ingress", "Egress"].map(|direction| if types.iter().any(|t| t == direction) { Named::Yes } else { unsure })
+        ["Ingress", "Egress"].map(|direction| {
+            if types.iter().any(|t| t == direction) {
+                Named::Yes
+            } else {
+                unsure
+            }
+        })
     }
 
     fn rules(&mut self, value: &Value, path: &str, peers: &str) -> Vec<Rule> {
-        let Some(rules) = self.list(value, path) else { return Vec::new() };
+        let Some(rules) = self.list(value, path) else {
+            return Vec::new();
+        };
         let rules = rules.iter().enumerate();
-        rules.filter_map(|(i, value)| self.rule(value, &format!("{path}[{i}]"), peers)).collect()
+        rules
+            .filter_map(|(i, value)| self.rule(value, &format!("{path}[{i}]"), peers))
+            .collect()
     }
 
     /// P6. `None` if it allows nothing because it, all its peers or all its ports cannot be read.
     fn rule(&mut self, value: &Value, path: &str, of_peers: &str) -> Option<Rule> {
         let before = self.flaws.len();
-        if self.keep(fields(value, path, &[of_peers, "ports"])).is_none() {
+        if self
+            .keep(fields(value, path, &[of_peers, "ports"]))
+            .is_none()
+        {
             self.follows(before, "this rule allows nothing");
             return None;
         }
         let peers = self.entries(&value[of_peers], &format!("{path}.{of_peers}"), Self::peer);
-        let ports =
-            self.entries(&value["ports"], &format!("{path}.ports"), |reader, value, path| reader.keep(policy_port(value, path)));
-        Some(Rule { peers: peers?, ports: ports? })
+        let ports = self.entries(
+            &value["ports"],
+            &format!("{path}.ports"),
+            |reader, value, path| reader.keep(policy_port(value, path)),
+        );
+        Some(Rule {
+            peers: peers?,
+            ports: ports?,
+        })
     }
 
     /// The entries of a list that can be read; `None` if there are some, but none that can.
-    fn entries<T>(&mut self, value: &Value, path: &str, read: impl Fn(&mut Self, &Value, &str) -> Option<T>) -> Option<Vec<T>> {
+    fn entries<T>(
+        &mut self,
+        value: &Value,
+        path: &str,
+        read: impl Fn(&mut Self, &Value, &str) -> Option<T>,
+    ) -> Option<Vec<T>> {
         let before = self.flaws.len();
         let Some(entries) = self.list(value, path) else {
             self.follows(before, "this rule allows nothing");
@@ -139,10 +181,18 @@ impl Reader {
 
     /// P8.
     fn peer(&mut self, value: &Value, path: &str) -> Option<Peer> {
-        self.keep(fields(value, path, &["podSelector", "namespaceSelector", "ipBlock"]))?;
-        let [pods, namespaces, block] = ["podSelector", "namespaceSelector", "ipBlock"].map(|key| &value[key]);
+        self.keep(fields(
+            value,
+            path,
+            &["podSelector", "namespaceSelector", "ipBlock"],
+        ))?;
+        let [pods, namespaces, block] =
+            ["podSelector", "namespaceSelector", "ipBlock"].map(|key| &value[key]);
         match (pods.is_null() && namespaces.is_null(), block.is_null()) {
-            (true, true) => self.bad(path, "a peer needs a podSelector, a namespaceSelector or an ipBlock"),
+            (true, true) => self.bad(
+                path,
+                "a peer needs a podSelector, a namespaceSelector or an ipBlock",
+            ),
             (false, false) => self.bad(path, "an ipBlock cannot be combined with selectors"),
             (true, false) => self.block(block, &format!("{path}.ipBlock")),
             (false, true) => self.pods(pods, namespaces, path),
@@ -154,7 +204,9 @@ impl Reader {
         let pods = self.selector(pods, &format!("{path}.podSelector"));
         let namespaces = match namespaces {
             Value::Null => Namespaces::Own,
-            given => Namespaces::Matching(self.selector(given, &format!("{path}.namespaceSelector"))),
+            given => {
+                Namespaces::Matching(self.selector(given, &format!("{path}.namespaceSelector")))
+            }
         };
         (self.flaws.len() == before).then_some(Peer::Pods { namespaces, pods })
     }
@@ -171,7 +223,10 @@ impl Reader {
             if overlap(&cidr, &taken) {
                 except.insert(taken);
             } else {
-                self.flaws.push(Field::new(path, format!("`{text}` is not within {cidr}; it takes nothing out")));
+                self.flaws.push(Field::new(
+                    path,
+                    format!("`{text}` is not within {cidr}; it takes nothing out"),
+                ));
             }
         }
         Some(Peer::Block { cidr, except })
@@ -180,14 +235,26 @@ impl Reader {
     /// P9. Requirements that cannot be read are left out, and taken down.
     fn selector(&mut self, value: &Value, path: &str) -> Selector {
         let mut requirements = BTreeSet::new();
-        if value.is_null() || self.keep(fields(value, path, &["matchLabels", "matchExpressions"])).is_none() {
+        if value.is_null()
+            || self
+                .keep(fields(value, path, &["matchLabels", "matchExpressions"]))
+                .is_none()
+        {
             return Selector { requirements };
         }
-        let labels = self.keep(typed::<Option<BTreeMap<String, String>>>(&value["matchLabels"], &format!("{path}.matchLabels")));
+        let labels = self.keep(typed::<Option<BTreeMap<String, String>>>(
+            &value["matchLabels"],
+            &format!("{path}.matchLabels"),
+        ));
         let pairs = labels.flatten().into_iter().flatten();
         requirements.extend(pairs.map(|(key, value)| Requirement::In(key, [value].into())));
         let path = format!("{path}.matchExpressions");
-        for (i, expression) in self.list(&value["matchExpressions"], &path).unwrap_or_default().iter().enumerate() {
+        for (i, expression) in self
+            .list(&value["matchExpressions"], &path)
+            .unwrap_or_default()
+            .iter()
+            .enumerate()
+        {
             requirements.extend(self.keep(requirement(expression, &format!("{path}[{i}]"))));
         }
         Selector { requirements }
@@ -221,18 +288,31 @@ impl Reader {
 /// P9.
 fn requirement(value: &Value, path: &str) -> Result<Requirement, Field> {
     fields(value, path, &["key", "operator", "values"])?;
-    let LabelSelectorRequirement { key, operator, values } = typed(value, path)?;
+    let LabelSelectorRequirement {
+        key,
+        operator,
+        values,
+    } = typed(value, path)?;
     let values: BTreeSet<_> = values.unwrap_or_default().into_iter().collect();
     if key.is_empty() {
-        return Err(Field::new(format!("{path}.key"), "a requirement needs the key of a label"));
+        return Err(Field::new(
+            format!("{path}.key"),
+            "a requirement needs the key of a label",
+        ));
     }
     match (&*operator, values.is_empty()) {
         ("In", false) => Ok(Requirement::In(key, values)),
         ("NotIn", false) => Ok(Requirement::NotIn(key, values)),
         ("Exists", true) => Ok(Requirement::Exists(key)),
         ("DoesNotExist", true) => Ok(Requirement::DoesNotExist(key)),
-        ("In" | "NotIn", true) => Err(Field::new(format!("{path}.values"), format!("{operator} needs at least one value"))),
-        ("Exists" | "DoesNotExist", false) => Err(Field::new(format!("{path}.values"), format!("{operator} takes no values"))),
+        ("In" | "NotIn", true) => Err(Field::new(
+            format!("{path}.values"),
+            format!("{operator} needs at least one value"),
+        )),
+        ("Exists" | "DoesNotExist", false) => Err(Field::new(
+            format!("{path}.values"),
+            format!("{operator} takes no values"),
+        )),
         _ => {
             let why = format!("`{operator}` is no operator: In, NotIn, Exists or DoesNotExist");
             Err(Field::new(format!("{path}.operator"), why))
@@ -249,13 +329,23 @@ fn policy_port(value: &Value, path: &str) -> Result<PolicyPort, Field> {
     let port = match (written.port, written.end_port) {
         (None, None) => PortMatch::All,
         (Some(IntOrString::Int(first)), end) => PortMatch::Range(range(first, end, path)?),
-        (Some(IntOrString::String(name)), None) if name.contains(|c: char| c.is_ascii_lowercase()) => {
+        (Some(IntOrString::String(name)), None)
+            if name.contains(|c: char| c.is_ascii_lowercase()) =>
+        {
             PortMatch::Named(name.into())
         }
         (Some(IntOrString::String(name)), None) => {
-            return Err(Field::new(at, format!("`{name}` is no name of a port; numbers are written without quotes")));
+            return Err(Field::new(
+                at,
+                format!("`{name}` is no name of a port; numbers are written without quotes"),
+            ));
         }
-        (_, Some(_)) => return Err(Field::new(format!("{path}.endPort"), "an endPort needs a port that is a number")),
+        (_, Some(_)) => {
+            return Err(Field::new(
+                format!("{path}.endPort"),
+                "an endPort needs a port that is a number",
+            ));
+        }
     };
     Ok(PolicyPort { protocol, port })
 }
@@ -265,8 +355,13 @@ fn range(first: i32, end: Option<i32>, path: &str) -> Result<PortRange, Field> {
     let first = port(first, format!("{path}.port"))?;
     let at = format!("{path}.endPort");
     match end.map(|end| port(end, at.clone())).transpose()? {
-        Some(last) if last < first => Err(Field::new(at, format!("{last} is below the port, {first}"))),
-        last => Ok(PortRange { first, last: last.unwrap_or(first) }),
+        Some(last) if last < first => {
+            Err(Field::new(at, format!("{last} is below the port, {first}")))
+        }
+        last => Ok(PortRange {
+            first,
+            last: last.unwrap_or(first),
+        }),
     }
 }
 
@@ -275,14 +370,22 @@ fn overlap(a: &IpNet, b: &IpNet) -> bool {
 }
 
 /// An object with no other fields than these: one that is misspelt would count as missing, and missing fields often mean "all".
-fn fields<'a>(value: &'a Value, path: &str, known: &[&str]) -> Result<&'a Map<String, Value>, Field> {
+fn fields<'a>(
+    value: &'a Value,
+    path: &str,
+    known: &[&str],
+) -> Result<&'a Map<String, Value>, Field> {
     let Value::Object(object) = value else {
-        return Err(Field::new(path, format!("{} where fields are needed", form(value))));
+        return Err(Field::new(
+            path,
+            format!("{} where fields are needed", form(value)),
+        ));
     };
     match object.keys().find(|key| !known.contains(&key.as_str())) {
-        Some(unknown) => {
-            Err(Field::new(format!("{path}.{unknown}"), format!("no such field: {} may stand here", known.join(", "))))
-        }
+        Some(unknown) => Err(Field::new(
+            format!("{path}.{unknown}"),
+            format!("no such field: {} may stand here", known.join(", ")),
+        )),
         None => Ok(object),
     }
 }

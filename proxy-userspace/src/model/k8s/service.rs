@@ -9,7 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Convert, Field, created, label, port, prefix, protocol, unicast};
-use crate::model::{Algorithm, Forwarding, Kind, Object, ObjectName, Proxied, Service, ServicePort, TargetPort, TrafficPolicy};
+use crate::model::{
+    Algorithm, Forwarding, Kind, Object, ObjectName, Proxied, Service, ServicePort, TargetPort,
+    TrafficPolicy,
+};
 
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 /// The annotation that says how backends are chosen.
@@ -37,16 +40,39 @@ impl Convert for core::Service {
                 Proxied::OtherProxy => cluster_ips(&spec).unwrap_or_default(),
                 Proxied::Headless | Proxied::NoClusterIp | Proxied::ExternalName => Vec::new(),
             },
-            external_ips: if served { external_ips(&spec)? } else { BTreeSet::new() },
-            load_balancer_ips: if served { load_balancer_ips(self)? } else { BTreeSet::new() },
+            external_ips: if served {
+                external_ips(&spec)?
+            } else {
+                BTreeSet::new()
+            },
+            load_balancer_ips: if served {
+                load_balancer_ips(self)?
+            } else {
+                BTreeSet::new()
+            },
             source_ranges: source_ranges(&spec, &name),
             ports: if served { ports(&spec)? } else { Vec::new() },
             external_policy: policy(spec.external_traffic_policy.as_deref()),
             internal_policy: policy(spec.internal_traffic_policy.as_deref()),
             affinity: affinity(&spec)?,
-            algorithm: choice(&self.metadata, ALGORITHM, [("random", Algorithm::Random), ("maglev", Algorithm::Maglev)])?,
-            forwarding: choice(&self.metadata, FORWARDING, [("masquerade", Forwarding::Masquerade), ("dsr", Forwarding::Dsr)])?,
-            health_check_node_port: if served { health_check_node_port(&spec)? } else { None },
+            algorithm: choice(
+                &self.metadata,
+                ALGORITHM,
+                [("random", Algorithm::Random), ("maglev", Algorithm::Maglev)],
+            )?,
+            forwarding: choice(
+                &self.metadata,
+                FORWARDING,
+                [
+                    ("masquerade", Forwarding::Masquerade),
+                    ("dsr", Forwarding::Dsr),
+                ],
+            )?,
+            health_check_node_port: if served {
+                health_check_node_port(&spec)?
+            } else {
+                None
+            },
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
             selector: spec.selector.unwrap_or_default(),
             created: created(&self.metadata),
@@ -56,11 +82,26 @@ impl Convert for core::Service {
 }
 
 /// What an annotation says, that has one of two values.
-fn choice<T: Copy>(metadata: &ObjectMeta, annotation: &str, values: [(&str, T); 2]) -> Result<Option<T>, Field> {
-    let Some(said) = metadata.annotations.as_ref().and_then(|all| all.get(annotation)) else { return Ok(None) };
+fn choice<T: Copy>(
+    metadata: &ObjectMeta,
+    annotation: &str,
+    values: [(&str, T); 2],
+) -> Result<Option<T>, Field> {
+    let Some(said) = metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(annotation))
+    else {
+        return Ok(None);
+    };
     let known = values.iter().find(|(word, _)| word == said);
     let [(a, _), (b, _)] = values;
-    let unknown = || Field::new(format!("metadata.annotations[{annotation}]"), format!("`{said}`: it is `{a}` or `{b}`"));
+    let unknown = || {
+        Field::new(
+            format!("metadata.annotations[{annotation}]"),
+            format!("`{said}`: it is `{a}` or `{b}`"),
+        )
+    };
     known.map(|(_, value)| Some(*value)).ok_or_else(unknown)
 }
 
@@ -72,7 +113,12 @@ fn proxied(metadata: &ObjectMeta, spec: &core::ServiceSpec) -> Proxied {
     if spec.type_.as_deref() == Some("ExternalName") {
         return Proxied::ExternalName;
     }
-    match spec.cluster_ip.as_deref().or(spec.cluster_ips.as_deref().and_then(|ips| ips.first()).map(String::as_str)) {
+    match spec.cluster_ip.as_deref().or(spec
+        .cluster_ips
+        .as_deref()
+        .and_then(|ips| ips.first())
+        .map(String::as_str))
+    {
         Some("None") => Proxied::Headless,
         None | Some("") => Proxied::NoClusterIp,
         Some(_) => Proxied::Yes,
@@ -81,11 +127,26 @@ fn proxied(metadata: &ObjectMeta, spec: &core::ServiceSpec) -> Proxied {
 
 fn cluster_ips(spec: &core::ServiceSpec) -> Result<Vec<IpAddr>, Field> {
     let mut found: Vec<IpAddr> = Vec::new();
-    let several = spec.cluster_ips.iter().flatten().enumerate().map(|(i, ip)| (ip, format!("spec.clusterIPs[{i}]")));
-    for (text, path) in spec.cluster_ip.iter().map(|ip| (ip, "spec.clusterIP".to_owned())).chain(several) {
+    let several = spec
+        .cluster_ips
+        .iter()
+        .flatten()
+        .enumerate()
+        .map(|(i, ip)| (ip, format!("spec.clusterIPs[{i}]")));
+    for (text, path) in spec
+        .cluster_ip
+        .iter()
+        .map(|ip| (ip, "spec.clusterIP".to_owned()))
+        .chain(several)
+    {
         let ip = unicast(text, &path)?;
         match found.iter().find(|known| known.is_ipv4() == ip.is_ipv4()) {
-            Some(known) if *known != ip => return Err(Field::new(path, format!("`{ip}` beside `{known}`: one per family"))),
+            Some(known) if *known != ip => {
+                return Err(Field::new(
+                    path,
+                    format!("`{ip}` beside `{known}`: one per family"),
+                ));
+            }
             Some(_) => {}
             None => found.push(ip),
         }
@@ -95,32 +156,57 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<Vec<IpAddr>, Field> {
 
 fn external_ips(spec: &core::ServiceSpec) -> Result<BTreeSet<IpAddr>, Field> {
     let all = spec.external_ips.iter().flatten().enumerate();
-    all.map(|(i, ip)| unicast(ip, &format!("spec.externalIPs[{i}]"))).collect()
+    all.map(|(i, ip)| unicast(ip, &format!("spec.externalIPs[{i}]")))
+        .collect()
 }
 
 /// V3: those that nodes are to serve.
 fn load_balancer_ips(service: &core::Service) -> Result<BTreeSet<IpAddr>, Field> {
-    let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
-    let ingress = status.and_then(|s| s.ingress.as_ref()).into_iter().flatten().enumerate();
+    let status = service
+        .status
+        .as_ref()
+        .and_then(|s| s.load_balancer.as_ref());
+    let ingress = status
+        .and_then(|s| s.ingress.as_ref())
+        .into_iter()
+        .flatten()
+        .enumerate();
     let served = ingress.filter(|(_, i)| matches!(i.ip_mode.as_deref(), None | Some("VIP")));
-    let ips = served.filter_map(|(i, ingress)| Some((i, ingress.ip.as_deref().filter(|ip| !ip.is_empty())?)));
-    ips.map(|(i, ip)| unicast(ip, &format!("status.loadBalancer.ingress[{i}].ip"))).collect()
+    let ips = served
+        .filter_map(|(i, ingress)| Some((i, ingress.ip.as_deref().filter(|ip| !ip.is_empty())?)));
+    ips.map(|(i, ip)| unicast(ip, &format!("status.loadBalancer.ingress[{i}].ip")))
+        .collect()
 }
 
 /// V3: an invalid range is logged and skipped.
 fn source_ranges(spec: &core::ServiceSpec, name: &ObjectName) -> BTreeSet<IpNet> {
-    let all = spec.load_balancer_source_ranges.iter().flatten().enumerate();
+    let all = spec
+        .load_balancer_source_ranges
+        .iter()
+        .flatten()
+        .enumerate();
     let read = all.map(|(i, text)| prefix(text, &format!("spec.loadBalancerSourceRanges[{i}]")));
-    read.filter_map(|range| range.inspect_err(|e| tracing::warn!("Service {name}: {}: {}; skipped", e.path, e.why)).ok())
-        .collect()
+    read.filter_map(|range| {
+        range
+            .inspect_err(|e| tracing::warn!("Service {name}: {}: {}; skipped", e.path, e.why))
+            .ok()
+    })
+    .collect()
 }
 
 fn ports(spec: &core::ServiceSpec) -> Result<Vec<ServicePort>, Field> {
     let ports = spec.ports.as_deref().unwrap_or_default();
     if ports.is_empty() {
-        return Err(Field::new("spec.ports", "a Service needs at least one port"));
+        return Err(Field::new(
+            "spec.ports",
+            "a Service needs at least one port",
+        ));
     }
-    ports.iter().enumerate().map(|(i, p)| service_port(p, &format!("spec.ports[{i}]"))).collect()
+    ports
+        .iter()
+        .enumerate()
+        .map(|(i, p)| service_port(p, &format!("spec.ports[{i}]")))
+        .collect()
 }
 
 fn service_port(p: &core::ServicePort, path: &str) -> Result<ServicePort, Field> {
@@ -135,7 +221,9 @@ fn service_port(p: &core::ServicePort, path: &str) -> Result<ServicePort, Field>
         },
         target: match &p.target_port {
             None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
-            Some(IntOrString::Int(target)) => TargetPort::Number(port(*target, format!("{path}.targetPort"))?),
+            Some(IntOrString::Int(target)) => {
+                TargetPort::Number(port(*target, format!("{path}.targetPort"))?)
+            }
             Some(IntOrString::String(name)) if name.is_empty() => TargetPort::Number(number),
             Some(IntOrString::String(name)) => TargetPort::Name(name.as_str().into()),
         },
@@ -143,13 +231,17 @@ fn service_port(p: &core::ServicePort, path: &str) -> Result<ServicePort, Field>
 }
 
 fn policy(name: Option<&str>) -> TrafficPolicy {
-    if name == Some("Local") { TrafficPolicy::Local } else { TrafficPolicy::Cluster }
+    if name == Some("Local") {
+        TrafficPolicy::Local
+    } else {
+        TrafficPolicy::Cluster
+    }
 }
 
 /// V22: load balancers ask where it matters on which node the backends are.
 fn health_check_node_port(spec: &core::ServiceSpec) -> Result<Option<u16>, Field> {
-    let asked =
-        spec.type_.as_deref() == Some("LoadBalancer") && policy(spec.external_traffic_policy.as_deref()) == TrafficPolicy::Local;
+    let asked = spec.type_.as_deref() == Some("LoadBalancer")
+        && policy(spec.external_traffic_policy.as_deref()) == TrafficPolicy::Local;
     match spec.health_check_node_port {
         Some(number) if asked && number != 0 => port(number, "spec.healthCheckNodePort").map(Some),
         _ => Ok(None),
@@ -161,11 +253,17 @@ fn affinity(spec: &core::ServiceSpec) -> Result<u32, Field> {
     if spec.session_affinity.as_deref() != Some("ClientIP") {
         return Ok(0);
     }
-    let client_ip = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
+    let client_ip = spec
+        .session_affinity_config
+        .as_ref()
+        .and_then(|c| c.client_ip.as_ref());
     match client_ip.and_then(|c| c.timeout_seconds).map(u32::try_from) {
         None => Ok(DEFAULT_AFFINITY),
         Some(Ok(seconds @ 1..=86_400)) => Ok(seconds),
-        Some(_) => Err(Field::new("spec.sessionAffinityConfig.clientIP.timeoutSeconds", "must be 1 to 86400")),
+        Some(_) => Err(Field::new(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            "must be 1 to 86400",
+        )),
     }
 }
 
@@ -192,7 +290,10 @@ mod tests {
     fn a_bad_service_is_named_with_field_and_reason() {
         let ok = json!({"port": 80});
         let cases = [
-            (json!({"clusterIP": "10.96.0.1"}), "Service shop/web: spec.ports: a Service needs at least one port"),
+            (
+                json!({"clusterIP": "10.96.0.1"}),
+                "Service shop/web: spec.ports: a Service needs at least one port",
+            ),
             (
                 json!({"clusterIP": "10.96.0.1", "ports": [ok, {"port": 0}]}),
                 "Service shop/web: spec.ports[1].port: 0 is no port: 1 to 65535",
@@ -205,7 +306,10 @@ mod tests {
                 json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80, "protocol": "ICMP"}]}),
                 "Service shop/web: spec.ports[0].protocol: `ICMP` is no protocol: TCP, UDP or SCTP",
             ),
-            (json!({"clusterIP": "10.96.0", "ports": [ok]}), "Service shop/web: spec.clusterIP: `10.96.0` is no IP address"),
+            (
+                json!({"clusterIP": "10.96.0", "ports": [ok]}),
+                "Service shop/web: spec.clusterIP: `10.96.0` is no IP address",
+            ),
             (
                 json!({"clusterIP": "10.96.0.1", "ports": [ok], "externalIPs": ["0.0.0.0"]}),
                 "Service shop/web: spec.externalIPs[0]: `0.0.0.0` cannot be the address of a Service or endpoint",
@@ -218,22 +322,29 @@ mod tests {
 
     #[test]
     fn v1_services_that_are_not_ours_need_no_ports() {
-        for (spec, kind) in
-            [(json!({"clusterIP": "None"}), Proxied::Headless), (json!({"type": "ExternalName"}), Proxied::ExternalName)]
-        {
-            let Update::Apply(Object::Service(_, service)) = converted(spec) else { panic!("refused") };
+        for (spec, kind) in [
+            (json!({"clusterIP": "None"}), Proxied::Headless),
+            (json!({"type": "ExternalName"}), Proxied::ExternalName),
+        ] {
+            let Update::Apply(Object::Service(_, service)) = converted(spec) else {
+                panic!("refused")
+            };
             assert_eq!(service.proxied, kind);
         }
     }
 
     #[test]
     fn v22_only_a_load_balancer_with_policy_local_is_asked_for_its_health() {
-        for (kind, policy, asked) in
-            [("LoadBalancer", "Local", Some(31234)), ("LoadBalancer", "Cluster", None), ("NodePort", "Local", None)]
-        {
+        for (kind, policy, asked) in [
+            ("LoadBalancer", "Local", Some(31234)),
+            ("LoadBalancer", "Cluster", None),
+            ("NodePort", "Local", None),
+        ] {
             let spec = json!({"type": kind, "externalTrafficPolicy": policy, "healthCheckNodePort": 31234,
                 "clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
-            let Update::Apply(Object::Service(_, service)) = converted(spec) else { panic!("refused") };
+            let Update::Apply(Object::Service(_, service)) = converted(spec) else {
+                panic!("refused")
+            };
             assert_eq!(service.health_check_node_port, asked, "{kind} {policy}");
         }
     }
@@ -244,16 +355,30 @@ mod tests {
             let object = json!({"metadata": {"namespace": "shop", "name": "web", "annotations": annotations},
                 "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
             match seen(&serde_json::from_value::<core::Service>(object).expect("a Service")) {
-                Update::Apply(Object::Service(_, service)) => Ok((service.algorithm, service.forwarding)),
+                Update::Apply(Object::Service(_, service)) => {
+                    Ok((service.algorithm, service.forwarding))
+                }
                 Update::Invalid(invalid) => Err(invalid.to_string()),
                 other => panic!("{other:?}"),
             }
         };
         assert_eq!(said(json!({})), Ok((None, None)));
-        assert_eq!(said(json!({ALGORITHM: "maglev"})), Ok((Some(Algorithm::Maglev), None)));
-        assert_eq!(said(json!({ALGORITHM: "random"})), Ok((Some(Algorithm::Random), None)));
-        assert_eq!(said(json!({FORWARDING: "dsr"})), Ok((None, Some(Forwarding::Dsr))));
-        assert_eq!(said(json!({FORWARDING: "masquerade"})), Ok((None, Some(Forwarding::Masquerade))));
+        assert_eq!(
+            said(json!({ALGORITHM: "maglev"})),
+            Ok((Some(Algorithm::Maglev), None))
+        );
+        assert_eq!(
+            said(json!({ALGORITHM: "random"})),
+            Ok((Some(Algorithm::Random), None))
+        );
+        assert_eq!(
+            said(json!({FORWARDING: "dsr"})),
+            Ok((None, Some(Forwarding::Dsr)))
+        );
+        assert_eq!(
+            said(json!({FORWARDING: "masquerade"})),
+            Ok((None, Some(Forwarding::Masquerade)))
+        );
         let bad = "Service shop/web: metadata.annotations[portway.dev/algorithm]: `Maglev`: it is `random` or `maglev`";
         assert_eq!(said(json!({ALGORITHM: "Maglev"})), Err(bad.into()));
         let bad = "Service shop/web: metadata.annotations[portway.dev/forwarding]: `direct`: it is `masquerade` or `dsr`";
@@ -263,7 +388,12 @@ mod tests {
     #[test]
     fn v3_a_bad_source_range_costs_only_itself() {
         let spec = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}], "loadBalancerSourceRanges": [" 192.0.2.0/24", "x"]});
-        let Update::Apply(Object::Service(_, service)) = converted(spec) else { panic!("refused") };
-        assert_eq!(service.source_ranges, ["192.0.2.0/24".parse().expect("a prefix")].into());
+        let Update::Apply(Object::Service(_, service)) = converted(spec) else {
+            panic!("refused")
+        };
+        assert_eq!(
+            service.source_ranges,
+            ["192.0.2.0/24".parse().expect("a prefix")].into()
+        );
     }
 }

@@ -14,12 +14,27 @@ fn workload(
     template: Option<&PodTemplateSpec>,
     replicas: Option<i32>,
 ) -> Result<Option<Object>, Field> {
-    let metadata = template.and_then(|t| t.metadata.clone()).unwrap_or_default();
-    let ports = template.and_then(|t| t.spec.as_ref()).map(|s| container_ports(s, "spec.template.spec")).transpose()?;
-    let replicas =
-        replicas.map(|n| u32::try_from(n).map_err(|_| Field::new("spec.replicas", format!("{n} is negative")))).transpose()?;
-    let workload = Workload { labels: metadata.labels.unwrap_or_default(), ports: ports.unwrap_or_default(), replicas };
-    Ok(Some(Object::Workload(WorkloadName { kind, name }, workload)))
+    let metadata = template
+        .and_then(|t| t.metadata.clone())
+        .unwrap_or_default();
+    let ports = template
+        .and_then(|t| t.spec.as_ref())
+        .map(|s| container_ports(s, "spec.template.spec"))
+        .transpose()?;
+    let replicas = replicas
+        .map(|n| {
+            u32::try_from(n).map_err(|_| Field::new("spec.replicas", format!("{n} is negative")))
+        })
+        .transpose()?;
+    let workload = Workload {
+        labels: metadata.labels.unwrap_or_default(),
+        ports: ports.unwrap_or_default(),
+        replicas,
+    };
+    Ok(Some(Object::Workload(
+        WorkloadName { kind, name },
+        workload,
+    )))
 }
 
 impl Convert for apps::Deployment {
@@ -31,7 +46,12 @@ impl Convert for apps::Deployment {
 
     fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field> {
         let spec = self.spec.as_ref();
-        workload(Self::KIND, name, spec.map(|s| &s.template), Some(spec.and_then(|s| s.replicas).unwrap_or(1)))
+        workload(
+            Self::KIND,
+            name,
+            spec.map(|s| &s.template),
+            Some(spec.and_then(|s| s.replicas).unwrap_or(1)),
+        )
     }
 }
 
@@ -44,7 +64,12 @@ impl Convert for apps::ReplicaSet {
 
     fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field> {
         let spec = self.spec.as_ref();
-        workload(Self::KIND, name, spec.and_then(|s| s.template.as_ref()), Some(spec.and_then(|s| s.replicas).unwrap_or(1)))
+        workload(
+            Self::KIND,
+            name,
+            spec.and_then(|s| s.template.as_ref()),
+            Some(spec.and_then(|s| s.replicas).unwrap_or(1)),
+        )
     }
 }
 
@@ -57,7 +82,12 @@ impl Convert for apps::StatefulSet {
 
     fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field> {
         let spec = self.spec.as_ref();
-        workload(Self::KIND, name, spec.map(|s| &s.template), Some(spec.and_then(|s| s.replicas).unwrap_or(1)))
+        workload(
+            Self::KIND,
+            name,
+            spec.map(|s| &s.template),
+            Some(spec.and_then(|s| s.replicas).unwrap_or(1)),
+        )
     }
 }
 
@@ -69,6 +99,11 @@ impl Convert for apps::DaemonSet {
     }
 
     fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field> {
-        workload(Self::KIND, name, self.spec.as_ref().map(|s| &s.template), None)
+        workload(
+            Self::KIND,
+            name,
+            self.spec.as_ref().map(|s| &s.template),
+            None,
+        )
     }
 }

@@ -50,12 +50,20 @@ impl Default for Directory {
 
 /// The first address of a block.
 fn first(addr: u32, bits: u8) -> u32 {
-    if bits == 0 { 0 } else { addr & (u32::MAX << (32 - bits)) }
+    if bits == 0 {
+        0
+    } else {
+        addr & (u32::MAX << (32 - bits))
+    }
 }
 
 /// The last address of a block.
 fn last(addr: u32, bits: u8) -> u32 {
-    if bits == 0 { u32::MAX } else { addr | !(u32::MAX << (32 - bits)) }
+    if bits == 0 {
+        u32::MAX
+    } else {
+        addr | !(u32::MAX << (32 - bits))
+    }
 }
 
 impl Directory {
@@ -90,11 +98,23 @@ impl Directory {
     /// Where there was no room for a prefix: the class that its addresses ought to have, and the one that is found for them.
     pub fn misled(&self) -> BTreeSet<(u32, u32)> {
         let four = self.lost4.iter().map(|(addr, bits)| {
-            let around = (WIDTHS[0]..=*bits).rev().find_map(|bits| self.trie.get(&(first(*addr, bits), bits)));
-            (self.longest(*addr, 0, *bits, NO_CLASS), around.copied().unwrap_or(NO_CLASS))
+            let around = (WIDTHS[0]..=*bits)
+                .rev()
+                .find_map(|bits| self.trie.get(&(first(*addr, bits), bits)));
+            (
+                self.longest(*addr, 0, *bits, NO_CLASS),
+                around.copied().unwrap_or(NO_CLASS),
+            )
         });
-        let six = self.lost6.iter().map(|(prefix, class)| (*class, longest(&self.v6, *prefix).copied().unwrap_or(NO_CLASS)));
-        four.chain(six).filter(|(wanted, found)| wanted != found).collect()
+        let six = self.lost6.iter().map(|(prefix, class)| {
+            (
+                *class,
+                longest(&self.v6, *prefix).copied().unwrap_or(NO_CLASS),
+            )
+        });
+        four.chain(six)
+            .filter(|(wanted, found)| wanted != found)
+            .collect()
     }
 
     /// A change begins.
@@ -115,7 +135,11 @@ impl Directory {
             }
             self.set_v6(prefix, Some(class), writes);
         }
-        let blocks: BTreeSet<u32> = self.lost4.iter().map(|(addr, _)| first(*addr, WIDTHS[0])).collect();
+        let blocks: BTreeSet<u32> = self
+            .lost4
+            .iter()
+            .map(|(addr, _)| first(*addr, WIDTHS[0]))
+            .collect();
         for base in blocks {
             if !self.trie_has(1) && self.free.is_empty() {
                 break;
@@ -204,38 +228,77 @@ impl Directory {
     fn alike_until(&self, level: usize, base: u32) -> u32 {
         let bits = WIDTHS[level];
         let own = last(base, bits);
-        let Some(next) = own.checked_add(1) else { return own };
-        let begins = self.v4.range((next, 0)..).next().map_or(u32::MAX, |((addr, _), _)| first(*addr, bits).wrapping_sub(1));
+        let Some(next) = own.checked_add(1) else {
+            return own;
+        };
+        let begins = self
+            .v4
+            .range((next, 0)..)
+            .next()
+            .map_or(u32::MAX, |((addr, _), _)| {
+                first(*addr, bits).wrapping_sub(1)
+            });
         let from = if level == 0 { 0 } else { WIDTHS[level - 1] + 1 };
-        let longest = (from..=bits).rev().find(|bits| self.v4.contains_key(&(first(base, *bits), *bits)));
+        let longest = (from..=bits)
+            .rev()
+            .find(|bits| self.v4.contains_key(&(first(base, *bits), *bits)));
         begins.min(longest.map_or(u32::MAX, |bits| last(base, bits)))
     }
 
     /// Gives words of a node a class, as far as none of them leads anywhere; how many.
-    fn fill_plain(&mut self, node: u32, from: u8, to: u8, class: Word, writes: &mut Vec<PolicyWrite>) -> u32 {
+    fn fill_plain(
+        &mut self,
+        node: u32,
+        from: u8,
+        to: u8,
+        class: Word,
+        writes: &mut Vec<PolicyWrite>,
+    ) -> u32 {
         let words = &mut self.nodes[node as usize][from.into()..=to.into()];
-        let plain = words.iter().take_while(|word| word.as_node().is_none() && **word != Word::ELSEWHERE).count();
+        let plain = words
+            .iter()
+            .take_while(|word| word.as_node().is_none() && **word != Word::ELSEWHERE)
+            .count();
         let words = &mut words[..plain];
         if words.iter().any(|word| *word != class) {
             words.fill(class);
-            writes.push(PolicyWrite::Words { node, from, len: plain as u16, word: class });
+            writes.push(PolicyWrite::Words {
+                node,
+                from,
+                len: plain as u16,
+                word: class,
+            });
         }
         plain as u32
     }
 
     /// The class of the longest of the prefixes with `from..=to` bits that have an address; `inherited` if there is none.
     fn longest(&self, addr: u32, from: u8, to: u8, inherited: u32) -> u32 {
-        let around = (from..=to).rev().find_map(|bits| self.v4.get(&(first(addr, bits), bits)));
+        let around = (from..=to)
+            .rev()
+            .find_map(|bits| self.v4.get(&(first(addr, bits), bits)));
         around.copied().unwrap_or(inherited)
     }
 
     /// What the word of a block ought to be, with the nodes behind it as they ought to be wherever `dirty` reaches.
-    fn paint(&mut self, level: usize, base: u32, dirty: (u32, u32), inherited: u32, writes: &mut Vec<PolicyWrite>) -> Word {
+    fn paint(
+        &mut self,
+        level: usize,
+        base: u32,
+        dirty: (u32, u32),
+        inherited: u32,
+        writes: &mut Vec<PolicyWrite>,
+    ) -> Word {
         let bits = WIDTHS[level];
         let from = if level == 0 { 9 } else { WIDTHS[level - 1] + 1 };
         let class = self.longest(base, from, bits, inherited);
         let before = self.word(level, base);
-        let finer = bits < 32 && self.v4.range((base, bits + 1)..=(last(base, bits), 32)).next().is_some();
+        let finer = bits < 32
+            && self
+                .v4
+                .range((base, bits + 1)..=(last(base, bits), 32))
+                .next()
+                .is_some();
         if !finer {
             if let Some(node) = before.as_node() {
                 self.abandon(node, level + 1);
@@ -243,13 +306,21 @@ impl Directory {
             let within = self.elsewhere.range((base, bits)..=(last(base, bits), 32));
             let within: Vec<_> = within.copied().collect();
             if !within.is_empty() {
-                within.iter().for_each(|block| _ = self.elsewhere.remove(block));
+                within
+                    .iter()
+                    .for_each(|block| _ = self.elsewhere.remove(block));
                 self.leave_trie(base, bits);
             }
             return Word::class(class);
         }
         if let Some(node) = before.as_node() {
-            self.paint_within(level + 1, node, (dirty.0.max(base), dirty.1.min(last(base, bits))), class, writes);
+            self.paint_within(
+                level + 1,
+                node,
+                (dirty.0.max(base), dirty.1.min(last(base, bits))),
+                class,
+                writes,
+            );
             return before;
         }
         // The blocks of a new node may need an element of the trie each.
@@ -257,7 +328,11 @@ impl Directory {
         match if may_move { self.take() } else { None } {
             Some(node) => self.fill(level, base, node, class, writes),
             None => {
-                let dirty = if self.elsewhere.insert((base, bits)) { (base, last(base, bits)) } else { dirty };
+                let dirty = if self.elsewhere.insert((base, bits)) {
+                    (base, last(base, bits))
+                } else {
+                    dirty
+                };
                 self.keep_in_trie(base, bits, dirty, writes);
                 Word::ELSEWHERE
             }
@@ -265,7 +340,14 @@ impl Directory {
     }
 
     /// Brings the words of a node in step that have one of these addresses.
-    fn paint_within(&mut self, level: usize, node: u32, dirty: (u32, u32), inherited: u32, writes: &mut Vec<PolicyWrite>) {
+    fn paint_within(
+        &mut self,
+        level: usize,
+        node: u32,
+        dirty: (u32, u32),
+        inherited: u32,
+        writes: &mut Vec<PolicyWrite>,
+    ) {
         let bits = WIDTHS[level];
         let byte = |addr: u32| (addr >> (32 - u32::from(bits))) as u8;
         let mut base = first(dirty.0, bits);
@@ -286,14 +368,27 @@ impl Directory {
     }
 
     /// Writes a new node for a block: nobody is led to it yet.
-    fn fill(&mut self, level: usize, base: u32, node: u32, class: u32, writes: &mut Vec<PolicyWrite>) -> Word {
+    fn fill(
+        &mut self,
+        level: usize,
+        base: u32,
+        node: u32,
+        class: u32,
+        writes: &mut Vec<PolicyWrite>,
+    ) -> Word {
         let (bits, child_bits) = (WIDTHS[level], WIDTHS[level + 1]);
         let byte = |addr: u32| usize::from((addr >> (32 - u32::from(child_bits))) as u8);
-        let (mut words, end, mut child) = (Box::new([Word::default(); 256]), last(base, bits), base);
+        let (mut words, end, mut child) =
+            (Box::new([Word::default(); 256]), last(base, bits), base);
         loop {
             words[byte(child)] = self.paint(level + 1, child, (base, end), class, writes);
             let alike = self.alike_until(level + 1, child).min(end);
-            words[byte(child) + 1..=byte(alike)].fill(Word::class(self.longest(child, bits + 1, child_bits, class)));
+            words[byte(child) + 1..=byte(alike)].fill(Word::class(self.longest(
+                child,
+                bits + 1,
+                child_bits,
+                class,
+            )));
             if byte(alike) == 255 {
                 break;
             }
@@ -309,19 +404,41 @@ impl Directory {
 
     /// Brings the trie's part of a block in step, which is looked up there, wherever `dirty` reaches. What goes is taken away at once, for
     /// its addresses would be taken for what they were.
-    fn keep_in_trie(&mut self, base: u32, bits: u8, dirty: (u32, u32), writes: &mut Vec<PolicyWrite>) {
+    fn keep_in_trie(
+        &mut self,
+        base: u32,
+        bits: u8,
+        dirty: (u32, u32),
+        writes: &mut Vec<PolicyWrite>,
+    ) {
         let from = (base, bits + 1).max((dirty.0, 0));
         let within = from..=(dirty.1.min(last(base, bits)), 32);
-        let mut wanted: BTreeMap<_, _> = self.v4.range(within.clone()).map(|(key, class)| (*key, *class)).collect();
+        let mut wanted: BTreeMap<_, _> = self
+            .v4
+            .range(within.clone())
+            .map(|(key, class)| (*key, *class))
+            .collect();
         wanted.insert((base, bits), self.longest(base, 0, bits, NO_CLASS));
-        let there = self.trie.range(within.clone()).map(|(key, _)| key).chain(self.leaving.range(within.clone()));
-        let gone: Vec<_> = there.filter(|key| !wanted.contains_key(key)).copied().collect();
+        let there = self
+            .trie
+            .range(within.clone())
+            .map(|(key, _)| key)
+            .chain(self.leaving.range(within.clone()));
+        let gone: Vec<_> = there
+            .filter(|key| !wanted.contains_key(key))
+            .copied()
+            .collect();
         for key in gone {
             self.trie.remove(&key);
             self.leaving.remove(&key);
             writes.push(delete(key));
         }
-        let lost: Vec<_> = self.lost4.range(within).copied().chain([(base, bits)]).collect();
+        let lost: Vec<_> = self
+            .lost4
+            .range(within)
+            .copied()
+            .chain([(base, bits)])
+            .collect();
         lost.iter().for_each(|key| _ = self.lost4.remove(key));
         for (key, class) in wanted {
             let before = self.trie.get(&key);
@@ -341,17 +458,35 @@ impl Directory {
     /// A block is not looked up in the trie from now on, but for those within it that are.
     fn leave_trie(&mut self, base: u32, bits: u8) {
         let within = (base, bits)..=(last(base, bits), 32);
-        let Self { trie, leaving, late, lost4, elsewhere, .. } = self;
+        let Self {
+            trie,
+            leaving,
+            late,
+            lost4,
+            elsewhere,
+            ..
+        } = self;
         let finer = WIDTHS.into_iter().filter(|width| *width > bits);
-        let stays =
-            |(addr, bits): &Block| finer.clone().any(|width| width <= *bits && elsewhere.contains(&(first(*addr, width), width)));
-        let gone: Vec<_> = trie.range(within.clone()).map(|(key, _)| *key).filter(|key| !stays(key)).collect();
+        let stays = |(addr, bits): &Block| {
+            finer
+                .clone()
+                .any(|width| width <= *bits && elsewhere.contains(&(first(*addr, width), width)))
+        };
+        let gone: Vec<_> = trie
+            .range(within.clone())
+            .map(|(key, _)| *key)
+            .filter(|key| !stays(key))
+            .collect();
         for key in gone {
             trie.remove(&key);
             leaving.insert(key);
             late.push(key);
         }
-        let lost: Vec<_> = lost4.range(within).filter(|key| !stays(key)).copied().collect();
+        let lost: Vec<_> = lost4
+            .range(within)
+            .filter(|key| !stays(key))
+            .copied()
+            .collect();
         lost.iter().for_each(|key| _ = lost4.remove(key));
     }
 
@@ -359,10 +494,13 @@ impl Directory {
     fn word(&self, level: usize, base: u32) -> Word {
         let [a, b, c, d] = base.to_be_bytes();
         let root = self.nodes[usize::from(a)][usize::from(b)];
-        [c, d].into_iter().take(level).fold(root, |word, byte| match word.as_node() {
-            Some(node) => self.nodes[node as usize][usize::from(byte)],
-            None => Word::default(),
-        })
+        [c, d]
+            .into_iter()
+            .take(level)
+            .fold(root, |word, byte| match word.as_node() {
+                Some(node) => self.nodes[node as usize][usize::from(byte)],
+                None => Word::default(),
+            })
     }
 
     fn put(&mut self, node: u32, byte: u8, word: Word, writes: &mut Vec<PolicyWrite>) {
@@ -387,15 +525,21 @@ impl Directory {
     /// A node that nothing leads to any more, and those behind it.
     fn abandon(&mut self, node: u32, level: usize) {
         if level < WIDTHS.len() - 1 {
-            let behind: Vec<_> = self.nodes[node as usize].iter().filter_map(|word| word.as_node()).collect();
-            behind.into_iter().for_each(|node| self.abandon(node, level + 1));
+            let behind: Vec<_> = self.nodes[node as usize]
+                .iter()
+                .filter_map(|word| word.as_node())
+                .collect();
+            behind
+                .into_iter()
+                .for_each(|node| self.abandon(node, level + 1));
         }
         self.resting.push(node);
     }
 }
 
 fn network((addr, bits): Block) -> IpNet {
-    IpNet::new(IpAddr::V4(Ipv4Addr::from(addr)), bits).unwrap_or_else(|_| IpNet::from(IpAddr::V4(addr.into())))
+    IpNet::new(IpAddr::V4(Ipv4Addr::from(addr)), bits)
+        .unwrap_or_else(|_| IpNet::from(IpAddr::V4(addr.into())))
 }
 
 fn delete(block: Block) -> PolicyWrite {

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use proxy_common::policy::{CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortSet, Row, VERDICTS_MAX, VerdictKey};
+use proxy_common::policy::{
+    CHUNK_CLASSES, CHUNKS, Chunk, NO_CLASS, PortSet, Row, VERDICTS_MAX, VerdictKey,
+};
 
 use super::PolicyWrite;
 use super::resting::Resting;
@@ -128,26 +130,36 @@ impl Matrix {
             self.classes.len() as u32 - 1
         });
         self.classes[id as usize] = Some(class.clone());
-        class.peers.iter().for_each(|peers| _ = self.by_peers.entry(*peers).or_default().insert(id));
+        class
+            .peers
+            .iter()
+            .for_each(|peers| _ = self.by_peers.entry(*peers).or_default().insert(id));
         id
     }
 
     fn fill_rows(&mut self, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
         let mut rows = std::mem::take(&mut self.rows);
-        rows.iter_mut().for_each(|(row, placed)| self.fill(row, placed, id, class, writes));
+        rows.iter_mut()
+            .for_each(|(row, placed)| self.fill(row, placed, id, class, writes));
         self.rows = rows;
     }
 
     fn fill_leaving(&mut self, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
         let mut leaving = std::mem::take(&mut self.leaving);
-        leaving.iter_mut().for_each(|(row, placed)| self.fill(row, placed, id, class, writes));
+        leaving
+            .iter_mut()
+            .for_each(|(row, placed)| self.fill(row, placed, id, class, writes));
         self.leaving = leaving;
     }
 
     /// One prefix less has a class.
     pub fn drop_class(&mut self, id: u32) {
-        let Some(class) = self.classes.get(id as usize).cloned().flatten() else { return };
-        let Some((_, users)) = self.ids.get_mut(&class) else { return };
+        let Some(class) = self.classes.get(id as usize).cloned().flatten() else {
+            return;
+        };
+        let Some((_, users)) = self.ids.get_mut(&class) else {
+            return;
+        };
         *users -= 1;
         if *users == 0 && id != NO_CLASS {
             self.ids.remove(&class);
@@ -172,7 +184,9 @@ impl Matrix {
 
     /// One pod and direction less has a row.
     pub fn drop_row(&mut self, row: &Arc<symbolic::Row>) {
-        let Some(placed) = self.rows.get_mut(row) else { return };
+        let Some(placed) = self.rows.get_mut(row) else {
+            return;
+        };
         placed.users -= 1;
         if placed.users == 0
             && let Some(placed) = self.rows.remove(row)
@@ -183,19 +197,32 @@ impl Matrix {
 
     /// Pods are leaving a row, and still on it; who asks for it gets another place.
     pub fn part(&mut self, row: &Arc<symbolic::Row>) {
-        self.leaving.extend(self.rows.remove(row).map(|placed| (row.clone(), placed)));
+        self.leaving
+            .extend(self.rows.remove(row).map(|placed| (row.clone(), placed)));
     }
 
     /// Nobody will be on them any more.
     pub fn end_parting(&mut self) {
-        self.resting.rows.extend(self.leaving.drain(..).map(|(_, placed)| placed));
+        self.resting
+            .rows
+            .extend(self.leaving.drain(..).map(|(_, placed)| placed));
     }
 
     /// A number that means the class `before` to rows that pods are leaving, and the class `after` to all others.
-    pub fn bridge(&mut self, before: u32, after: &Arc<Class>, writes: &mut Vec<PolicyWrite>) -> u32 {
+    pub fn bridge(
+        &mut self,
+        before: u32,
+        after: &Arc<Class>,
+        writes: &mut Vec<PolicyWrite>,
+    ) -> u32 {
         let id = self.new_class(after);
         self.fill_rows(id, after, writes);
-        let old = self.classes.get(before as usize).cloned().flatten().unwrap_or_default();
+        let old = self
+            .classes
+            .get(before as usize)
+            .cloned()
+            .flatten()
+            .unwrap_or_default();
         self.fill_leaving(id, &old, writes);
         id
     }
@@ -207,17 +234,24 @@ impl Matrix {
 
     /// Where a row is now.
     pub fn where_is(&self, row: &Arc<symbolic::Row>) -> Row {
-        self.rows.get(row).map_or(Row::CLOSED, |placed| placed.place.row())
+        self.rows
+            .get(row)
+            .map_or(Row::CLOSED, |placed| placed.place.row())
     }
 
     /// Gives rows that have no room for another class a larger place, and tells whether there were any: their pods have to be told before an
     /// address gets that class.
     pub fn make_room(&mut self, classes: u32, writes: &mut Vec<PolicyWrite>) -> bool {
         self.room = classes;
-        let small = self.rows.iter().filter(|(_, placed)| placed.place.capacity() < classes);
+        let small = self
+            .rows
+            .iter()
+            .filter(|(_, placed)| placed.place.capacity() < classes);
         let small: Vec<_> = small.map(|(row, _)| row.clone()).collect();
         for row in &small {
-            let Some(before) = self.rows.remove(row) else { continue };
+            let Some(before) = self.rows.remove(row) else {
+                continue;
+            };
             let placed = self.place_for(row, before.users, classes, writes);
             self.resting.rows.push(before);
             self.rows.insert(row.clone(), placed);
@@ -237,20 +271,37 @@ impl Matrix {
 
     /// Whether a row had to be closed for want of room (P34).
     pub fn is_closed(&self, row: &Arc<symbolic::Row>) -> bool {
-        self.rows.get(row).is_some_and(|placed| matches!(placed.place, Place::Closed))
+        self.rows
+            .get(row)
+            .is_some_and(|placed| matches!(placed.place, Place::Closed))
     }
 
     /// Whether a row's verdicts on these classes are not all the same.
-    pub fn tells_apart<'a>(&self, row: &Arc<symbolic::Row>, classes: impl IntoIterator<Item = &'a u32>) -> bool {
-        let Some(placed) = self.rows.get(row) else { return false };
-        let mut verdicts = classes.into_iter().map(|class| placed.verdicts.get(class).unwrap_or(&PortSet::NONE));
-        verdicts.next().is_some_and(|first| verdicts.any(|verdict| verdict != first))
+    pub fn tells_apart<'a>(
+        &self,
+        row: &Arc<symbolic::Row>,
+        classes: impl IntoIterator<Item = &'a u32>,
+    ) -> bool {
+        let Some(placed) = self.rows.get(row) else {
+            return false;
+        };
+        let mut verdicts = classes
+            .into_iter()
+            .map(|class| placed.verdicts.get(class).unwrap_or(&PortSet::NONE));
+        verdicts
+            .next()
+            .is_some_and(|first| verdicts.any(|verdict| verdict != first))
     }
 
     /// Looks whether there is room by now for rows that had to be closed; their pods have to be told.
     pub fn reopen(&mut self, writes: &mut Vec<PolicyWrite>) {
-        let closed = self.rows.iter().filter(|(_, placed)| matches!(placed.place, Place::Closed));
-        let closed: Vec<_> = closed.map(|(row, placed)| (row.clone(), placed.users)).collect();
+        let closed = self
+            .rows
+            .iter()
+            .filter(|(_, placed)| matches!(placed.place, Place::Closed));
+        let closed: Vec<_> = closed
+            .map(|(row, placed)| (row.clone(), placed.users))
+            .collect();
         for (row, users) in closed {
             let placed = self.place(&row, users, writes);
             self.rows.insert(row, placed);
@@ -259,10 +310,18 @@ impl Matrix {
 
     /// No packet is left that began before the last writes.
     pub fn rest(&mut self, writes: &mut Vec<PolicyWrite>) {
-        let AtRest { classes, rows, sets } = &mut self.resting;
+        let AtRest {
+            classes,
+            rows,
+            sets,
+        } = &mut self.resting;
         let (classes, rows, sets) = (classes.rested(), rows.rested(), sets.rested());
         for id in &classes {
-            for peers in self.classes[*id as usize].take().iter().flat_map(|class| &class.peers) {
+            for peers in self.classes[*id as usize]
+                .take()
+                .iter()
+                .flat_map(|class| &class.peers)
+            {
                 if let Some(ids) = self.by_peers.get_mut(peers)
                     && ids.remove(id)
                     && ids.is_empty()
@@ -275,12 +334,22 @@ impl Matrix {
         self.free_classes.sort_unstable_by(|a, b| b.cmp(a));
         self.sets.put_back(sets);
         for placed in rows {
-            placed.verdicts.values().for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
+            placed
+                .verdicts
+                .values()
+                .for_each(|set| self.sets.drop(*set, &mut self.resting.sets));
             match placed.place {
-                Place::Chunks { first, len } => self.used[first as usize..(first + len) as usize].fill(false),
+                Place::Chunks { first, len } => {
+                    self.used[first as usize..(first + len) as usize].fill(false)
+                }
                 Place::Hashed(row) => {
                     self.hashed -= placed.verdicts.len();
-                    writes.extend(placed.verdicts.into_keys().map(|class| PolicyWrite::Unhash(VerdictKey { row, class })));
+                    writes.extend(
+                        placed
+                            .verdicts
+                            .into_keys()
+                            .map(|class| PolicyWrite::Unhash(VerdictKey { row, class })),
+                    );
                 }
                 Place::Closed => {}
             }
@@ -289,20 +358,39 @@ impl Matrix {
 
     /// Whether something waits for [`Self::rest`].
     pub fn is_resting(&self) -> bool {
-        let AtRest { classes, rows, sets } = &self.resting;
+        let AtRest {
+            classes,
+            rows,
+            sets,
+        } = &self.resting;
         !(classes.is_empty() && rows.is_empty() && sets.is_empty())
     }
 
-    fn place(&mut self, row: &Arc<symbolic::Row>, users: u32, writes: &mut Vec<PolicyWrite>) -> Placed {
+    fn place(
+        &mut self,
+        row: &Arc<symbolic::Row>,
+        users: u32,
+        writes: &mut Vec<PolicyWrite>,
+    ) -> Placed {
         self.place_for(row, users, self.room.max(self.classes.len() as u32), writes)
     }
 
-    fn place_for(&mut self, row: &symbolic::Row, users: u32, classes: u32, writes: &mut Vec<PolicyWrite>) -> Placed {
+    fn place_for(
+        &mut self,
+        row: &symbolic::Row,
+        users: u32,
+        classes: u32,
+        writes: &mut Vec<PolicyWrite>,
+    ) -> Placed {
         let mut memo = Memo::new(row);
         let mut verdicts = BTreeMap::new();
         for id in self.concerned(row) {
-            let Some(class) = self.classes[id as usize].clone() else { continue };
-            let Some(set) = memo.towards(&class, &mut self.sets, writes) else { return self.nowhere(users, &verdicts) };
+            let Some(class) = self.classes[id as usize].clone() else {
+                continue;
+            };
+            let Some(set) = memo.towards(&class, &mut self.sets, writes) else {
+                return self.nowhere(users, &verdicts);
+            };
             if set != PortSet::NONE {
                 verdicts.insert(id, set);
             }
@@ -322,15 +410,29 @@ impl Matrix {
             }
             None => self.hash(&verdicts, writes),
         };
-        if matches!(place, Place::Closed) { self.nowhere(users, &verdicts) } else { Placed { place, users, verdicts } }
+        if matches!(place, Place::Closed) {
+            self.nowhere(users, &verdicts)
+        } else {
+            Placed {
+                place,
+                users,
+                verdicts,
+            }
+        }
     }
 
     /// A row that has no room. Sets that only its verdicts have are free at once: no packet was led to them.
     fn nowhere(&mut self, users: u32, verdicts: &BTreeMap<u32, u32>) -> Placed {
         let mut unseen = Vec::new();
-        verdicts.values().for_each(|set| self.sets.drop(*set, &mut unseen));
+        verdicts
+            .values()
+            .for_each(|set| self.sets.drop(*set, &mut unseen));
         self.sets.put_back(unseen);
-        Placed { place: Place::Closed, users, verdicts: BTreeMap::new() }
+        Placed {
+            place: Place::Closed,
+            users,
+            verdicts: BTreeMap::new(),
+        }
     }
 
     fn hash(&mut self, verdicts: &BTreeMap<u32, u32>, writes: &mut Vec<PolicyWrite>) -> Place {
@@ -339,14 +441,28 @@ impl Matrix {
         }
         let row = Row(Row::HASHED | self.next_hashed);
         self.next_hashed = (self.next_hashed + 1) & !Row::HASHED;
-        writes.extend(verdicts.iter().map(|(class, set)| PolicyWrite::Hashed(VerdictKey { row, class: *class }, *set)));
+        writes.extend(
+            verdicts
+                .iter()
+                .map(|(class, set)| PolicyWrite::Hashed(VerdictKey { row, class: *class }, *set)),
+        );
         self.hashed += verdicts.len();
         Place::Hashed(row)
     }
 
     /// One row's verdict on a new class.
-    fn fill(&mut self, row: &symbolic::Row, placed: &mut Placed, id: u32, class: &Class, writes: &mut Vec<PolicyWrite>) {
-        debug_assert!(id < placed.place.capacity(), "every row that pods are on was given room");
+    fn fill(
+        &mut self,
+        row: &symbolic::Row,
+        placed: &mut Placed,
+        id: u32,
+        class: &Class,
+        writes: &mut Vec<PolicyWrite>,
+    ) {
+        debug_assert!(
+            id < placed.place.capacity(),
+            "every row that pods are on was given room"
+        );
         // Most classes are nothing to most rows, and have never been.
         let concerns = |peers: &Peers| *peers == Peers::EVERYBODY || class.peers.contains(peers);
         if !placed.verdicts.contains_key(&id) && !row.rules.keys().any(concerns) {
@@ -357,7 +473,8 @@ impl Matrix {
         let room = self.hashed < VERDICTS;
         match (&mut placed.place, set) {
             (Place::Closed, set) => {
-                set.into_iter().for_each(|set| self.sets.drop(set, &mut self.resting.sets));
+                set.into_iter()
+                    .for_each(|set| self.sets.drop(set, &mut self.resting.sets));
                 return;
             }
             (Place::Chunks { first, .. }, Some(set)) => writes.push(PolicyWrite::Verdict {
@@ -368,17 +485,31 @@ impl Matrix {
             (Place::Hashed(row), Some(PortSet::NONE)) => {
                 if placed.verdicts.contains_key(&id) {
                     self.hashed -= 1;
-                    writes.push(PolicyWrite::Unhash(VerdictKey { row: *row, class: id }));
+                    writes.push(PolicyWrite::Unhash(VerdictKey {
+                        row: *row,
+                        class: id,
+                    }));
                 }
             }
             (Place::Hashed(row), Some(set)) if room => {
                 self.hashed += usize::from(!placed.verdicts.contains_key(&id));
-                writes.push(PolicyWrite::Hashed(VerdictKey { row: *row, class: id }, set));
+                writes.push(PolicyWrite::Hashed(
+                    VerdictKey {
+                        row: *row,
+                        class: id,
+                    },
+                    set,
+                ));
             }
             // What cannot be said of one class closes the row (P34).
             (_, set) => {
-                set.into_iter().for_each(|set| self.sets.drop(set, &mut self.resting.sets));
-                let closed = Placed { place: Place::Closed, users: placed.users, verdicts: BTreeMap::new() };
+                set.into_iter()
+                    .for_each(|set| self.sets.drop(set, &mut self.resting.sets));
+                let closed = Placed {
+                    place: Place::Closed,
+                    users: placed.users,
+                    verdicts: BTreeMap::new(),
+                };
                 let before = std::mem::replace(placed, closed);
                 self.resting.rows.push(before);
                 return;
@@ -389,7 +520,9 @@ impl Matrix {
             Some(set) => placed.verdicts.insert(id, set),
             None => placed.verdicts.remove(&id),
         };
-        before.into_iter().for_each(|before| self.sets.drop(before, &mut self.resting.sets));
+        before
+            .into_iter()
+            .for_each(|before| self.sets.drop(before, &mut self.resting.sets));
     }
 
     /// The classes that a row may have a verdict on.
@@ -397,7 +530,12 @@ impl Matrix {
         if row.rules.contains_key(&Peers::EVERYBODY) {
             return (0..self.classes.len() as u32).collect();
         }
-        row.rules.keys().filter_map(|peers| self.by_peers.get(peers)).flatten().copied().collect()
+        row.rules
+            .keys()
+            .filter_map(|peers| self.by_peers.get(peers))
+            .flatten()
+            .copied()
+            .collect()
     }
 
     /// So many chunks side by side; the first of them.
@@ -406,7 +544,10 @@ impl Matrix {
         if len > self.used.len() / LONGEST {
             return None;
         }
-        let first = self.used.windows(len).position(|chunks| chunks.iter().all(|used| !used))?;
+        let first = self
+            .used
+            .windows(len)
+            .position(|chunks| chunks.iter().all(|used| !used))?;
         self.used[first..first + len].fill(true);
         Some(first as u32)
     }
@@ -424,11 +565,21 @@ struct Memo<'a> {
 impl<'a> Memo<'a> {
     fn new(row: &'a symbolic::Row) -> Self {
         let named = row.rules.values().any(|ports| !ports.named.is_empty());
-        Self { row, named, known: HashMap::new(), fits: true }
+        Self {
+            row,
+            named,
+            known: HashMap::new(),
+            fits: true,
+        }
     }
 
     /// The number of the set that the row allows towards a class, for one more element; `None` if there is no room for it.
-    fn towards(&mut self, class: &Class, sets: &mut Sets, writes: &mut Vec<PolicyWrite>) -> Option<u32> {
+    fn towards(
+        &mut self,
+        class: &Class,
+        sets: &mut Sets,
+        writes: &mut Vec<PolicyWrite>,
+    ) -> Option<u32> {
         if self.named {
             let set = sets.number(&self.row.towards(class), writes);
             self.fits &= set.is_some();

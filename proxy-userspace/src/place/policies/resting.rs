@@ -9,7 +9,10 @@ pub struct Resting<T> {
 
 impl<T> Default for Resting<T> {
     fn default() -> Self {
-        Self { young: Vec::new(), old: Vec::new() }
+        Self {
+            young: Vec::new(),
+            old: Vec::new(),
+        }
     }
 }
 

@@ -26,7 +26,12 @@ struct Known {
 
 impl Default for Sets {
     fn default() -> Self {
-        Self { numbers: HashMap::new(), sets: BTreeMap::new(), free: Vec::new(), next: PortSet::ALL + 1 }
+        Self {
+            numbers: HashMap::new(),
+            sets: BTreeMap::new(),
+            free: Vec::new(),
+            next: PortSet::ALL + 1,
+        }
     }
 }
 
@@ -57,19 +62,37 @@ impl Sets {
             return None;
         }
         for (index, part) in parts.iter().enumerate().rev() {
-            let mut set = PortSet { len: part.len() as u16, ..PortSet::default() };
+            let mut set = PortSet {
+                len: part.len() as u16,
+                ..PortSet::default()
+            };
             set.next = numbers.get(index + 1).copied().unwrap_or(0);
             if index == 0 {
-                set.flags = ports.whole.iter().fold(0, |flags, protocol| flags | PortSet::whole(*protocol));
+                set.flags = ports
+                    .whole
+                    .iter()
+                    .fold(0, |flags, protocol| flags | PortSet::whole(*protocol));
             }
             for (place, (protocol, range)) in set.ranges.iter_mut().zip(*part) {
-                *place = PortRange { first: range.first, last: range.last, protocol: *protocol, zero: [0; 3] };
+                *place = PortRange {
+                    first: range.first,
+                    last: range.last,
+                    protocol: *protocol,
+                    zero: [0; 3],
+                };
             }
             writes.push(PolicyWrite::Set(numbers[index], set));
         }
         let number = numbers[0];
         self.numbers.insert(ports.clone(), number);
-        self.sets.insert(number, Known { ports: ports.clone(), users: 1, more: numbers[1..].to_vec() });
+        self.sets.insert(
+            number,
+            Known {
+                ports: ports.clone(),
+                users: 1,
+                more: numbers[1..].to_vec(),
+            },
+        );
         Some(number)
     }
 
@@ -97,7 +120,9 @@ impl Sets {
 
     /// One element less has a set; with the last one it is `gone`, with those behind it.
     pub fn drop(&mut self, number: u32, gone: &mut impl Extend<u32>) {
-        let Some(known) = self.sets.get_mut(&number) else { return };
+        let Some(known) = self.sets.get_mut(&number) else {
+            return;
+        };
         known.users -= 1;
         if known.users == 0
             && let Some(known) = self.sets.remove(&number)

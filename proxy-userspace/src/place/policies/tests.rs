@@ -58,17 +58,33 @@ impl World {
     fn bring_agreeing(&mut self, policies: Policies) {
         let before = self.policies.clone();
         let closed_before = self.tables.closed().clone();
-        let both = |pod: &ObjectName| before.pods.contains_key(pod) && policies.pods.contains_key(pod);
-        let asked = questions(&policies).into_iter().filter(|question| both(&question.pod));
-        let agreed = asked.map(|question| (said(&before, &question), said(&policies, &question), question));
+        let both =
+            |pod: &ObjectName| before.pods.contains_key(pod) && policies.pods.contains_key(pod);
+        let asked = questions(&policies)
+            .into_iter()
+            .filter(|question| both(&question.pod));
+        let agreed = asked.map(|question| {
+            (
+                said(&before, &question),
+                said(&policies, &question),
+                question,
+            )
+        });
         let agreed: Vec<_> = agreed.filter(|(old, new, _)| old == new).collect();
         self.bring_watched(policies, |world, write| {
             // While a change is written that has no room, more pods may be closed.
             let tables = &world.tables;
-            let closed = |pod| tables.directory.overflows() || closed_before.contains(pod) || tables.closed().contains(pod);
+            let closed = |pod| {
+                tables.directory.overflows()
+                    || closed_before.contains(pod)
+                    || tables.closed().contains(pod)
+            };
             for (both, _, question) in &agreed {
                 let answer = world.answer(question);
-                assert!(answer == *both || !answer && closed(&question.pod), "{question:?} is {answer} at {write:?}");
+                assert!(
+                    answer == *both || !answer && closed(&question.pod),
+                    "{question:?} is {answer} at {write:?}"
+                );
             }
         });
         self.agrees();
@@ -88,7 +104,11 @@ impl World {
     }
 
     fn answer_by(&self, rows: PodRows, question: &Question) -> bool {
-        let row = if question.ingress { rows.ingress } else { rows.egress };
+        let row = if question.ingress {
+            rows.ingress
+        } else {
+            rows.egress
+        };
         let Question { protocol, port, .. } = *question;
         match question.other {
             IpAddr::V4(addr) => allows::<V4, _>(&self.v4, row, &Addr4::from(addr), protocol, port),
@@ -109,24 +129,55 @@ impl World {
 /// What a state says.
 fn said(policies: &Policies, question: &Question) -> bool {
     let pod = &policies.pods[&question.pod];
-    let isolation = if question.ingress { &pod.ingress } else { &pod.egress };
-    isolation.allows(policies.class_of(question.other), question.protocol, question.port)
+    let isolation = if question.ingress {
+        &pod.ingress
+    } else {
+        &pod.egress
+    };
+    isolation.allows(
+        policies.class_of(question.other),
+        question.protocol,
+        question.port,
+    )
 }
 
 fn questions(policies: &Policies) -> Vec<Question> {
     let others = ADDRESSES.map(|text| text.parse::<IpAddr>().expect("an address"));
-    let ports = [(Protocol::TCP, 80), (Protocol::TCP, 8080), (Protocol::UDP, 53), (Protocol(1), 0)];
+    let ports = [
+        (Protocol::TCP, 80),
+        (Protocol::TCP, 8080),
+        (Protocol::UDP, 53),
+        (Protocol(1), 0),
+    ];
     let mut questions = Vec::new();
     for pod in policies.pods.keys() {
-        for (ingress, other) in [true, false].into_iter().flat_map(|ingress| others.map(|other| (ingress, other))) {
-            questions.extend(ports.map(|(protocol, port)| Question { pod: pod.clone(), ingress, other, protocol, port }));
+        for (ingress, other) in [true, false]
+            .into_iter()
+            .flat_map(|ingress| others.map(|other| (ingress, other)))
+        {
+            questions.extend(ports.map(|(protocol, port)| Question {
+                pod: pod.clone(),
+                ingress,
+                other,
+                protocol,
+                port,
+            }));
         }
     }
     questions
 }
 
-const ADDRESSES: [&str; 9] =
-    ["10.0.0.1", "10.0.0.2", "10.0.1.1", "10.1.0.1", "10.0.0.130", "192.0.2.1", "fd00::1", "fd00::2", "2001:db8::1"];
+const ADDRESSES: [&str; 9] = [
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.0.1.1",
+    "10.1.0.1",
+    "10.0.0.130",
+    "192.0.2.1",
+    "fd00::1",
+    "fd00::2",
+    "2001:db8::1",
+];
 const PREFIXES: [&str; 14] = [
     "10.0.0.1/32",
     "10.0.0.2/32",
@@ -146,18 +197,40 @@ const PREFIXES: [&str; 14] = [
 
 fn class() -> impl Strategy<Value = Arc<Class>> {
     let peers = proptest::collection::btree_set((1..5u128).prop_map(Peers), 0..4);
-    let named = proptest::collection::btree_map(Just(("http".into(), Protocol::TCP)), Just(BTreeSet::from([8080u16])), 0..2);
+    let named = proptest::collection::btree_map(
+        Just(("http".into(), Protocol::TCP)),
+        Just(BTreeSet::from([8080u16])),
+        0..2,
+    );
     (peers, named).prop_map(|(peers, named)| Arc::new(Class { peers, named }))
 }
 
 fn ports() -> impl Strategy<Value = Ports> {
     let range = |protocol, first, last| (protocol, PortRange { first, last });
     prop_oneof![
-        Just(Ports { everything: true, ..Ports::default() }),
-        Just(Ports { whole: BTreeSet::from([Protocol::TCP]), ..Ports::default() }),
-        Just(Ports { ranges: vec![range(Protocol::TCP, 1, 80)], ..Ports::default() }),
-        Just(Ports { ranges: vec![range(Protocol::UDP, 53, 53), range(Protocol::TCP, 8080, 9090)], ..Ports::default() }),
-        Just(Ports { named: BTreeSet::from([("http".into(), Protocol::TCP)]), ..Ports::default() }),
+        Just(Ports {
+            everything: true,
+            ..Ports::default()
+        }),
+        Just(Ports {
+            whole: BTreeSet::from([Protocol::TCP]),
+            ..Ports::default()
+        }),
+        Just(Ports {
+            ranges: vec![range(Protocol::TCP, 1, 80)],
+            ..Ports::default()
+        }),
+        Just(Ports {
+            ranges: vec![
+                range(Protocol::UDP, 53, 53),
+                range(Protocol::TCP, 8080, 9090)
+            ],
+            ..Ports::default()
+        }),
+        Just(Ports {
+            named: BTreeSet::from([("http".into(), Protocol::TCP)]),
+            ..Ports::default()
+        }),
     ]
 }
 
@@ -167,18 +240,31 @@ fn isolation() -> impl Strategy<Value = Isolation> {
 }
 
 fn policies() -> impl Strategy<Value = Policies> {
-    let classes = proptest::collection::btree_map(proptest::sample::select(&PREFIXES[..]), class(), 0..10);
+    let classes =
+        proptest::collection::btree_map(proptest::sample::select(&PREFIXES[..]), class(), 0..10);
     let pods = proptest::collection::btree_map(0..4u32, (isolation(), isolation()), 1..4);
     (classes, pods).prop_map(|(classes, pods)| Policies {
         exist: true,
-        classes: classes.into_iter().map(|(text, class)| (text.parse().expect("a prefix"), class)).collect(),
-        pods: pods.into_iter().map(|(number, (ingress, egress))| pod(number, ingress, egress)).collect(),
+        classes: classes
+            .into_iter()
+            .map(|(text, class)| (text.parse().expect("a prefix"), class))
+            .collect(),
+        pods: pods
+            .into_iter()
+            .map(|(number, (ingress, egress))| pod(number, ingress, egress))
+            .collect(),
     })
 }
 
 fn pod(number: u32, ingress: Isolation, egress: Isolation) -> (ObjectName, PodPolicy) {
     let device = IfIndex(10 + number);
-    let policy = PodPolicy { addresses: BTreeSet::new(), device, any_source: false, ingress, egress };
+    let policy = PodPolicy {
+        addresses: BTreeSet::new(),
+        device,
+        any_source: false,
+        ingress,
+        egress,
+    };
     (ObjectName::new("shop", &number.to_string()), policy)
 }
 
@@ -186,7 +272,12 @@ fn pod(number: u32, ingress: Isolation, egress: Isolation) -> (ObjectName, PodPo
 fn room() -> impl Strategy<Value = Room> {
     let nodes = prop_oneof![Just(NODES), ROOTS..ROOTS + 3];
     let prefixes = prop_oneof![2 => Just(1000usize), 1 => 0..8usize];
-    (nodes, prefixes, 0..4usize).prop_map(|(nodes, prefixes, exact)| Room { nodes, exact, prefixes, ..Room::default() })
+    (nodes, prefixes, 0..4usize).prop_map(|(nodes, prefixes, exact)| Room {
+        nodes,
+        exact,
+        prefixes,
+        ..Room::default()
+    })
 }
 
 proptest! {
@@ -237,28 +328,52 @@ proptest! {
 }
 
 fn row(peers: u128, ports: Ports) -> Isolation {
-    Isolation::Rules(Arc::new(Row { rules: BTreeMap::from([(Peers(peers), ports)]) }))
+    Isolation::Rules(Arc::new(Row {
+        rules: BTreeMap::from([(Peers(peers), ports)]),
+    }))
 }
 
 fn tcp(first: u16, last: u16) -> Ports {
-    Ports { ranges: vec![(Protocol::TCP, PortRange { first, last })], ..Ports::default() }
+    Ports {
+        ranges: vec![(Protocol::TCP, PortRange { first, last })],
+        ..Ports::default()
+    }
 }
 
 /// Prefixes of all lengths, also the one of everything, put and taken in any order.
 #[test]
 fn p11_the_longest_prefix_counts() {
-    let all =
-        ["0.0.0.0/0", "10.0.0.0/8", "8.0.0.0/6", "10.0.0.0/16", "10.1.0.0/17", "10.0.0.0/24", "10.0.0.128/25", "192.0.2.1/32"];
+    let all = [
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "8.0.0.0/6",
+        "10.0.0.0/16",
+        "10.1.0.0/17",
+        "10.0.0.0/24",
+        "10.0.0.128/25",
+        "192.0.2.1/32",
+    ];
     let mut world = World::default();
-    let mut policies = Policies { exist: true, ..Policies::default() };
-    policies.pods.extend([pod(0, row(1, tcp(80, 80)), row(2, tcp(8080, 8080)))]);
+    let mut policies = Policies {
+        exist: true,
+        ..Policies::default()
+    };
+    policies
+        .pods
+        .extend([pod(0, row(1, tcp(80, 80)), row(2, tcp(8080, 8080)))]);
     for step in 0..3 * all.len() {
         let prefix: IpNet = all[step * 5 % all.len()].parse().expect("a prefix");
         let peers = BTreeSet::from([Peers(1 + (step % 3) as u128)]);
         if step % 4 == 3 {
             policies.classes.remove(&prefix);
         } else {
-            policies.classes.insert(prefix, Arc::new(Class { peers, ..Class::default() }));
+            policies.classes.insert(
+                prefix,
+                Arc::new(Class {
+                    peers,
+                    ..Class::default()
+                }),
+            );
         }
         world.bring_to(policies.clone());
         world.agrees();
@@ -271,21 +386,45 @@ fn p11_the_longest_prefix_counts() {
 #[test]
 fn what_has_no_room_in_arrays_goes_to_the_trie_and_to_longer_rows() {
     let mut world = World::default();
-    let mut policies = Policies { exist: true, ..Policies::default() };
-    policies.pods.extend([pod(0, row(1, tcp(80, 80)), Isolation::None)]);
+    let mut policies = Policies {
+        exist: true,
+        ..Policies::default()
+    };
+    policies
+        .pods
+        .extend([pod(0, row(1, tcp(80, 80)), Isolation::None)]);
     world.bring_to(policies.clone());
     for number in 0..2 * NODES {
-        let prefix: IpNet = format!("10.{}.{}.{}/32", number / 256, number % 256, number % 7).parse().expect("a prefix");
-        let peers = BTreeSet::from([Peers(1 + u128::from(number % 2)), Peers(1000 + u128::from(number % (CHUNK_CLASSES + 100)))]);
-        policies.classes.insert(prefix, Arc::new(Class { peers, ..Class::default() }));
+        let prefix: IpNet = format!("10.{}.{}.{}/32", number / 256, number % 256, number % 7)
+            .parse()
+            .expect("a prefix");
+        let peers = BTreeSet::from([
+            Peers(1 + u128::from(number % 2)),
+            Peers(1000 + u128::from(number % (CHUNK_CLASSES + 100))),
+        ]);
+        policies.classes.insert(
+            prefix,
+            Arc::new(Class {
+                peers,
+                ..Class::default()
+            }),
+        );
     }
     world.bring_to(policies);
     world.rest();
     assert!(!world.v4.prefixes.is_empty(), "everything fitted");
     for number in 0..2 * NODES {
-        let other: IpAddr = format!("10.{}.{}.{}", number / 256, number % 256, number % 7).parse().expect("an address");
+        let other: IpAddr = format!("10.{}.{}.{}", number / 256, number % 256, number % 7)
+            .parse()
+            .expect("an address");
         let pod = ObjectName::new("shop", "0");
-        let question = Question { pod, ingress: true, other, protocol: Protocol::TCP, port: 80 };
+        let question = Question {
+            pod,
+            ingress: true,
+            other,
+            protocol: Protocol::TCP,
+            port: 80,
+        };
         assert_eq!(world.answer(&question), number % 2 == 0, "{question:?}");
         assert_eq!(world.answer(&question), said(&world.policies, &question));
     }
@@ -300,21 +439,67 @@ fn what_has_no_room_in_arrays_goes_to_the_trie_and_to_longer_rows() {
 #[test]
 fn rows_beyond_the_matrix_are_hashed_and_long_sets_are_chained() {
     let mut world = World::default();
-    let mut policies = Policies { exist: true, ..Policies::default() };
-    let many: Vec<_> = (0..40).map(|n| (Protocol::TCP, PortRange { first: 100 * n + 1, last: 100 * n + 2 })).collect();
+    let mut policies = Policies {
+        exist: true,
+        ..Policies::default()
+    };
+    let many: Vec<_> = (0..40)
+        .map(|n| {
+            (
+                Protocol::TCP,
+                PortRange {
+                    first: 100 * n + 1,
+                    last: 100 * n + 2,
+                },
+            )
+        })
+        .collect();
     for number in 0..600 {
-        let ports = Ports { ranges: many.clone(), ..Ports::default() };
-        policies.pods.extend([pod(number, row(1 + u128::from(number), ports), Isolation::None)]);
+        let ports = Ports {
+            ranges: many.clone(),
+            ..Ports::default()
+        };
+        policies.pods.extend([pod(
+            number,
+            row(1 + u128::from(number), ports),
+            Isolation::None,
+        )]);
     }
-    let peers = (0..600).step_by(2).map(|number| Peers(1 + number)).collect();
-    policies.classes.insert("10.0.0.1/32".parse().expect("a prefix"), Arc::new(Class { peers, ..Class::default() }));
+    let peers = (0..600)
+        .step_by(2)
+        .map(|number| Peers(1 + number))
+        .collect();
+    policies.classes.insert(
+        "10.0.0.1/32".parse().expect("a prefix"),
+        Arc::new(Class {
+            peers,
+            ..Class::default()
+        }),
+    );
     world.bring_to(policies);
     assert!(!world.v4.verdicts.is_empty(), "everything fitted");
     let other: IpAddr = "10.0.0.1".parse().expect("an address");
-    for (number, port, has) in (0..600).flat_map(|n| [(n, 3901, true), (n, 3903, false), (n, 2, true), (n, 0, false)]) {
+    for (number, port, has) in (0..600).flat_map(|n| {
+        [
+            (n, 3901, true),
+            (n, 3903, false),
+            (n, 2, true),
+            (n, 0, false),
+        ]
+    }) {
         let pod = ObjectName::new("shop", &number.to_string());
-        let question = Question { pod, ingress: true, other, protocol: Protocol::TCP, port };
-        assert_eq!(world.answer(&question), has && number % 2 == 0, "{question:?}");
+        let question = Question {
+            pod,
+            ingress: true,
+            other,
+            protocol: Protocol::TCP,
+            port,
+        };
+        assert_eq!(
+            world.answer(&question),
+            has && number % 2 == 0,
+            "{question:?}"
+        );
     }
 }
 
@@ -322,15 +507,43 @@ fn rows_beyond_the_matrix_are_hashed_and_long_sets_are_chained() {
 #[test]
 fn p34_what_cannot_be_represented_is_closed_and_said() {
     let ranges = PortSet::RANGES as u16 * PortSet::CHAIN as u16 + 1;
-    let too_many: Vec<_> = (0..ranges).map(|n| (Protocol::TCP, PortRange { first: 100 * n + 1, last: 100 * n + 2 })).collect();
-    let mut policies = Policies { exist: true, ..Policies::default() };
+    let too_many: Vec<_> = (0..ranges)
+        .map(|n| {
+            (
+                Protocol::TCP,
+                PortRange {
+                    first: 100 * n + 1,
+                    last: 100 * n + 2,
+                },
+            )
+        })
+        .collect();
+    let mut policies = Policies {
+        exist: true,
+        ..Policies::default()
+    };
     policies.pods.extend([
-        pod(0, row(0, Ports { ranges: too_many, ..Ports::default() }), Isolation::None),
+        pod(
+            0,
+            row(
+                0,
+                Ports {
+                    ranges: too_many,
+                    ..Ports::default()
+                },
+            ),
+            Isolation::None,
+        ),
         pod(1, row(0, tcp(80, 80)), Isolation::None),
     ]);
     let mut world = World::default();
     world.bring_to(policies);
-    let closed: Vec<_> = world.tables.closed().iter().map(ToString::to_string).collect();
+    let closed: Vec<_> = world
+        .tables
+        .closed()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(closed, ["shop/0"]);
     let ask = |number: &str, port| Question {
         pod: ObjectName::new("shop", number),
@@ -346,25 +559,50 @@ fn p34_what_cannot_be_represented_is_closed_and_said() {
 /// they open again when there is room.
 #[test]
 fn p34_an_overflow_of_prefixes_closes_the_pods_that_need_them_until_it_ends() {
-    let room = Room { nodes: ROOTS, exact: 1, prefixes: 4, ..Room::default() };
-    let mut world = World { tables: PolicyTables::with_room(room), ..World::default() };
-    let mut policies = Policies { exist: true, ..Policies::default() };
+    let room = Room {
+        nodes: ROOTS,
+        exact: 1,
+        prefixes: 4,
+        ..Room::default()
+    };
+    let mut world = World {
+        tables: PolicyTables::with_room(room),
+        ..World::default()
+    };
+    let mut policies = Policies {
+        exist: true,
+        ..Policies::default()
+    };
     policies.pods.extend([
         pod(0, row(1, tcp(80, 80)), Isolation::None),
         pod(1, Isolation::None, row(2, tcp(80, 80))),
         pod(2, row(0, tcp(80, 80)), Isolation::None),
     ]);
-    let class = |peers| Arc::new(Class { peers: BTreeSet::from([Peers(peers)]), ..Class::default() });
+    let class = |peers| {
+        Arc::new(Class {
+            peers: BTreeSet::from([Peers(peers)]),
+            ..Class::default()
+        })
+    };
     let prefix = |text: &str| text.parse::<IpNet>().expect("a prefix");
     policies.classes.insert(prefix("10.0.0.1/32"), class(2));
     world.bring_to(policies.clone());
-    let closed = |world: &World| world.tables.closed().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let closed = |world: &World| {
+        world
+            .tables
+            .closed()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
     assert_eq!(closed(&world), [""; 0]);
     // There is room for four of IPv6; and for two more of IPv4, beside the block itself and what it has.
     let six = (1..8).map(|n| prefix(&format!("2001:db8:0:{n}::/64")));
     let four = (1..4).map(|n| prefix(&format!("10.0.{n}.0/24")));
     for many in [six.collect::<Vec<_>>(), four.collect()] {
-        policies.classes.extend(many.iter().map(|prefix| (*prefix, class(1))));
+        policies
+            .classes
+            .extend(many.iter().map(|prefix| (*prefix, class(1))));
         world.bring_to(policies.clone());
         world.agrees();
         assert_eq!(closed(&world), ["shop/0"]);
@@ -374,7 +612,8 @@ fn p34_an_overflow_of_prefixes_closes_the_pods_that_need_them_until_it_ends() {
         world.agrees();
         let has_room = many.len() == 3;
         assert_eq!(closed(&world).len(), usize::from(!has_room));
-        many.iter().for_each(|prefix| _ = policies.classes.remove(prefix));
+        many.iter()
+            .for_each(|prefix| _ = policies.classes.remove(prefix));
         world.bring_to(policies.clone());
         world.agrees();
         assert_eq!(closed(&world), [""; 0]);
@@ -384,11 +623,19 @@ fn p34_an_overflow_of_prefixes_closes_the_pods_that_need_them_until_it_ends() {
 /// P34: a row opens again when there is room for its sets of ports.
 #[test]
 fn p34_a_row_without_sets_of_ports_opens_when_others_have_gone() {
-    let mut policies = Policies { exist: true, ..Policies::default() };
-    policies.pods.extend((0..1100).map(|n| pod(n, row(0, tcp(1 + n as u16, 1 + n as u16)), Isolation::None)));
+    let mut policies = Policies {
+        exist: true,
+        ..Policies::default()
+    };
+    policies.pods.extend(
+        (0..1100).map(|n| pod(n, row(0, tcp(1 + n as u16, 1 + n as u16)), Isolation::None)),
+    );
     let mut world = World::default();
     world.bring_to(policies.clone());
-    assert_eq!(world.tables.closed().len(), 1100 - (PortSet::SETS as usize - 2));
+    assert_eq!(
+        world.tables.closed().len(),
+        1100 - (PortSet::SETS as usize - 2)
+    );
     policies.pods.retain(|name, _| name.name.len() > 2);
     world.bring_to(policies);
     (0..6).for_each(|_| world.rest());

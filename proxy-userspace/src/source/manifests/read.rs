@@ -45,13 +45,17 @@ struct File {
 impl Directory {
     /// A directory of which nothing was read yet.
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, files: BTreeMap::new() }
+        Self {
+            dir,
+            files: BTreeMap::new(),
+        }
     }
 
     /// Reads the files anew that have changed. Fails if the directory cannot be listed; what was read before stays.
     pub fn read(&mut self) -> Result<()> {
         let mut paths = BTreeSet::new();
-        list(&self.dir, &mut paths).with_context(|| format!("list directory {}", self.dir.display()))?;
+        list(&self.dir, &mut paths)
+            .with_context(|| format!("list directory {}", self.dir.display()))?;
         self.files.retain(|path, _| paths.contains(path));
         for path in paths {
             match fs::read_to_string(&path) {
@@ -59,7 +63,10 @@ impl Directory {
                     let modified = fs::metadata(&path).and_then(|m| m.modified()).ok();
                     self.take(path, text, modified);
                 }
-                Err(error) => self.files.entry(path.clone()).or_default().broken = Some(unreadable(&path, "", error.to_string())),
+                Err(error) => {
+                    self.files.entry(path.clone()).or_default().broken =
+                        Some(unreadable(&path, "", error.to_string()))
+                }
             }
         }
         Ok(())
@@ -73,12 +80,28 @@ impl Directory {
         }
         match serde_saphyr::from_multiple::<Value>(&text) {
             Ok(documents) => {
-                let objects = documents.into_iter().flat_map(items).filter_map(|document| object(document, modified)).collect();
-                *file = File { text, modified, objects, broken: None };
+                let objects = documents
+                    .into_iter()
+                    .flat_map(items)
+                    .filter_map(|document| object(document, modified))
+                    .collect();
+                *file = File {
+                    text,
+                    modified,
+                    objects,
+                    broken: None,
+                };
             }
             Err(error) => {
-                let place = error.location().map(|l| format!("line {} column {}", l.line(), l.column()));
-                let why = error.to_string().lines().next().unwrap_or_default().to_owned();
+                let place = error
+                    .location()
+                    .map(|l| format!("line {} column {}", l.line(), l.column()));
+                let why = error
+                    .to_string()
+                    .lines()
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned();
                 file.broken = Some(unreadable(&path, &place.unwrap_or_default(), why));
             }
         }
@@ -88,19 +111,27 @@ impl Directory {
     pub fn manifests(&self) -> impl Iterator<Item = &Manifest> {
         let mut known = BTreeSet::new();
         let all = self.files.values().flat_map(|file| &file.objects);
-        all.filter(move |(object, _)| known.insert(object)).filter_map(|(_, manifest)| manifest.as_ref().ok())
+        all.filter(move |(object, _)| known.insert(object))
+            .filter_map(|(_, manifest)| manifest.as_ref().ok())
     }
 
     /// Files and objects that could not be read, and objects that are there twice.
     pub fn problems(&self) -> Vec<Invalid> {
-        let mut problems: Vec<_> = self.files.values().filter_map(|file| file.broken.clone()).collect();
+        let mut problems: Vec<_> = self
+            .files
+            .values()
+            .filter_map(|file| file.broken.clone())
+            .collect();
         let mut first: BTreeMap<&ObjectRef, &Path> = BTreeMap::new();
         for (path, file) in &self.files {
             for (object, manifest) in &file.objects {
                 match first.get(object) {
                     None => _ = first.insert(object, path),
                     Some(other) => {
-                        let why = format!("{object} is in {} already; that one counts", other.display());
+                        let why = format!(
+                            "{object} is in {} already; that one counts",
+                            other.display()
+                        );
                         problems.push(unreadable(path, &object.to_string(), why));
                         continue;
                     }
@@ -116,12 +147,18 @@ impl Directory {
 fn list(dir: &Path, found: &mut BTreeSet<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("read directory {}", dir.display()))? {
         let path = entry?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
+        if path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with('.'))
+        {
             continue;
         }
         if path.is_dir() {
             list(&path, found)?;
-        } else if path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json") {
+        } else if path
+            .extension()
+            .is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
+        {
             found.insert(path);
         }
     }
@@ -129,33 +166,72 @@ fn list(dir: &Path, found: &mut BTreeSet<PathBuf>) -> Result<()> {
 }
 
 fn unreadable(path: &Path, place: &str, why: String) -> Invalid {
-    let object = ObjectRef { kind: Kind::Manifest, name: ObjectName::cluster(&path.display().to_string()) };
-    Invalid { object, field: if place.is_empty() { "the file".to_owned() } else { place.to_owned() }, why }
+    let object = ObjectRef {
+        kind: Kind::Manifest,
+        name: ObjectName::cluster(&path.display().to_string()),
+    };
+    Invalid {
+        object,
+        field: if place.is_empty() {
+            "the file".to_owned()
+        } else {
+            place.to_owned()
+        },
+        why,
+    }
 }
 
 /// The items of a List, or the document itself.
 fn items(mut document: Value) -> Vec<Value> {
     match document.get_mut("items").map(Value::take) {
-        Some(Value::Array(items)) if document["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) => items,
+        Some(Value::Array(items))
+            if document["kind"]
+                .as_str()
+                .is_some_and(|kind| kind.ends_with("List")) =>
+        {
+            items
+        }
         _ => vec![document],
     }
 }
 
 /// An object of a kind that we know, or why it cannot be read. Empty documents and other kinds are none.
-fn object(mut document: Value, modified: Option<SystemTime>) -> Option<(ObjectRef, Result<Manifest, Invalid>)> {
-    let kind = KINDS.into_iter().find(|kind| document["kind"].as_str() == Some(&kind.to_string()))?;
+fn object(
+    mut document: Value,
+    modified: Option<SystemTime>,
+) -> Option<(ObjectRef, Result<Manifest, Invalid>)> {
+    let kind = KINDS
+        .into_iter()
+        .find(|kind| document["kind"].as_str() == Some(&kind.to_string()))?;
     if !matches!(kind, Kind::Node | Kind::Namespace | Kind::ServiceCIDR)
-        && document["metadata"]["namespace"].as_str().is_none_or(str::is_empty)
+        && document["metadata"]["namespace"]
+            .as_str()
+            .is_none_or(str::is_empty)
     {
-        document.get_mut("metadata")?.as_object_mut()?.insert("namespace".to_owned(), "default".into());
+        document
+            .get_mut("metadata")?
+            .as_object_mut()?
+            .insert("namespace".to_owned(), "default".into());
     }
     let metadata = &document["metadata"];
-    let [namespace, name] = ["namespace", "name"].map(|key| metadata[key].as_str().unwrap_or_default());
-    let reference = ObjectRef { kind, name: ObjectName::new(namespace, name) };
+    let [namespace, name] =
+        ["namespace", "name"].map(|key| metadata[key].as_str().unwrap_or_default());
+    let reference = ObjectRef {
+        kind,
+        name: ObjectName::new(namespace, name),
+    };
     let manifest = if name.is_empty() {
-        Err(Invalid { object: reference.clone(), field: "metadata.name".to_owned(), why: "an object needs a name".to_owned() })
+        Err(Invalid {
+            object: reference.clone(),
+            field: "metadata.name".to_owned(),
+            why: "an object needs a name".to_owned(),
+        })
     } else {
-        typed(kind, document, modified).map_err(|(field, why)| Invalid { object: reference.clone(), field, why })
+        typed(kind, document, modified).map_err(|(field, why)| Invalid {
+            object: reference.clone(),
+            field,
+            why,
+        })
     };
     Some((reference, manifest))
 }
@@ -174,7 +250,11 @@ const KINDS: [Kind; 11] = [
     Kind::DaemonSet,
 ];
 
-fn typed(kind: Kind, document: Value, modified: Option<SystemTime>) -> Result<Manifest, (String, String)> {
+fn typed(
+    kind: Kind,
+    document: Value,
+    modified: Option<SystemTime>,
+) -> Result<Manifest, (String, String)> {
     Ok(match kind {
         Kind::Service => Manifest::Service(Box::new(stamped(parse(document)?, modified))),
         Kind::EndpointSlice => other(parse::<EndpointSlice>(with_port_names(document))?),
@@ -186,7 +266,9 @@ fn typed(kind: Kind, document: Value, modified: Option<SystemTime>) -> Result<Ma
         Kind::ReplicaSet => other(parse::<ReplicaSet>(document)?),
         Kind::StatefulSet => other(parse::<StatefulSet>(document)?),
         Kind::DaemonSet => other(parse::<DaemonSet>(document)?),
-        Kind::NetworkPolicy | Kind::Manifest => Manifest::Other(Box::new(k8s::seen_policy(&document))),
+        Kind::NetworkPolicy | Kind::Manifest => {
+            Manifest::Other(Box::new(k8s::seen_policy(&document)))
+        }
     })
 }
 
@@ -202,12 +284,19 @@ fn other<K: Convert>(object: K) -> Manifest {
 }
 
 fn parse<T: DeserializeOwned>(document: Value) -> Result<T, (String, String)> {
-    serde_path_to_error::deserialize(document).map_err(|e| (e.path().to_string(), e.inner().to_string()))
+    serde_path_to_error::deserialize(document)
+        .map_err(|e| (e.path().to_string(), e.inner().to_string()))
 }
 
 /// The API server gives slice ports without a name the empty one.
 fn with_port_names(mut slice: Value) -> Value {
-    for port in slice.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
+    for port in slice
+        .get_mut("ports")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_object_mut)
+    {
         let name = port.entry("name").or_insert_with(|| "".into());
         if name.is_null() {
             *name = "".into();
@@ -222,12 +311,18 @@ mod tests {
 
     fn directory(files: &[(&str, &str)]) -> Directory {
         let mut directory = Directory::new("unused".into());
-        files.iter().for_each(|(path, text)| directory.take(path.into(), (*text).to_owned(), None));
+        files
+            .iter()
+            .for_each(|(path, text)| directory.take(path.into(), (*text).to_owned(), None));
         directory
     }
 
     fn said(directory: &Directory) -> Vec<String> {
-        directory.problems().iter().map(ToString::to_string).collect()
+        directory
+            .problems()
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
 
     #[test]
@@ -236,18 +331,39 @@ mod tests {
             kind: List\nitems:\n- kind: Pod\n  metadata: {name: b, namespace: shop}\n";
         let json = r#"{"kind": "Node", "metadata": {"name": "n"}}"#;
         let directory = directory(&[("a.yaml", yaml), ("b.json", json)]);
-        assert_eq!((directory.manifests().count(), said(&directory).len()), (3, 0));
-        let objects = directory.files.values().flat_map(|f| f.objects.iter().map(|(o, _)| o.to_string()));
-        assert_eq!(objects.collect::<Vec<_>>(), ["Pod default/a", "Pod shop/b", "Node n"]);
+        assert_eq!(
+            (directory.manifests().count(), said(&directory).len()),
+            (3, 0)
+        );
+        let objects = directory
+            .files
+            .values()
+            .flat_map(|f| f.objects.iter().map(|(o, _)| o.to_string()));
+        assert_eq!(
+            objects.collect::<Vec<_>>(),
+            ["Pod default/a", "Pod shop/b", "Node n"]
+        );
     }
 
     #[test]
     fn a_file_that_is_no_yaml_keeps_its_last_good_objects() {
         let mut directory = directory(&[("a.yaml", "kind: Pod\nmetadata: {name: a}\n")]);
-        directory.take("a.yaml".into(), "kind: Pod\nmetadata: {name: [\n".to_owned(), None);
+        directory.take(
+            "a.yaml".into(),
+            "kind: Pod\nmetadata: {name: [\n".to_owned(),
+            None,
+        );
         assert_eq!(directory.manifests().count(), 1);
-        assert!(said(&directory)[0].starts_with("Manifest a.yaml: line "), "{:?}", said(&directory));
-        directory.take("a.yaml".into(), "kind: Pod\nmetadata: {name: a}\n".to_owned(), None);
+        assert!(
+            said(&directory)[0].starts_with("Manifest a.yaml: line "),
+            "{:?}",
+            said(&directory)
+        );
+        directory.take(
+            "a.yaml".into(),
+            "kind: Pod\nmetadata: {name: a}\n".to_owned(),
+            None,
+        );
         assert!(said(&directory).is_empty());
     }
 
@@ -257,7 +373,8 @@ mod tests {
         let directory = directory(&[("a.yaml", yaml)]);
         assert_eq!(directory.manifests().count(), 1);
         assert!(
-            said(&directory)[0].starts_with("Service default/web: spec.ports[0].port: invalid type"),
+            said(&directory)[0]
+                .starts_with("Service default/web: spec.ports[0].port: invalid type"),
             "{:?}",
             said(&directory)
         );
@@ -265,9 +382,14 @@ mod tests {
 
     #[test]
     fn an_object_written_twice_names_both_files() {
-        let directory =
-            directory(&[("a.yaml", "kind: Pod\nmetadata: {name: a}\n"), ("b.yaml", "kind: Pod\nmetadata: {name: a}\n")]);
+        let directory = directory(&[
+            ("a.yaml", "kind: Pod\nmetadata: {name: a}\n"),
+            ("b.yaml", "kind: Pod\nmetadata: {name: a}\n"),
+        ]);
         assert_eq!(directory.manifests().count(), 1);
-        assert_eq!(said(&directory), ["Manifest b.yaml: Pod default/a: Pod default/a is in a.yaml already; that one counts"]);
+        assert_eq!(
+            said(&directory),
+            ["Manifest b.yaml: Pod default/a: Pod default/a is in a.yaml already; that one counts"]
+        );
     }
 }

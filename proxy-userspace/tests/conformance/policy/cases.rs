@@ -84,30 +84,67 @@ pub struct Row {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Fields {
-    V4(String, String, String, u16, Option<u8>, Option<u8>, Option<u8>),
-    Of(String, String, String, u16, Option<u8>, Option<u8>, Option<u8>, u8),
+    V4(
+        String,
+        String,
+        String,
+        u16,
+        Option<u8>,
+        Option<u8>,
+        Option<u8>,
+    ),
+    Of(
+        String,
+        String,
+        String,
+        u16,
+        Option<u8>,
+        Option<u8>,
+        Option<u8>,
+        u8,
+    ),
 }
 
 impl From<Fields> for Row {
     fn from(fields: Fields) -> Self {
         let (from, to, protocol, port, ingress, egress, combined, family) = match fields {
-            Fields::V4(from, to, protocol, port, i, e, c) => (from, to, protocol, port, i, e, c, None),
-            Fields::Of(from, to, protocol, port, i, e, c, family) => (from, to, protocol, port, i, e, c, Some(family == 6)),
+            Fields::V4(from, to, protocol, port, i, e, c) => {
+                (from, to, protocol, port, i, e, c, None)
+            }
+            Fields::Of(from, to, protocol, port, i, e, c, family) => {
+                (from, to, protocol, port, i, e, c, Some(family == 6))
+            }
         };
         let yes = |number: Option<u8>| number.map(|number| number == 1);
-        Self { from, to, protocol, port, ingress: yes(ingress), egress: yes(egress), combined: yes(combined), v6: family }
+        Self {
+            from,
+            to,
+            protocol,
+            port,
+            ingress: yes(ingress),
+            egress: yes(egress),
+            combined: yes(combined),
+            v6: family,
+        }
     }
 }
 
-fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
+    from: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 impl Step {
     /// P10.
     pub fn labels_of_namespace(&self, name: &str) -> BTreeMap<String, String> {
-        let found = self.namespaces.iter().find(|namespace| namespace.name == name);
-        let mut labels = found.and_then(|namespace| namespace.labels.clone()).unwrap_or_default();
+        let found = self
+            .namespaces
+            .iter()
+            .find(|namespace| namespace.name == name);
+        let mut labels = found
+            .and_then(|namespace| namespace.labels.clone())
+            .unwrap_or_default();
         labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
         labels
     }
@@ -126,14 +163,35 @@ impl Step {
         let unknown = || format!("{name} is not there, or has no address of the family");
         if let Some(name) = name.strip_prefix("ext:") {
             let externals = self.externals.iter().flatten();
-            let mut found = externals.filter(|external| external.name == name && external.ip.is_ipv6() == v6);
+            let mut found =
+                externals.filter(|external| external.name == name && external.ip.is_ipv6() == v6);
             let external = found.next().with_context(unknown)?;
-            return Ok(End { pod: None, node: external.node.as_deref(), ip: external.ip });
+            return Ok(End {
+                pod: None,
+                node: external.node.as_deref(),
+                ip: external.ip,
+            });
         }
-        let pod = self.pods.iter().find(|pod| format!("{}/{}", pod.namespace, pod.name) == name).with_context(unknown)?;
-        let ip = *pod.ips.iter().find(|ip| ip.is_ipv6() == v6).with_context(unknown)?;
+        let pod = self
+            .pods
+            .iter()
+            .find(|pod| format!("{}/{}", pod.namespace, pod.name) == name)
+            .with_context(unknown)?;
+        let ip = *pod
+            .ips
+            .iter()
+            .find(|ip| ip.is_ipv6() == v6)
+            .with_context(unknown)?;
         let lives = !matches!(pod.phase.as_str(), "Succeeded" | "Failed");
-        let node = if pod.host_network { pod.node.as_deref() } else { None };
-        Ok(End { pod: Some(pod).filter(|pod| lives && !pod.host_network), node, ip })
+        let node = if pod.host_network {
+            pod.node.as_deref()
+        } else {
+            None
+        };
+        Ok(End {
+            pod: Some(pod).filter(|pod| lives && !pod.host_network),
+            node,
+            ip,
+        })
     }
 }

@@ -30,10 +30,21 @@ pub struct Port<'a> {
 }
 
 /// P1: the destination's side and the source's, of a new connection.
-pub fn verdict(step: &Step, policies: &[NetworkPolicy], from: End, to: End, port: Port) -> (bool, bool) {
-    let own_node = to.pod.is_some_and(|pod| pod.node.is_some() && pod.node.as_deref() == from.node);
+pub fn verdict(
+    step: &Step,
+    policies: &[NetworkPolicy],
+    from: End,
+    to: End,
+    port: Port,
+) -> (bool, bool) {
+    let own_node = to
+        .pod
+        .is_some_and(|pod| pod.node.is_some() && pod.node.as_deref() == from.node);
     let ingress = own_node || allowed(step, policies, Direction::Ingress, to, from, port);
-    (ingress, allowed(step, policies, Direction::Egress, from, to, port))
+    (
+        ingress,
+        allowed(step, policies, Direction::Egress, from, to, port),
+    )
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,7 +54,14 @@ enum Direction {
 }
 
 /// P3, P4: isolated by a policy that selects the pod and names the direction; allowed by any rule of any of these.
-fn allowed(step: &Step, policies: &[NetworkPolicy], direction: Direction, judged: End, other: End, port: Port) -> bool {
+fn allowed(
+    step: &Step,
+    policies: &[NetworkPolicy],
+    direction: Direction,
+    judged: End,
+    other: End,
+    port: Port,
+) -> bool {
     let Some(pod) = judged.pod else { return true };
     let applies = |policy: &&NetworkPolicy| {
         let spec = policy.spec.clone().unwrap_or_default();
@@ -52,42 +70,71 @@ fn allowed(step: &Step, policies: &[NetworkPolicy], direction: Direction, judged
             && names(policy, direction)
     };
     let mut applicable = policies.iter().filter(applies).peekable();
-    applicable.peek().is_none() || applicable.any(|policy| has_rule(step, policy, direction, pod, other, port))
+    applicable.peek().is_none()
+        || applicable.any(|policy| has_rule(step, policy, direction, pod, other, port))
 }
 
 /// P2.
 fn names(policy: &NetworkPolicy, direction: Direction) -> bool {
-    let Some(spec) = &policy.spec else { return direction == Direction::Ingress };
+    let Some(spec) = &policy.spec else {
+        return direction == Direction::Ingress;
+    };
     let types = spec.policy_types.clone().unwrap_or_default();
     let egress_rules = spec.egress.as_ref().is_some_and(|rules| !rules.is_empty());
     match direction {
         Direction::Ingress => types.is_empty() || types.iter().any(|name| name == "Ingress"),
-        Direction::Egress => types.iter().any(|name| name == "Egress") || types.is_empty() && egress_rules,
+        Direction::Egress => {
+            types.iter().any(|name| name == "Egress") || types.is_empty() && egress_rules
+        }
     }
 }
 
 /// P6, P7.
-fn has_rule(step: &Step, policy: &NetworkPolicy, direction: Direction, pod: &Pod, other: End, port: Port) -> bool {
-    let Some(spec) = &policy.spec else { return false };
+fn has_rule(
+    step: &Step,
+    policy: &NetworkPolicy,
+    direction: Direction,
+    pod: &Pod,
+    other: End,
+    port: Port,
+) -> bool {
+    let Some(spec) = &policy.spec else {
+        return false;
+    };
     let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
     let peers = |list: &Option<Vec<NetworkPolicyPeer>>| {
         let list = list.as_deref().unwrap_or_default();
-        list.is_empty() || list.iter().any(|peer| is_peer(step, namespace, peer, other))
+        list.is_empty()
+            || list
+                .iter()
+                .any(|peer| is_peer(step, namespace, peer, other))
     };
     let ports = |list: &Option<Vec<NetworkPolicyPort>>, destination: Option<&Pod>| {
         let list = list.as_deref().unwrap_or_default();
         list.is_empty() || list.iter().any(|wanted| is_port(wanted, destination, port))
     };
     match direction {
-        Direction::Ingress => spec.ingress.iter().flatten().any(|rule| peers(&rule.from) && ports(&rule.ports, Some(pod))),
-        Direction::Egress => spec.egress.iter().flatten().any(|rule| peers(&rule.to) && ports(&rule.ports, other.pod)),
+        Direction::Ingress => spec
+            .ingress
+            .iter()
+            .flatten()
+            .any(|rule| peers(&rule.from) && ports(&rule.ports, Some(pod))),
+        Direction::Egress => spec
+            .egress
+            .iter()
+            .flatten()
+            .any(|rule| peers(&rule.to) && ports(&rule.ports, other.pod)),
     }
 }
 
 /// P8, P10, P11.
 fn is_peer(step: &Step, namespace: &str, peer: &NetworkPolicyPeer, other: End) -> bool {
     if let Some(block) = &peer.ip_block {
-        let excepted = block.except.iter().flatten().any(|except| within(except, other.ip));
+        let excepted = block
+            .except
+            .iter()
+            .flatten()
+            .any(|except| within(except, other.ip));
         return within(&block.cidr, other.ip) && !excepted;
     }
     let Some(pod) = other.pod else { return false };
@@ -98,7 +145,11 @@ fn is_peer(step: &Step, namespace: &str, peer: &NetworkPolicyPeer, other: End) -
         None => pod.namespace == namespace,
         Some(selector) => selects(selector, &step.labels_of_namespace(&pod.namespace)),
     };
-    in_namespace && peer.pod_selector.as_ref().is_none_or(|selector| selects(selector, &pod.labels))
+    in_namespace
+        && peer
+            .pod_selector
+            .as_ref()
+            .is_none_or(|selector| selects(selector, &pod.labels))
 }
 
 /// P13-P16.
@@ -124,7 +175,11 @@ fn is_port(wanted: &NetworkPolicyPort, destination: Option<&Pod>, port: Port) ->
 
 /// P9.
 fn selects(selector: &LabelSelector, labels: &Labels) -> bool {
-    let equal = selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let equal = selector
+        .match_labels
+        .iter()
+        .flatten()
+        .all(|(key, value)| labels.get(key) == Some(value));
     let expressions = selector.match_expressions.iter().flatten().all(|wanted| {
         let values = wanted.values.as_deref().unwrap_or_default();
         match (wanted.operator.as_str(), labels.get(&wanted.key)) {
@@ -140,8 +195,12 @@ fn selects(selector: &LabelSelector, labels: &Labels) -> bool {
 
 /// P12: host bits do not count, leading zeros are decimal, and families do not mix.
 fn within(cidr: &str, ip: IpAddr) -> bool {
-    let Some((addr, bits)) = cidr.trim().split_once('/') else { return false };
-    let octets = |text: &str| -> Option<Vec<u8>> { text.split('.').map(|octet| octet.parse().ok()).collect() };
+    let Some((addr, bits)) = cidr.trim().split_once('/') else {
+        return false;
+    };
+    let octets = |text: &str| -> Option<Vec<u8>> {
+        text.split('.').map(|octet| octet.parse().ok()).collect()
+    };
     let base: Vec<u8> = match addr.parse::<IpAddr>() {
         Ok(IpAddr::V4(addr)) => addr.octets().to_vec(),
         Ok(IpAddr::V6(addr)) => addr.octets().to_vec(),
@@ -154,7 +213,10 @@ fn within(cidr: &str, ip: IpAddr) -> bool {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
-    let Ok(bits) = bits.parse::<usize>() else { return false };
+    let Ok(bits) = bits.parse::<usize>() else {
+        return false;
+    };
     let bit = |bytes: &[u8], at: usize| bytes[at / 8] >> (7 - at % 8) & 1;
-    base.len() == bytes.len() && (0..bits.min(8 * bytes.len())).all(|at| bit(&base, at) == bit(&bytes, at))
+    base.len() == bytes.len()
+        && (0..bits.min(8 * bytes.len())).all(|at| bit(&base, at) == bit(&bytes, at))
 }

@@ -30,9 +30,16 @@ pub struct Tables {
 impl Tables {
     /// Without objects.
     pub fn new(kernel: &mut Kernel) -> Result<Self> {
-        let config = Config { hz: 250, opening_timeout: 30, flags: Config::POLICY, ..Config::default() };
+        let config = Config {
+            hz: 250,
+            opening_timeout: 30,
+            flags: Config::POLICY,
+            ..Config::default()
+        };
         kernel.write(Write::Put(Entry::Config(config)))?;
-        Ok(Self { world: World::new(DEVICE) })
+        Ok(Self {
+            world: World::new(DEVICE),
+        })
     }
 
     /// Hears of a step's objects as an agent would, and writes what they come to.
@@ -49,20 +56,47 @@ impl Tables {
     }
 
     fn write(&self, writes: &[PolicyWrite], kernel: &mut Kernel) -> Result<()> {
-        writes.iter().try_for_each(|write| kernel.write_policy(write))?;
-        let pods = self.world.slots().into_iter().map(|(ip, slot)| (ip, LocalPod { device: DEVICE, slot }));
+        writes
+            .iter()
+            .try_for_each(|write| kernel.write_policy(write))?;
+        let pods = self.world.slots().into_iter().map(|(ip, slot)| {
+            (
+                ip,
+                LocalPod {
+                    device: DEVICE,
+                    slot,
+                },
+            )
+        });
         kernel.put_pods(pods.collect())?;
         kernel.forget_flows()
     }
 
     /// By the tables in the kernel, as `portway explain` asks them.
-    pub fn verdict_of_explain(&self, from: End, to: End, port: Port, kernel: &Kernel) -> Result<(bool, bool)> {
-        let held = kernel.verdicts().held(from.ip, to.ip, protocol(port.protocol), port.number)?;
-        Ok((own_node(from, to) || held.ingress.unwrap_or(true), held.egress.unwrap_or(true)))
+    pub fn verdict_of_explain(
+        &self,
+        from: End,
+        to: End,
+        port: Port,
+        kernel: &Kernel,
+    ) -> Result<(bool, bool)> {
+        let held = kernel
+            .verdicts()
+            .held(from.ip, to.ip, protocol(port.protocol), port.number)?;
+        Ok((
+            own_node(from, to) || held.ingress.unwrap_or(true),
+            held.egress.unwrap_or(true),
+        ))
     }
 
     /// By the loaded programs: the first packet of a connection at the source's device, and at the destination's.
-    pub fn verdict_of_programs(&self, from: End, to: End, port: Port, kernel: &mut Kernel) -> Result<(bool, bool)> {
+    pub fn verdict_of_programs(
+        &self,
+        from: End,
+        to: End,
+        port: Port,
+        kernel: &mut Kernel,
+    ) -> Result<(bool, bool)> {
         let bytes = packet(from.ip, to.ip, port);
         let egress = self.world.rows(from.ip).is_none() || passes(kernel, Hook::FromPod, &bytes)?;
         if self.world.rows(to.ip).is_none() {
@@ -70,7 +104,10 @@ impl Tables {
         }
         let own = own_node(from, to);
         if own {
-            kernel.write(Write::Put(Entry::Address(from.ip, AddressFlags(AddressFlags::HOST))))?;
+            kernel.write(Write::Put(Entry::Address(
+                from.ip,
+                AddressFlags(AddressFlags::HOST),
+            )))?;
         }
         // What passed the source's device is followed, and would be judged as what it is there.
         kernel.forget_flows_of(from.ip, to.ip, protocol(port.protocol), SPORT, port.number)?;
@@ -94,6 +131,10 @@ fn passes(kernel: &mut Kernel, hook: Hook, bytes: &[u8]) -> Result<bool> {
 
 /// The first packet of a connection.
 fn packet(from: IpAddr, to: IpAddr, port: Port) -> Vec<u8> {
-    let segment = Segment::new(protocol(port.protocol), (from, SPORT).into(), (to, port.number).into());
+    let segment = Segment::new(
+        protocol(port.protocol),
+        (from, SPORT).into(),
+        (to, port.number).into(),
+    );
     segment.flags(SYN).payload(&[1; 24]).bytes()
 }

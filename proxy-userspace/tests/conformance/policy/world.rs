@@ -40,7 +40,15 @@ impl World {
         let mut snapshot = Snapshot::default();
         snapshot.settings.node_name = HERE.into();
         let (compiler, tables, known) = Default::default();
-        Self { snapshot, compiler, tables, known, v4: Memory::default(), v6: Memory::default(), device }
+        Self {
+            snapshot,
+            compiler,
+            tables,
+            known,
+            v4: Memory::default(),
+            v6: Memory::default(),
+            device,
+        }
     }
 
     /// Hears of a step's objects as an agent would; gives the writes that they came to.
@@ -53,7 +61,8 @@ impl World {
             self.hear(update, &mut touched);
         }
         let gone: Vec<_> = self.known.difference(&objects).cloned().collect();
-        gone.into_iter().for_each(|object| self.hear(Update::Delete(object), &mut touched));
+        gone.into_iter()
+            .for_each(|object| self.hear(Update::Delete(object), &mut touched));
         self.known = objects;
         let addresses = step.pods.iter().flat_map(|pod| &pod.ips);
         self.snapshot.links.pods = addresses.map(|ip| (*ip, self.device)).collect();
@@ -66,7 +75,10 @@ impl World {
         let mut fresh = Self::new(self.device);
         fresh.bring_to(step)?;
         let (changed, whole) = (self.compiler.policies(), fresh.compiler.policies());
-        ensure!(changed == whole, "step by step the objects came to {changed:?}, from nothing to {whole:?}");
+        ensure!(
+            changed == whole,
+            "step by step the objects came to {changed:?}, from nothing to {whole:?}"
+        );
         Ok(fresh)
     }
 
@@ -74,10 +86,15 @@ impl World {
     pub fn empty(&mut self) -> Result<Vec<PolicyWrite>> {
         let mut touched = Touched::default();
         let known = std::mem::take(&mut self.known);
-        known.into_iter().for_each(|object| self.hear(Update::Delete(object), &mut touched));
+        known
+            .into_iter()
+            .for_each(|object| self.hear(Update::Delete(object), &mut touched));
         let writes = self.write(&touched);
         let left = self.compiler.policies();
-        ensure!(*left == Policies::default(), "without objects there are still {left:?}");
+        ensure!(
+            *left == Policies::default(),
+            "without objects there are still {left:?}"
+        );
         Ok(writes)
     }
 
@@ -91,7 +108,9 @@ impl World {
         let mut writes = self.tables.place(self.compiler.policies(), &delta);
         // Twice: what one step leaves is free before the next.
         writes.extend([(); 2].into_iter().flat_map(|()| self.tables.rest()));
-        writes.iter().for_each(|write| policy_tables::write(write, &mut self.v4, &mut self.v6));
+        writes
+            .iter()
+            .for_each(|write| policy_tables::write(write, &mut self.v4, &mut self.v6));
         writes
     }
 
@@ -110,17 +129,29 @@ impl World {
     pub fn verdict(&self, from: End, to: End, port: Port) -> (bool, bool) {
         let protocol = protocol(port.protocol);
         let allows = |row, other| match other {
-            IpAddr::V4(addr) => allows::<V4, _>(&self.v4, row, &Addr4::from(addr), protocol, port.number),
-            IpAddr::V6(addr) => allows::<V6, _>(&self.v6, row, &Addr6::from(addr), protocol, port.number),
+            IpAddr::V4(addr) => {
+                allows::<V4, _>(&self.v4, row, &Addr4::from(addr), protocol, port.number)
+            }
+            IpAddr::V6(addr) => {
+                allows::<V6, _>(&self.v6, row, &Addr6::from(addr), protocol, port.number)
+            }
         };
-        let ingress = own_node(from, to) || self.rows(to.ip).is_none_or(|rows| allows(rows.ingress, from.ip));
-        (ingress, self.rows(from.ip).is_none_or(|rows| allows(rows.egress, to.ip)))
+        let ingress = own_node(from, to)
+            || self
+                .rows(to.ip)
+                .is_none_or(|rows| allows(rows.ingress, from.ip));
+        (
+            ingress,
+            self.rows(from.ip)
+                .is_none_or(|rows| allows(rows.egress, to.ip)),
+        )
     }
 }
 
 /// P18: whether the source is the destination pod's own node.
 pub fn own_node(from: End, to: End) -> bool {
-    to.pod.is_some_and(|pod| pod.node.is_some() && pod.node.as_deref() == from.node)
+    to.pod
+        .is_some_and(|pod| pod.node.is_some() && pod.node.as_deref() == from.node)
 }
 
 /// A protocol by the name that Kubernetes gives it.

@@ -52,7 +52,11 @@ impl Binaries {
 pub fn version() -> Result<&'static str> {
     GO_MOD
         .lines()
-        .find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes v").map(|_| line.trim()))
+        .find_map(|line| {
+            line.trim()
+                .strip_prefix("k8s.io/kubernetes v")
+                .map(|_| line.trim())
+        })
         .and_then(|line| line.split_whitespace().nth(1))
         .context("find the version of k8s.io/kubernetes in xtask/controlplane/go.mod")
 }
@@ -60,30 +64,50 @@ pub fn version() -> Result<&'static str> {
 fn etcd() -> Result<Program> {
     let path = candidates("etcd").find(|path| path.is_file());
     Ok(Program {
-        path: path.context("find etcd (Debian's package is etcd-server; `cargo xtask setup` installs it)")?,
+        path: path.context(
+            "find etcd (Debian's package is etcd-server; `cargo xtask setup` installs it)",
+        )?,
         chosen_by: None,
     })
 }
 
 fn component(name: &'static str) -> Result<Program> {
     match candidates(name).find(|path| path.is_file() && is_wanted_version(path)) {
-        Some(path) => Ok(Program { path, chosen_by: None }),
-        None => Ok(Program { path: built()?, chosen_by: Some(name) }),
+        Some(path) => Ok(Program {
+            path,
+            chosen_by: None,
+        }),
+        None => Ok(Program {
+            path: built()?,
+            chosen_by: Some(name),
+        }),
     }
 }
 
 fn candidates(name: &str) -> impl Iterator<Item = PathBuf> {
     let assets = env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
-    let path: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
+    let path: Vec<PathBuf> = env::var_os("PATH")
+        .iter()
+        .flat_map(env::split_paths)
+        .collect();
     let name = name.to_owned();
-    assets.into_iter().chain(path).map(move |dir| dir.join(&name))
+    assets
+        .into_iter()
+        .chain(path)
+        .map(move |dir| dir.join(&name))
 }
 
 /// Another minor version behaves otherwise, so it is passed over.
 fn is_wanted_version(path: &Path) -> bool {
     let Ok(wanted) = version() else { return false };
-    let Some((minor, _patch)) = wanted.rsplit_once('.') else { return false };
-    let said = Command::new(path).arg("--version").output().map(|out| out.stdout).unwrap_or_default();
+    let Some((minor, _patch)) = wanted.rsplit_once('.') else {
+        return false;
+    };
+    let said = Command::new(path)
+        .arg("--version")
+        .output()
+        .map(|out| out.stdout)
+        .unwrap_or_default();
     String::from_utf8_lossy(&said).starts_with(&format!("Kubernetes {minor}."))
 }
 
@@ -93,7 +117,8 @@ fn built() -> Result<PathBuf> {
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let binary = dir.join("controlplane");
     // Tests run at once; whoever comes second waits for the first one's build.
-    let lock = File::create(dir.join("lock")).context("create the lock of the control plane's cache")?;
+    let lock =
+        File::create(dir.join("lock")).context("create the lock of the control plane's cache")?;
     lock.lock().context("lock the control plane's cache")?;
     if !binary.is_file() {
         build(&dir, &binary)?;
@@ -107,20 +132,34 @@ fn build(dir: &Path, binary: &Path) -> Result<()> {
         "building kube-apiserver, kube-controller-manager and kube-proxy {version} from Go modules, once: some minutes, 3 GB of Go's caches"
     );
     for (name, text) in [("go.mod", GO_MOD), ("go.sum", GO_SUM), ("main.go", MAIN_GO)] {
-        fs::write(dir.join(name), text).with_context(|| format!("write {name} to {}", dir.display()))?;
+        fs::write(dir.join(name), text)
+            .with_context(|| format!("write {name} to {}", dir.display()))?;
     }
     let unfinished = binary.with_extension("unfinished");
     let status = Command::new(go()?)
-        .args(["build", "-trimpath", "-tags=grpcnotrace", "-gcflags=all=-dwarf=false"])
+        .args([
+            "build",
+            "-trimpath",
+            "-tags=grpcnotrace",
+            "-gcflags=all=-dwarf=false",
+        ])
         .arg(format!("-ldflags={}", linker_flags(version)))
         .arg("-o")
         .arg(&unfinished)
         .arg(".")
         .current_dir(dir)
-        .envs([("CGO_ENABLED", "0"), ("GOWORK", "off"), ("GOFLAGS", "-mod=readonly -buildvcs=false")])
+        .envs([
+            ("CGO_ENABLED", "0"),
+            ("GOWORK", "off"),
+            ("GOFLAGS", "-mod=readonly -buildvcs=false"),
+        ])
         .status()
         .context("run go build")?;
-    ensure!(status.success(), "go build of the control plane in {} failed: {status}", dir.display());
+    ensure!(
+        status.success(),
+        "go build of the control plane in {} failed: {status}",
+        dir.display()
+    );
     fs::rename(&unfinished, binary).context("put the control plane's binary into the cache")
 }
 
@@ -128,8 +167,13 @@ fn build(dir: &Path, binary: &Path) -> Result<()> {
 fn linker_flags(version: &str) -> String {
     let package = "k8s.io/component-base/version";
     let mut numbers = version.trim_start_matches('v').split('.');
-    let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-    format!("-s -w -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}")
+    let (major, minor) = (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    );
+    format!(
+        "-s -w -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
+    )
 }
 
 /// The host's, or a newer one that setup brings: only here, because where Kubernetes' programs are found Go is not needed.
@@ -143,11 +187,18 @@ fn cache_dir() -> Result<PathBuf> {
         return Ok(PathBuf::from(dir));
     }
     let home = env::home_dir().context("find the home directory (or set PORTWAY_CACHE)")?;
-    Ok(env::var_os("XDG_CACHE_HOME").map_or(home.join(".cache"), PathBuf::from).join("portway"))
+    Ok(env::var_os("XDG_CACHE_HOME")
+        .map_or(home.join(".cache"), PathBuf::from)
+        .join("portway"))
 }
 
 fn fingerprint() -> String {
     let all = [GO_MOD, GO_SUM, MAIN_GO].concat();
     let digest = ring::digest::digest(&ring::digest::SHA256, all.as_bytes());
-    digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .as_ref()
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

@@ -71,26 +71,48 @@ impl Client {
     /// file `netns`.
     pub fn new(url: &str, ca: &Path, token: &str, netns: &Path) -> Result<Self> {
         let pem = std::fs::read(ca).with_context(|| format!("read {}", ca.display()))?;
-        let authority = Certificate::from_pem(&pem).with_context(|| format!("parse {}", ca.display()))?;
-        let tls = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[authority])).build();
-        let config = Agent::config_builder().tls_config(tls).http_status_as_error(false).proxy(None);
-        let agent = config.timeout_global(Some(Duration::from_secs(30))).build().new_agent();
+        let authority =
+            Certificate::from_pem(&pem).with_context(|| format!("parse {}", ca.display()))?;
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::new_with_certs(&[authority]))
+            .build();
+        let config = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false)
+            .proxy(None);
+        let agent = config
+            .timeout_global(Some(Duration::from_secs(30)))
+            .build()
+            .new_agent();
         let (url, token, netns) = (url.to_owned(), token.to_owned(), netns.to_owned());
-        Ok(Self { agent, url, token, netns, resources: Mutex::default() })
+        Ok(Self {
+            agent,
+            url,
+            token,
+            netns,
+            resources: Mutex::default(),
+        })
     }
 
     /// Creates the object or makes it what `object` says; fields that the server does not know are an error. Returns what the server keeps.
     pub fn apply(&self, object: &Value) -> Result<Value> {
         let target = ObjectRef::of(object)?;
-        let path = format!("{}?fieldManager=lab&force=true&fieldValidation=Strict", self.path(&target)?);
-        self.send(Method::PATCH, &path, Body::Apply(object)).with_context(|| format!("apply {target}"))
+        let path = format!(
+            "{}?fieldManager=lab&force=true&fieldValidation=Strict",
+            self.path(&target)?
+        );
+        self.send(Method::PATCH, &path, Body::Apply(object))
+            .with_context(|| format!("apply {target}"))
     }
 
     /// Applies every document of a YAML text, in order.
     pub fn apply_yaml(&self, yaml: &str) -> Result<Vec<Value>> {
-        let documents =
-            serde_norway::Deserializer::from_str(yaml).map(|document| Value::deserialize(document).context("parse YAML"));
-        documents.filter(|document| !matches!(document, Ok(Value::Null))).map(|document| self.apply(&document?)).collect()
+        let documents = serde_norway::Deserializer::from_str(yaml)
+            .map(|document| Value::deserialize(document).context("parse YAML"));
+        documents
+            .filter(|document| !matches!(document, Ok(Value::Null)))
+            .map(|document| self.apply(&document?))
+            .collect()
     }
 
     /// The object, or None if there is none.
@@ -102,13 +124,30 @@ impl Client {
     }
 
     /// The objects of a kind, in one namespace or all, that have the labels of `selector` (`a=b,c=d`, or empty for all).
-    pub fn list(&self, api_version: &str, kind: &str, namespace: Option<&str>, selector: &str) -> Result<Vec<Value>> {
+    pub fn list(
+        &self,
+        api_version: &str,
+        kind: &str,
+        namespace: Option<&str>,
+        selector: &str,
+    ) -> Result<Vec<Value>> {
         let resource = self.resource(api_version, kind)?;
-        let place = namespace.map(|namespace| format!("/namespaces/{namespace}")).unwrap_or_default();
+        let place = namespace
+            .map(|namespace| format!("/namespaces/{namespace}"))
+            .unwrap_or_default();
         let selector = selector.replace('=', "%3D").replace(',', "%2C");
-        let path = format!("{}{place}/{}?labelSelector={selector}", root(api_version), resource.name);
-        let mut list = self.send(Method::GET, &path, Body::None).with_context(|| format!("list {kind}"))?;
-        let mut items = list["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        let path = format!(
+            "{}{place}/{}?labelSelector={selector}",
+            root(api_version),
+            resource.name
+        );
+        let mut list = self
+            .send(Method::GET, &path, Body::None)
+            .with_context(|| format!("list {kind}"))?;
+        let mut items = list["items"]
+            .as_array_mut()
+            .map(std::mem::take)
+            .unwrap_or_default();
         // The items of a list do not say what they are.
         for item in &mut items {
             item["apiVersion"] = json!(api_version);
@@ -119,31 +158,47 @@ impl Client {
 
     /// Merges `change` into the object (RFC 7386: null removes a field, a list is replaced).
     pub fn patch(&self, target: &ObjectRef, change: &Value) -> Result<Value> {
-        self.send(Method::PATCH, &self.path(target)?, Body::Merge(change)).with_context(|| format!("patch {target}"))
+        self.send(Method::PATCH, &self.path(target)?, Body::Merge(change))
+            .with_context(|| format!("patch {target}"))
     }
 
     /// Merges `status` into the object's status.
     pub fn patch_status(&self, target: &ObjectRef, status: &Value) -> Result<Value> {
         let path = format!("{}/status", self.path(target)?);
         let change = json!({ "status": status });
-        self.send(Method::PATCH, &path, Body::Merge(&change)).with_context(|| format!("patch the status of {target}"))
+        self.send(Method::PATCH, &path, Body::Merge(&change))
+            .with_context(|| format!("patch the status of {target}"))
     }
 
     /// Watches one object from now on: `heed` gets each event, an object with `type` and `object`, as soon as it can be read, until it breaks.
     ///
     /// # Errors
     /// If the server ends the watch first.
-    pub fn watch(&self, target: &ObjectRef, mut heed: impl FnMut(&Value) -> ControlFlow<()> + Send) -> Result<()> {
+    pub fn watch(
+        &self,
+        target: &ObjectRef,
+        mut heed: impl FnMut(&Value) -> ControlFlow<()> + Send,
+    ) -> Result<()> {
         let path = self.path(target)?;
         let (list, name) = path.rsplit_once('/').context("split a path")?;
-        let url = format!("{}{list}?watch=true&fieldSelector=metadata.name%3D{name}", self.url);
+        let url = format!(
+            "{}{list}?watch=true&fieldSelector=metadata.name%3D{name}",
+            self.url
+        );
         let talk = || {
             enter(&self.netns)?;
-            let request = Request::get(url).header("Authorization", format!("Bearer {}", self.token));
-            let request = self.agent.configure_request(request.body(()).context("write a request")?);
-            let mut answer = self.agent.run(request.timeout_global(None).build()).context("start a watch")?;
+            let request =
+                Request::get(url).header("Authorization", format!("Bearer {}", self.token));
+            let request = self
+                .agent
+                .configure_request(request.body(()).context("write a request")?);
+            let mut answer = self
+                .agent
+                .run(request.timeout_global(None).build())
+                .context("start a watch")?;
             for line in BufReader::new(answer.body_mut().as_reader()).lines() {
-                let event = serde_json::from_str(&line.context("read a watch")?).context("parse an event")?;
+                let event = serde_json::from_str(&line.context("read a watch")?)
+                    .context("parse an event")?;
                 if heed(&event).is_break() {
                     return Ok(());
                 }
@@ -156,7 +211,8 @@ impl Client {
     /// Posts to a subresource, such as `token` or `binding`.
     pub fn post(&self, target: &ObjectRef, subresource: &str, object: &Value) -> Result<Value> {
         let path = format!("{}/{subresource}", self.path(target)?);
-        self.send(Method::POST, &path, Body::Json(object)).with_context(|| format!("post {subresource} of {target}"))
+        self.send(Method::POST, &path, Body::Json(object))
+            .with_context(|| format!("post {subresource} of {target}"))
     }
 
     /// Removes the object at once; one that is not there is fine.
@@ -166,9 +222,15 @@ impl Client {
 
     /// Asks for the object's end; a Pod that runs is then terminating, until the kubelet finishes it.
     pub fn delete_after(&self, target: &ObjectRef, grace: Duration) -> Result<()> {
-        let path = format!("{}?gracePeriodSeconds={}&propagationPolicy=Background", self.path(target)?, grace.as_secs());
+        let path = format!(
+            "{}?gracePeriodSeconds={}&propagationPolicy=Background",
+            self.path(target)?,
+            grace.as_secs()
+        );
         match self.send(Method::DELETE, &path, Body::None) {
-            Err(error) if !is_not_found(&error) => Err(error).with_context(|| format!("delete {target}")),
+            Err(error) if !is_not_found(&error) => {
+                Err(error).with_context(|| format!("delete {target}"))
+            }
             _ => Ok(()),
         }
     }
@@ -176,18 +238,38 @@ impl Client {
     /// What the server answers to GET of any path, as text.
     pub fn raw(&self, path: &str) -> Result<String> {
         let (status, text) = self.exchange(Method::GET, path, &Body::None)?;
-        if status == 200 { Ok(text) } else { Err(Refused { status, message: text }.into()) }
+        if status == 200 {
+            Ok(text)
+        } else {
+            Err(Refused {
+                status,
+                message: text,
+            }
+            .into())
+        }
     }
 
     fn path(&self, target: &ObjectRef) -> Result<String> {
         let resource = self.resource(&target.api_version, &target.kind)?;
         let namespace = target.namespace.as_deref().unwrap_or("default");
-        let place = if resource.namespaced { format!("/namespaces/{namespace}") } else { String::new() };
-        Ok(format!("{}{place}/{}/{}", root(&target.api_version), resource.name, target.name))
+        let place = if resource.namespaced {
+            format!("/namespaces/{namespace}")
+        } else {
+            String::new()
+        };
+        Ok(format!(
+            "{}{place}/{}/{}",
+            root(&target.api_version),
+            resource.name,
+            target.name
+        ))
     }
 
     fn resource(&self, api_version: &str, kind: &str) -> Result<Resource> {
-        let mut known = self.resources.lock().expect("no holder of this lock panics");
+        let mut known = self
+            .resources
+            .lock()
+            .expect("no holder of this lock panics");
         if !known.contains_key(api_version) {
             let served = self
                 .send(Method::GET, &root(api_version), Body::None)
@@ -198,8 +280,13 @@ impl Client {
             );
         }
         // A subresource such as pods/status has the kind of its object.
-        let mut of_kind = known[api_version].iter().filter(|resource| resource.kind == kind && !resource.name.contains('/'));
-        of_kind.next().cloned().with_context(|| format!("the API server has no kind {kind} in {api_version}"))
+        let mut of_kind = known[api_version]
+            .iter()
+            .filter(|resource| resource.kind == kind && !resource.name.contains('/'));
+        of_kind
+            .next()
+            .cloned()
+            .with_context(|| format!("the API server has no kind {kind} in {api_version}"))
     }
 
     fn send(&self, method: Method, path: &str, body: Body) -> Result<Value> {
@@ -208,7 +295,9 @@ impl Client {
         if (200..300).contains(&status) {
             return Ok(answer);
         }
-        let message = answer["message"].as_str().map_or_else(|| answer.to_string(), str::to_owned);
+        let message = answer["message"]
+            .as_str()
+            .map_or_else(|| answer.to_string(), str::to_owned);
         Err(Refused { status, message }.into())
     }
 
@@ -216,19 +305,32 @@ impl Client {
     fn exchange(&self, method: Method, path: &str, body: &Body) -> Result<(u16, String)> {
         let talk = || {
             enter(&self.netns)?;
-            let request = Request::builder().method(method).uri(format!("{}{path}", self.url));
-            let request =
-                request.header("Authorization", format!("Bearer {}", self.token)).header("Accept", "application/json, */*");
+            let request = Request::builder()
+                .method(method)
+                .uri(format!("{}{path}", self.url));
+            let request = request
+                .header("Authorization", format!("Bearer {}", self.token))
+                .header("Accept", "application/json, */*");
             let answer = match body.encoded() {
                 None => self.agent.run(request.body(()).context("write a request")?),
-                Some((kind, text)) => self.agent.run(request.header("Content-Type", kind).body(text).context("write a request")?),
+                Some((kind, text)) => self.agent.run(
+                    request
+                        .header("Content-Type", kind)
+                        .body(text)
+                        .context("write a request")?,
+                ),
             };
             let mut answer = answer.with_context(|| format!("talk to {}", self.url))?;
-            let text =
-                answer.body_mut().with_config().limit(1 << 30).read_to_string().context("read an answer of the API server")?;
+            let text = answer
+                .body_mut()
+                .with_config()
+                .limit(1 << 30)
+                .read_to_string()
+                .context("read an answer of the API server")?;
             Ok((answer.status().as_u16(), text))
         };
-        thread::scope(|scope| scope.spawn(talk).join()).map_err(|_| anyhow!("a request to the API server panicked"))?
+        thread::scope(|scope| scope.spawn(talk).join())
+            .map_err(|_| anyhow!("a request to the API server panicked"))?
     }
 }
 
@@ -236,18 +338,35 @@ impl ObjectRef {
     /// An object in a namespace.
     pub fn namespaced(api_version: &str, kind: &str, namespace: &str, name: &str) -> Self {
         let (api_version, kind) = (api_version.to_owned(), kind.to_owned());
-        Self { api_version, kind, namespace: Some(namespace.to_owned()), name: name.to_owned() }
+        Self {
+            api_version,
+            kind,
+            namespace: Some(namespace.to_owned()),
+            name: name.to_owned(),
+        }
     }
 
     /// An object of the whole cluster.
     pub fn cluster(api_version: &str, kind: &str, name: &str) -> Self {
-        Self { api_version: api_version.to_owned(), kind: kind.to_owned(), namespace: None, name: name.to_owned() }
+        Self {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+            namespace: None,
+            name: name.to_owned(),
+        }
     }
 
     /// The name of an object at hand.
     pub fn of(object: &Value) -> Result<Self> {
-        let field = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-        let need = |pointer: &str| field(pointer).with_context(|| format!("an object has no {pointer}: {object}"));
+        let field = |pointer: &str| {
+            object
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+        };
+        let need = |pointer: &str| {
+            field(pointer).with_context(|| format!("an object has no {pointer}: {object}"))
+        };
         Ok(Self {
             api_version: need("/apiVersion")?,
             kind: need("/kind")?,
@@ -268,7 +387,11 @@ impl fmt::Display for ObjectRef {
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "the API server answered {}: {}", self.status, self.message)
+        write!(
+            f,
+            "the API server answered {}: {}",
+            self.status, self.message
+        )
     }
 }
 
@@ -286,7 +409,11 @@ impl Body<'_> {
 }
 
 /// Asks `probe` until it has an answer; an error of its ends the waiting at once.
-pub fn wait_for<T>(what: &str, patience: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait_for<T>(
+    what: &str,
+    patience: Duration,
+    mut probe: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(found) = probe().with_context(|| format!("wait for {what}"))? {
@@ -300,11 +427,17 @@ pub fn wait_for<T>(what: &str, patience: Duration, mut probe: impl FnMut() -> Re
 }
 
 fn is_not_found(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404)
+    error
+        .downcast_ref::<Refused>()
+        .is_some_and(|refused| refused.status == 404)
 }
 
 fn root(api_version: &str) -> String {
-    if api_version.contains('/') { format!("/apis/{api_version}") } else { format!("/api/{api_version}") }
+    if api_version.contains('/') {
+        format!("/apis/{api_version}")
+    } else {
+        format!("/api/{api_version}")
+    }
 }
 
 /// Moves this thread, and no other, into a network namespace.

@@ -56,13 +56,18 @@ pub struct Kubelet<'a> {
 impl<'a> Kubelet<'a> {
     /// Registers the node, ready, or updates it.
     pub fn register(client: &'a Client, node: &NodeSpec) -> Result<Self> {
-        let kubelet = Self { client, node: node.clone() };
+        let kubelet = Self {
+            client,
+            node: node.clone(),
+        };
         let mut spec = json!({});
         if let Some(first) = node.pod_cidrs.first() {
             spec = json!({ "podCIDR": first, "podCIDRs": node.pod_cidrs });
         }
         let metadata = json!({ "name": node.name, "labels": node.labels });
-        client.apply(&json!({ "apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec }))?;
+        client.apply(
+            &json!({ "apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec }),
+        )?;
         client.patch_status(&kubelet.node_ref(), &node_status(node))?;
         Ok(kubelet)
     }
@@ -70,7 +75,10 @@ impl<'a> Kubelet<'a> {
     /// Creates `pod`, any Pod object, on this node, running and ready with the addresses `ips`.
     pub fn run(&self, pod: &Value, ips: &[IpAddr]) -> Result<ObjectRef> {
         let mut pod = pod.clone();
-        let spec = pod.get_mut("spec").and_then(Value::as_object_mut).context("find the spec of a Pod")?;
+        let spec = pod
+            .get_mut("spec")
+            .and_then(Value::as_object_mut)
+            .context("find the spec of a Pod")?;
         spec.insert("nodeName".to_owned(), json!(self.node.name));
         let target = ObjectRef::of(&pod)?;
         self.client.apply(&pod)?;
@@ -88,7 +96,9 @@ impl<'a> Kubelet<'a> {
 
     /// Posts what the readiness probe says now.
     pub fn set_readiness(&self, pod: &ObjectRef, readiness: Readiness) -> Result<()> {
-        self.client.patch_status(pod, &json!({ "conditions": conditions(readiness) })).map(drop)
+        self.client
+            .patch_status(pod, &json!({ "conditions": conditions(readiness) }))
+            .map(drop)
     }
 
     /// Asks the pod to end; it stays, terminating, until `finish` or until `grace` is over and nobody cares.
@@ -140,20 +150,40 @@ impl PodSpec {
 
 /// The pods that wait for a node, and that nobody is deleting.
 pub fn pending_pods(client: &Client) -> Result<Vec<Value>> {
-    let waits = |pod: &Value| pod.pointer("/spec/nodeName").is_none() && pod.pointer("/metadata/deletionTimestamp").is_none();
+    let waits = |pod: &Value| {
+        pod.pointer("/spec/nodeName").is_none()
+            && pod.pointer("/metadata/deletionTimestamp").is_none()
+    };
     let mut pods = client.list("v1", "Pod", None, "")?;
     pods.retain(waits);
     Ok(pods)
 }
 
 fn node_status(node: &NodeSpec) -> Value {
-    let addresses = node.addresses.iter().map(|address| json!({ "type": "InternalIP", "address": address }));
-    let addresses: Vec<Value> = addresses.chain([json!({ "type": "Hostname", "address": node.name })]).collect();
+    let addresses = node
+        .addresses
+        .iter()
+        .map(|address| json!({ "type": "InternalIP", "address": address }));
+    let addresses: Vec<Value> = addresses
+        .chain([json!({ "type": "Hostname", "address": node.name })])
+        .collect();
     json!({ "addresses": addresses, "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }] })
 }
 
 fn conditions(readiness: Readiness) -> Value {
-    let ready = if readiness == Readiness::Ready { "True" } else { "False" };
-    let states = [("PodScheduled", "True"), ("Initialized", "True"), ("ContainersReady", ready), ("Ready", ready)];
-    states.iter().map(|(kind, status)| json!({ "type": kind, "status": status })).collect()
+    let ready = if readiness == Readiness::Ready {
+        "True"
+    } else {
+        "False"
+    };
+    let states = [
+        ("PodScheduled", "True"),
+        ("Initialized", "True"),
+        ("ContainersReady", ready),
+        ("Ready", ready),
+    ];
+    states
+        .iter()
+        .map(|(kind, status)| json!({ "type": kind, "status": status }))
+        .collect()
 }

@@ -89,21 +89,47 @@ impl ControlPlane {
     /// Starts one, and returns when the API server says that it is ready and the Service `kubernetes` is there.
     pub fn start(spec: &ControlPlaneSpec) -> Result<Self> {
         let binaries = Binaries::find()?;
-        let dir =
-            tempfile::Builder::new().prefix("portway-controlplane-").tempdir().context("create the control plane's directory")?;
+        let dir = tempfile::Builder::new()
+            .prefix("portway-controlplane-")
+            .tempdir()
+            .context("create the control plane's directory")?;
         let pki = Pki::create(dir.path(), &server_names(spec))?;
-        fs::write(dir.path().join("tokens.csv"), tokens()).context("write the control plane's users")?;
+        fs::write(dir.path().join("tokens.csv"), tokens())
+            .context("write the control plane's users")?;
         let url = url(spec);
         let client = Client::new(&url, &pki.ca, ADMIN_TOKEN, &spec.netns)?;
         let log = |name: &str| dir.path().join(name).with_extension("log");
 
-        let etcd = Daemon::spawn(&binaries.etcd, &etcd_args(dir.path()), &spec.netns, &log("etcd"))?;
-        let apiserver =
-            Daemon::spawn(&binaries.apiserver, &apiserver_args(spec, &pki, dir.path()), &spec.netns, &log("apiserver"))?;
+        let etcd = Daemon::spawn(
+            &binaries.etcd,
+            &etcd_args(dir.path()),
+            &spec.netns,
+            &log("etcd"),
+        )?;
+        let apiserver = Daemon::spawn(
+            &binaries.apiserver,
+            &apiserver_args(spec, &pki, dir.path()),
+            &spec.netns,
+            &log("apiserver"),
+        )?;
         let admin = write_kubeconfig(dir.path(), "admin", &url, &pki.ca, ADMIN_TOKEN)?;
-        let manager = Daemon::spawn(&binaries.controller_manager, &manager_args(&admin), &spec.netns, &log("manager"))?;
+        let manager = Daemon::spawn(
+            &binaries.controller_manager,
+            &manager_args(&admin),
+            &spec.netns,
+            &log("manager"),
+        )?;
         let spec = spec.clone();
-        let mut plane = Self { manager, apiserver: Some(apiserver), etcd, client, pki, binaries, spec, dir };
+        let mut plane = Self {
+            manager,
+            apiserver: Some(apiserver),
+            etcd,
+            client,
+            pki,
+            binaries,
+            spec,
+            dir,
+        };
         plane.wait_until_ready()?;
         Ok(plane)
     }
@@ -138,9 +164,10 @@ impl ControlPlane {
         let (file, token) = match user {
             User::Admin => ("admin".to_owned(), ADMIN_TOKEN.to_owned()),
             User::KubeProxy => ("kube-proxy".to_owned(), PROXY_TOKEN.to_owned()),
-            User::ServiceAccount { namespace, name } => {
-                (format!("{namespace}-{name}"), self.service_account_token(namespace, name)?)
-            }
+            User::ServiceAccount { namespace, name } => (
+                format!("{namespace}-{name}"),
+                self.service_account_token(namespace, name)?,
+            ),
         };
         write_kubeconfig(self.dir.path(), &file, &self.url(), &self.pki.ca, &token)
     }
@@ -148,10 +175,12 @@ impl ControlPlane {
     /// A token of a service account, valid for an hour.
     pub fn service_account_token(&self, namespace: &str, name: &str) -> Result<String> {
         let account = ObjectRef::namespaced("v1", "ServiceAccount", namespace, name);
-        let request =
-            json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": { "expirationSeconds": 3600 } });
+        let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": { "expirationSeconds": 3600 } });
         let answer = self.client.post(&account, "token", &request)?;
-        answer["status"]["token"].as_str().map(str::to_owned).context("read the token of a service account")
+        answer["status"]["token"]
+            .as_str()
+            .map(str::to_owned)
+            .context("read the token of a service account")
     }
 
     /// Kills the API server; etcd and the controllers stay.
@@ -169,8 +198,12 @@ impl ControlPlane {
     /// Starts the API server again, and returns when it is ready.
     pub fn start_apiserver(&mut self) -> Result<()> {
         let args = apiserver_args(&self.spec, &self.pki, self.dir.path());
-        self.apiserver =
-            Some(Daemon::spawn(&self.binaries.apiserver, &args, &self.spec.netns, &self.dir.path().join("apiserver.log"))?);
+        self.apiserver = Some(Daemon::spawn(
+            &self.binaries.apiserver,
+            &args,
+            &self.spec.netns,
+            &self.dir.path().join("apiserver.log"),
+        )?);
         self.wait_until_ready()
     }
 
@@ -179,15 +212,24 @@ impl ControlPlane {
         wait_for("the API server", PATIENCE, || {
             // On a busy machine it gives up on an API server that is not healthy within ten seconds.
             if self.manager.ended()?.is_some() {
-                let (args, log) = (manager_args(&self.dir.path().join("admin.kubeconfig")), self.dir.path().join("manager.log"));
-                self.manager = Daemon::spawn(&self.binaries.controller_manager, &args, &self.spec.netns, &log)?;
+                let (args, log) = (
+                    manager_args(&self.dir.path().join("admin.kubeconfig")),
+                    self.dir.path().join("manager.log"),
+                );
+                self.manager = Daemon::spawn(
+                    &self.binaries.controller_manager,
+                    &args,
+                    &self.spec.netns,
+                    &log,
+                )?;
             }
             for daemon in self.apiserver.iter_mut().chain([&mut self.etcd]) {
                 if let Some(status) = daemon.ended()? {
                     bail!("{status}; {}", daemon.last_words());
                 }
             }
-            let ready = self.client.raw("/readyz").is_ok() && self.client.get(&own).is_ok_and(|found| found.is_some());
+            let ready = self.client.raw("/readyz").is_ok()
+                && self.client.get(&own).is_ok_and(|found| found.is_some());
             Ok(ready.then_some(()))
         })
     }
@@ -205,8 +247,19 @@ fn server_names(spec: &ControlPlaneSpec) -> Vec<String> {
         .filter_map(|range| range.hosts().next())
         .chain([spec.address])
         .map(|address| address.to_string());
-    let names = ["localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
-    names.into_iter().map(str::to_owned).chain(addresses).collect()
+    let names = [
+        "localhost",
+        "127.0.0.1",
+        "::1",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+    ];
+    names
+        .into_iter()
+        .map(str::to_owned)
+        .chain(addresses)
+        .collect()
 }
 
 /// The static users: token, name, id, groups.
@@ -238,8 +291,14 @@ fn apiserver_args(spec: &ControlPlaneSpec, pki: &Pki, dir: &Path) -> Vec<String>
         format!("--service-cluster-ip-range={}", ranges.join(",")),
         format!("--tls-cert-file={}", pki.serving_cert.display()),
         format!("--tls-private-key-file={}", pki.serving_key.display()),
-        format!("--service-account-key-file={}", pki.accounts_public.display()),
-        format!("--service-account-signing-key-file={}", pki.accounts_key.display()),
+        format!(
+            "--service-account-key-file={}",
+            pki.accounts_public.display()
+        ),
+        format!(
+            "--service-account-signing-key-file={}",
+            pki.accounts_key.display()
+        ),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         format!("--token-auth-file={}", dir.join("tokens.csv").display()),
         format!("--cert-dir={}", dir.display()),
@@ -268,7 +327,8 @@ fn manager_args(kubeconfig: &Path) -> Vec<String> {
 fn write_kubeconfig(dir: &Path, name: &str, url: &str, ca: &Path, token: &str) -> Result<PathBuf> {
     let path = dir.join(format!("{name}.kubeconfig"));
     // JSON is YAML.
-    fs::write(&path, format!("{:#}\n", kubeconfig(url, ca, token))).with_context(|| format!("write {}", path.display()))?;
+    fs::write(&path, format!("{:#}\n", kubeconfig(url, ca, token)))
+        .with_context(|| format!("write {}", path.display()))?;
     Ok(path)
 }
 

@@ -5,7 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 
 /// The files of one control plane's keys.
 #[derive(Debug)]
@@ -34,10 +37,17 @@ impl Pki {
         };
         let authority_key = KeyPair::generate().context("generate the authority's key")?;
         let authority = authority_params().context("describe the authority")?;
-        let certificate = authority.self_signed(&authority_key).context("sign the authority's certificate")?;
+        let certificate = authority
+            .self_signed(&authority_key)
+            .context("sign the authority's certificate")?;
         let serving_key = KeyPair::generate().context("generate the API server's key")?;
         let serving = serving_params(names)
-            .and_then(|params| params.signed_by(&serving_key, &Issuer::from_params(&authority, &authority_key)))
+            .and_then(|params| {
+                params.signed_by(
+                    &serving_key,
+                    &Issuer::from_params(&authority, &authority_key),
+                )
+            })
             .context("sign the API server's certificate")?;
         let accounts_key = KeyPair::generate().context("generate the service accounts' key")?;
         write(&pki.ca, &certificate.pem())?;
@@ -51,15 +61,22 @@ impl Pki {
 
 fn authority_params() -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(Vec::new())?;
-    params.distinguished_name.push(DnType::CommonName, "lab authority");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "lab authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     Ok(params)
 }
 
 fn serving_params(names: &[String]) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(names)?;
-    params.distinguished_name.push(DnType::CommonName, "kube-apiserver");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "kube-apiserver");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     Ok(params)
 }

@@ -24,19 +24,36 @@ pub struct Daemon {
 impl Daemon {
     /// Starts `program` in the network namespace of the file `netns`; both its outputs go to `log`.
     pub fn spawn(program: &Program, args: &[String], netns: &Path, log: &Path) -> Result<Self> {
-        let name = program.chosen_by.map_or_else(|| program.path.display().to_string(), str::to_owned);
+        let name = program
+            .chosen_by
+            .map_or_else(|| program.path.display().to_string(), str::to_owned);
         let output = File::create(log).with_context(|| format!("create {}", log.display()))?;
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "nsenter"]).arg(format!("--net={}", netns.display()));
-        command.arg(&program.path).args(program.chosen_by).args(args);
-        command.stdin(Stdio::null()).stdout(output.try_clone().context("share a log file")?).stderr(output);
-        let child = spawn_for_life(command).with_context(|| format!("start {name} (needs setpriv and nsenter of util-linux)"))?;
-        Ok(Self { name, child, log: log.to_owned() })
+        command
+            .args(["--pdeathsig", "KILL", "nsenter"])
+            .arg(format!("--net={}", netns.display()));
+        command
+            .arg(&program.path)
+            .args(program.chosen_by)
+            .args(args);
+        command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context("share a log file")?)
+            .stderr(output);
+        let child = spawn_for_life(command)
+            .with_context(|| format!("start {name} (needs setpriv and nsenter of util-linux)"))?;
+        Ok(Self {
+            name,
+            child,
+            log: log.to_owned(),
+        })
     }
 
     /// The exit status if it has ended by itself, in which case the log says why.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().with_context(|| format!("look after {}", self.name))
+        self.child
+            .try_wait()
+            .with_context(|| format!("look after {}", self.name))
     }
 
     /// The last lines that it wrote, for an error message.
@@ -44,7 +61,11 @@ impl Daemon {
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
-        format!("{} said:\n{}", self.name, lines[lines.len().saturating_sub(15)..].join("\n"))
+        format!(
+            "{} said:\n{}",
+            self.name,
+            lines[lines.len().saturating_sub(15)..].join("\n")
+        )
     }
 }
 

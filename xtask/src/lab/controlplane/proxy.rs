@@ -38,25 +38,38 @@ impl KubeProxy {
         let args = args(spec, &plane.kubeconfig(&User::KubeProxy)?);
         let log = plane.dir().join(format!("kube-proxy-{}.log", spec.node));
         let daemon = Daemon::spawn(&plane.binaries().proxy, &args, &spec.netns, &log)?;
-        let mut proxy = Self { daemon: Some(daemon), netns: spec.netns.clone() };
-        wait_for("kube-proxy's first rules", Duration::from_secs(30), || proxy.is_programmed())?;
+        let mut proxy = Self {
+            daemon: Some(daemon),
+            netns: spec.netns.clone(),
+        };
+        wait_for("kube-proxy's first rules", Duration::from_secs(30), || {
+            proxy.is_programmed()
+        })?;
         Ok(proxy)
     }
 
     /// What it has put into the kernel, as `nft` prints it.
     pub fn rules(&self) -> Result<String> {
-        let tables: Result<Vec<String>> =
-            FAMILIES.iter().map(|family| nft(&self.netns, &["list", "table", family, "kube-proxy"])).collect();
+        let tables: Result<Vec<String>> = FAMILIES
+            .iter()
+            .map(|family| nft(&self.netns, &["list", "table", family, "kube-proxy"]))
+            .collect();
         Ok(tables?.concat())
     }
 
     fn is_programmed(&mut self) -> Result<Option<()>> {
-        let daemon = self.daemon.as_mut().context("find the running kube-proxy")?;
+        let daemon = self
+            .daemon
+            .as_mut()
+            .context("find the running kube-proxy")?;
         if let Some(status) = daemon.ended()? {
             bail!("{status}; {}", daemon.last_words());
         }
         // The API server's own Service is always there.
-        Ok(self.rules().is_ok_and(|rules| rules.contains("default/kubernetes")).then_some(()))
+        Ok(self
+            .rules()
+            .is_ok_and(|rules| rules.contains("default/kubernetes"))
+            .then_some(()))
     }
 }
 
@@ -88,10 +101,18 @@ fn args(spec: &ProxySpec, kubeconfig: &Path) -> Vec<String> {
 }
 
 fn nft(netns: &Path, args: &[&str]) -> Result<String> {
-    let output =
-        Command::new("nsenter").arg(format!("--net={}", netns.display())).arg("nft").args(args).output().context("run nft")?;
+    let output = Command::new("nsenter")
+        .arg(format!("--net={}", netns.display()))
+        .arg("nft")
+        .args(args)
+        .output()
+        .context("run nft")?;
     if !output.status.success() {
-        bail!("nft {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "nft {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     String::from_utf8(output.stdout).context("read nft's output")
 }
