@@ -327,7 +327,7 @@ mod tests {
         );
         assert_eq!(
             broken(
-                "proxy-userspace/src/links/mod.rs",
+                "proxy-userspace/src/links.rs",
                 "let w = place(&contents, &actual);"
             ),
             [(2, "invariant 3 (applies)")]
@@ -481,12 +481,12 @@ mod tests {
     fn compile_cannot_fail_as_a_whole() {
         let failing = "pub fn compile(s: &Snapshot) -> Result<Contents> {";
         assert_eq!(
-            broken("proxy-userspace/src/compile/mod.rs", failing),
+            broken("proxy-userspace/src/compile.rs", failing),
             [(2, "invariant 6")]
         );
         assert_eq!(
             broken(
-                "proxy-userspace/src/compile/mod.rs",
+                "proxy-userspace/src/compile.rs",
                 "pub fn compile(s: &Snapshot) -> Contents {"
             ),
             []
