@@ -99,7 +99,7 @@ pub enum Way {
     Gate = 3,
     /// As it came, encapsulated, to the node of the backend, which answers it (direct server return): by the next hop that the route through
     /// `device` names.
-    Tunnel = 4,
+    Dsr = 4,
 }
 
 impl Way {
@@ -110,7 +110,7 @@ impl Way {
             1 => Self::Pod,
             2 => Self::Neighbour,
             3 => Self::Gate,
-            4 => Self::Tunnel,
+            4 => Self::Dsr,
             _ => Self::Stack,
         }
     }
@@ -136,6 +136,14 @@ pub enum Hook {
     ToDevice = 8,
 }
 
+impl Hook {
+    /// Returns true for tc egress: the stack has routed the packet, so that it keeps its way.
+    #[inline(always)]
+    pub const fn is_egress(self) -> bool {
+        matches!(self, Self::ToPod | Self::ToDevice)
+    }
+}
+
 /// What a flow's entry is; bits of [`Flow::role`].
 pub struct Role;
 
@@ -149,11 +157,11 @@ impl Role {
     /// It begins where another flow ends: on the way out of a packet that was translated on its way in, and went through the stack.
     pub const INNER: u8 = 8;
     /// A connection of a pod of this node that is not translated: followed, so that its replies are known as such (P25).
-    pub const PLAIN: u8 = 16;
+    pub const UNTRANSLATED: u8 = 16;
     /// The client is this host itself (P18).
     pub const OWN_NODE: u8 = 32;
     /// The client has asked another node, which sends its packets here encapsulated (direct server return).
-    pub const TUNNELLED: u8 = 64;
+    pub const ENCAPSULATED: u8 = 64;
 }
 
 /// A fragmented datagram; key of `FRAGMENTS*`, whose value is [`fragment_ports`] of its first fragment (P27).

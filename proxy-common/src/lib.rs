@@ -4,11 +4,11 @@
 //! has no padding, and its size is asserted where it is defined.
 #![no_std]
 
-pub mod event;
 pub mod flow;
 pub mod net;
 #[cfg(feature = "aya")]
 mod pod;
 pub mod policy;
+pub mod reason;
 pub mod service;
 pub mod socket;

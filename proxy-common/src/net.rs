@@ -360,7 +360,7 @@ pub struct LocalPod {
     /// The host-side device of the pod's veth pair; [`IfIndex::NONE`] while it is not found.
     pub device: IfIndex,
     /// Its element of `ROWS`: the policy that both families share; 0 while it has none.
-    pub slot: u32,
+    pub pod_id: u32,
 }
 const _: () = assert!(size_of::<LocalPod>() == 8);
 
@@ -368,8 +368,8 @@ const _: () = assert!(size_of::<LocalPod>() == 8);
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Veth {
-    /// [`LocalPod::slot`] of its pod.
-    pub slot: u32,
+    /// [`LocalPod::pod_id`] of its pod.
+    pub pod_id: u32,
     /// See [`Veth::ANY_SOURCE`].
     pub flags: u32,
 }

@@ -4,7 +4,7 @@
 
 use crate::net::Protocol;
 
-/// The two rows of a pod; one element of `ROWS`, whose index is [`crate::net::LocalPod::slot`].
+/// The two rows of a pod; one element of `ROWS`, whose index is [`crate::net::LocalPod::pod_id`].
 ///
 /// Eight bytes that are replaced by one store, so that a packet meets the pod's old policy or its new one (P32). Both families share it.
 #[repr(C, align(8))]
@@ -18,7 +18,7 @@ pub struct PodRows {
 const _: () = assert!(size_of::<PodRows>() == 8);
 
 /// How many elements `ROWS` has: one for each pod of a node, and slot 0, which is nobody's.
-pub const POD_SLOTS: u32 = 4096;
+pub const MAX_PODS: u32 = 4096;
 
 /// A pod's row in one direction.
 #[repr(transparent)]

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::vec::Vec;
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
 use proxy_common::net::{
     Address, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, V6, Veth, checksum_update,
 };
 use proxy_common::policy::{CHUNK_CLASSES, PodRows, PortSet, VerdictKey, Word};
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey,
     Service, ServiceKey, SourceKey,
@@ -24,14 +24,14 @@ use crate::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, 
 
 /// A packet in memory, with all checksums finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bytes<const EARLY: bool> {
+pub struct Bytes {
     /// From the link-layer header on.
     pub bytes: Vec<u8>,
     /// This host has made it.
     pub from_host: bool,
 }
 
-impl<const EARLY: bool> Bytes<EARLY> {
+impl Bytes {
     /// A packet that came in by a device.
     pub fn received(bytes: Vec<u8>) -> Self {
         Self {
@@ -41,9 +41,7 @@ impl<const EARLY: bool> Bytes<EARLY> {
     }
 }
 
-impl<const EARLY: bool> Packet for Bytes<EARLY> {
-    const EARLY: bool = EARLY;
-
+impl Packet for Bytes {
     fn load<T: Wire>(&self, offset: u32) -> Option<T> {
         let bytes = self.bytes.get(offset as usize..)?.get(..size_of::<T>())?;
         // SAFETY: as many bytes as a T has, and any bytes are a T.
@@ -305,8 +303,8 @@ impl<F: Family> Verdicts<F> for Memory<F> {
     where
         Self: 'a;
 
-    fn rows(&self, slot: u32) -> PodRows {
-        self.rows.get(&slot).copied().unwrap_or_default()
+    fn rows(&self, pod_id: u32) -> PodRows {
+        self.rows.get(&pod_id).copied().unwrap_or_default()
     }
     fn word(&self, node: u32, byte: u8) -> Word {
         self.directory
@@ -344,7 +342,7 @@ impl<F: Family> Tables<F> for Memory<F> {
             .get(key)
             .map(|flow| (Table::Opening, *flow))
     }
-    fn find_flow(&self, key: &FlowKey<F::Addr>, into: &mut Flow<F::Addr>) -> Option<Table> {
+    fn copy_flow(&self, key: &FlowKey<F::Addr>, into: &mut Flow<F::Addr>) -> Option<Table> {
         let (table, flow) = self.flow(key)?;
         *into = flow;
         Some(table)
@@ -362,7 +360,7 @@ impl<F: Family> Tables<F> for Memory<F> {
     }
     fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
         // Like the kernel's: the half-open entry is changed in place, then copied.
-        self.note_flow(Table::Opening, key, now, state);
+        self.touch_flow(Table::Opening, key, now, state);
         let flow = *self.opening.borrow().get(key).ok_or(NotPromoted::Gone)?;
         self.insert_flow(Table::Established, key, &flow, Insert::Any)
             .map_err(|_| NotPromoted::Full)
@@ -387,7 +385,7 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn remove_flow(&self, table: Table, key: &FlowKey<F::Addr>) {
         self.table(table).borrow_mut().remove(key);
     }
-    fn note_flow(&self, table: Table, key: &FlowKey<F::Addr>, now: u32, state: u8) {
+    fn touch_flow(&self, table: Table, key: &FlowKey<F::Addr>, now: u32, state: u8) {
         if let Some(flow) = self.table(table).borrow_mut().get_mut(key) {
             flow.seen = now;
             flow.state |= state;
@@ -419,7 +417,7 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<u32> {
         self.fragments.borrow().get(key).copied()
     }
-    fn note_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32) {
+    fn record_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32) {
         self.fragments.borrow_mut().insert(*key, ports);
     }
     fn denied(&self, key: &FlowKey<F::Addr>, reason: Reason) {

@@ -1,8 +1,8 @@
 //! The life of a connection: found, opened, promoted when the backend answers, ended.
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, Hook, Role, State, Way};
 use proxy_common::net::{Address, Family, Port, hash3};
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{Backend, Config, Service};
 
 use crate::parse::{Headers, Ip};
@@ -36,7 +36,7 @@ pub fn find<F: Ip, T: Tables<F>>(
     hook: Hook,
     flow: &mut Flow<F::Addr>,
 ) -> Found {
-    let Some(table) = tables.find_flow(&headers.key, flow) else {
+    let Some(table) = tables.copy_flow(&headers.key, flow) else {
         return Found::None;
     };
     if flow.hooks & hook as u8 == 0 {
@@ -66,7 +66,7 @@ pub fn find<F: Ip, T: Tables<F>>(
             promote(tables, &headers.key, &mate, now)
         }
         // The backend answers past this node: that the client goes on tells of it.
-        Table::Opening if flow.way == Way::Tunnel as u8 && goes_on(headers) => {
+        Table::Opening if flow.way == Way::Dsr as u8 && goes_on(headers) => {
             promote(tables, &mate, &headers.key, now)
         }
         // A client that is never answered (syslog, metrics) keeps its backend for as long as it goes on.
@@ -74,8 +74,8 @@ pub fn find<F: Ip, T: Tables<F>>(
             if !headers.key.protocol.has_handshake()
                 && age >= tables.config().unwrap_or_default().hz =>
         {
-            tables.note_flow(Table::Opening, &headers.key, now, 0);
-            tables.note_flow(Table::Opening, &mate, now, 0);
+            tables.touch_flow(Table::Opening, &headers.key, now, 0);
+            tables.touch_flow(Table::Opening, &mate, now, 0);
         }
         Table::Opening => {}
     }
@@ -131,16 +131,16 @@ fn over<F: Ip, T: Tables<F>>(
             age > config.udp_timeout.wrapping_mul(config.hz)
         }
         // Of a backend that answers past this node the end is never seen.
-        Table::Established if flow.way == Way::Tunnel as u8 => {
+        Table::Established if flow.way == Way::Dsr as u8 => {
             flow.state & (State::FIN_BOTH | State::RESET) != 0
         }
         Table::Established => State::closed(flow.state),
     };
     // What other nodes send here they have looked after themselves.
-    if flow.is(Role::TUNNELLED) {
+    if flow.is(Role::ENCAPSULATED) {
         return over;
     }
-    if over || flow.is(Role::PLAIN) {
+    if over || flow.is(Role::UNTRANSLATED) {
         // A Service may have come since, whose clients ask again.
         let asks = headers.key.protocol.has_handshake() || table == Table::Opening;
         return over || asks && !matches!(service::select(tables, &headers.key), Ok(None));
@@ -162,7 +162,7 @@ fn note<F: Ip, T: Tables<F>>(
     if headers.reset() {
         state |= State::RESET;
     }
-    if headers.fin() || flow.way == Way::Tunnel as u8 && headers.closes() {
+    if headers.fin() || flow.way == Way::Dsr as u8 && headers.closes() {
         state |= if flow.is(Role::FORWARD) {
             State::FIN_FORWARD
         } else {
@@ -172,8 +172,8 @@ fn note<F: Ip, T: Tables<F>>(
     // A closed flow has no news: its other half may be another's by now, who needed its port.
     let news = !State::closed(flow.state) && state & !flow.state != 0;
     if news || now.wrapping_sub(flow.seen) >= tables.config().unwrap_or_default().hz {
-        tables.note_flow(Table::Established, &headers.key, now, state);
-        tables.note_flow(Table::Established, mate, now, state);
+        tables.touch_flow(Table::Established, &headers.key, now, state);
+        tables.touch_flow(Table::Established, mate, now, state);
     }
 }
 
@@ -220,8 +220,8 @@ pub fn open<F: Family, T: Tables<F>>(
     let masquerades = !plan.later && plan.masquerade != F::Addr::ZERO;
     let role = if masquerades { Role::MASQUERADE } else { 0 }
         | if scratch.own != 0 { Role::OWN_NODE } else { 0 }
-        | if scratch.tunnelled != 0 {
-            Role::TUNNELLED
+        | if scratch.encapsulated != 0 {
+            Role::ENCAPSULATED
         } else {
             0
         };

@@ -5,9 +5,9 @@
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 
 pub mod crc32c;
-pub mod early;
+pub mod dsr;
+pub mod exception;
 pub mod flow;
-pub mod odd;
 pub mod parse;
 pub mod plan;
 pub mod policy;
@@ -17,25 +17,26 @@ pub mod seams;
 pub mod service;
 pub mod socket;
 pub mod stages;
-pub mod tunnel;
+pub mod xdp;
 
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, Hook, Role, Way};
 use proxy_common::net::{Address, IfIndex, Port};
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{Config, ServiceFlags};
 
-pub use early::early;
 use parse::Ip;
 use parse::others::Other;
 pub use seams::{
     Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Verdicts, Wire,
 };
+use service::Client;
 use socket::Sockets;
 use stages::InOneGo;
 pub use stages::{Scratch, Stage, Stages, serve};
+pub use xdp::xdp;
 
 /// What becomes of a packet that is not dropped; a hook's one `match` makes it a verdict.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,36 +57,13 @@ pub enum Action {
     Enter(IfIndex),
 }
 
-/// Where a packet comes from, as far as Services care (V9, V11).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Origin {
-    /// From outside the node.
-    Outside,
-    /// From a pod of this node.
-    Pod,
-    /// From this host's stack or a bridge, for a pod of this node.
-    Stack,
-}
-
-impl Origin {
-    /// Where packets of this origin meet us.
-    #[inline(always)]
-    pub const fn hook(self) -> Hook {
-        match self {
-            Self::Outside => Hook::FromDevice,
-            Self::Pod => Hook::FromPod,
-            Self::Stack => Hook::ToPod,
-        }
-    }
-}
-
 /// A packet that `device`, a node device or a tunnel, received: tc ingress.
 pub fn from_device<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
     device: IfIndex,
 ) -> Result<Action, Reason> {
-    serve(&mut InOneGo::new(packet, tables, device, Origin::Outside))
+    serve(&mut InOneGo::new(packet, tables, device, Hook::FromDevice))
 }
 
 /// A packet that the pod behind `device` sent: tc ingress of the host side of its veth.
@@ -94,7 +72,7 @@ pub fn from_pod<F: Ip, P: Packet, T: Tables<F>>(
     tables: &T,
     device: IfIndex,
 ) -> Result<Action, Reason> {
-    serve(&mut InOneGo::new(packet, tables, device, Origin::Pod))
+    serve(&mut InOneGo::new(packet, tables, device, Hook::FromPod))
 }
 
 /// A packet that the stack or a bridge sends to the pod behind `device`: tc egress of the host side of its veth.
@@ -103,7 +81,7 @@ pub fn to_pod<F: Ip, P: Packet, T: Tables<F>>(
     tables: &T,
     device: IfIndex,
 ) -> Result<Action, Reason> {
-    serve(&mut InOneGo::new(packet, tables, device, Origin::Stack))
+    serve(&mut InOneGo::new(packet, tables, device, Hook::ToPod))
 }
 
 /// A packet that this host sends through a node device, or to itself: tc egress.
@@ -117,14 +95,14 @@ pub fn to_device<F: Ip, P: Packet, T: Sockets<F>>(
         return Ok(done);
     }
     let mut scratch = Scratch::new();
-    match odd::leave(packet, tables, &mut scratch) {
-        Stage::SendError => odd::send_error(packet, tables, Origin::Stack, &scratch),
-        Stage::SendOdd => odd::send(packet, tables, Origin::Stack, &scratch),
+    match exception::leave(packet, tables, &mut scratch) {
+        Stage::SendError => exception::send_error(packet, tables, Hook::ToDevice, &scratch),
+        Stage::SendException => exception::send(packet, tables, Hook::ToDevice, &scratch),
         _ => process::enter(packet, tables, &mut scratch),
     }
 }
 
-/// The same for whole segments, datagrams and SCTP packets: see [`odd::leave`].
+/// The same for whole segments, datagrams and SCTP packets: see [`exception::leave`].
 #[inline(always)]
 pub fn leave<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
@@ -136,33 +114,33 @@ pub fn leave<F: Ip, P: Packet, T: Tables<F>>(
 
 /// Parse, find flow.
 #[inline(always)]
-pub fn meet<F: Ip, P: Packet, T: Tables<F>>(
+pub fn find_flow<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
     tables: &T,
-    origin: Origin,
+    hook: Hook,
     scratch: &mut Scratch<F>,
 ) -> Stage {
     match parse::headers::<F, P, T>(packet, tables) {
         Ok(Some(headers)) => scratch.headers = headers,
-        Ok(None) => return Stage::Odd,
+        Ok(None) => return Stage::Exception,
         Err(reason) => return scratch.refuse(reason),
     }
     // What the stack sends to a pod asks for no Service.
-    let unknown = if origin == Origin::Stack {
-        Stage::Plain
+    let unknown = if hook.is_egress() {
+        Stage::Untranslated
     } else {
         Stage::Open
     };
-    if origin == Origin::Outside && process::is_martian(scratch) {
+    if hook == Hook::FromDevice && process::is_martian(scratch) {
         return Stage::Untouched;
     }
-    match flow::find(tables, &scratch.headers, origin.hook(), &mut scratch.flow) {
-        flow::Found::Ours if leads_on(scratch, origin) => {}
+    match flow::find(tables, &scratch.headers, hook, &mut scratch.flow) {
+        flow::Found::Ours if leads_on(scratch, hook) => {}
         flow::Found::Ours => {
             flow::end(tables, scratch);
             return unknown;
         }
-        flow::Found::Elsewhere if origin == Origin::Outside => return Stage::Untouched,
+        flow::Found::Elsewhere if hook == Hook::FromDevice => return Stage::Untouched,
         flow::Found::Elsewhere => {
             scratch.rewrite = 0;
             return Stage::Judge;
@@ -180,12 +158,12 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(
             return unknown;
         }
     }
-    if scratch.flow.is(Role::PLAIN) {
+    if scratch.flow.is(Role::UNTRANSLATED) {
         scratch.rewrite = 0;
         return Stage::Judge;
     }
     scratch.rewrite = 1;
-    if origin == Origin::Stack {
+    if hook.is_egress() {
         return Stage::Judge;
     }
     may_leave(
@@ -202,8 +180,8 @@ pub fn meet<F: Ip, P: Packet, T: Tables<F>>(
 /// Its word for the port is believed of what opens a connection only: where a larger packet was cut, the pieces count it up (the
 /// kernel's `inet_gso_segment`).
 #[inline(always)]
-fn leads_on<F: Ip>(scratch: &Scratch<F>, origin: Origin) -> bool {
-    if origin != Origin::Outside || scratch.tunnelled == 0 {
+fn leads_on<F: Ip>(scratch: &Scratch<F>, hook: Hook) -> bool {
+    if hook != Hook::FromDevice || scratch.encapsulated == 0 {
         return true;
     }
     let Scratch { headers, flow, .. } = scratch;
@@ -217,10 +195,10 @@ pub fn open<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
     tables: &T,
     device: IfIndex,
-    origin: Origin,
+    hook: Hook,
     scratch: &mut Scratch<F>,
 ) -> Stage {
-    match try_open(packet, tables, device, origin, scratch) {
+    match try_open(packet, tables, device, hook, scratch) {
         Ok(stage) => stage,
         Err(reason) => scratch.refuse(reason),
     }
@@ -231,46 +209,46 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
     tables: &T,
     device: IfIndex,
-    origin: Origin,
+    hook: Hook,
     scratch: &mut Scratch<F>,
 ) -> Result<Stage, Reason> {
-    let tunnelled = origin == Origin::Outside && scratch.tunnelled != 0;
+    let encapsulated = hook == Hook::FromDevice && scratch.encapsulated != 0;
     // V21: a process of this host reaches what its pods reach. P18: pods let it in.
-    let process = origin == Origin::Outside && scratch.by_gate != 0;
-    let selected = match tunnelled {
+    let process = hook == Hook::FromDevice && scratch.by_gate != 0;
+    let selected = match encapsulated {
         true => service::select_elsewhere(tables, &scratch.headers.key),
         false if process => service::select_here(tables, &scratch.headers.key)?,
         false => service::select(tables, &scratch.headers.key)?,
     };
     let Some(service) = selected else {
-        return Ok(Stage::Plain);
+        return Ok(Stage::Untranslated);
     };
     // Where this node has lost a connection that another one knows, it goes on: its backend is known.
-    if !scratch.headers.opens() && (!tunnelled || scratch.headers.reset()) {
+    if !scratch.headers.opens() && (!encapsulated || scratch.headers.reset()) {
         return service::not_opening(&service);
     }
     let config = tables.config().unwrap_or_default();
     scratch.own = u32::from(process && process::has_own_source(tables, &scratch.headers.key));
     let key = &scratch.headers.key;
-    let backend = match tunnelled {
+    let backend = match encapsulated {
         true => service::named(tables, &service, &scratch.backend, scratch.port)?,
         // V13: all processes are one client, whatever address they ask from.
         false if process => {
-            service::choose(tables, key, F::Addr::ZERO, &service, Origin::Pod, &config)?
+            service::choose(tables, key, F::Addr::ZERO, &service, Client::Local, &config)?
         }
-        false => service::choose(tables, key, key.src, &service, origin, &config)?,
+        false => service::choose(tables, key, key.src, &service, Client::at(hook), &config)?,
     };
     let plan = if process {
         plan::for_process(tables, device, key, &backend)
-    } else if tunnelled {
-        plan::for_tunnelled(tables, device, key, &backend, &config)
+    } else if encapsulated {
+        plan::for_encapsulated(tables, device, key, &backend, &config)
     } else {
         plan::plan(
             tables,
             device,
             key,
             &backend,
-            origin,
+            hook,
             service.has(ServiceFlags::DSR),
             &config,
         )
@@ -314,7 +292,7 @@ fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
     }
     let more = match way {
         Way::Neighbour => 0,
-        Way::Tunnel => F::OVERHEAD,
+        Way::Dsr => F::OVERHEAD,
         Way::Pod if scratch.by_gate != 0 => 0,
         Way::Stack | Way::Pod | Way::Gate => return Stage::Judge,
     };
@@ -341,13 +319,13 @@ fn may_leave<F: Ip, P: Packet, T: Tables<F>>(
 pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
-    origin: Origin,
+    hook: Hook,
     scratch: &Scratch<F>,
 ) -> Result<Action, Reason> {
     let flow = &scratch.flow;
-    let way = onward(tables, origin, flow);
-    if may_encapsulate(origin, way) {
-        tunnel::encapsulate(packet, tables, &scratch.headers, flow)?;
+    let way = onward(tables, hook, flow);
+    if may_encapsulate(hook, way) {
+        dsr::encapsulate(packet, tables, &scratch.headers, flow)?;
     } else {
         rewrite::apply(packet, &scratch.headers, flow, way)?;
     }
@@ -357,9 +335,9 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
 
 /// How packets of a flow go on from here: what is on its way through the stack stays there.
 #[inline(always)]
-fn onward<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, flow: &Flow<F::Addr>) -> Way {
+fn onward<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, flow: &Flow<F::Addr>) -> Way {
     let way = way(flow);
-    if origin != Origin::Stack {
+    if !hook.is_egress() {
         return way;
     }
     if way != Way::Stack {
@@ -370,8 +348,8 @@ fn onward<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, flow: &Flow<F::Addr>)
 
 /// Whether packets go on encapsulated: those of clients outside only.
 #[inline(always)]
-fn may_encapsulate(origin: Origin, way: Way) -> bool {
-    origin == Origin::Outside && way == Way::Tunnel
+fn may_encapsulate(hook: Hook, way: Way) -> bool {
+    hook == Hook::FromDevice && way == Way::Dsr
 }
 
 /// What is to become of a packet that was rewritten.
@@ -380,7 +358,7 @@ fn go<P: Packet>(packet: &mut P, way: Way, device: IfIndex) -> Result<Action, Re
     Ok(match way {
         Way::Stack => Action::Stack,
         Way::Pod => Action::Pod(device),
-        Way::Neighbour | Way::Tunnel => Action::Neighbour(device),
+        Way::Neighbour | Way::Dsr => Action::Neighbour(device),
         Way::Gate => {
             process::address_link(packet, device)?;
             process::out(device)
@@ -394,7 +372,7 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
     device: IfIndex,
-    origin: Origin,
+    hook: Hook,
     scratch: &mut Scratch<F>,
 ) -> Result<Action, Reason> {
     let reason = scratch.reason;
@@ -406,9 +384,9 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
     if reason != Reason::Truncated {
         tables.stopped(&scratch.headers.key, reason);
     }
-    let odd =
-        scratch.odd != 0 && !(scratch.kind == Other::First as u32 && reason == Reason::TooBig);
-    let silent = odd
+    let exception = scratch.exception != 0
+        && !(scratch.kind == Other::First as u32 && reason == Reason::TooBig);
+    let silent = exception
         || denied
             && !tables
                 .config()
@@ -416,15 +394,15 @@ pub fn stop<F: Ip, P: Packet, T: Tables<F>>(
                 .has(Config::REJECT_DENIED);
     match reason.answer() {
         Some(answer) if !silent => {
-            let back = match origin {
-                Origin::Stack => Action::Return(device),
-                Origin::Outside if scratch.tunnelled != 0 => {
-                    tunnel::way_back(tables, device, scratch)
+            let back = match hook {
+                Hook::ToPod | Hook::ToDevice => Action::Return(device),
+                Hook::FromDevice if scratch.encapsulated != 0 => {
+                    dsr::way_back(tables, device, scratch)
                 }
-                Origin::Outside if scratch.by_gate != 0 => {
+                Hook::FromDevice if scratch.by_gate != 0 => {
                     process::way_back(tables, device, scratch)
                 }
-                Origin::Outside | Origin::Pod => Action::Transmit(device),
+                Hook::FromDevice | Hook::FromPod => Action::Transmit(device),
             };
             let done = rewrite::answer(packet, tables, scratch, answer, back)?;
             if let Action::Enter(loopback) = done {

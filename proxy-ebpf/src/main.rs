@@ -23,11 +23,12 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use proxy_common::event::Reason;
+use proxy_common::flow::Hook;
 use proxy_common::net::{Family, IfIndex, Protocol, V4, V6};
+use proxy_common::reason::Reason;
 use proxy_common::service::Config;
 use proxy_ebpf::parse::{self, Ip};
-use proxy_ebpf::{Action, Origin, Scratch, Stage, Stages, Tables, odd, policy, process, tunnel};
+use proxy_ebpf::{Action, Scratch, Stage, Stages, Tables, dsr, exception, policy, process};
 
 use kernel::log::{tell4, tell6};
 use kernel::maps::{CONFIG, Kernel, SCRATCH4, SCRATCH6, count, jiffies};
@@ -53,7 +54,7 @@ macro_rules! hook {
 
 /// A last stage that rewrites, for a module that has a scratch.
 macro_rules! sending {
-    ($module:ident, $name:ident, $origin:expr, $send:path) => {
+    ($module:ident, $name:ident, $hook:expr, $send:path) => {
         #[unsafe(export_name = concat!(stringify!($module), "_", stringify!($name)))]
         extern "C" fn $name(skb: *mut __sk_buff) -> i32 {
             let Some(scratch) = scratch() else {
@@ -63,22 +64,22 @@ macro_rules! sending {
             let tables = Kernel {
                 context: context.as_ptr(),
             };
-            let result = $send(&mut Skb { context: &context }, &tables, $origin, scratch);
+            let result = $send(&mut Skb { context: &context }, &tables, $hook, scratch);
             verdict(&context, result)
         }
     };
 }
 
-/// The hooks that open and judge flows, for one family and origin: each stage is a subprogram, so that their stacks do not add
+/// The hooks that open and judge flows, for one family and hook: each stage is a subprogram, so that their stacks do not add
 /// up, and a global one, which the verifier judges by itself.
 macro_rules! serving {
-    ($hook:ident, $family:ty, $origin:expr, $scratch:ident, $tell:ident) => {
-        mod $hook {
+    ($module:ident, $family:ty, $hook:expr, $scratch:ident, $tell:ident) => {
+        mod $module {
             use super::*;
 
-            const ORIGIN: Origin = $origin;
-            const AT_POD: bool = !matches!(ORIGIN, Origin::Outside);
-            const OPENS: bool = !matches!(ORIGIN, Origin::Stack);
+            const HOOK: Hook = $hook;
+            const AT_POD: bool = !matches!(HOOK, Hook::FromDevice);
+            const OPENS: bool = !HOOK.is_egress();
 
             #[inline(always)]
             pub fn serve(skb: *mut __sk_buff) -> i32 {
@@ -97,12 +98,12 @@ macro_rules! serving {
                     Stage::from_number(admit(self.0))
                 }
                 #[inline(always)]
-                fn meet(&mut self) -> Stage {
-                    Stage::from_number(meet(self.0))
+                fn find_flow(&mut self) -> Stage {
+                    Stage::from_number(find_flow(self.0))
                 }
                 #[inline(always)]
-                fn odd(&mut self) -> Stage {
-                    Stage::from_number(odd(self.0))
+                fn exception(&mut self) -> Stage {
+                    Stage::from_number(exception(self.0))
                 }
                 #[inline(always)]
                 fn decapsulate(&mut self) -> Stage {
@@ -117,8 +118,8 @@ macro_rules! serving {
                     if OPENS { Stage::from_number(inner(self.0)) } else { Stage::Untouched }
                 }
                 #[inline(always)]
-                fn plain(&mut self) -> Stage {
-                    if AT_POD { Stage::from_number(plain(self.0)) } else { Stage::Untouched }
+                fn untranslated(&mut self) -> Stage {
+                    if AT_POD { Stage::from_number(untranslated(self.0)) } else { Stage::Untouched }
                 }
                 #[inline(always)]
                 fn judge(&mut self) -> Stage {
@@ -137,8 +138,8 @@ macro_rules! serving {
                     send_error(self.0)
                 }
                 #[inline(always)]
-                fn send_odd(&mut self) -> i32 {
-                    send_odd(self.0)
+                fn send_exception(&mut self) -> i32 {
+                    send_exception(self.0)
                 }
                 #[inline(always)]
                 fn stop(&mut self) -> i32 {
@@ -157,14 +158,15 @@ macro_rules! serving {
             /// This CPU's own element: tc programs of one CPU do not interrupt each other, and no stage keeps it.
             #[inline(always)]
             fn scratch<'a>() -> Option<&'a mut Scratch<$family>> {
+                let scratch = $scratch.get_ptr_mut(0)?;
                 // SAFETY: as said.
-                $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+                Some(unsafe { &mut *scratch })
             }
 
             /// A stage by what it needs.
             macro_rules! stage {
                 ($name:ident, |$packet:ident, $tables:ident, $device:ident, $its:ident| $run:expr) => {
-                    #[unsafe(export_name = concat!(stringify!($hook), "_", stringify!($name)))]
+                    #[unsafe(export_name = concat!(stringify!($module), "_", stringify!($name)))]
                     extern "C" fn $name(skb: *mut __sk_buff) -> u32 {
                         keep(skb);
                         let Some($its) = scratch() else { return Stage::Untouched as u32 };
@@ -177,44 +179,44 @@ macro_rules! serving {
                 };
             }
 
-            stage!(admit, |packet, tables, device, scratch| policy::admit(packet, tables, device, ORIGIN, scratch));
-            stage!(meet, |packet, tables, _device, scratch| proxy_ebpf::meet(packet, tables, ORIGIN, scratch));
-            stage!(odd, |packet, tables, _device, scratch| proxy_ebpf::odd::meet(packet, tables, ORIGIN, scratch));
-            stage!(decapsulate, |packet, tables, _device, scratch| tunnel::decapsulate(packet, tables, scratch));
-            stage!(open, |packet, tables, device, scratch| proxy_ebpf::open(packet, tables, device, ORIGIN, scratch));
+            stage!(admit, |packet, tables, device, scratch| policy::admit(packet, tables, device, HOOK, scratch));
+            stage!(find_flow, |packet, tables, _device, scratch| proxy_ebpf::find_flow(packet, tables, HOOK, scratch));
+            stage!(exception, |packet, tables, _device, scratch| proxy_ebpf::exception::find_flow(packet, tables, HOOK, scratch));
+            stage!(decapsulate, |packet, tables, _device, scratch| dsr::decapsulate(packet, tables, scratch));
+            stage!(open, |packet, tables, device, scratch| proxy_ebpf::open(packet, tables, device, HOOK, scratch));
             stage!(inner, |_packet, tables, _device, scratch| proxy_ebpf::inner(tables, scratch));
-            stage!(plain, |_packet, tables, _device, scratch| policy::plain(tables, ORIGIN, scratch));
-            stage!(judge, |_packet, tables, _device, scratch| policy::judge(tables, ORIGIN, scratch));
+            stage!(untranslated, |_packet, tables, _device, scratch| policy::untranslated(tables, HOOK, scratch));
+            stage!(judge, |_packet, tables, _device, scratch| policy::judge(tables, HOOK, scratch));
             stage!(follow, |_packet, tables, _device, scratch| policy::follow(tables, scratch));
 
-            sending!($hook, send, ORIGIN, proxy_ebpf::send);
-            sending!($hook, send_error, ORIGIN, odd::send_error);
-            sending!($hook, send_odd, ORIGIN, odd::send);
+            sending!($module, send, HOOK, proxy_ebpf::send);
+            sending!($module, send_error, HOOK, exception::send_error);
+            sending!($module, send_exception, HOOK, exception::send);
 
-            #[unsafe(export_name = concat!(stringify!($hook), "_left"))]
+            #[unsafe(export_name = concat!(stringify!($module), "_left"))]
             extern "C" fn left(skb: *mut __sk_buff) -> i32 {
                 let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
                 verdict(&TcContext::new(skb), process::left(scratch))
             }
 
-            #[unsafe(export_name = concat!(stringify!($hook), "_stop"))]
+            #[unsafe(export_name = concat!(stringify!($module), "_stop"))]
             extern "C" fn stop(skb: *mut __sk_buff) -> i32 {
                 let Some(scratch) = scratch() else { return TC_ACT_UNSPEC };
                 let context = TcContext::new(skb);
                 let (tables, device) = (Kernel { context: context.as_ptr() }, IfIndex(ifindex(&context)));
-                let result = proxy_ebpf::stop(&mut Skb { context: &context }, &tables, device, ORIGIN, scratch);
+                let result = proxy_ebpf::stop(&mut Skb { context: &context }, &tables, device, HOOK, scratch);
                 verdict(&context, result)
             }
         }
     };
 }
 
-serving!(from_device4, V4, Origin::Outside, SCRATCH4, tell4);
-serving!(from_device6, V6, Origin::Outside, SCRATCH6, tell6);
-serving!(from_pod4, V4, Origin::Pod, SCRATCH4, tell4);
-serving!(from_pod6, V6, Origin::Pod, SCRATCH6, tell6);
-serving!(to_pod4, V4, Origin::Stack, SCRATCH4, tell4);
-serving!(to_pod6, V6, Origin::Stack, SCRATCH6, tell6);
+serving!(from_device4, V4, Hook::FromDevice, SCRATCH4, tell4);
+serving!(from_device6, V6, Hook::FromDevice, SCRATCH6, tell6);
+serving!(from_pod4, V4, Hook::FromPod, SCRATCH4, tell4);
+serving!(from_pod6, V6, Hook::FromPod, SCRATCH6, tell6);
+serving!(to_pod4, V4, Hook::ToPod, SCRATCH4, tell4);
+serving!(to_pod6, V6, Hook::ToPod, SCRATCH6, tell6);
 
 /// [`policy::has`], verified once for both ends and all stages.
 #[unsafe(no_mangle)]
@@ -255,7 +257,7 @@ macro_rules! restoring {
 }
 
 /// The same for what is odd, in frames of their own.
-macro_rules! restoring_odd {
+macro_rules! restoring_exceptions {
     ($name:ident, $family:ty, $scratch:ident, after $restore:ident) => {
         mod $name {
             use super::*;
@@ -268,7 +270,7 @@ macro_rules! restoring_odd {
                 }
                 match Stage::from_number(find(skb)) {
                     Stage::SendError => send_error(skb),
-                    Stage::SendOdd => send_odd(skb),
+                    Stage::SendException => send_exception(skb),
                     _ => enter(skb),
                 }
             }
@@ -297,25 +299,24 @@ macro_rules! restoring_odd {
                 let tables = Kernel {
                     context: context.as_ptr(),
                 };
-                odd::leave(&Skb { context: &context }, &tables, scratch) as u32
+                exception::leave(&Skb { context: &context }, &tables, scratch) as u32
             }
 
-            sending!($name, send_error, Origin::Stack, odd::send_error);
-            sending!($name, send_odd, Origin::Stack, odd::send);
+            sending!($name, send_error, Hook::ToDevice, exception::send_error);
+            sending!($name, send_exception, Hook::ToDevice, exception::send);
 
             #[inline(always)]
             fn scratch<'a>() -> Option<&'a mut Scratch<$family>> {
+                let scratch = $scratch.get_ptr_mut(0)?;
                 // SAFETY: this CPU's own element: tc programs of one CPU do not interrupt each other.
-                $scratch
-                    .get_ptr_mut(0)
-                    .map(|scratch| unsafe { &mut *scratch })
+                Some(unsafe { &mut *scratch })
             }
         }
     };
 }
 
-restoring_odd!(leaving4, V4, SCRATCH4, after leave4);
-restoring_odd!(leaving6, V6, SCRATCH6, after leave6);
+restoring_exceptions!(leaving4, V4, SCRATCH4, after leave4);
+restoring_exceptions!(leaving6, V6, SCRATCH6, after leave6);
 restoring!(leave4, proxy_ebpf::leave::<V4, _, _>);
 restoring!(leave6, proxy_ebpf::leave::<V6, _, _>);
 
@@ -425,37 +426,37 @@ fn trace(skb: *mut __sk_buff, action: u32, detail: u32) {
 /// XDP on a node device.
 #[xdp]
 pub fn portway_xdp(context: XdpContext) -> u32 {
-    early(&context)
+    xdp_program(&context)
 }
 
 /// The same for devices whose frames may lie in several buffers.
 #[xdp(frags)]
 pub fn portway_xdp_frags(context: XdpContext) -> u32 {
-    early(&context)
+    xdp_program(&context)
 }
 
 #[inline(always)]
-fn early(context: &XdpContext) -> u32 {
+fn xdp_program(context: &XdpContext) -> u32 {
     match parse::ethertype(&Frame { context }) {
-        Some(V4::ETHERTYPE) => early4(context.ctx),
-        Some(V6::ETHERTYPE) => early6(context.ctx),
+        Some(V4::ETHERTYPE) => xdp4(context.ctx),
+        Some(V6::ETHERTYPE) => xdp6(context.ctx),
         _ => xdp_action::XDP_PASS,
     }
 }
 
 #[inline(never)]
-fn early4(md: *mut xdp_md) -> u32 {
-    early_family::<V4>(&XdpContext::new(md))
+fn xdp4(md: *mut xdp_md) -> u32 {
+    xdp_family::<V4>(&XdpContext::new(md))
 }
 
 #[inline(never)]
-fn early6(md: *mut xdp_md) -> u32 {
-    early_family::<V6>(&XdpContext::new(md))
+fn xdp6(md: *mut xdp_md) -> u32 {
+    xdp_family::<V6>(&XdpContext::new(md))
 }
 
 /// The one place where XDP verdicts are chosen.
 #[inline(always)]
-fn early_family<F: Ip>(context: &XdpContext) -> u32
+fn xdp_family<F: Ip>(context: &XdpContext) -> u32
 where
     Kernel: Tables<F>,
 {
@@ -463,7 +464,7 @@ where
     let tables = Kernel {
         context: context.as_ptr(),
     };
-    match proxy_ebpf::early::<F, _, _>(&mut Frame { context }, &tables, device) {
+    match proxy_ebpf::xdp::<F, _, _>(&mut Frame { context }, &tables, device) {
         Ok(Action::Transmit(out)) if out == device => xdp_action::XDP_TX,
         // SAFETY: no pointer.
         Ok(Action::Transmit(out)) => unsafe { bpf_redirect(out.0, 0) as u32 },

@@ -2,9 +2,9 @@
 
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
-use proxy_common::event::{Answer, Counter, Reason};
 use proxy_common::flow::FlowKey;
 use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
+use proxy_common::reason::{Answer, Counter, Reason};
 
 use crate::{Packet, Tables};
 
@@ -51,7 +51,7 @@ pub trait Ip: Family {
     /// The number of the family's ICMP.
     const ICMP: Protocol;
     /// The protocol of a packet that carries one of the family.
-    const TUNNEL: Protocol;
+    const ENCAPSULATION: Protocol;
     /// Bytes that encapsulation adds to a packet.
     const OVERHEAD: u32;
     /// The least MTU that a link has to have.

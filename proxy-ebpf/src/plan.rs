@@ -1,12 +1,12 @@
 //! How a new flow will go, both directions at once ("one way for both directions"): by where its backend is, and who asks for it.
 
-use proxy_common::event::Reason;
 use proxy_common::flow::{FlowKey, Hook, Way};
 use proxy_common::net::{Address, AddressFlags, IfIndex, RangeKind};
+use proxy_common::reason::Reason;
 use proxy_common::service::{Backend, BackendFlags, Config};
 
 use crate::parse::Ip;
-use crate::{Origin, Tables, process, tunnel};
+use crate::{Tables, dsr, process};
 
 /// How a new flow will go, both directions at once ("one way for both directions").
 #[derive(Clone, Copy)]
@@ -65,14 +65,13 @@ pub fn plan<F: Ip, T: Tables<F>>(
     device: IfIndex,
     key: &FlowKey<F::Addr>,
     backend: &Backend<F::Addr>,
-    origin: Origin,
+    hook: Hook,
     dsr: bool,
     config: &Config,
 ) -> Result<Plan<F::Addr>, Reason> {
-    let hook = origin.hook();
-    let out = match origin {
-        Origin::Outside => Hook::ToDevice,
-        Origin::Pod | Origin::Stack => Hook::ToPod,
+    let out = match hook {
+        Hook::FromDevice => Hook::ToDevice,
+        Hook::FromPod | Hook::ToPod | Hook::ToDevice => Hook::ToPod,
     };
     let firewall = config.has(Config::THROUGH_STACK);
     if let Some(pod) = tables.pod(&backend.addr) {
@@ -83,9 +82,9 @@ pub fn plan<F: Ip, T: Tables<F>>(
         if firewall && backend.addr != key.src {
             return Ok(through_stack(hook, out));
         }
-        let back = match origin {
-            Origin::Outside => Way::Neighbour,
-            Origin::Pod | Origin::Stack => Way::Pod,
+        let back = match hook {
+            Hook::FromDevice => Way::Neighbour,
+            Hook::FromPod | Hook::ToPod | Hook::ToDevice => Way::Pod,
         };
         // V10: a pod that reaches itself sees the address that it asked for as the client.
         let masquerade = if backend.addr == key.src {
@@ -105,14 +104,14 @@ pub fn plan<F: Ip, T: Tables<F>>(
         return Ok(through_stack(hook, out));
     }
     let pod_network = backend.flags & BackendFlags::POD != 0;
-    if origin == Origin::Pod && (firewall || !pod_network) {
+    if hook == Hook::FromPod && (firewall || !pod_network) {
         return Ok(through_stack(hook, Hook::ToPod));
     }
     let route = tables
         .route(device, &key.src, &backend.addr)
         .ok_or(Reason::NoRoute)?;
     let forward = Leg::new(hook as u8, Way::Neighbour, route.device);
-    if origin == Origin::Pod {
+    if hook == Hook::FromPod {
         let reply = Leg::new(Hook::FromDevice as u8 | Hook::ToPod as u8, Way::Pod, device);
         return Ok(Plan {
             forward,
@@ -125,10 +124,10 @@ pub fn plan<F: Ip, T: Tables<F>>(
     if dsr
         && pod_network
         && !firewall
-        && tunnel::leads_through::<F>(&leaves_by)
+        && dsr::leads_through::<F>(&leaves_by)
         && is_outside(tables, &key.src)
     {
-        let forward = Leg::new(hook as u8, Way::Tunnel, route.device);
+        let forward = Leg::new(hook as u8, Way::Dsr, route.device);
         // Nothing of it comes back here.
         return Ok(Plan {
             forward,
@@ -166,7 +165,7 @@ fn is_outside<F: Ip, T: Tables<F>>(tables: &T, client: &F::Addr) -> bool {
 
 /// The same for what another node has sent here encapsulated: the reply goes straight to the client, from the address that this asked.
 #[inline(always)]
-pub fn for_tunnelled<F: Ip, T: Tables<F>>(
+pub fn for_encapsulated<F: Ip, T: Tables<F>>(
     tables: &T,
     device: IfIndex,
     key: &FlowKey<F::Addr>,

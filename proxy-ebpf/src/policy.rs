@@ -2,17 +2,17 @@
 //!
 //! Every packet is judged by the forward direction of its connection as it is now, nothing is cached (P25, P30).
 
-use proxy_common::event::Reason;
 use proxy_common::flow::{Flow, FlowKey, Hook, Role, Way};
 use proxy_common::net::{AddressFlags, Device, Family, IfIndex, Port, Protocol, Veth};
 use proxy_common::policy::{PodRows, PortSet, Row, VerdictKey, Word};
+use proxy_common::reason::Reason;
 use proxy_common::service::Config;
 
 use crate::parse::Ip;
 use crate::parse::others::Other;
-use crate::{Origin, Packet, Scratch, Stage, Tables, Verdicts, flow};
+use crate::{Packet, Scratch, Stage, Tables, Verdicts, flow};
 
-/// In [`Scratch::slot`]: the policy of a pod that is not known yet (P31). No table has so many.
+/// In [`Scratch::pod_id`]: the policy of a pod that is not known yet (P31). No table has so many.
 const UNKNOWN: u32 = u32::MAX;
 
 /// Before anything else: whether the packet may come from or go to where it says, and which pod it is of.
@@ -21,27 +21,27 @@ pub fn admit<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
     tables: &T,
     device: IfIndex,
-    origin: Origin,
+    hook: Hook,
     scratch: &mut Scratch<F>,
 ) -> Stage {
-    scratch.slot = 0;
+    scratch.pod_id = 0;
     scratch.kind = Other::Packet as u32;
-    scratch.odd = 0;
+    scratch.exception = 0;
     scratch.rewrite = 0;
     scratch.fresh = 0;
     scratch.own = 0;
     scratch.by_gate = 0;
-    scratch.tunnelled = 0;
+    scratch.encapsulated = 0;
     // What was redirected into the device again, or is on its way back to the sender, was made by us.
-    if origin != Origin::Outside && packet.is_answer_of_ours() {
+    if hook != Hook::FromDevice && packet.is_answer_of_ours() {
         return Stage::Untouched;
     }
-    if origin == Origin::Outside {
+    if hook == Hook::FromDevice {
         let config = tables.config().unwrap_or_default();
         scratch.by_gate = u32::from(config.gate == device && device != IfIndex::NONE);
         // Without policies nobody gains by a claim to be from here.
         if !config.has(Config::POLICY) {
-            return Stage::Meet;
+            return Stage::FindFlow;
         }
     }
     let (src, dst) = match F::read(packet) {
@@ -52,13 +52,13 @@ pub fn admit<F: Ip, P: Packet, T: Tables<F>>(
             return Stage::Stop;
         }
     };
-    match origin {
-        Origin::Outside if scratch.by_gate == 0 && is_ours(tables, device, &src) => {
+    match hook {
+        Hook::FromDevice if scratch.by_gate == 0 && is_ours(tables, device, &src) => {
             scratch.refuse(Reason::ForgedSource)
         }
-        Origin::Outside => Stage::Meet,
-        Origin::Pod => from_pod(tables, device, &src, scratch),
-        Origin::Stack => to_pod(packet, tables, device, &src, &dst, scratch),
+        Hook::FromDevice => Stage::FindFlow,
+        Hook::FromPod => from_pod(tables, device, &src, scratch),
+        Hook::ToPod | Hook::ToDevice => to_pod(packet, tables, device, &src, &dst, scratch),
     }
 }
 
@@ -82,13 +82,13 @@ fn from_pod<F: Ip, T: Tables<F>>(
     if let Some(pod) = tables.pod(src)
         && pod.device == device
     {
-        scratch.slot = pod.slot;
-        return Stage::Meet;
+        scratch.pod_id = pod.pod_id;
+        return Stage::FindFlow;
     }
     match tables.veth(device) {
         Some(veth) if veth.flags & Veth::ANY_SOURCE != 0 || F::is_link_local(*src) => {
-            scratch.slot = veth.slot;
-            Stage::Meet
+            scratch.pod_id = veth.pod_id;
+            Stage::FindFlow
         }
         Some(_) => scratch.refuse(Reason::SpoofedSource),
         None => unknown(tables, scratch),
@@ -111,16 +111,16 @@ fn to_pod<F: Ip, P: Packet, T: Tables<F>>(
         scratch.own = 1;
     }
     match tables.pod(dst) {
-        Some(pod) if pod.device == device => scratch.slot = pod.slot,
+        Some(pod) if pod.device == device => scratch.pod_id = pod.pod_id,
         // A bridge floods what is another pod's.
         Some(_) => return Stage::Untouched,
         None => match tables.veth(device) {
-            Some(veth) => scratch.slot = veth.slot,
-            None if scratch.own != 0 => return Stage::Meet,
+            Some(veth) => scratch.pod_id = veth.pod_id,
+            None if scratch.own != 0 => return Stage::FindFlow,
             None => return unknown(tables, scratch),
         },
     }
-    Stage::Meet
+    Stage::FindFlow
 }
 
 /// P31: who is not known is isolated both ways, so that only its own node reaches it, and is answered.
@@ -131,30 +131,34 @@ fn unknown<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Stage {
         .unwrap_or_default()
         .has(Config::DENY_UNKNOWN)
     {
-        scratch.slot = UNKNOWN;
+        scratch.pod_id = UNKNOWN;
     }
-    Stage::Meet
+    Stage::FindFlow
 }
 
 /// What a pod's connections are judged by.
 #[inline(always)]
-pub fn rows<F: Family, T: Verdicts<F>>(tables: &T, slot: u32) -> PodRows {
-    if slot == UNKNOWN {
+pub fn rows<F: Family, T: Verdicts<F>>(tables: &T, pod_id: u32) -> PodRows {
+    if pod_id == UNKNOWN {
         PodRows {
             ingress: Row::CLOSED,
             egress: Row::CLOSED,
         }
     } else {
-        tables.rows(slot)
+        tables.rows(pod_id)
     }
 }
 
 /// A packet that no flow has in its direction, and no Service serves: it may be one that a translation has changed, or the other direction of
 /// a flow of which one entry was evicted, or the first of a connection that is followed from here on.
 #[inline(always)]
-pub fn plain<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+pub fn untranslated<F: Ip, T: Tables<F>>(
+    tables: &T,
+    hook: Hook,
+    scratch: &mut Scratch<F>,
+) -> Stage {
     scratch.rewrite = 0;
-    if origin == Origin::Outside {
+    if hook == Hook::FromDevice {
         return Stage::Untouched;
     }
     let error = scratch.kind == Other::Error as u32;
@@ -176,7 +180,7 @@ pub fn plain<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scra
         // About a packet that nobody knows: it is what other protocols are (P26).
         scratch.headers.key = scratch.reply;
     }
-    as_it_is(scratch, Role::FORWARD | Role::PLAIN);
+    as_it_is(scratch, Role::FORWARD | Role::UNTRANSLATED);
     if scratch.own != 0 {
         scratch.flow.role |= Role::OWN_NODE;
     }
@@ -205,16 +209,16 @@ fn as_it_is<F: Family>(scratch: &mut Scratch<F>, role: u8) {
 
 /// The verdict on a packet of the flow in the scratch, by its forward direction: what may be sent on, rewritten or as it is, is.
 #[inline(always)]
-pub fn judge<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
+pub fn judge<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, scratch: &mut Scratch<F>) -> Stage {
     let config = tables.config().unwrap_or_default();
     let allowed = if config.has(Config::POLICY) {
-        verdict(tables, origin, scratch)
+        verdict(tables, hook, scratch)
     } else {
         Ok(())
     };
     match allowed {
         Ok(()) if scratch.rewrite != 0 && scratch.kind == Other::Error as u32 => Stage::SendError,
-        Ok(()) if scratch.rewrite != 0 && scratch.odd != 0 => Stage::SendOdd,
+        Ok(()) if scratch.rewrite != 0 && scratch.exception != 0 => Stage::SendException,
         Ok(()) if scratch.rewrite != 0 => Stage::Send,
         Ok(()) if scratch.fresh != 0 => Stage::Follow,
         Ok(()) => Stage::Untouched,
@@ -231,14 +235,14 @@ pub fn judge<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scra
 #[inline(always)]
 fn verdict<F: Ip, T: Tables<F>>(
     tables: &T,
-    origin: Origin,
+    hook: Hook,
     scratch: &Scratch<F>,
 ) -> Result<(), Reason> {
     let Scratch { flow, headers, .. } = scratch;
     let key = &headers.key;
     let pod_way = flow.way == Way::Pod as u8;
     // What passes from device to device has no pod of this node at either end.
-    if origin == Origin::Outside && !pod_way {
+    if hook == Hook::FromDevice && !pod_way {
         return Ok(());
     }
     let forward = flow.is(Role::FORWARD);
@@ -253,38 +257,38 @@ fn verdict<F: Ip, T: Tables<F>>(
     }
     let (protocol, port) = (key.protocol, port.number());
     // The end whose device this is, or that the packet is redirected to; the other one only where the packet passes its own hook by.
-    let (near, far) = match origin {
-        Origin::Pod => (
-            scratch.slot,
+    let (near, far) = match hook {
+        Hook::FromPod => (
+            scratch.pod_id,
             if pod_way && scratch.rewrite != 0 {
-                slot(tables, &flow.dst)
+                pod_id(tables, &flow.dst)
             } else {
                 0
             },
         ),
-        Origin::Outside => (0, slot(tables, &flow.dst)),
-        Origin::Stack => (scratch.slot, 0),
+        Hook::FromDevice => (0, pod_id(tables, &flow.dst)),
+        Hook::ToPod | Hook::ToDevice => (scratch.pod_id, 0),
     };
-    let near_is_client = forward == (origin == Origin::Pod);
-    let (client_slot, server_slot) = if near_is_client {
+    let near_is_client = forward == (hook == Hook::FromPod);
+    let (client_pod, server_pod) = if near_is_client {
         (near, far)
     } else {
         (far, near)
     };
-    let (client_slot, server_slot) = match origin {
-        Origin::Outside if forward => (0, far),
-        Origin::Outside => (far, 0),
-        _ => (client_slot, server_slot),
+    let (client_pod, server_pod) = match hook {
+        Hook::FromDevice if forward => (0, far),
+        Hook::FromDevice => (far, 0),
+        _ => (client_pod, server_pod),
     };
     if !allowed(
         tables,
-        client_slot,
+        client_pod,
         |rows| rows.egress,
         server,
         protocol,
         port,
     ) {
-        return Err(if client_slot == UNKNOWN {
+        return Err(if client_pod == UNKNOWN {
             Reason::PodUnknown
         } else {
             Reason::DeniedEgress
@@ -295,7 +299,7 @@ fn verdict<F: Ip, T: Tables<F>>(
     }
     if allowed(
         tables,
-        server_slot,
+        server_pod,
         |rows| rows.ingress,
         client,
         protocol,
@@ -303,7 +307,7 @@ fn verdict<F: Ip, T: Tables<F>>(
     ) {
         return Ok(());
     }
-    Err(if server_slot == UNKNOWN {
+    Err(if server_pod == UNKNOWN {
         Reason::PodUnknown
     } else {
         Reason::DeniedIngress
@@ -317,18 +321,18 @@ fn verdict<F: Ip, T: Tables<F>>(
 #[inline(always)]
 pub fn allowed<F: Ip, T: Verdicts<F>>(
     tables: &T,
-    slot: u32,
+    pod_id: u32,
     side: impl Fn(PodRows) -> Row,
     other: &F::Addr,
     protocol: Protocol,
     port: u16,
 ) -> bool {
-    let mut row = side(rows(tables, slot));
+    let mut row = side(rows(tables, pod_id));
     if row == Row::OPEN || row == Row::CLOSED {
         return row == Row::OPEN;
     }
     let mut found = class(tables, other);
-    let now = side(rows(tables, slot));
+    let now = side(rows(tables, pod_id));
     if now != row {
         row = now;
         found = class(tables, other);
@@ -337,8 +341,8 @@ pub fn allowed<F: Ip, T: Verdicts<F>>(
 }
 
 #[inline(always)]
-fn slot<F: Family, T: Tables<F>>(tables: &T, addr: &F::Addr) -> u32 {
-    tables.pod(addr).map_or(0, |pod| pod.slot)
+fn pod_id<F: Family, T: Tables<F>>(tables: &T, addr: &F::Addr) -> u32 {
+    tables.pod(addr).map_or(0, |pod| pod.pod_id)
 }
 
 /// Whether a row allows a port towards an address: two or three loads for its class, one for the set, one for the ports.

@@ -1,9 +1,9 @@
 //! Processes of this host where no hooks of sockets serve them (V21): which of their packets, on the way out by loopback or a node device, go into
 //! the gate, and by which device comes what goes back to them.
 
-use proxy_common::event::Reason;
 use proxy_common::flow::{FlowKey, Hook};
 use proxy_common::net::{Address as _, AddressFlags, Device, Family, IfIndex, Protocol, RangeKind};
+use proxy_common::reason::Reason;
 
 use crate::parse::others::{Other, others};
 use crate::parse::{self, Ip};
@@ -51,7 +51,7 @@ fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(
         return asks(tables, &scratch.headers.key);
     }
     let known = tables
-        .find_flow(&scratch.headers.key, &mut scratch.flow)
+        .copy_flow(&scratch.headers.key, &mut scratch.flow)
         .is_some();
     known && scratch.flow.hooks & Hook::FromDevice as u8 != 0
         || opens && asks(tables, &scratch.headers.key)

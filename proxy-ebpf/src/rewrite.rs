@@ -2,9 +2,9 @@
 
 mod families;
 
-use proxy_common::event::{Answer, Counter, Reason};
 use proxy_common::flow::{Flow, Way, fragment_ports};
 use proxy_common::net::{Address, Family, Protocol, checksum_update, sum_add, sum_diff};
+use proxy_common::reason::{Answer, Counter, Reason};
 
 use crate::crc32c::contribution;
 use crate::parse::{Headers, Ip, LINK};
@@ -29,7 +29,7 @@ pub fn apply<F: Ip, P: Packet>(
     way: Way,
 ) -> Result<(), Reason> {
     let ttl = match way {
-        Way::Stack | Way::Gate | Way::Tunnel => headers.ttl,
+        Way::Stack | Way::Gate | Way::Dsr => headers.ttl,
         // Checked before: 1 and 0 do not get here.
         Way::Pod | Way::Neighbour => headers.ttl.wrapping_sub(1),
     };

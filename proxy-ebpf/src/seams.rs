@@ -2,12 +2,12 @@
 
 use core::ops::Deref;
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
 use proxy_common::net::{
     AddressFlags, Device, Family, IfIndex, LocalPod, Protocol, RangeKind, Veth,
 };
 use proxy_common::policy::{PodRows, PortSet, VerdictKey, Word};
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevKey, Service,
     ServiceKey, SourceKey,
@@ -17,9 +17,6 @@ use crate::policy::has;
 
 /// The bytes of one packet, from its link-layer header on.
 pub trait Packet {
-    /// The packet meets us before the kernel has a socket buffer for it (XDP): what cannot be finished is left to tc, untouched.
-    const EARLY: bool;
-
     /// `T` at `offset` bytes; `None` beyond the end.
     fn load<T: Wire>(&self, offset: u32) -> Option<T>;
     /// Writes `value` at `offset` bytes; `None` beyond the end.
@@ -129,7 +126,7 @@ pub trait Verdicts<F: Family> {
         Self: 'a;
 
     /// The policy of the pod of a slot.
-    fn rows(&self, slot: u32) -> PodRows;
+    fn rows(&self, pod_id: u32) -> PodRows;
     /// A word of the directory of classes.
     fn word(&self, node: u32, byte: u8) -> Word;
     /// The class of just this address.
@@ -157,7 +154,7 @@ pub trait Tables<F: Family>: Verdicts<F> {
     /// The entry of a flow: the established one, else the half-open one.
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Table, Flow<F::Addr>)>;
     /// The same, with the entry left in `into`: the stack has no room for another.
-    fn find_flow(&self, key: &FlowKey<F::Addr>, into: &mut Flow<F::Addr>) -> Option<Table>;
+    fn copy_flow(&self, key: &FlowKey<F::Addr>, into: &mut Flow<F::Addr>) -> Option<Table>;
     /// Bits of `State` of an established flow's entry.
     fn state(&self, key: &FlowKey<F::Addr>) -> Option<u8>;
     /// The table that has the entry of `mate`, if that is the other direction of `key`; while a flow is promoted the two are apart.
@@ -175,7 +172,7 @@ pub trait Tables<F: Family>: Verdicts<F> {
     /// Forgets a flow.
     fn remove_flow(&self, table: Table, key: &FlowKey<F::Addr>);
     /// Notes the time (jiffies) and further bits of `State` in a flow's entry, if it is there.
-    fn note_flow(&self, table: Table, key: &FlowKey<F::Addr>, now: u32, state: u8);
+    fn touch_flow(&self, table: Table, key: &FlowKey<F::Addr>, now: u32, state: u8);
     /// A frontend.
     fn service(&self, key: &ServiceKey<F::Addr>) -> Option<Service>;
     /// A backend.
@@ -219,7 +216,7 @@ pub trait Tables<F: Family>: Verdicts<F> {
     /// The ports of a datagram whose first fragment was seen.
     fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<u32>;
     /// Remembers the ports of a datagram by its first fragment.
-    fn note_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32);
+    fn record_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32);
     /// A connection was denied: told once in a while for each client, server and port.
     fn denied(&self, key: &FlowKey<F::Addr>, reason: Reason);
     /// For the log: a flow was opened by a packet of `key`.

@@ -1,14 +1,34 @@
 //! From a destination to a backend: which frontend was meant, which interval of slots applies, which slot it is.
 
-use proxy_common::event::Reason;
-use proxy_common::flow::{Flow, FlowKey};
+use proxy_common::flow::{Flow, FlowKey, Hook};
 use proxy_common::net::{Address, AddressFlags, Family, Port, RangeKind, hash3};
+use proxy_common::reason::Reason;
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MAGLEV_CHUNK, MaglevKey,
     Service, ServiceFlags, ServiceKey, SourceKey, maglev_entries,
 };
 
-use crate::{Origin, Stage, Tables};
+use crate::{Stage, Tables};
+
+/// Where the client of a new connection is, as far as traffic policies care (V9, V11).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Client {
+    /// A pod or a process of this node: an external traffic policy does not bind it.
+    Local,
+    /// The sender of a packet that a node device received.
+    Remote,
+}
+
+impl Client {
+    /// Returns where the client of a packet is that was met at `hook`.
+    #[inline(always)]
+    pub const fn at(hook: Hook) -> Self {
+        match hook {
+            Hook::FromDevice => Self::Remote,
+            Hook::FromPod | Hook::ToPod | Hook::ToDevice => Self::Local,
+        }
+    }
+}
 
 /// The frontend that a packet's destination names: an address's own, or a nodePort where nodePorts are served (V8).
 ///
@@ -81,7 +101,7 @@ pub fn named<F: Family, T: Tables<F>>(
     backend(tables, service, slot)
 }
 
-/// V17: whether what a flow's packets ask for still leads to the flow's backend, for a client of some origin: a slot that only policy Local has leads
+/// V17: whether what a flow's packets ask for still leads to the flow's backend, for a client of some hook: a slot that only policy Local has leads
 /// nobody where no policy is Local.
 #[inline(always)]
 pub fn still_leads<F: Family, T: Tables<F>>(
@@ -119,9 +139,9 @@ pub fn not_opening(service: &Service) -> Result<Stage, Reason> {
 pub fn choose<F: Family, T: Tables<F>>(
     tables: &T,
     key: &FlowKey<F::Addr>,
-    client: F::Addr,
+    affine: F::Addr,
     service: &Service,
-    origin: Origin,
+    client: Client,
     config: &Config,
 ) -> Result<Backend<F::Addr>, Reason> {
     if service.has(ServiceFlags::SOURCE_RANGES)
@@ -132,15 +152,15 @@ pub fn choose<F: Family, T: Tables<F>>(
     {
         return Err(Reason::SourceNotAllowed);
     }
-    let slots = interval(tables, service, origin, &key.src)?;
-    let client = AffinityKey {
-        client,
+    let slots = interval(tables, service, client, &key.src)?;
+    let sticky = AffinityKey {
+        client: affine,
         service: service.id,
     };
     let stays = if service.affinity == 0 {
         None
     } else {
-        stays_with(tables, &client, service, slots, config)
+        stays_with(tables, &sticky, service, slots, config)
     };
     let slot = match stays {
         Some(slot) => slot,
@@ -151,7 +171,7 @@ pub fn choose<F: Family, T: Tables<F>>(
         return Ok(backend);
     }
     tables.stick(
-        &client,
+        &sticky,
         &Affinity {
             addr: backend.addr,
             seen: tables.now(),
@@ -268,18 +288,18 @@ pub(crate) fn backend<F: Family, T: Tables<F>>(
         .ok_or(Reason::BackendMissing)
 }
 
-/// The slots that may serve a client of `origin`: first and number (V5, V7, V11 and the table of verdicts). An external policy of Local is
+/// The slots that may serve a client of `hook`: first and number (V5, V7, V11 and the table of verdicts). An external policy of Local is
 /// for clients outside; pods of other nodes are none of these.
 #[inline(always)]
 pub(crate) fn interval<F: Family, T: Tables<F>>(
     tables: &T,
     service: &Service,
-    origin: Origin,
-    client: &F::Addr,
+    client: Client,
+    src: &F::Addr,
 ) -> Result<(u32, u32), Reason> {
     let internal = service.has(ServiceFlags::CLUSTER_IP);
     let local = service.has(ServiceFlags::LOCAL)
-        && (internal || origin == Origin::Outside && tables.range(client) != RangeKind::PODS);
+        && (internal || client == Client::Remote && tables.range(src) != RangeKind::PODS);
     let len = if local {
         service.local_len
     } else {

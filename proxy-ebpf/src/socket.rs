@@ -2,15 +2,16 @@
 //!
 //! Owns what is remembered of them. Knows nothing of network namespaces: the hooks leave sockets of others alone before they ask here.
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::FlowKey;
 use proxy_common::net::{Address, Family, Port, Protocol, hash3};
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, EndpointKey, Service, ServiceFlags, ServiceKey, SourceKey,
 };
 use proxy_common::socket::{Peer, PeerKey};
 
-use crate::{Origin, Tables, service};
+use crate::Tables;
+use crate::service::{self, Client};
 
 /// What a process asks of a socket: to reach an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,7 +59,7 @@ pub fn direct<F: Family, T: Sockets<F>>(
         return Err(Reason::SourceNotAllowed);
     }
     // V11: a process of this node reaches what a pod of it reaches.
-    let slots = service::interval(tables, &service, Origin::Pod, &F::Addr::ZERO)?;
+    let slots = service::interval(tables, &service, Client::Local, &F::Addr::ZERO)?;
     if let Some(kept) = kept(tables, ask, &service, slots) {
         return Ok(Some(kept));
     }

@@ -1,11 +1,11 @@
 //! The stages of a packet in their order, and what one hands on to the next.
 
-use proxy_common::event::Reason;
-use proxy_common::flow::{Flow, FlowKey};
+use proxy_common::flow::{Flow, FlowKey, Hook};
 use proxy_common::net::{Address, Family, IfIndex, Port, Protocol};
+use proxy_common::reason::Reason;
 
 use crate::parse::{Headers, Ip};
-use crate::{Action, Origin, Packet, Tables, odd, policy, process, tunnel};
+use crate::{Action, Packet, Tables, dsr, exception, policy, process};
 
 /// What the stages of one packet hand on: in the kernel one element per CPU, for IPv6's do not fit on the stack beside all else.
 #[derive(Clone, Copy, Debug)]
@@ -19,20 +19,20 @@ pub struct Scratch<F: Family> {
     pub reply: FlowKey<F::Addr>,
     /// For [`Stage::Inner`]: the address that replaces the client's.
     pub masquerade: F::Addr,
-    /// Of what is [`Scratch::tunnelled`]: the backend's address.
+    /// Of what is [`Scratch::encapsulated`]: the backend's address.
     pub backend: F::Addr,
     /// Why the packet is not sent on.
     pub reason: Reason,
     /// For [`Reason::TooBig`]: what the device takes, in bytes.
     pub mtu: u32,
     /// The policy of the pod whose device this is; 0 if it has none, or is none.
-    pub slot: u32,
+    pub pod_id: u32,
     /// Of an ICMP error, where the ports of the packet that it is about are; 0 if there are none.
     pub quoted: u32,
-    /// A [`parse::others::Other`] as number, where the packet is [`Scratch::odd`].
+    /// A [`parse::others::Other`] as number, where the packet is [`Scratch::exception`].
     pub kind: u32,
     /// 1 if it is not a whole TCP segment, UDP datagram or SCTP packet: it is judged, and never answered.
-    pub odd: u32,
+    pub exception: u32,
     /// 1 if the packet gets the flow's addresses at this hook.
     pub rewrite: u32,
     /// 1 if the packet opens the flow.
@@ -42,8 +42,8 @@ pub struct Scratch<F: Family> {
     /// 1 if this host's own processes have sent it, to a Service, and it came by the gate (V21).
     pub by_gate: u32,
     /// 1 if another node has sent it here encapsulated, for the backend of [`Scratch::backend`] and [`Scratch::port`].
-    pub tunnelled: u32,
-    /// Of what is [`Scratch::tunnelled`]: the backend's port.
+    pub encapsulated: u32,
+    /// Of what is [`Scratch::encapsulated`]: the backend's port.
     pub port: Port,
     /// Always zero.
     pub zero: u16,
@@ -85,15 +85,15 @@ impl<F: Family> Scratch<F> {
             backend: zero,
             reason: Reason::Truncated,
             mtu: 0,
-            slot: 0,
+            pod_id: 0,
             quoted: 0,
             kind: 0,
-            odd: 0,
+            exception: 0,
             rewrite: 0,
             fresh: 0,
             own: 0,
             by_gate: 0,
-            tunnelled: 0,
+            encapsulated: 0,
             port,
             zero: 0,
         }
@@ -128,19 +128,19 @@ pub enum Stage {
     /// Its flow is open; a second one, that masquerades, begins where the first ends.
     Inner = 4,
     /// It may be here: it is to be parsed, and its flow to be found.
-    Meet = 5,
+    FindFlow = 5,
     /// It is nothing that could be translated.
-    Odd = 6,
+    Exception = 6,
     /// No Service serves it: it may belong to a flow that is not translated here, or begin one.
-    Plain = 7,
+    Untranslated = 7,
     /// It belongs to the flow in the scratch, which policy has a say in.
     Judge = 8,
     /// It is allowed, goes on as it is, and its connection is followed.
     Follow = 9,
     /// It is an ICMP error about packets of the flow in the scratch, rewritten like these and sent on.
     SendError = 10,
-    /// It is [`Scratch::odd`], rewritten as the flow in the scratch says, and sent on.
-    SendOdd = 11,
+    /// It is [`Scratch::exception`], rewritten as the flow in the scratch says, and sent on.
+    SendException = 11,
     /// It carries another one, which is to be met in its place.
     Decapsulate = 12,
 }
@@ -154,13 +154,13 @@ impl Stage {
             2 => Self::Send,
             3 => Self::Stop,
             4 => Self::Inner,
-            5 => Self::Meet,
-            6 => Self::Odd,
-            7 => Self::Plain,
+            5 => Self::FindFlow,
+            6 => Self::Exception,
+            7 => Self::Untranslated,
             8 => Self::Judge,
             9 => Self::Follow,
             10 => Self::SendError,
-            11 => Self::SendOdd,
+            11 => Self::SendException,
             12 => Self::Decapsulate,
             _ => Self::Untouched,
         }
@@ -174,28 +174,28 @@ pub trait Stages {
 
     /// [`policy::admit`].
     fn admit(&mut self) -> Stage;
-    /// [`crate::meet`].
-    fn meet(&mut self) -> Stage;
+    /// [`crate::find_flow`].
+    fn find_flow(&mut self) -> Stage;
     /// [`crate::open`].
     fn open(&mut self) -> Stage;
     /// [`crate::inner`].
     fn inner(&mut self) -> Stage;
-    /// [`odd::meet`].
-    fn odd(&mut self) -> Stage;
-    /// [`tunnel::decapsulate`].
+    /// [`exception::find_flow`].
+    fn exception(&mut self) -> Stage;
+    /// [`dsr::decapsulate`].
     fn decapsulate(&mut self) -> Stage;
-    /// [`policy::plain`].
-    fn plain(&mut self) -> Stage;
+    /// [`policy::untranslated`].
+    fn untranslated(&mut self) -> Stage;
     /// [`policy::judge`].
     fn judge(&mut self) -> Stage;
     /// [`policy::follow`].
     fn follow(&mut self) -> Stage;
     /// [`crate::send`].
     fn send(&mut self) -> Self::Verdict;
-    /// [`odd::send_error`].
+    /// [`exception::send_error`].
     fn send_error(&mut self) -> Self::Verdict;
-    /// [`odd::send`].
-    fn send_odd(&mut self) -> Self::Verdict;
+    /// [`exception::send`].
+    fn send_exception(&mut self) -> Self::Verdict;
     /// [`crate::stop`].
     fn stop(&mut self) -> Self::Verdict;
     /// The packet goes on as it came: [`process::left`].
@@ -206,20 +206,20 @@ pub trait Stages {
 #[inline(always)]
 pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
     let mut next = stages.admit();
-    if next == Stage::Meet {
-        next = stages.meet();
+    if next == Stage::FindFlow {
+        next = stages.find_flow();
     }
-    if next == Stage::Odd {
-        next = stages.odd();
+    if next == Stage::Exception {
+        next = stages.exception();
     }
     if next == Stage::Decapsulate {
         next = stages.decapsulate();
     }
-    let tunnelled = next == Stage::Meet;
-    if tunnelled {
-        next = stages.meet();
-        if next == Stage::Odd {
-            next = stages.odd();
+    let encapsulated = next == Stage::FindFlow;
+    if encapsulated {
+        next = stages.find_flow();
+        if next == Stage::Exception {
+            next = stages.exception();
         }
     }
     if next == Stage::Open {
@@ -228,8 +228,8 @@ pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
     if next == Stage::Inner {
         next = stages.inner();
     }
-    if next == Stage::Plain {
-        next = stages.plain();
+    if next == Stage::Untranslated {
+        next = stages.untranslated();
     }
     if next == Stage::Judge {
         next = stages.judge();
@@ -240,10 +240,10 @@ pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
     match next {
         Stage::Send => stages.send(),
         Stage::SendError => stages.send_error(),
-        Stage::SendOdd => stages.send_odd(),
+        Stage::SendException => stages.send_exception(),
         Stage::Stop => stages.stop(),
         // What it was carried in is gone, and the stack here would send it back.
-        _ if tunnelled => stages.stop(),
+        _ if encapsulated => stages.stop(),
         _ => stages.untouched(),
     }
 }
@@ -253,18 +253,18 @@ pub(crate) struct InOneGo<'a, F: Family, P, T> {
     packet: &'a mut P,
     tables: &'a T,
     device: IfIndex,
-    origin: Origin,
+    hook: Hook,
     scratch: Scratch<F>,
 }
 
 impl<'a, F: Family, P, T> InOneGo<'a, F, P, T> {
     /// Before the first stage.
-    pub(crate) fn new(packet: &'a mut P, tables: &'a T, device: IfIndex, origin: Origin) -> Self {
+    pub(crate) fn new(packet: &'a mut P, tables: &'a T, device: IfIndex, hook: Hook) -> Self {
         Self {
             packet,
             tables,
             device,
-            origin,
+            hook,
             scratch: Scratch::new(),
         }
     }
@@ -278,34 +278,34 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
             self.packet,
             self.tables,
             self.device,
-            self.origin,
+            self.hook,
             &mut self.scratch,
         )
     }
-    fn odd(&mut self) -> Stage {
-        odd::meet(self.packet, self.tables, self.origin, &mut self.scratch)
+    fn exception(&mut self) -> Stage {
+        exception::find_flow(self.packet, self.tables, self.hook, &mut self.scratch)
     }
     fn decapsulate(&mut self) -> Stage {
-        tunnel::decapsulate(self.packet, self.tables, &mut self.scratch)
+        dsr::decapsulate(self.packet, self.tables, &mut self.scratch)
     }
-    fn plain(&mut self) -> Stage {
-        policy::plain(self.tables, self.origin, &mut self.scratch)
+    fn untranslated(&mut self) -> Stage {
+        policy::untranslated(self.tables, self.hook, &mut self.scratch)
     }
     fn judge(&mut self) -> Stage {
-        policy::judge(self.tables, self.origin, &mut self.scratch)
+        policy::judge(self.tables, self.hook, &mut self.scratch)
     }
     fn follow(&mut self) -> Stage {
         policy::follow(self.tables, &mut self.scratch)
     }
-    fn meet(&mut self) -> Stage {
-        crate::meet(self.packet, self.tables, self.origin, &mut self.scratch)
+    fn find_flow(&mut self) -> Stage {
+        crate::find_flow(self.packet, self.tables, self.hook, &mut self.scratch)
     }
     fn open(&mut self) -> Stage {
         crate::open(
             self.packet,
             self.tables,
             self.device,
-            self.origin,
+            self.hook,
             &mut self.scratch,
         )
     }
@@ -313,20 +313,20 @@ impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
         crate::inner(self.tables, &mut self.scratch)
     }
     fn send(&mut self) -> Self::Verdict {
-        crate::send(self.packet, self.tables, self.origin, &self.scratch)
+        crate::send(self.packet, self.tables, self.hook, &self.scratch)
     }
     fn send_error(&mut self) -> Self::Verdict {
-        odd::send_error(self.packet, self.tables, self.origin, &self.scratch)
+        exception::send_error(self.packet, self.tables, self.hook, &self.scratch)
     }
-    fn send_odd(&mut self) -> Self::Verdict {
-        odd::send(self.packet, self.tables, self.origin, &self.scratch)
+    fn send_exception(&mut self) -> Self::Verdict {
+        exception::send(self.packet, self.tables, self.hook, &self.scratch)
     }
     fn stop(&mut self) -> Self::Verdict {
         crate::stop(
             self.packet,
             self.tables,
             self.device,
-            self.origin,
+            self.hook,
             &mut self.scratch,
         )
     }

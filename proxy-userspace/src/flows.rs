@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use proxy_common::event::Counter;
 use proxy_common::flow::{Flow, FlowKey, Role, State, TABLE_ENTRIES, Way};
 use proxy_common::net::{Address, Protocol};
+use proxy_common::reason::Counter;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
@@ -155,7 +155,7 @@ impl Law {
             return Some(Ended::BackendGone);
         }
         let seconds = match Way::from_number(flow.way) {
-            Way::Tunnel => self.direct_seconds(protocol, flow.state),
+            Way::Dsr => self.direct_seconds(protocol, flow.state),
             _ => self.seconds(protocol, flow.state),
         };
         let idle = u64::from(age) >= u64::from(seconds) * u64::from(self.hz);

@@ -9,15 +9,15 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key as Prefix;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_log_ebpf::macro_support::{Level, level_enabled};
-use proxy_common::event::{COUNTERS as COUNTER_COUNT, Counter, Denial, Reason};
 use proxy_common::flow::{Flow, FlowKey, FragmentKey, TABLE_ENTRIES};
 use proxy_common::net::{
     Addr4, Addr6, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, RangeKind, V4, V6, Veth,
 };
 use proxy_common::policy::{
-    CHUNK_CLASSES, CHUNKS, Chunk, EXACT_MAX, NO_CLASS, NODES, Node, POD_SLOTS, PREFIXES_MAX,
+    CHUNK_CLASSES, CHUNKS, Chunk, EXACT_MAX, MAX_PODS, NO_CLASS, NODES, Node, PREFIXES_MAX,
     PodRows, PortSet, VERDICTS_MAX, VerdictKey, Word,
 };
+use proxy_common::reason::{COUNTERS as COUNTER_COUNT, Counter, Denial, Reason};
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey, Name,
     SOURCE_KEY_BITS, Service, ServiceKey, SourceKey,
@@ -73,16 +73,17 @@ macro_rules! family {
         static $fragments: LruHashMap<FragmentKey<$addr>, u32> =
             LruHashMap::with_max_entries(8192, 0);
         #[map(name = $dnn)]
-        static $denied: LruHashMap<FlowKey<$addr>, Told> = LruHashMap::with_max_entries(8192, 0);
+        static $denied: LruHashMap<FlowKey<$addr>, Reported> =
+            LruHashMap::with_max_entries(8192, 0);
         #[map(name = $nn)]
-        pub static $noted: PerCpuArray<Noted<$addr>> = PerCpuArray::with_max_entries(1, 0);
+        pub static $noted: PerCpuArray<LogRecord<$addr>> = PerCpuArray::with_max_entries(1, 0);
 
         impl Verdicts<$family> for Kernel {
             type Ports<'a> = &'static PortSet;
 
             #[inline(always)]
-            fn rows(&self, slot: u32) -> PodRows {
-                ROWS.get(slot).copied().unwrap_or_default()
+            fn rows(&self, pod_id: u32) -> PodRows {
+                ROWS.get(pod_id).copied().unwrap_or_default()
             }
             #[inline(always)]
             fn word(&self, node: u32, byte: u8) -> Word {
@@ -140,7 +141,7 @@ macro_rules! family {
                 Some((table, unsafe { *found }))
             }
             #[inline(always)]
-            fn find_flow(&self, key: &FlowKey<$addr>, into: &mut Flow<$addr>) -> Option<Table> {
+            fn copy_flow(&self, key: &FlowKey<$addr>, into: &mut Flow<$addr>) -> Option<Table> {
                 let (table, found) = match $flows.get_ptr(key) {
                     Some(found) => (Table::Established, found),
                     None => (Table::Opening, $opening.get_ptr(key)?),
@@ -218,7 +219,7 @@ macro_rules! family {
                 };
             }
             #[inline(always)]
-            fn note_flow(&self, table: Table, key: &FlowKey<$addr>, now: u32, state: u8) {
+            fn touch_flow(&self, table: Table, key: &FlowKey<$addr>, now: u32, state: u8) {
                 let found = match table {
                     Table::Established => $flows.get_ptr_mut(key),
                     Table::Opening => $opening.get_ptr_mut(key),
@@ -321,7 +322,7 @@ macro_rules! family {
                 unsafe { $fragments.get(key) }.copied()
             }
             #[inline(always)]
-            fn note_fragment(&self, key: &FragmentKey<$addr>, ports: u32) {
+            fn record_fragment(&self, key: &FragmentKey<$addr>, ports: u32) {
                 // What does not fit costs the datagram.
                 let _lost = $fragments.insert(key, &ports, BPF_ANY.into());
             }
@@ -336,7 +337,7 @@ macro_rules! family {
                 if let Some(told) = $denied.get_ptr_mut(&once) {
                     // SAFETY: the element lives for the run of the program; a lost update costs one of the count.
                     let told = unsafe { &mut *told };
-                    if now.wrapping_sub(told.at) < TELL_DENIED * hz {
+                    if now.wrapping_sub(told.at) < REPORT_SECONDS * hz {
                         told.silent += 1;
                         return;
                     }
@@ -345,9 +346,10 @@ macro_rules! family {
                     told.at = now;
                 } else {
                     // A table that takes no more tells every time.
-                    let _told = $denied.insert(&once, &Told { at: now, silent: 0 }, BPF_ANY.into());
+                    let _told =
+                        $denied.insert(&once, &Reported { at: now, silent: 0 }, BPF_ANY.into());
                 }
-                if let Some(mut denial) = EVENTS.reserve::<Denial>(0) {
+                if let Some(mut denial) = DENIALS.reserve::<Denial>(0) {
                     denial.write(Denial::new(key, reason, silent));
                     denial.submit(0);
                 }
@@ -382,7 +384,7 @@ macro_rules! family {
                 if let (true, Some(noted)) = (level_enabled(Level::Debug), $noted.get_ptr_mut(0)) {
                     // SAFETY: this CPU's own element, as above.
                     unsafe {
-                        *noted = Noted {
+                        *noted = LogRecord {
                             what: OPENED,
                             key: *key,
                             dst: flow.dst,
@@ -396,7 +398,7 @@ macro_rules! family {
                 if let (true, Some(noted)) = (level_enabled(Level::Debug), $noted.get_ptr_mut(0)) {
                     // SAFETY: this CPU's own element, as above.
                     unsafe {
-                        *noted = Noted {
+                        *noted = LogRecord {
                             what: STOPPED + reason as u32,
                             key: *key,
                             dst: key.dst,
@@ -422,9 +424,9 @@ family!(V6, Addr6, SERVICES6 "SERVICES6", BACKENDS6 "BACKENDS6", ADDRESSES6 "ADD
 #[map(name = "MAGLEV")]
 static MAGLEV: HashMap<MaglevKey, MaglevChunk> =
     HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
-/// Policies of pods by [`proxy_common::net::LocalPod::slot`].
+/// Policies of pods by [`proxy_common::net::LocalPod::pod_id`].
 #[map(name = "ROWS")]
-static ROWS: Array<PodRows> = Array::with_max_entries(POD_SLOTS, BPF_F_MMAPABLE);
+static ROWS: Array<PodRows> = Array::with_max_entries(MAX_PODS, BPF_F_MMAPABLE);
 #[map(name = "VETHS")]
 static VETHS: HashMap<IfIndex, Veth> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 /// IPv4's directory of classes.
@@ -442,18 +444,18 @@ static VERDICTS: LpmTrie<VerdictKey, u32> =
 #[map(name = "PORTSETS")]
 static PORTSETS: Array<PortSet> = Array::with_max_entries(PortSet::SETS, 0);
 /// What user space is told: denials.
-#[map(name = "EVENTS")]
-static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+#[map(name = "DENIALS")]
+static DENIALS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
 /// When a denial was last told, and how many there were since.
 #[repr(C)]
-struct Told {
+struct Reported {
     at: u32,
     silent: u32,
 }
 
 /// Seconds in which one denial is told.
-const TELL_DENIED: u32 = 10;
+const REPORT_SECONDS: u32 = 10;
 
 #[inline(always)]
 fn exact6(addr: &Addr6) -> Option<u32> {
@@ -487,7 +489,7 @@ struct Bucket {
 
 /// What the log is to be told of a packet, kept until the deep part of the stack is free again.
 #[repr(C)]
-pub struct Noted<A> {
+pub struct LogRecord<A> {
     /// 0 is nothing, [`OPENED`], or [`STOPPED`] and the reason's number.
     pub what: u32,
     /// The packet's connection.

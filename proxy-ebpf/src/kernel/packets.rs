@@ -25,8 +25,6 @@ pub struct Skb<'a> {
 }
 
 impl Packet for Skb<'_> {
-    const EARLY: bool = false;
-
     #[inline(always)]
     fn load<T: Wire>(&self, offset: u32) -> Option<T> {
         self.context.load(offset as usize).ok()
@@ -166,8 +164,6 @@ impl Frame<'_> {
 }
 
 impl Packet for Frame<'_> {
-    const EARLY: bool = true;
-
     #[inline(always)]
     fn load<T: Wire>(&self, offset: u32) -> Option<T> {
         let from = self.at(offset, size_of::<T>())?;

@@ -16,9 +16,9 @@ use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
-use proxy_common::event::Reason;
 use proxy_common::flow::FlowKey;
 use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
+use proxy_common::reason::Reason;
 use proxy_common::socket::{INITIAL_NETNS, PEER_ENTRIES, Peer, PeerKey};
 use proxy_ebpf::socket::{Ask, Sockets};
 

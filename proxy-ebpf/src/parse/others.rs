@@ -1,9 +1,9 @@
 //! Reads what is no whole TCP segment, UDP datagram or SCTP packet right behind the IP header: fragments, extension headers, ICMP (P25-P27).
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
-use proxy_common::event::Reason;
 use proxy_common::flow::{FlowKey, FragmentKey, fragment_ports};
 use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
+use proxy_common::reason::Reason;
 
 use super::{ANSWER, Headers, Ip, LINK, association};
 use crate::{Packet, Scratch, Tables};
@@ -86,7 +86,7 @@ pub fn others<F: Ip, P: Packet, T: Tables<F>>(
     }
     let kind = transport(packet, headers, quoted)?;
     if walked.fragment && kind == Other::Packet {
-        tables.note_fragment(
+        tables.record_fragment(
             &fragment_key(&walked),
             fragment_ports(headers.key.sport, headers.key.dport),
         );

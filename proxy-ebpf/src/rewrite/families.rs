@@ -1,10 +1,10 @@
 //! What reading and writing an IPv4 header, and an IPv6 header, have to themselves.
 
-use proxy_common::event::{Answer, Reason};
 use proxy_common::net::{
     Addr4, Addr6, Address, Device, Port, Protocol, V4, V6, checksum_update, sum_add, sum_diff,
     sum_fold,
 };
+use proxy_common::reason::{Answer, Reason};
 
 use super::{ICMP, TTL, quote};
 use crate::Packet;
@@ -47,7 +47,7 @@ fn header4(
 
 impl Ip for V4 {
     const ICMP: Protocol = Protocol::ICMP;
-    const TUNNEL: Protocol = Protocol::IPIP;
+    const ENCAPSULATION: Protocol = Protocol::IPIP;
     const OVERHEAD: u32 = 20;
     const LEAST_MTU: u32 = 68;
 
@@ -207,7 +207,7 @@ impl Ip for V4 {
         packet.store(
             LINK,
             &header4(
-                [tos & DSCP, Self::TUNNEL.0],
+                [tos & DSCP, Self::ENCAPSULATION.0],
                 Self::OVERHEAD + len,
                 [a, b, 0x40, 0],
                 src,
@@ -233,7 +233,7 @@ impl Ip for V4 {
 
 impl Ip for V6 {
     const ICMP: Protocol = Protocol::ICMP6;
-    const TUNNEL: Protocol = Protocol::IPV6;
+    const ENCAPSULATION: Protocol = Protocol::IPV6;
     const OVERHEAD: u32 = 40;
     const LEAST_MTU: u32 = 1280;
 
@@ -387,7 +387,7 @@ impl Ip for V6 {
         let ([a, b], [.., l1, l2]) = (port.bytes(), len.to_be_bytes());
         let head = [
             [version, class & DSCP << 4, a, b],
-            [l1, l2, Self::TUNNEL.0, TTL],
+            [l1, l2, Self::ENCAPSULATION.0, TTL],
         ]
         .map(u32::from_ne_bytes);
         packet.store(LINK, &head)?;

@@ -1,7 +1,7 @@
 //! A pod reaches a cluster IP, wherever the backend is, itself included.
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::net::{AddressFlags, LocalPod, Port, Protocol};
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{Backend, ServiceFlags};
 use proxy_ebpf::Action;
 
@@ -194,7 +194,7 @@ fn pod_without_a_device_is_waited_for<F: Net>() {
         F::at(POD_A),
         LocalPod {
             device: VETH_A,
-            slot: 0,
+            pod_id: 0,
         },
     );
     node.from_pod(VETH_B, &syn).goes(Action::Pod(VETH_A));

@@ -1,10 +1,10 @@
 //! Direct server return: two nodes, a client outside who asks one, and a backend of the other that answers him.
 
 use etherparse::{IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice};
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::State;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol, RangeKind, V4, V6};
 use proxy_common::policy::Row;
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{Backend, Config, ServiceFlags};
 use proxy_ebpf::{Action, Route};
 
@@ -88,14 +88,14 @@ fn answering<F: Net>(backends: &[Backend<F::Addr>]) -> Node<F> {
         F::at(REMOTE),
         LocalPod {
             device: VETH_A,
-            slot: 0,
+            pod_id: 0,
         },
     );
     node.tables.pods.insert(
         F::at(SIBLING),
         LocalPod {
             device: VETH_B,
-            slot: 0,
+            pod_id: 0,
         },
     );
     let (node6, node4) = (V6::at(NODE2), V4::at(NODE2));
@@ -319,7 +319,7 @@ fn a_refusal_goes_to_the_client_and_not_to_the_asked_node<F: Net>() {
         F::at(REMOTE),
         LocalPod {
             device: VETH_A,
-            slot: 1,
+            pod_id: 1,
         },
     );
     answering.tables.config.flags |= Config::POLICY | Config::REJECT_DENIED;
@@ -468,7 +468,7 @@ fn p16_the_client_himself_is_judged<F: Net>() {
             F::at(REMOTE),
             LocalPod {
                 device: VETH_A,
-                slot: 1,
+                pod_id: 1,
             },
         );
         answering.tables.config.flags |= Config::POLICY;

@@ -1,6 +1,6 @@
 //! `--host-firewall respect`: translated packets take the stack's way, with the addresses of client and backend in its forward hooks.
 
-use proxy_common::event::{Counter, Reason};
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::Config;
 use proxy_ebpf::Action;
 
@@ -104,7 +104,7 @@ fn a_remote_backend_is_masqueraded_on_the_way_out_of_the_stack<F: Net>() {
             (end::<F>(frontend), end::<F>(client))
         );
         assert_eq!(node.flows(), (0, 4));
-        node.early(&left.answer()).untouched();
+        node.xdp(&left.answer()).untouched();
     }
 }
 

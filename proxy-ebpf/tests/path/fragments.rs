@@ -1,8 +1,8 @@
 //! Fragments of translated datagrams: put together again they are what a whole one would have become, its checksum included.
 
 use etherparse::{IpNumber, Ipv6RawExtHeader, PacketBuilder};
-use proxy_common::event::{Counter, Reason};
 use proxy_common::net::Protocol;
+use proxy_common::reason::{Counter, Reason};
 use proxy_ebpf::Action;
 
 use crate::both_families;

@@ -1,8 +1,8 @@
 //! V21 where no hooks of sockets are: what processes of this host send to Services comes by the gate, and what answers goes out of it.
 
-use proxy_common::event::Reason;
 use proxy_common::net::{AddressFlags, Device, IfIndex, Port, Protocol, RangeKind};
 use proxy_common::policy::Row;
+use proxy_common::reason::Reason;
 use proxy_common::service::{Backend, ServiceFlags};
 use proxy_ebpf::Action;
 
@@ -98,7 +98,7 @@ fn a_process_reaches_a_pod_of_another_node<F: Net>() {
         );
         assert!((1024..30_000).contains(&met.src.port()), "V12: {met:?}");
         // XDP leaves it to tc.
-        node.early(&met.answer()).untouched();
+        node.xdp(&met.answer()).untouched();
         let told = node.from_device(&met.answer()).goes(Action::Transmit(GATE));
         assert_eq!((told.src, told.dst), (end::<F>(TO), end::<F>(FROM)));
         node.from_gate(&packet::<F>(protocol, FROM, TO))
@@ -269,7 +269,7 @@ fn its_node_ports_go_into_the_gate_and_come_back_by_loopback<F: Net>() {
         assert_eq!(met.src.ip(), F::ip(NODE));
         // What was put into the gate is not put into it again.
         node.to_device(&met).untouched();
-        node.early(&met.answer()).untouched();
+        node.xdp(&met.answer()).untouched();
         let told = node
             .from_device(&met.answer())
             .goes(Action::Enter(IfIndex::LOOPBACK));
@@ -603,7 +603,7 @@ fn what_comes_from_elsewhere_to_loopback_belongs_to_no_flow<F: Net>() {
         let question = opening::<F>(Protocol::UDP, (LOOPBACK, 40000), (LOOPBACK, NODE_PORT));
         let met = node.from_gate(&question).goes(way);
         node.from_device(&question).untouched();
-        node.early(&question).untouched();
+        node.xdp(&question).untouched();
         node.raw_from_device(&error_about::<F>((CLIENT, NODE), &question.answer()))
             .untouched();
         let told = if backend == POD_A {
@@ -613,7 +613,7 @@ fn what_comes_from_elsewhere_to_loopback_belongs_to_no_flow<F: Net>() {
         };
         told.goes(Action::Enter(IfIndex::LOOPBACK));
         node.from_device(&question).untouched();
-        node.early(&question).untouched();
+        node.xdp(&question).untouched();
     }
 }
 

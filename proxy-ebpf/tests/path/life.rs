@@ -1,8 +1,8 @@
 //! The life of a flow: half-open, established, ended, opened anew (V14 to V18).
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{FlowKey, State};
 use proxy_common::net::Protocol;
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::ServiceFlags;
 use proxy_ebpf::{Action, Table, Tables};
 

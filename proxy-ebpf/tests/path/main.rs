@@ -8,7 +8,7 @@ mod world;
 
 mod cluster_ip;
 mod dsr;
-mod early;
+
 mod errors;
 mod firewall;
 mod fragments;
@@ -23,6 +23,7 @@ mod refusals;
 mod sctp;
 mod socket;
 mod untouched;
+mod xdp;
 
 /// Runs each scenario for IPv4 and for IPv6.
 macro_rules! both_families {

@@ -1,10 +1,10 @@
 //! NetworkPolicy on packets: who is judged where, by which end, and what passes beside.
 
 use etherparse::IpNumber;
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::Role;
 use proxy_common::net::{AddressFlags, Device, Protocol, Veth};
 use proxy_common::policy::{PodRows, Row};
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::Config;
 use proxy_ebpf::Action;
 
@@ -166,7 +166,7 @@ fn p25_replies_pass_and_p30_stop_at_once_when_their_connection_is_not_allowed_an
                 .established
                 .borrow()
                 .values()
-                .all(|flow| flow.is(Role::PLAIN))
+                .all(|flow| flow.is(Role::UNTRANSLATED))
         );
         assert_eq!(node.tables.counted(Counter::Followed), 1);
         let node = node.isolate(Row::CLOSED, Row::CLOSED);
@@ -294,7 +294,7 @@ fn p33_a_pod_sends_with_its_own_addresses<F: Net>() {
     node.tables.veths.insert(
         VETH_B,
         Veth {
-            slot: 2,
+            pod_id: 2,
             flags: Veth::ANY_SOURCE,
         },
     );

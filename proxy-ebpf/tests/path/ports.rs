@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use proxy_common::event::Reason;
 use proxy_common::net::Protocol;
+use proxy_common::reason::Reason;
 use proxy_ebpf::{Action, Table, Tables};
 
 use crate::both_families;

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::net::{IfIndex, Protocol};
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::ServiceFlags;
 use proxy_ebpf::Action;
 

@@ -1,7 +1,7 @@
 //! SCTP: what is its own. All that is the same for every protocol the other scenarios show for SCTP too, its checksum judged by `crc32c`.
 
-use proxy_common::event::Reason;
 use proxy_common::net::Protocol;
+use proxy_common::reason::Reason;
 use proxy_ebpf::Action;
 
 use crate::both_families;
@@ -149,7 +149,7 @@ fn checksums_are_right_up_to_the_mtu<F: Net>() {
             (at_tc.dst, at_tc.payload.len()),
             (end::<F>((REMOTE, TARGET)), len)
         );
-        let at_xdp = node.early(&data).goes(Action::Transmit(ETH));
+        let at_xdp = node.xdp(&data).goes(Action::Transmit(ETH));
         assert_eq!((at_xdp.dst, at_xdp.payload), (at_tc.dst, at_tc.payload));
     }
 }

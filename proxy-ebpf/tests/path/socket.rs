@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::net::{Address, AddressFlags, Port, Protocol, RangeKind};
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{Backend, BackendFlags, ServiceFlags, ServiceKey, SourceKey};
 use proxy_ebpf::fake::Memory;
 use proxy_ebpf::socket::{Ask, asked, direct};

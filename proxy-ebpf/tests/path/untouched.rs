@@ -7,9 +7,9 @@ use etherparse::{
     IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6FragmentHeader,
     Ipv6Header, Ipv6RawExtHeader, PacketBuilder, VlanId,
 };
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::Role;
 use proxy_common::net::{AddressFlags, Protocol};
+use proxy_common::reason::{Counter, Reason};
 use proxy_ebpf::Action;
 
 use crate::both_families;
@@ -51,7 +51,7 @@ fn nobody_cares<F: Net>(node: &Node<F>, bytes: &[u8]) {
     assert_eq!(node.flows().1, 0);
     let opening = node.tables.opening.borrow();
     assert!(
-        opening.values().all(|flow| flow.is(Role::PLAIN)),
+        opening.values().all(|flow| flow.is(Role::UNTRANSLATED)),
         "{opening:?}"
     );
 }

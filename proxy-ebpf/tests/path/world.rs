@@ -2,14 +2,14 @@
 
 use std::cell::RefCell;
 
-use proxy_common::event::Reason;
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, V4, V6, Veth};
 use proxy_common::policy::{PodRows, PortRange, PortSet, Row, Word};
+use proxy_common::reason::Reason;
 use proxy_common::service::{Backend, BackendFlags, Config, ServiceFlags, ServiceKey};
 use proxy_ebpf::fake::{Bytes, Flows, Memory};
 use proxy_ebpf::parse::ethertype;
-use proxy_ebpf::{Action, Route, early, from_device, from_pod, to_device, to_pod};
+use proxy_ebpf::{Action, Route, from_device, from_pod, to_device, to_pod, xdp};
 
 pub use crate::family::{Dotted, End, Net, end};
 use crate::segment::{Icmp, Segment};
@@ -136,14 +136,14 @@ impl<F: Net> Node<F> {
             F::at(POD_A),
             LocalPod {
                 device: VETH_A,
-                slot: 0,
+                pod_id: 0,
             },
         );
         tables.pods.insert(
             F::at(POD_B),
             LocalPod {
                 device: VETH_B,
-                slot: 0,
+                pod_id: 0,
             },
         );
         let (node6, node4) = (V6::at(NODE), V4::at(NODE));
@@ -215,56 +215,56 @@ impl<F: Net> Node<F> {
 
     /// A packet that [`ETH`] received, at tc.
     pub fn from_device(&self, packet: &Segment) -> Hop {
-        hop::<F, false>(packet.bytes(), |bytes| {
+        hop::<F>(packet.bytes(), |bytes| {
             from_device::<F, _, _>(bytes, &self.tables, ETH)
         })
     }
     /// A packet that a process of this host sent, as it comes by [`GATE`].
     pub fn from_gate(&self, packet: &Segment) -> Hop {
-        hop::<F, false>(packet.bytes(), |bytes| {
+        hop::<F>(packet.bytes(), |bytes| {
             from_device::<F, _, _>(bytes, &self.tables, GATE)
         })
     }
     /// The same as bytes.
     pub fn raw_from_gate(&self, bytes: &[u8]) -> Hop {
-        hop::<F, false>(bytes.to_vec(), |bytes| {
+        hop::<F>(bytes.to_vec(), |bytes| {
             from_device::<F, _, _>(bytes, &self.tables, GATE)
         })
     }
     /// The same in XDP.
-    pub fn early(&self, packet: &Segment) -> Hop {
-        hop::<F, true>(packet.bytes(), |bytes| {
-            early::<F, _, _>(bytes, &self.tables, ETH)
+    pub fn xdp(&self, packet: &Segment) -> Hop {
+        hop::<F>(packet.bytes(), |bytes| {
+            xdp::<F, _, _>(bytes, &self.tables, ETH)
         })
     }
     /// Bytes that [`ETH`] received, at tc.
     pub fn raw_from_device(&self, bytes: &[u8]) -> Hop {
-        hop::<F, false>(bytes.to_vec(), |bytes| {
+        hop::<F>(bytes.to_vec(), |bytes| {
             from_device::<F, _, _>(bytes, &self.tables, ETH)
         })
     }
     /// A packet that the pod behind `device` sent.
     pub fn from_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
-        hop::<F, false>(packet.bytes(), |bytes| {
+        hop::<F>(packet.bytes(), |bytes| {
             from_pod::<F, _, _>(bytes, &self.tables, device)
         })
     }
     /// A packet that the stack sends to the pod behind `device`.
     pub fn to_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
-        hop::<F, false>(packet.bytes(), |bytes| {
+        hop::<F>(packet.bytes(), |bytes| {
             to_pod::<F, _, _>(bytes, &self.tables, device)
         })
     }
     /// A packet that this host itself has made for the pod behind `device`.
     pub fn own_to_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
-        hop::<F, false>(packet.bytes(), |bytes| {
+        hop::<F>(packet.bytes(), |bytes| {
             bytes.from_host = true;
             to_pod::<F, _, _>(bytes, &self.tables, device)
         })
     }
     /// Bytes that the pod behind `device` sent, or that the stack sends to it.
     pub fn raw_at_pod(&self, device: IfIndex, leaves: bool, bytes: &[u8]) -> Hop {
-        hop::<F, false>(bytes.to_vec(), |bytes| match leaves {
+        hop::<F>(bytes.to_vec(), |bytes| match leaves {
             true => from_pod::<F, _, _>(bytes, &self.tables, device),
             false => to_pod::<F, _, _>(bytes, &self.tables, device),
         })
@@ -272,11 +272,11 @@ impl<F: Net> Node<F> {
 
     /// The pods are known, nothing passes to or from [`POD_A`], and everything to and from [`POD_B`].
     pub fn isolated(mut self) -> Self {
-        for (dotted, device, slot) in [(POD_A, VETH_A, 1), (POD_B, VETH_B, 2)] {
+        for (dotted, device, pod_id) in [(POD_A, VETH_A, 1), (POD_B, VETH_B, 2)] {
             self.tables
                 .pods
-                .insert(F::at(dotted), LocalPod { device, slot });
-            self.tables.veths.insert(device, Veth { slot, flags: 0 });
+                .insert(F::at(dotted), LocalPod { device, pod_id });
+            self.tables.veths.insert(device, Veth { pod_id, flags: 0 });
         }
         self.tables.config.flags |= Config::POLICY;
         self.isolate(Row::CLOSED, Row::CLOSED)
@@ -301,7 +301,7 @@ impl<F: Net> Node<F> {
     }
     /// A packet that a process of this node sends by [`ETH`].
     pub fn to_device(&self, packet: &Segment) -> Hop {
-        hop::<F, false>(packet.bytes(), |bytes| {
+        hop::<F>(packet.bytes(), |bytes| {
             to_device::<F, _, _>(bytes, &self.tables, ETH)
         })
     }
@@ -311,14 +311,14 @@ impl<F: Net> Node<F> {
     }
     /// The same as bytes.
     pub fn raw_sends(&self, device: IfIndex, bytes: &[u8]) -> Hop {
-        hop::<F, false>(bytes.to_vec(), |bytes| {
+        hop::<F>(bytes.to_vec(), |bytes| {
             bytes.from_host = true;
             to_device::<F, _, _>(bytes, &self.tables, device)
         })
     }
     /// Bytes that this host's stack sends by [`ETH`].
     pub fn raw_to_device(&self, bytes: &[u8]) -> Hop {
-        hop::<F, false>(bytes.to_vec(), |bytes| {
+        hop::<F>(bytes.to_vec(), |bytes| {
             to_device::<F, _, _>(bytes, &self.tables, ETH)
         })
     }
@@ -326,17 +326,17 @@ impl<F: Net> Node<F> {
     pub fn everywhere(&self, bytes: &[u8]) -> [Hop; 5] {
         let tables = &self.tables;
         [
-            hop::<F, true>(bytes.to_vec(), |bytes| early::<F, _, _>(bytes, tables, ETH)),
-            hop::<F, false>(bytes.to_vec(), |bytes| {
+            hop::<F>(bytes.to_vec(), |bytes| xdp::<F, _, _>(bytes, tables, ETH)),
+            hop::<F>(bytes.to_vec(), |bytes| {
                 from_device::<F, _, _>(bytes, tables, ETH)
             }),
-            hop::<F, false>(bytes.to_vec(), |bytes| {
+            hop::<F>(bytes.to_vec(), |bytes| {
                 from_pod::<F, _, _>(bytes, tables, VETH_A)
             }),
-            hop::<F, false>(bytes.to_vec(), |bytes| {
+            hop::<F>(bytes.to_vec(), |bytes| {
                 to_pod::<F, _, _>(bytes, tables, VETH_A)
             }),
-            hop::<F, false>(bytes.to_vec(), |bytes| {
+            hop::<F>(bytes.to_vec(), |bytes| {
                 to_device::<F, _, _>(bytes, tables, ETH)
             }),
         ]
@@ -369,10 +369,7 @@ pub struct Hop {
 }
 
 /// Runs a hook's program: it hands to the library what its EtherType says is of the family.
-fn hop<F: Net, const EARLY: bool>(
-    before: Vec<u8>,
-    hook: impl Fn(&mut Bytes<EARLY>) -> Result<Action, Reason>,
-) -> Hop {
+fn hop<F: Net>(before: Vec<u8>, hook: impl Fn(&mut Bytes) -> Result<Action, Reason>) -> Hop {
     let mut bytes = Bytes::received(before.clone());
     let said = if ethertype(&bytes) == Some(F::ETHERTYPE) {
         hook(&mut bytes)

@@ -73,7 +73,7 @@ fn line<A: Address>(key: &FlowKey<A>, flow: &Flow<A>, now: &Now) -> Line {
             Way::Stack => "stack".into(),
             Way::Pod => format!("pod {}", device_name(flow.device)),
             Way::Neighbour => format!("via {}", device_name(flow.device)),
-            Way::Tunnel => format!("encapsulated via {}", device_name(flow.device)),
+            Way::Dsr => format!("encapsulated via {}", device_name(flow.device)),
             Way::Gate => format!("process by {}", device_name(flow.device)),
         },
         state: state(flow.state),

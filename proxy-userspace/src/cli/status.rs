@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use proxy_common::event::{Counter, Reason};
 use proxy_common::net::IfIndex;
+use proxy_common::reason::{Counter, Reason};
 use serde_json::{Value, json};
 
 use super::{device_name, lines, table};

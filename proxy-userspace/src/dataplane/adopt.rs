@@ -101,7 +101,7 @@ fn entries<A: Address>(
     } = tracked;
     let [client, asked, server, answers] = ends;
     let port = |end: &std::net::SocketAddr| Port::new(end.port());
-    let role = Role::PLAIN | if own { Role::OWN_NODE } else { 0 };
+    let role = Role::UNTRANSLATED | if own { Role::OWN_NODE } else { 0 };
     let there = Flow {
         src: answers,
         dst: server,
@@ -175,8 +175,8 @@ mod tests {
         assert_eq!(
             (there.role, back.role, there.state),
             (
-                Role::PLAIN | Role::FORWARD,
-                Role::PLAIN | Role::REPLY,
+                Role::UNTRANSLATED | Role::FORWARD,
+                Role::UNTRANSLATED | Role::REPLY,
                 State::REPLIED
             )
         );

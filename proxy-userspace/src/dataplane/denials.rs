@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
-use proxy_common::event::{Denial, Reason};
 use proxy_common::net::Protocol;
+use proxy_common::reason::{Denial, Reason};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -35,10 +35,10 @@ pub struct Denials(RingBuf<MapData>);
 impl Denials {
     /// That of loaded programs.
     pub fn new(ebpf: &mut Ebpf) -> Result<Self> {
-        let map = object::take(ebpf, "EVENTS")?;
+        let map = object::take(ebpf, "DENIALS")?;
         RingBuf::try_from(map)
             .map(Self)
-            .context("open the ring buffer EVENTS")
+            .context("open the ring buffer DENIALS")
     }
 
     /// Passes denials on until the agent ends. What nobody takes in time is lost: it is counted all the same.

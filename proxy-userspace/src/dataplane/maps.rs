@@ -8,11 +8,11 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key as Prefix, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::IpNet;
-use proxy_common::event::COUNTERS;
 use proxy_common::flow::{Flow, FlowKey};
 use proxy_common::net::{
     Addr4, Addr6, Address, AddressFlags, Device, IfIndex, LocalPod, Port, RangeKind,
 };
+use proxy_common::reason::COUNTERS;
 use proxy_common::service::{
     Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey, Name, SOURCE_KEY_BITS,
     Service, ServiceKey, SourceKey,

@@ -94,7 +94,10 @@ impl Asked {
         Self: Verdicts<F>,
         F::Addr: Pod,
     {
-        let rows = |addr: F::Addr| self.read(pods.get(&addr, 0)).map(|pod| self.rows(pod.slot));
+        let rows = |addr: F::Addr| {
+            self.read(pods.get(&addr, 0))
+                .map(|pod| self.rows(pod.pod_id))
+        };
         let says = |row, other| allows::<F, _>(self, row, &other, protocol, port);
         let held = Held {
             egress: rows(from).map(|rows| says(rows.egress, to)),

@@ -109,7 +109,7 @@ fn v18_connections_that_are_answered_elsewhere_live_by_what_their_client_says() 
         law.judge(
             protocol,
             &Flow {
-                way: Way::Tunnel as u8,
+                way: Way::Dsr as u8,
                 ..flow
             },
             seconds * HZ,

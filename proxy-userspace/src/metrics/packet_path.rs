@@ -7,7 +7,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
-use proxy_common::event;
+use proxy_common::reason;
 
 use crate::dataplane::Maps;
 
@@ -44,13 +44,13 @@ impl Collector for PacketPath {
         let help = "Packets that were dropped, by reason";
         let mut drops =
             encoder.encode_descriptor("portway_drops", help, None, MetricType::Counter)?;
-        for reason in event::Reason::ALL {
+        for reason in reason::Reason::ALL {
             value(reason.index()).encode(drops.encode_family(&[("reason", reason.name())])?)?;
         }
         let help = "What else the packet path counts";
         let mut events =
             encoder.encode_descriptor("portway_events", help, None, MetricType::Counter)?;
-        for counter in event::Counter::ALL {
+        for counter in reason::Counter::ALL {
             value(counter.index()).encode(events.encode_family(&[("event", counter.name())])?)?;
         }
         Ok(())

@@ -144,7 +144,7 @@ impl<'a> Plan<'a> {
     fn pod(&mut self, addr: IpAddr) {
         let ought = self.contents.pods.get(&addr).map(|device| LocalPod {
             device: *device,
-            slot: self.actual.slot(addr),
+            pod_id: self.actual.slot(addr),
         });
         if self.actual.pods().get(&addr) != ought.as_ref() {
             self.fact(addr, ought.as_ref());

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use proxy_common::net::{IfIndex, Veth};
 use proxy_common::policy::{
-    CHUNKS, CHUNKS_LARGE, Chunk, EXACT_MAX, NO_CLASS, NODES, NODES_LARGE, Node, POD_SLOTS,
+    CHUNKS, CHUNKS_LARGE, Chunk, EXACT_MAX, MAX_PODS, NO_CLASS, NODES, NODES_LARGE, Node,
     PREFIXES_MAX, PodRows, PortSet, Row, VerdictKey, Word,
 };
 
@@ -114,7 +114,7 @@ impl Default for Room {
 }
 
 /// The slot of the pods for which there is none: nothing is let through to and from them (P34).
-const NO_ROOM: u32 = POD_SLOTS - 1;
+const NO_ROOM: u32 = MAX_PODS - 1;
 /// Its rows.
 const CLOSED: PodRows = PodRows {
     ingress: Row::CLOSED,
@@ -586,7 +586,7 @@ impl PolicyTables {
                 (
                     policy.device,
                     Veth {
-                        slot,
+                        pod_id: slot,
                         flags: veth_flags(policy),
                     },
                 )

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use proxy_common::event::Reason;
 use proxy_common::net::Protocol;
+use proxy_common::reason::Reason;
 use tracing::info;
 
 use crate::compile::PolicyCompiler;

@@ -26,7 +26,7 @@ impl PolicySync {
         let slots = actual
             .pods()
             .iter()
-            .map(|(addr, pod)| (*addr, pod.slot))
+            .map(|(addr, pod)| (*addr, pod.pod_id))
             .collect();
         let tables = PolicyTables::with_room(room).with_slots(slots);
         Self {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use anyhow::{Result, ensure};
 use portway::contents::Contents;
 use portway::place::{Actual, Side, place};
-use proxy_common::event::Reason;
 use proxy_common::net::{Addr4, Addr6, IfIndex, Port, Protocol, V4, V6};
+use proxy_common::reason::Reason;
 use proxy_common::service::{Backend, BackendKey, ServiceKey, SourceKey};
 use proxy_ebpf::fake::{Bytes, Memory};
 use proxy_ebpf::parse::Ip;
@@ -150,7 +150,7 @@ pub fn run<F: Ip>(
     device: IfIndex,
     bytes: &[u8],
 ) -> (Result<Action, Reason>, Vec<u8>) {
-    let mut packet = Bytes::<false> {
+    let mut packet = Bytes {
         bytes: bytes.to_vec(),
         from_host: true,
     };

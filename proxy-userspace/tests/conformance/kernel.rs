@@ -13,9 +13,9 @@ use portway::contents::Contents;
 use portway::dataplane::{FlowTable, Maps, NodeVerdicts, PolicyMaps};
 use portway::place::policies::PolicyWrite;
 use portway::place::{Actual, Entry, Key, Write, place, retire};
-use proxy_common::event::Reason;
 use proxy_common::flow::FlowKey;
 use proxy_common::net::{Addr4, Addr6, Address, IfIndex, LocalPod, Port, Protocol};
+use proxy_common::reason::Reason;
 use proxy_common::service::Config;
 use proxy_ebpf::Action;
 

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use proxy_common::event::Reason;
 use proxy_common::net::Protocol;
+use proxy_common::reason::Reason;
 use proxy_ebpf::Action;
 
 use crate::segment::{Icmp, SYN, Segment};

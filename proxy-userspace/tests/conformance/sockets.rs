@@ -12,8 +12,8 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, connect as connect_socket, socket,
 };
 use portway::dataplane::{Maps, PeerTable, SOCKET_PROGRAMS};
-use proxy_common::event::Reason;
 use proxy_common::net::{Address, Protocol};
+use proxy_common::reason::Reason;
 use proxy_common::socket::PeerKey;
 
 use crate::cgroup::Own;

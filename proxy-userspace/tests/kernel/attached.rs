@@ -11,8 +11,8 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use proxy_common::event::Reason;
 use proxy_common::net::{IfIndex, V4, V6};
+use proxy_common::reason::Reason;
 use proxy_ebpf::Table;
 
 use crate::connect;

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
-use proxy_common::event::Reason;
 use proxy_common::net::{Protocol, V4};
 use proxy_common::policy::{PodRows, PortSet, Row, Word};
+use proxy_common::reason::Reason;
 use proxy_common::service::Config;
 use proxy_ebpf::Action;
 

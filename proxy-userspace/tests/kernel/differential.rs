@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::Flow;
 use proxy_common::net::IfIndex;
+use proxy_common::reason::{Counter, Reason};
 use proxy_ebpf::fake::{Bytes, Flows, Memory};
 use proxy_ebpf::parse::ethertype;
-use proxy_ebpf::{Action, Table, Tables, early, from_device, from_pod, to_device, to_pod};
+use proxy_ebpf::{Action, Table, Tables, from_device, from_pod, to_device, to_pod, xdp};
 
 use crate::generate::{self, Dice, Shot};
 use crate::maps::{self, Maps};
@@ -61,7 +61,7 @@ impl Seen {
     /// What a packet may meet and none has met, at a hook that it may happen at.
     pub fn lacks(&self) -> Option<String> {
         let expected: [(Hook, &[&str]); 5] = [
-            (Hook::Early, &["untouched", "transmit", "Truncated"]),
+            (Hook::Xdp, &["untouched", "transmit", "Truncated"]),
             (
                 Hook::FromDevice,
                 &[
@@ -265,10 +265,9 @@ pub fn compare<F: Maps>(
         memory.opening.borrow()
     );
     let described = || format!("{hook:?} {device:?} {}\nflows before: {before}", hex(bytes));
-    let (said, after) = if hook == Hook::Early {
+    let (said, after) = if hook == Hook::Xdp {
         let device = loaded.xdp_device(device);
-        let (said, after) =
-            library::<F, true>(bytes, |bytes| early::<F, _, _>(bytes, memory, device));
+        let (said, after) = library::<F>(bytes, |bytes| xdp::<F, _, _>(bytes, memory, device));
         let (code, kernel) = loaded.xdp(device, bytes)?;
         let wanted = xdp_code(said, device);
         ensure!(
@@ -278,11 +277,11 @@ pub fn compare<F: Maps>(
         );
         (said, (kernel, after))
     } else {
-        let (said, after) = library::<F, false>(bytes, |bytes| match hook {
+        let (said, after) = library::<F>(bytes, |bytes| match hook {
             Hook::FromPod => from_pod::<F, _, _>(bytes, memory, device),
             Hook::ToPod => to_pod::<F, _, _>(bytes, memory, device),
             Hook::ToDevice => to_device::<F, _, _>(bytes, memory, device),
-            Hook::Early | Hook::FromDevice => from_device::<F, _, _>(bytes, memory, device),
+            Hook::Xdp | Hook::FromDevice => from_device::<F, _, _>(bytes, memory, device),
         });
         let (code, kernel) = loaded.tc(hook, device, bytes)?;
         ensure!(
@@ -321,12 +320,9 @@ pub fn compare<F: Maps>(
 }
 
 /// A program's frame around the library, as in the kernel: it hands on what its EtherType says is of the family.
-fn library<F: Maps, const EARLY: bool>(
-    bytes: &[u8],
-    hook: impl Fn(&mut Bytes<EARLY>) -> Said,
-) -> (Said, Vec<u8>) {
+fn library<F: Maps>(bytes: &[u8], hook: impl Fn(&mut Bytes) -> Said) -> (Said, Vec<u8>) {
     // A test run's packets came in by no device.
-    let mut bytes = Bytes::<EARLY> {
+    let mut bytes = Bytes {
         bytes: bytes.to_vec(),
         from_host: true,
     };

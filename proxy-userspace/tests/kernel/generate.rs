@@ -150,7 +150,7 @@ pub fn node_port_to<F: Net>(network: &Network, backends: &[Remote]) -> Memory<F>
         F::at(POD_A),
         LocalPod {
             device: network.device(1),
-            slot: 1,
+            pod_id: 1,
         },
     );
     let addr = |backend: &Remote| match backend {
@@ -257,7 +257,7 @@ pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F
         };
         memory
             .pods
-            .insert(F::at(dotted), LocalPod { device, slot: 0 });
+            .insert(F::at(dotted), LocalPod { device, pod_id: 0 });
     }
     memory.devices.clear();
     for (number, dotted) in [(0, NODE), (1, NODE_B)] {
@@ -424,7 +424,7 @@ pub fn shot<F: Net>(dice: &mut Dice, network: &Network, memory: &Memory<F>) -> S
         _ => (dice.pick(&Hook::ALL), anything::<F>(dice)),
     };
     let hook = if hook == Hook::FromDevice && dice.chance(40) {
-        Hook::Early
+        Hook::Xdp
     } else {
         hook
     };
@@ -548,7 +548,7 @@ fn carrier((src, dst): (IpAddr, IpAddr), protocol: u8, number: u16, len: usize) 
 /// kernels of today the network header that is announced.
 pub fn shortest(hook: Hook, bytes: &[u8]) -> usize {
     match (hook, &bytes[12..14]) {
-        (Hook::Early, _) => LINK,
+        (Hook::Xdp, _) => LINK,
         (_, [0x08, 0x00]) => LINK + 20,
         (_, [0x86, 0xdd]) => LINK + 40,
         _ => LINK + 1,

@@ -29,8 +29,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
-use proxy_common::event::Reason;
 use proxy_common::net::{Protocol, V4, V6};
+use proxy_common::reason::Reason;
 use proxy_ebpf::Action;
 
 use family::{Net, end};

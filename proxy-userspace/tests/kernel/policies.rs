@@ -62,10 +62,22 @@ pub fn furnish<F: Net>(dice: &mut Dice, memory: &mut Memory<F>, addresses: &[Dot
     for (number, addr) in pods.into_iter().enumerate() {
         let slot = 1 + number as u32 % (SLOTS - 1);
         let device = memory.pods[&addr].device;
-        memory.pods.insert(addr, LocalPod { device, slot });
+        memory.pods.insert(
+            addr,
+            LocalPod {
+                device,
+                pod_id: slot,
+            },
+        );
         if device != IfIndex::NONE && dice.chance(90) {
             let flags = if dice.chance(10) { Veth::ANY_SOURCE } else { 0 };
-            memory.veths.insert(device, Veth { slot, flags });
+            memory.veths.insert(
+                device,
+                Veth {
+                    pod_id: slot,
+                    flags,
+                },
+            );
         }
     }
     sets(dice, memory);

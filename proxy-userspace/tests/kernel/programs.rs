@@ -9,9 +9,9 @@ use aya::util::{KernelVersion, nr_cpus};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use portway::dataplane::{Globals, SOCKET_PROGRAMS};
-use proxy_common::event::{COUNTERS, Reason};
 use proxy_common::net::IfIndex;
 use proxy_common::policy::{CHUNKS_LARGE, NODES_LARGE};
+use proxy_common::reason::{COUNTERS, Reason};
 use proxy_ebpf::Action;
 
 /// The tc programs.
@@ -37,7 +37,7 @@ const ROOM: usize = 4096;
 /// Where a packet meets the programs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Hook {
-    Early,
+    Xdp,
     FromDevice,
     FromPod,
     ToPod,
@@ -46,7 +46,7 @@ pub enum Hook {
 
 impl Hook {
     pub const ALL: [Self; 5] = [
-        Self::Early,
+        Self::Xdp,
         Self::FromDevice,
         Self::FromPod,
         Self::ToPod,
@@ -55,7 +55,7 @@ impl Hook {
 
     fn program(self) -> &'static str {
         match self {
-            Self::Early => "portway_xdp",
+            Self::Xdp => "portway_xdp",
             Self::FromDevice => "from_device",
             Self::FromPod => "from_pod",
             Self::ToPod => "to_pod",

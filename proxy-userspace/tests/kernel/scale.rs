@@ -227,7 +227,7 @@ fn verdicts(mut written: Written, at_least: f64) -> Result<()> {
         addr,
         LocalPod {
             device: DEVICE,
-            slot,
+            pod_id: slot,
         },
     )?;
     ensure!(

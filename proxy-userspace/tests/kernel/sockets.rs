@@ -21,8 +21,8 @@ use portway::links::Found;
 use portway::metrics::Metrics;
 use portway::place::{Actual, place};
 use portway::sockets::Sockets;
-use proxy_common::event::{Counter, Reason};
 use proxy_common::net::{AddressFlags, Protocol};
+use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{Config, ServiceFlags};
 use rtnetlink::{LinkUnspec, new_connection};
 

@@ -18,9 +18,9 @@ use portway::model::{
     Labels, NetworkPolicy, Object, ObjectName, Phase, Pod, PortRange, Snapshot, Update,
 };
 use portway::place::policies::{PolicyTables, PolicyWrite};
-use proxy_common::event::Reason;
 use proxy_common::net::{Addr4, IfIndex, LocalPod, Protocol, V4, V6};
 use proxy_common::policy::{PodRows, PortSet, VerdictKey, Word};
+use proxy_common::reason::Reason;
 use proxy_common::service::Config;
 use proxy_ebpf::Action;
 use proxy_ebpf::fake::Memory;
@@ -133,7 +133,7 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
         SUBJECT.parse()?,
         LocalPod {
             device: DEVICE,
-            slot,
+            pod_id: slot,
         },
     )?;
     let history = History::default();

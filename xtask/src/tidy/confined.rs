@@ -151,7 +151,7 @@ pub const CONFINED: &[Confined] = &[
             ".insert_flow(",
             ".remove_flow(",
             ".promote_flow(",
-            ".note_flow(",
+            ".touch_flow(",
         ],
         scope: &["proxy-ebpf/src/"],
         home: &["proxy-ebpf/src/flow", "proxy-ebpf/src/fake"],

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use anyhow::{Result, bail};
 use portway::place::policies::PolicyWrite;
 use portway::place::{Entry, Key, Write};
-use proxy_common::event::Reason;
 use proxy_common::net::{AddressFlags, IfIndex, LocalPod};
+use proxy_common::reason::Reason;
 use proxy_common::service::Config;
 use proxy_ebpf::Action;
 
@@ -64,7 +64,7 @@ impl Tables {
                 ip,
                 LocalPod {
                     device: DEVICE,
-                    slot,
+                    pod_id: slot,
                 },
             )
         });

@@ -1,15 +1,15 @@
 //! What XDP does: sends on what leaves the node again, and decides before it writes. All else goes on untouched, and tc finishes it.
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, Hook, Way};
 use proxy_common::net::{Address as _, Device, IfIndex};
+use proxy_common::reason::{Counter, Reason};
 
 use crate::parse::{self, Headers, Ip};
 use crate::{Action, Packet, Scratch, Tables, flow, rewrite, way};
 
 /// A frame that `device` received, before the stack: XDP. Only flows that leave the node again; everything else is left to tc.
 #[inline(always)]
-pub fn early<F: Ip, P: Packet, T: Tables<F>>(
+pub fn xdp<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
     device: IfIndex,
@@ -21,14 +21,14 @@ pub fn early<F: Ip, P: Packet, T: Tables<F>>(
     match flow::find(tables, &headers, Hook::FromDevice, &mut flow) {
         // What plays this host to itself is left to its stack, which drops it.
         flow::Found::Ours if headers.key.dst.is_loopback() => Ok(Action::Untouched),
-        flow::Found::Ours => forward_early(packet, tables, device, &headers, &flow),
+        flow::Found::Ours => forward(packet, tables, device, &headers, &flow),
         flow::Found::Elsewhere | flow::Found::Over(_) | flow::Found::None => Ok(Action::Untouched),
     }
 }
 
 /// XDP decides before it writes: without a resolved next hop the frame goes on untouched, and tc finishes it.
 #[inline(always)]
-fn forward_early<F: Ip, P: Packet, T: Tables<F>>(
+fn forward<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
     device: IfIndex,
@@ -42,7 +42,7 @@ fn forward_early<F: Ip, P: Packet, T: Tables<F>>(
     rewrite::apply(packet, headers, flow, Way::Neighbour)?;
     rewrite::link(packet, &link)?;
     tables.count(Counter::Forwarded);
-    tables.count(Counter::ForwardedEarly);
+    tables.count(Counter::ForwardedByXdp);
     Ok(Action::Transmit(out))
 }
 

@@ -4,9 +4,9 @@
 //! The carrying packet is for the backend itself, so that it goes the way that packets to the backend go, and names its port: the two nodes need not
 //! choose alike. An established connection's packets are not touched before the node that has the backend.
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Flow, Way};
 use proxy_common::net::{Address as _, AddressFlags, Device, IfIndex};
+use proxy_common::reason::{Counter, Reason};
 
 use crate::parse::others::Other;
 use crate::parse::{self, Headers, Ip, LINK};
@@ -41,7 +41,7 @@ pub fn leads_through<F: Ip>(device: &Device) -> bool {
 #[inline(always)]
 pub fn is_ours<F: Ip, T: Tables<F>>(tables: &T, scratch: &Scratch<F>, kind: Other) -> bool {
     let key = &scratch.headers.key;
-    if key.protocol != F::TUNNEL || scratch.headers.transport != LINK + F::OVERHEAD {
+    if key.protocol != F::ENCAPSULATION || scratch.headers.transport != LINK + F::OVERHEAD {
         return false;
     }
     match kind {
@@ -56,7 +56,7 @@ pub fn is_ours<F: Ip, T: Tables<F>>(tables: &T, scratch: &Scratch<F>, kind: Othe
     }
 }
 
-/// Takes what a packet carries out of it: [`Stage::Meet`] for the client's packet, whose backend is in the scratch.
+/// Takes what a packet carries out of it: [`Stage::FindFlow`] for the client's packet, whose backend is in the scratch.
 ///
 /// Of an error only the quoted packet is left, as if it had come now and did not fit: its client is told.
 #[inline(always)]
@@ -77,11 +77,11 @@ pub fn decapsulate<F: Ip, P: Packet, T: Tables<F>>(
     tables.count(Counter::Decapsulated);
     scratch.backend = scratch.headers.key.dst;
     scratch.port = port;
-    scratch.tunnelled = 1;
-    scratch.odd = 0;
+    scratch.encapsulated = 1;
+    scratch.exception = 0;
     // What becomes of it if nobody here wants it: it was for no other node's stack than that of its sender.
     scratch.reason = Reason::NotServedHere;
-    Stage::Meet
+    Stage::FindFlow
 }
 
 /// How the client of a packet that was carried here is told: he is not behind who carried it.
@@ -115,13 +115,13 @@ fn too_big<F: Ip, P: Packet, T: Tables<F>>(
         Ok(None) | Err(_) => return scratch.refuse(Reason::Truncated),
     }
     let known = tables
-        .find_flow(&scratch.headers.key, &mut scratch.flow)
+        .copy_flow(&scratch.headers.key, &mut scratch.flow)
         .is_some();
-    if !known || scratch.flow.way != Way::Tunnel as u8 {
+    if !known || scratch.flow.way != Way::Dsr as u8 {
         return scratch.refuse(Reason::NotServedHere);
     }
-    scratch.odd = 0;
-    scratch.tunnelled = 1;
+    scratch.exception = 0;
+    scratch.encapsulated = 1;
     scratch.mtu = mtu.saturating_sub(F::OVERHEAD).max(F::LEAST_MTU);
     scratch.refuse(Reason::TooBig)
 }

@@ -1,7 +1,7 @@
 //! XDP: the same packets as at tc plus the link-layer header, or none of its business; it decides before it writes.
 
-use proxy_common::event::Counter;
 use proxy_common::net::{Device, IfIndex, Protocol};
+use proxy_common::reason::Counter;
 use proxy_ebpf::{Action, Route};
 
 use crate::both_families;
@@ -38,7 +38,7 @@ fn opened<F: Net>(protocol: Protocol) -> (Node<F>, Segment) {
 fn first_packet_is_left_to_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
-        node.early(&opening::<F>(protocol, FROM, TO)).untouched();
+        node.xdp(&opening::<F>(protocol, FROM, TO)).untouched();
         assert_eq!(
             (node.flows(), node.tables.counted(Counter::LeftToTc)),
             ((0, 0), 0)
@@ -59,7 +59,7 @@ fn both_directions_leave_as_at_tc<F: Net>() {
             data::<F>(protocol),
             there.answer().flags(FIN | ACK),
         ] {
-            let sent = node.early(&packet).goes(Action::Transmit(ETH));
+            let sent = node.xdp(&packet).goes(Action::Transmit(ETH));
             let tc = twin.from_device(&packet).goes(Action::Neighbour(ETH));
             assert_eq!(sent, Segment { link: LINK, ..tc });
             assert_eq!(node.tables.established, twin.tables.established);
@@ -81,7 +81,7 @@ fn local_pods_and_processes_are_left_to_tc<F: Net>() {
                 .said
                 .is_ok()
         );
-        node.early(&data::<F>(protocol)).untouched();
+        node.xdp(&data::<F>(protocol)).untouched();
         assert_eq!(node.tables.counted(Counter::LeftToTc), 1);
     }
 }
@@ -93,7 +93,7 @@ fn flows_of_pods_are_left_to_tc<F: Net>() {
         let there = node
             .from_pod(VETH_A, &opening::<F>(protocol, (POD_A, 1), (VIP, 80)))
             .goes(Action::Neighbour(ETH));
-        node.early(&there.answer()).untouched();
+        node.xdp(&there.answer()).untouched();
         node.from_device(&there.answer()).goes(Action::Pod(VETH_A));
     }
 }
@@ -103,14 +103,14 @@ fn what_xdp_cannot_finish_is_left_to_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let (node, _) = opened::<F>(protocol);
         let overhead = if F::V6 { 40 } else { 20 } + overhead(protocol);
-        node.early(&data::<F>(protocol).payload(&vec![1; 1500 - overhead]))
+        node.xdp(&data::<F>(protocol).payload(&vec![1; 1500 - overhead]))
             .goes(Action::Transmit(ETH));
-        node.early(&data::<F>(protocol).payload(&vec![1; 1501 - overhead]))
+        node.xdp(&data::<F>(protocol).payload(&vec![1; 1501 - overhead]))
             .untouched();
-        node.early(&data::<F>(protocol).ttl(2))
+        node.xdp(&data::<F>(protocol).ttl(2))
             .goes(Action::Transmit(ETH));
-        node.early(&data::<F>(protocol).ttl(1)).untouched();
-        node.early(&data::<F>(protocol).ttl(0)).untouched();
+        node.xdp(&data::<F>(protocol).ttl(1)).untouched();
+        node.xdp(&data::<F>(protocol).ttl(0)).untouched();
 
         let unresolved =
             |node: &mut Node<F>, route| node.tables.routes.insert(F::at(REMOTE), route);
@@ -122,11 +122,11 @@ fn what_xdp_cannot_finish_is_left_to_tc<F: Net>() {
                 neighbour: None,
             },
         );
-        node.early(&data::<F>(protocol)).untouched();
+        node.xdp(&data::<F>(protocol)).untouched();
         node.from_device(&data::<F>(protocol))
             .goes(Action::Neighbour(ETH));
         node.tables.routes.clear();
-        node.early(&data::<F>(protocol)).untouched();
+        node.xdp(&data::<F>(protocol)).untouched();
         assert_eq!(node.tables.counted(Counter::LeftToTc), 2);
     }
 }
@@ -143,19 +143,18 @@ fn other_devices_need_a_program_to_send<F: Net>() {
                 neighbour: Some(LINK),
             },
         );
-        node.early(&data::<F>(protocol)).untouched();
+        node.xdp(&data::<F>(protocol)).untouched();
         let device = |flags| Device {
             mtu: 1500,
             flags,
             ..Device::default()
         };
         node.tables.devices.insert(other, device(0));
-        node.early(&data::<F>(protocol)).untouched();
+        node.xdp(&data::<F>(protocol)).untouched();
         node.tables
             .devices
             .insert(other, device(Device::XDP_TARGET));
-        node.early(&data::<F>(protocol))
-            .goes(Action::Transmit(other));
+        node.xdp(&data::<F>(protocol)).goes(Action::Transmit(other));
     }
 }
 
@@ -168,10 +167,10 @@ fn closed_flow_makes_room_for_tc<F: Net>() {
         data::<F>(Protocol::TCP).flags(fin),
         there.answer().flags(fin),
     ] {
-        node.early(&packet).goes(Action::Transmit(ETH));
+        node.xdp(&packet).goes(Action::Transmit(ETH));
     }
     let syn = opening::<F>(Protocol::TCP, FROM, TO);
-    node.early(&syn).untouched();
+    node.xdp(&syn).untouched();
     node.from_device(&syn).goes(Action::Neighbour(ETH));
     assert_eq!(node.tables.counted(Counter::Opened), 2);
 }

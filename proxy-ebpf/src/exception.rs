@@ -3,45 +3,45 @@
 //! A datagram's first fragment says which connection the others belong to. ICMP errors go the way of the packets that go where they go, and are
 //! translated like these, with the packet that they quote.
 
-use proxy_common::event::{Counter, Reason};
 use proxy_common::flow::{Hook, Role, Way, fragment_ports};
 use proxy_common::net::{Address as _, AddressFlags, Port, Protocol, hash3};
 use proxy_common::policy::PodRows;
+use proxy_common::reason::{Counter, Reason};
 
 use crate::parse::Ip;
 use crate::parse::others::{Other, others};
 use crate::{
-    Action, Origin, Packet, Scratch, Stage, Tables, flow, go, leads_on, may_encapsulate, may_leave,
-    onward, policy, process, rewrite, tunnel, way,
+    Action, Packet, Scratch, Stage, Tables, dsr, flow, go, leads_on, may_encapsulate, may_leave,
+    onward, policy, process, rewrite, way,
 };
 
 /// Finds out what it is, and the flow that it belongs to.
 #[inline(always)]
-pub fn meet<F: Ip, P: Packet, T: Tables<F>>(
+pub fn find_flow<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
     tables: &T,
-    origin: Origin,
+    hook: Hook,
     scratch: &mut Scratch<F>,
 ) -> Stage {
     let kind = match others(packet, tables, scratch) {
         Ok(kind) => kind,
-        Err(_) if origin == Origin::Outside => return Stage::Untouched,
+        Err(_) if hook == Hook::FromDevice => return Stage::Untouched,
         Err(reason) => return scratch.refuse(reason),
     };
     scratch.kind = kind as u32;
-    scratch.odd = 1;
-    if origin == Origin::Outside && scratch.tunnelled == 0 && tunnel::is_ours(tables, scratch, kind)
+    scratch.exception = 1;
+    if hook == Hook::FromDevice && scratch.encapsulated == 0 && dsr::is_ours(tables, scratch, kind)
     {
         return Stage::Decapsulate;
     }
-    if origin == Origin::Outside && process::is_martian(scratch) {
+    if hook == Hook::FromDevice && process::is_martian(scratch) {
         return Stage::Untouched;
     }
     match kind {
-        Other::Error => error(tables, origin, scratch),
+        Other::Error => error(tables, hook, scratch),
         Other::Exempt => Stage::Untouched,
-        Other::LostFragment => lost(tables, origin, scratch),
-        Other::Packet | Other::First | Other::Later => part(packet, tables, origin, scratch, kind),
+        Other::LostFragment => lost(tables, hook, scratch),
+        Other::Packet | Other::First | Other::Later => part(packet, tables, hook, scratch, kind),
     }
 }
 
@@ -60,24 +60,24 @@ fn is_translated(protocol: Protocol, kind: Other) -> bool {
 fn part<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
     tables: &T,
-    origin: Origin,
+    hook: Hook,
     scratch: &mut Scratch<F>,
     kind: Other,
 ) -> Stage {
-    let outside = origin == Origin::Outside;
+    let outside = hook == Hook::FromDevice;
     let translated = is_translated(scratch.headers.key.protocol, kind);
-    let opens = translated && kind != Other::Later && origin != Origin::Stack;
+    let opens = translated && kind != Other::Later && !hook.is_egress();
     let unknown = match (opens, outside) {
         (true, _) => Stage::Open,
         (false, true) => Stage::Untouched,
-        (false, false) => Stage::Plain,
+        (false, false) => Stage::Untranslated,
     };
-    match flow::find(tables, &scratch.headers, origin.hook(), &mut scratch.flow) {
-        flow::Found::Ours if translated && kind != Other::Later && !leads_on(scratch, origin) => {
+    match flow::find(tables, &scratch.headers, hook, &mut scratch.flow) {
+        flow::Found::Ours if translated && kind != Other::Later && !leads_on(scratch, hook) => {
             flow::end(tables, scratch);
             return unknown;
         }
-        flow::Found::Ours if translated && !scratch.flow.is(Role::PLAIN) => {}
+        flow::Found::Ours if translated && !scratch.flow.is(Role::UNTRANSLATED) => {}
         flow::Found::Ours | flow::Found::Elsewhere if outside => return Stage::Untouched,
         flow::Found::Ours | flow::Found::Elsewhere => return Stage::Judge,
         flow::Found::Over(table) => {
@@ -91,7 +91,7 @@ fn part<F: Ip, P: Packet, T: Tables<F>>(
         }
     }
     scratch.rewrite = 1;
-    if origin == Origin::Stack {
+    if hook.is_egress() {
         return Stage::Judge;
     }
     may_leave(
@@ -105,20 +105,20 @@ fn part<F: Ip, P: Packet, T: Tables<F>>(
 
 /// For an error, by the key of the packets that go where it goes.
 #[inline(always)]
-fn error<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
-    let outside = origin == Origin::Outside;
+fn error<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, scratch: &mut Scratch<F>) -> Stage {
+    let outside = hook == Hook::FromDevice;
     if tables
-        .find_flow(&scratch.headers.key, &mut scratch.flow)
+        .copy_flow(&scratch.headers.key, &mut scratch.flow)
         .is_none()
     {
         return if outside {
             Stage::Untouched
         } else {
-            Stage::Plain
+            Stage::Untranslated
         };
     }
-    let translated = scratch.flow.hooks & origin.hook() as u8 != 0
-        && !scratch.flow.is(Role::PLAIN)
+    let translated = scratch.flow.hooks & hook as u8 != 0
+        && !scratch.flow.is(Role::UNTRANSLATED)
         && scratch.quoted != 0;
     if !translated {
         return if outside {
@@ -129,7 +129,7 @@ fn error<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<
     }
     if scratch.headers.ttl <= 1
         && !Way::from_number(scratch.flow.way).is_to_stack()
-        && origin != Origin::Stack
+        && !hook.is_egress()
     {
         return scratch.refuse(Reason::TtlExceeded);
     }
@@ -140,14 +140,14 @@ fn error<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<
 /// P27: a fragment whose first one was not seen is dropped where only we could know whom it is for, and where the pod is isolated. What is for this
 /// host's own address is left to its stack, which waits for the first.
 #[inline(always)]
-fn lost<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F>) -> Stage {
-    let for_service = origin != Origin::Stack
+fn lost<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, scratch: &mut Scratch<F>) -> Stage {
+    let for_service = !hook.is_egress()
         && tables
             .address(&scratch.headers.key.dst)
             .has(AddressFlags::CLUSTER_IP);
-    let isolated = origin != Origin::Outside
+    let isolated = hook != Hook::FromDevice
         && scratch.own == 0
-        && policy::rows(tables, scratch.slot) != PodRows::default();
+        && policy::rows(tables, scratch.pod_id) != PodRows::default();
     if for_service || isolated {
         return scratch.refuse(Reason::FragmentUnknown);
     }
@@ -160,10 +160,10 @@ fn lost<F: Ip, T: Tables<F>>(tables: &T, origin: Origin, scratch: &mut Scratch<F
 pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
-    origin: Origin,
+    hook: Hook,
     scratch: &Scratch<F>,
 ) -> Result<Action, Reason> {
-    let way = onward(tables, origin, &scratch.flow);
+    let way = onward(tables, hook, &scratch.flow);
     // A router keeps its own address, which the host does not expect out of the gate. Loopback's it expects by no other device.
     let router = scratch.reply.src != scratch.headers.key.src && !scratch.flow.dst.is_loopback();
     let way = if way == Way::Gate && router {
@@ -171,8 +171,8 @@ pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
     } else {
         way
     };
-    if may_encapsulate(origin, way) {
-        tunnel::encapsulate(packet, tables, &scratch.headers, &scratch.flow)?;
+    if may_encapsulate(hook, way) {
+        dsr::encapsulate(packet, tables, &scratch.headers, &scratch.flow)?;
     } else {
         rewrite::error(packet, scratch, way)?;
         tables.count(Counter::ErrorTranslated);
@@ -185,14 +185,14 @@ pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
 pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
-    origin: Origin,
+    hook: Hook,
     scratch: &Scratch<F>,
 ) -> Result<Action, Reason> {
     let Scratch { headers, flow, .. } = scratch;
     let key = &headers.key;
-    let way = onward(tables, origin, flow);
-    if may_encapsulate(origin, way) {
-        tunnel::encapsulate(packet, tables, headers, flow)?;
+    let way = onward(tables, hook, flow);
+    if may_encapsulate(hook, way) {
+        dsr::encapsulate(packet, tables, headers, flow)?;
     } else if scratch.kind == Other::Later as u32 {
         rewrite::addresses(packet, headers, flow, way)?;
     } else {
@@ -213,7 +213,7 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     go(packet, way, flow.device)
 }
 
-/// What a packet on its way out of the stack is, that belongs to a flow that went through the stack: [`Stage::SendError`], [`Stage::SendOdd`], or
+/// What a packet on its way out of the stack is, that belongs to a flow that went through the stack: [`Stage::SendError`], [`Stage::SendException`], or
 /// nothing.
 #[inline(always)]
 pub fn leave<F: Ip, P: Packet, T: Tables<F>>(
@@ -240,7 +240,7 @@ pub fn leave<F: Ip, P: Packet, T: Tables<F>>(
         Other::Error
             if scratch.quoted != 0
                 && tables
-                    .find_flow(&scratch.headers.key, &mut scratch.flow)
+                    .copy_flow(&scratch.headers.key, &mut scratch.flow)
                     .is_some() =>
         {
             if scratch.flow.hooks & Hook::ToDevice as u8 != 0 {
@@ -253,7 +253,7 @@ pub fn leave<F: Ip, P: Packet, T: Tables<F>>(
             if is_translated(scratch.headers.key.protocol, kind) =>
         {
             match flow::find(tables, &scratch.headers, Hook::ToDevice, &mut scratch.flow) {
-                flow::Found::Ours => Stage::SendOdd,
+                flow::Found::Ours => Stage::SendException,
                 _ => Stage::Untouched,
             }
         }

@@ -94,7 +94,7 @@ counted! {
         /// Packets of flows that were sent on.
         Forwarded = "forwarded",
         /// Those of them that XDP sent on.
-        ForwardedEarly = "forwarded_early",
+        ForwardedByXdp = "forwarded_early",
         /// Packets of redirectable flows that went through the stack instead.
         Fallback = "fallback",
         /// Flows opened.
@@ -153,7 +153,7 @@ impl Reason {
     }
 }
 
-/// A connection that NetworkPolicy has denied; what `EVENTS` brings.
+/// A connection that NetworkPolicy has denied; what `DENIALS` brings.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Denial {
