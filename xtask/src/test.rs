@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     setup::ensure(&Component::ALL)?;
     let mut done = vec![step("tidy", || {
-        tidy::run(&tidy::Args {}).map(|()| Counts {
+        tidy::run(&tidy::Args::default()).map(|()| Counts {
             passed: 1,
             ..Counts::default()
         })

@@ -374,7 +374,8 @@ fn udp_flow_with_replies_only_is_alive<F: Net>() {
     );
 }
 
-/// Design: the way is chosen when the flow opens and binds both directions; hooks that it does not name leave its packets alone.
+/// V25: the way is chosen when the flow opens and binds both directions; hooks that it does not
+/// name leave its packets alone.
 fn flow_is_left_alone_at_other_hooks<F: Net>() {
     let (node, there) = connected::<F>(Protocol::TCP);
     node.from_pod(VETH_A, &data::<F>()).untouched();

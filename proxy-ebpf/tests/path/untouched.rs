@@ -299,8 +299,8 @@ fn vlan_tags<F: Net>() {
     }
 }
 
-/// A frame that ends anywhere: dropped as truncated where a header that is announced is missing, never a panic, never a flow
-/// of half a header.
+/// P35: a frame that ends anywhere is dropped as truncated where a header that is announced is
+/// missing. It never causes a panic, nor a flow of half a header.
 fn frames_cut_at_every_length<F: Net>() {
     for protocol in PROTOCOLS {
         let bytes = opening::<F>(protocol, FROM, TO).bytes();

@@ -148,6 +148,7 @@ fn pods_are_found_in_both_wirings_and_both_families_without_having_spoken() {
             found.drivers.values().collect::<Vec<_>>(),
             [&Driver::Software]
         );
+        // V26: the host's addresses are those of all devices.
         assert!(
             ["192.0.2.1", "2001:db8::1", "10.244.1.1"]
                 .iter()

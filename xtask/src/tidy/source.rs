@@ -1,8 +1,8 @@
-//! A source file as the checks see it: code without comments and literals, and where its tests begin.
+//! A source file as the checks see it: its code without comments and literals, and its tests.
 
 /// One tracked file.
 pub struct Source {
-    /// From the workspace's root, with `/`.
+    /// Path from the workspace's root, with `/`.
     pub path: String,
     /// Its lines in order.
     pub lines: Vec<Line>,
@@ -10,16 +10,36 @@ pub struct Source {
 
 /// One line of a file.
 pub struct Line {
-    /// As it is written.
+    /// The line as it is written.
     pub text: String,
-    /// Without comments and what is inside string literals.
+    /// The line without comments and without the contents of string literals.
     pub code: String,
-    /// It is in the file's `#[cfg(test)] mod tests`, which comes last.
+    /// True in test files and in the file's `#[cfg(test)] mod tests`, which comes last.
     pub in_tests: bool,
 }
 
+impl Line {
+    /// The name of the function that the line declares.
+    pub fn function(&self) -> Option<&str> {
+        let (before, after) = self.code.split_once("fn ")?;
+        let modifier = |word: &str| {
+            matches!(word, "pub" | "async" | "const" | "unsafe") || word.starts_with("pub(")
+        };
+        let end = after
+            .find(|c: char| !c.is_alphanumeric() && c != '_')
+            .unwrap_or(after.len());
+        (before.split_whitespace().all(modifier) && end > 0).then(|| &after[..end])
+    }
+
+    /// The text behind the line's first `//`, documentation included.
+    pub fn comment(&self) -> Option<&str> {
+        let (_, comment) = self.text.split_once("//")?;
+        Some(comment.trim_start_matches(['/', '!']))
+    }
+}
+
 impl Source {
-    /// Reads `text`, which is in `path`.
+    /// Reads the text of the file at `path`.
     pub fn new(path: &str, text: &str) -> Self {
         let mut lexer = Lexer::Code;
         let mut lines: Vec<Line> = Vec::new();
@@ -43,25 +63,25 @@ impl Source {
     }
 }
 
-/// Integration tests, and the modules that their parents declare under `#[cfg(test)]`.
+/// True for integration tests, and for modules that their parents declare under `#[cfg(test)]`.
 fn is_test_file(path: &str) -> bool {
-    path.split('/').nth(1) == Some("tests")
+    path.split('/').skip(1).any(|folder| folder == "tests")
         || path.ends_with("/tests.rs")
         || path.ends_with("/testing.rs")
 }
 
-/// Where the end of a line is.
+/// The state of the lexer at the end of a line.
 enum Lexer {
     Code,
     BlockComment,
-    /// In a string literal; a raw one ends with a quote and so many `#`.
+    /// Inside a string literal; a raw one ends with a quote and this many `#`.
     Text {
         raw: Option<usize>,
     },
 }
 
 impl Lexer {
-    /// The code of the next line: comments are gone, string literals are `""`.
+    /// Returns the code of the next line: without comments, with `""` for string literals.
     fn strip(&mut self, line: &str) -> String {
         let mut code = String::new();
         let mut rest = line;
@@ -89,7 +109,7 @@ impl Lexer {
         code
     }
 
-    /// One step through code: into a comment or literal, or over one character.
+    /// Steps into a comment or literal, or over one character of code.
     fn step<'a>(&mut self, rest: &'a str, first: char, code: &mut String) -> &'a str {
         if let Some(after) = rest.strip_prefix("/*") {
             *self = Self::BlockComment;
@@ -114,7 +134,7 @@ impl Lexer {
     }
 }
 
-/// `r"`, `r#"` and so on, unless the `r` ends a word.
+/// Recognizes `r"`, `r#"` and so on, unless the `r` ends a word.
 fn raw_start<'a>(rest: &'a str, before: &str) -> Option<(usize, &'a str)> {
     let body = rest.strip_prefix('r')?;
     let word = before
@@ -126,7 +146,7 @@ fn raw_start<'a>(rest: &'a str, before: &str) -> Option<(usize, &'a str)> {
     Some((body.len() - after.len(), after_quote))
 }
 
-/// Where the literal that began before `rest` ends, past its closing quote.
+/// Offset in `rest` of the end of a literal that began before it, past the closing quote.
 fn text_end(rest: &str, raw: Option<usize>) -> Option<usize> {
     if let Some(hashes) = raw {
         let closing = format!("\"{}", "#".repeat(hashes));
@@ -183,5 +203,24 @@ mod tests {
             [false, false, true, true]
         );
         assert!(Source::new("a/tests/b.rs", "fn a() {}").lines[0].in_tests);
+        assert!(Source::new("a/core/tests/b.rs", "fn a() {}").lines[0].in_tests);
+    }
+
+    #[test]
+    fn functions_and_comments_of_lines() {
+        let line = |text: &str| Source::new("a/src/b.rs", text).lines.remove(0);
+        assert_eq!(
+            line("pub(crate) async fn v1_x<F>() {").function(),
+            Some("v1_x")
+        );
+        assert_eq!(line("let a: fn (u8) = fn_b;").function(), None);
+        assert_eq!(line("// fn a()").function(), None);
+        assert_eq!(line("f(); // V12: x").comment(), Some(" V12: x"));
+        assert_eq!(line("    /// V12").comment(), Some(" V12"));
+        assert_eq!(
+            line("f(\"http://x\")").comment().map(str::trim),
+            Some("x\")")
+        );
+        assert_eq!(line("f()").comment(), None);
     }
 }

@@ -1,27 +1,27 @@
-//! The words of the design's invariants, and the files that may have them: a table, judged by `rules`.
+//! The words of the design's invariants, and the files that may have them.
 
 /// Words that may stand in the code of some files only.
 pub struct Confined {
     /// The invariant's number or name.
     pub rule: &'static str,
-    /// What it is good for.
+    /// The reason for the rule.
     pub why: &'static str,
-    /// With a `*` at the end: and whatever follows.
+    /// The words. A `*` at the end of a word stands for any letters.
     pub words: &'static [&'static str],
-    /// Paths that the rule looks at begin with one of these.
+    /// The rule applies to paths that begin with one of these. Each matches a file.
     pub scope: &'static [&'static str],
-    /// Paths that may have the words begin with one of these.
+    /// Paths that begin with one of these may have the words. Below each, some line has one.
     pub home: &'static [&'static str],
-    /// Whether it looks at tests.
+    /// Selects the lines that the rule applies to.
     pub tests: Tests,
 }
 
-/// Whether a rule holds in tests too.
+/// The lines of a file that a rule applies to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Tests {
-    /// It does.
+    /// All lines.
     Bound,
-    /// It does not.
+    /// All lines but those of tests.
     Free,
 }
 
@@ -38,7 +38,7 @@ const EBPF_KERNEL: &str = "proxy-ebpf/src/kernel/";
 pub const CONFINED: &[Confined] = &[
     Confined {
         rule: "invariant 1 (aya_ebpf)",
-        why: "only the binary, main.rs and kernel/ of proxy-ebpf, knows the kernel's side of aya, so that the packet path also runs on the host",
+        why: "only the binary, main.rs and kernel/ of proxy-ebpf, uses the kernel side of aya, so that the packet path also runs on the host",
         words: &["aya_ebpf", "aya_log_ebpf"],
         scope: EVERYWHERE,
         home: &[EBPF_MAIN, EBPF_KERNEL],
@@ -46,10 +46,10 @@ pub const CONFINED: &[Confined] = &[
     },
     Confined {
         rule: "invariant 1 (kube)",
-        why: "Kubernetes' types stop at source and model/k8s; behind them are our own words",
+        why: "Kubernetes' types stop at source and model/k8s; everything behind uses our own types",
         words: &["kube", "k8s_openapi"],
         scope: PROXY,
-        // The reading of NetworkPolicies that the compiler is held against shares nothing with it.
+        // The reading of NetworkPolicies that the compiler is compared to shares no code with it.
         home: &[
             "proxy-userspace/src/source",
             "proxy-userspace/src/model/k8s",
@@ -60,16 +60,10 @@ pub const CONFINED: &[Confined] = &[
     },
     Confined {
         rule: "invariant 1 (aya)",
-        why: "the kernel is touched in dataplane, links, metrics and monitor only; everything else is values",
+        why: "only dataplane touches the kernel through aya; everything else is values",
         words: &["aya::", "aya_log::"],
         scope: PROXY,
-        home: &[
-            "proxy-userspace/src/dataplane",
-            "proxy-userspace/src/links",
-            "proxy-userspace/src/metrics",
-            "proxy-userspace/src/monitor",
-            "proxy-common/src/pod.rs",
-        ],
+        home: &[DATAPLANE, "proxy-common/src/pod.rs"],
         tests: Tests::Free,
     },
     Confined {
@@ -101,7 +95,7 @@ pub const CONFINED: &[Confined] = &[
     },
     Confined {
         rule: "invariant 3 (writes)",
-        why: "place plans what is written, sync has it applied, dataplane does it; nobody else writes what is served",
+        why: "place plans the writes and dataplane carries them out; nothing else writes the tables",
         words: &["Write::Put", "Write::Delete", "maps.write("],
         scope: AGENT,
         home: &[PLACE, DATAPLANE],
@@ -119,12 +113,12 @@ pub const CONFINED: &[Confined] = &[
             "retire_those(",
         ],
         scope: AGENT,
-        home: &[SYNC, PLACE, DATAPLANE],
+        home: &[SYNC, PLACE],
         tests: Tests::Free,
     },
     Confined {
         rule: "invariant 3 (ids)",
-        why: "only place knows generations, slots and ids, and dataplane their form in the kernel; all else is in symbols",
+        why: "only place assigns generations, slots and ids, and dataplane stores them; everything else uses names",
         words: &[
             "generation",
             "SlotKey",
@@ -138,7 +132,7 @@ pub const CONFINED: &[Confined] = &[
     },
     Confined {
         rule: "invariant 3 (ids)",
-        why: "who has to tell a service port's id asks place, and only sync does, for the sweep",
+        why: "only sync asks place for a service port's id, for the sweep",
         words: &["id_of(", "next_id("],
         scope: AGENT,
         home: &[SYNC, PLACE],
@@ -146,7 +140,7 @@ pub const CONFINED: &[Confined] = &[
     },
     Confined {
         rule: "invariant 3 (flows)",
-        why: "in the packet path only flow writes flows, so that both directions come and go together",
+        why: "in the packet path only flow writes flows, so that both directions are created and removed together",
         words: &[
             ".insert_flow(",
             ".remove_flow(",
@@ -159,7 +153,7 @@ pub const CONFINED: &[Confined] = &[
     },
     Confined {
         rule: "invariant 3 (flows)",
-        why: "beside the packet path flows are written by the sweep only, which looks at both directions",
+        why: "beside the packet path only the sweep writes flows, and it checks both directions",
         words: &[
             "&mut impl FlowTable",
             "&mut dyn FlowTable",
@@ -175,15 +169,12 @@ pub const CONFINED: &[Confined] = &[
             ".opening.delete(",
         ],
         scope: AGENT,
-        home: &[
-            "proxy-userspace/src/flows.rs",
-            "proxy-userspace/src/dataplane/flowtable.rs",
-        ],
+        home: &["proxy-userspace/src/flows.rs"],
         tests: Tests::Free,
     },
     Confined {
         rule: "invariant 3 (flows)",
-        why: "whole maps, flows among them, are copied when a new agent adopts those of an earlier one, and never again",
+        why: "whole maps, flows among them, are copied only when a new agent adopts those of an earlier one",
         words: &["raw::copy("],
         scope: AGENT,
         home: &["proxy-userspace/src/dataplane/object.rs"],
@@ -203,19 +194,15 @@ pub const CONFINED: &[Confined] = &[
     },
     Confined {
         rule: "invariant 4 (headers)",
-        why: "only parse and rewrite know IPv4 from IPv6 headers; the rest is generic over the family",
+        why: "only parse names the headers of IPv4 and IPv6; the rest is generic over the family",
         words: &["Ipv4Hdr", "Ipv6Hdr"],
         scope: PROXY,
-        home: &[
-            "proxy-ebpf/src/parse",
-            "proxy-ebpf/src/rewrite",
-            "proxy-ebpf/src/fake",
-        ],
+        home: &["proxy-ebpf/src/parse"],
         tests: Tests::Free,
     },
     Confined {
         rule: "invariant 5",
-        why: "a verdict's number is chosen in one match per hook; everywhere else it is Action or Err(Reason)",
+        why: "each hook turns its result into a verdict number in one match; everywhere else a verdict is Action or Err(Reason)",
         words: &[
             "XDP_PASS",
             "XDP_DROP",
@@ -228,12 +215,12 @@ pub const CONFINED: &[Confined] = &[
         ],
         scope: EVERYWHERE,
         home: &[EBPF_MAIN],
-        // TestRun answers with numbers.
+        // TestRun returns verdicts as numbers.
         tests: Tests::Free,
     },
     Confined {
         rule: "invariant 7",
-        why: "unsafe stands at the kernel seam only",
+        why: "unsafe is allowed at the kernel seam only",
         words: &["unsafe"],
         scope: EVERYWHERE,
         home: &[
@@ -242,8 +229,7 @@ pub const CONFINED: &[Confined] = &[
             "proxy-ebpf/src/seams.rs",
             "proxy-ebpf/src/fake",
             "proxy-common/src/pod.rs",
-            "proxy-userspace/src/dataplane",
-            "proxy-userspace/src/links",
+            DATAPLANE,
             "xtask/src/lab/",
         ],
         tests: Tests::Free,
