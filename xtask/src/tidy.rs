@@ -5,10 +5,12 @@
 //!
 //! | check | fails on |
 //! |---|---|
-//! | `absences` | words of the design's invariants outside their home; permits that nobody uses |
-//! | `dependencies`, `whole_compile`, `safety`, `first_line` | invariants 2, 6 and 7; a file without a `//!` sentence |
-//! | `rules` | rules V… and P… that are cited and do not exist, that no test names, or whose page is not true |
-//! | `markdown` | links, paths and commands in documents that lead nowhere; see there for the marks |
+//! | `absences` | words of the design's invariants outside their home; unused permits |
+//! | `dependencies`, `whole_compile` | breaches of the invariants 2 and 6 |
+//! | `safety` | an `unsafe` without a SAFETY note |
+//! | `first_line` | a file without a `//!` sentence |
+//! | `rules` | a rule V… or P… that is cited and has no entry, or that no test names; false entries |
+//! | `markdown` | links, paths and commands in documents that lead nowhere |
 //! | `english` | too many doc lines that begin as riddles |
 //! | `kernel` | lints of what is compiled for the kernel |
 

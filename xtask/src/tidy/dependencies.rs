@@ -1,4 +1,4 @@
-//! Invariant 2: the kernel build of proxy-common depends on nothing, so its dependencies are optional.
+//! Invariant 2: the kernel build of proxy-common depends on nothing.
 
 use super::source::Source;
 use super::violation::Violation;

@@ -1,4 +1,5 @@
-//! The lints of what is compiled for the kernel: clippy over the host's code sees neither proxy-ebpf/src/main.rs nor what it instantiates.
+//! The lints of the eBPF binary: clippy over the host's code sees neither proxy-ebpf/src/main.rs nor
+//! the generic functions that it instantiates.
 
 use crate::setup::{self, Core, TARGET, Toolchain};
 use crate::sh;
@@ -6,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::Command;
 
-/// Runs clippy as the agent's build script runs the compiler: the same toolchain, target and features.
+/// Runs clippy with the toolchain, target and features that the agent's build script uses.
 pub fn lint() -> Result<()> {
     let toolchain = setup::kernel_toolchain()?;
     let clippy = toolchain.sysroot.join("bin/cargo-clippy");
@@ -25,7 +26,7 @@ fn command(toolchain: &Toolchain, clippy: &Path) -> Command {
         .current_dir(sh::workspace())
         .env("CARGO", bin.join("cargo"))
         .env("RUSTC", bin.join("rustc"));
-    // What the outer cargo or rustup chose is for the host.
+    // The outer cargo or rustup has set these for the host.
     for name in [
         "RUSTUP_TOOLCHAIN",
         "RUSTFLAGS",
@@ -47,7 +48,7 @@ fn command(toolchain: &Toolchain, clippy: &Path) -> Command {
         "--features",
         "kernel",
     ]);
-    // Beside the host's, so that neither throws away what the other has compiled.
+    // A target directory of its own: otherwise each run would discard the other's output.
     command.args(["--target", TARGET, "--target-dir", "target/kernel-lints"]);
     if toolchain.core == Core::Source {
         command.arg("-Zbuild-std=core");

@@ -1,9 +1,9 @@
-//! The Markdown of the repository: links lead somewhere, paths exist, and commands are run by tests.
+//! The Markdown of the repository: links and paths lead somewhere, and tests run the commands.
 //!
 //! - Relative links and images lead to a file, and to a heading of it where they have an anchor.
 //! - No reference has a line number (`file.rs` and a colon and a number): a path, or `path::item`.
 //! - Words in backticks that look like a path of the repository are one.
-//! - Each command in a fenced block `console`, `sh`, `bash` or `shell` is in
+//! - Each command in a fenced block `console`, `sh`, `bash` or `shell` is in the table
 //!   `xtask/src/tidy/commands.txt`, with the test or step that runs it, or its block is marked:
 //!   ```` ```console not-tested: needs a cluster ````. A `console` block has commands behind `$ ` or
 //!   `# ` and what they print; in the others each line is a command or begins with `#`.
