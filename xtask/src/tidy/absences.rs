@@ -34,8 +34,8 @@ fn outside_its_home(source: &Source) -> Vec<Violation> {
         .collect()
 }
 
-/// The entries of a rule that nobody needs: a permit or a scope that was left behind when files
-/// moved would hide the next violation.
+/// The unused entries of a rule: a permit that was left behind when files moved would hide the
+/// next violation.
 fn unused(rule: &Confined, repository: &Repository) -> Vec<Violation> {
     let is_used = |home: &str| {
         let below = repository

@@ -1,4 +1,4 @@
-//! Every Rust file begins with one `//!` sentence that says what it owns.
+//! Every Rust file begins with a `//!` sentence that names what it owns.
 
 use super::source::Source;
 use super::violation::Violation;
@@ -9,7 +9,7 @@ pub fn check(source: &Source) -> Option<Violation> {
         .lines
         .first()
         .is_some_and(|line| line.text.starts_with("//! ") && line.text.len() > 20);
-    let why = "the file does not begin with a `//!` sentence that says what it owns";
+    let why = "the file does not begin with a `//!` sentence that names what it owns";
     (source.path.ends_with(".rs") && !is_documented).then(|| Violation::new(&source.path, 1, why))
 }
 

@@ -19,7 +19,7 @@ fn broken(path: &str, body: &str) -> Vec<(usize, &'static str)> {
 }
 
 #[test]
-fn permits_and_scopes_that_nobody_uses_are_found() {
+fn unused_permits_and_scopes_are_found() {
     let rule = Confined {
         rule: "a rule",
         why: "why",
@@ -169,7 +169,7 @@ fn only_sync_applies_what_place_plans() {
 }
 
 #[test]
-fn only_place_knows_ids() {
+fn only_place_assigns_ids() {
     let hidden = "let a = service.generation;";
     assert_eq!(
         broken("proxy-userspace/src/compile/services.rs", hidden),
@@ -209,7 +209,7 @@ fn flows_are_written_by_the_packet_path_the_sweep_and_the_migration() {
     assert_eq!(
         broken("proxy-ebpf/src/lib.rs", "fn insert_flow(&self, key: &K);"),
         [],
-        "the trait only says what there is"
+        "a trait only declares it"
     );
     for write in [
         "maps.v4.flows.delete(&key)?;",
@@ -244,7 +244,7 @@ fn flows_are_written_by_the_packet_path_the_sweep_and_the_migration() {
 }
 
 #[test]
-fn only_rewrite_writes_packets_and_knows_headers() {
+fn only_rewrite_writes_packets_and_only_parse_names_headers() {
     assert_eq!(
         broken("proxy-ebpf/src/service.rs", "p.store(0, &x)?;"),
         [(2, "invariant 4 (writes)")]

@@ -12,10 +12,10 @@ use crate::tidy::violation::Violation;
 /// The table of commands that are run.
 const TABLE: &str = "xtask/src/tidy/commands.txt";
 
-/// Marks a block whose commands no test runs, before the reason.
+/// Marks a block of commands that no test runs; the reason follows.
 const MARK: &str = "not-tested";
 
-/// Returns the commands that nobody runs and nobody marks, and what is wrong with the table.
+/// Returns the commands that are neither run nor marked, and the table's wrong rows.
 pub fn check(repository: &Repository, documents: &BTreeMap<&str, Document>) -> Vec<Violation> {
     let Some(table) = repository.texts.get(TABLE) else {
         return vec![Violation::new(TABLE, 0, "the table of commands is missing")];
@@ -36,7 +36,7 @@ pub fn check(repository: &Repository, documents: &BTreeMap<&str, Document>) -> V
             for command in commands {
                 match rows.iter().find(|row| row.matches(&command.part)) {
                     Some(row) => drop(used.insert(row.line)),
-                    None => found.push(Violation::new(path, command.line, nobody(&command.part))),
+                    None => found.push(Violation::new(path, command.line, not_run(&command.part))),
                 }
             }
         }
@@ -49,7 +49,7 @@ pub fn check(repository: &Repository, documents: &BTreeMap<&str, Document>) -> V
     found
 }
 
-fn nobody(command: &str) -> String {
+fn not_run(command: &str) -> String {
     format!(
         "no test runs `{command}`: add it to {TABLE} with the test that does, or mark the block \
          (```console {MARK}: reason)"
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_that_nobody_runs_are_named() {
+    fn commands_that_are_neither_run_nor_marked_are_named() {
         let more = "```sh\nls\n```\n```console not-tested\n$ ls\n```\n";
         let wrong = found(ROWS, &format!("{ALL}{more}"));
         assert_eq!(wrong.len(), 2, "{wrong:?}");

@@ -14,7 +14,7 @@ pub struct At<T> {
 /// A fenced block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// What stands behind the opening fence.
+    /// The text behind the opening fence.
     pub info: String,
     /// The text between the fences.
     pub text: String,
