@@ -1,6 +1,7 @@
 //! The command line as it is typed; what it means is in [`settings`].
 
 pub mod settings;
+mod words;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,7 +13,9 @@ use crate::dataplane::CgroupChoice;
 use crate::explain::{End, Target};
 use crate::model::{
     Algorithm, Forwarding, HostFirewall, NodePortAddresses, PodStart, PortRange, Refusal, Timeouts,
+    Word as _,
 };
+use words::words;
 
 /// Kubernetes Services in eBPF: one agent per node in place of kube-proxy.
 #[derive(Debug, Parser)]
@@ -134,14 +137,14 @@ pub struct AgentArgs {
     )]
     pub masquerade_ports: PortRange,
     /// How backends are chosen; a Service's annotation portway.dev/algorithm has the last word, and ClientIP affinity another one.
-    #[arg(long, env = "PORTWAY_ALGORITHM", value_enum, default_value = "random")]
+    #[arg(long, env = "PORTWAY_ALGORITHM", value_parser = words::<Algorithm>(), default_value = Algorithm::Random.word())]
     pub algorithm: Algorithm,
     /// How a client outside is answered by a pod of another node than it asked; a Service's annotation portway.dev/forwarding has the last word.
     #[arg(
         long,
         env = "PORTWAY_FORWARDING",
-        value_enum,
-        default_value = "masquerade"
+        value_parser = words::<Forwarding>(),
+        default_value = Forwarding::Masquerade.word()
     )]
     pub forwarding: Forwarding,
     #[command(flatten)]
@@ -173,15 +176,15 @@ pub struct AgentArgs {
     #[arg(
         long,
         env = "PORTWAY_HOST_FIREWALL",
-        value_enum,
-        default_value = "bypass"
+        value_parser = words::<HostFirewall>(),
+        default_value = HostFirewall::Bypass.word()
     )]
     pub host_firewall: HostFirewall,
     /// What a pod's packets get whose policy is not known yet, once there is any NetworkPolicy.
-    #[arg(long, env = "PORTWAY_POD_START", value_enum, default_value = "deny")]
+    #[arg(long, env = "PORTWAY_POD_START", value_parser = words::<PodStart>(), default_value = PodStart::Deny.word())]
     pub pod_start: PodStart,
     /// What clients get whom a NetworkPolicy denies.
-    #[arg(long, env = "PORTWAY_POLICY_DENY", value_enum, default_value = "drop")]
+    #[arg(long, env = "PORTWAY_POLICY_DENY", value_parser = words::<Refusal>(), default_value = Refusal::Drop.word())]
     pub policy_deny: Refusal,
     /// How large NetworkPolicy's tables are: small ones find what they have no room for by tries, which takes many times as long.
     #[arg(
@@ -223,24 +226,24 @@ pub struct RefusalArgs {
     #[arg(
         long,
         env = "PORTWAY_LOCAL_REFUSAL_NODE_PORT",
-        value_enum,
-        default_value = "reject"
+        value_parser = words::<Refusal>(),
+        default_value = Refusal::Reject.word()
     )]
     pub local_refusal_node_port: Refusal,
     /// The same at load balancer IPs.
     #[arg(
         long,
         env = "PORTWAY_LOCAL_REFUSAL_LOAD_BALANCER",
-        value_enum,
-        default_value = "drop"
+        value_parser = words::<Refusal>(),
+        default_value = Refusal::Drop.word()
     )]
     pub local_refusal_load_balancer: Refusal,
     /// The same at external IPs.
     #[arg(
         long,
         env = "PORTWAY_LOCAL_REFUSAL_EXTERNAL_IP",
-        value_enum,
-        default_value = "drop"
+        value_parser = words::<Refusal>(),
+        default_value = Refusal::Drop.word()
     )]
     pub local_refusal_external_ip: Refusal,
 }
@@ -302,8 +305,8 @@ pub struct DoctorArgs {
     #[arg(
         long,
         env = "PORTWAY_FORWARDING",
-        value_enum,
-        default_value = "masquerade"
+        value_parser = words::<Forwarding>(),
+        default_value = Forwarding::Masquerade.word()
     )]
     pub forwarding: Forwarding,
     /// How it is printed.

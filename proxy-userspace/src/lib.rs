@@ -6,9 +6,7 @@ pub mod agent;
 pub mod args;
 pub mod cli;
 pub mod cni;
-pub mod compile;
 pub mod conntrack;
-pub mod contents;
 pub mod dataplane;
 pub mod doctor;
 pub mod events;
@@ -22,11 +20,12 @@ pub mod links;
 pub mod listeners;
 pub mod metrics;
 pub mod model;
-pub mod place;
 pub mod shadow;
 pub mod sockets;
 pub mod source;
 pub mod sync;
+
+pub use proxy_core::{compile, contents, place};
 
 #[cfg(test)]
 mod testing;

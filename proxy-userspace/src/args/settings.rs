@@ -5,17 +5,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
-use clap::builder::PossibleValue;
 use ipnet::IpNet;
 
 use super::{
     AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TableSize, TimeoutArgs, Xdp,
 };
 use crate::dataplane::CgroupChoice;
-use crate::model::{
-    Algorithm, ForwardFirewall, Forwarding, HostFirewall, LocalRefusal, NodePortAddresses,
-    PodStart, PortRange, Refusal, Settings, Timeouts,
-};
+use crate::model::{ForwardFirewall, LocalRefusal, PortRange, Settings, Timeouts};
 
 /// What `portway agent` is to do.
 #[derive(Clone, Debug)]
@@ -247,40 +243,6 @@ impl TimeoutArgs {
     }
 }
 
-impl FromStr for PortRange {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let error = || format!("`{text}` is no range of ports such as 30000-32767");
-        let (first, last) = text.split_once('-').ok_or_else(error)?;
-        let [first, last] = [first, last].map(|n| n.trim().parse::<u16>().ok().filter(|&n| n > 0));
-        match (first, last) {
-            (Some(first), Some(last)) if first <= last => Ok(Self { first, last }),
-            _ => Err(error()),
-        }
-    }
-}
-
-impl FromStr for NodePortAddresses {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "primary" {
-            return Ok(Self::Primary);
-        }
-        let prefix = |part: &str| match part.trim().parse::<IpNet>() {
-            Ok(prefix) => Ok(prefix.trunc()),
-            Err(_) => Err(format!(
-                "`{part}` is neither a CIDR nor the word primary alone"
-            )),
-        };
-        text.split(',')
-            .map(prefix)
-            .collect::<Result<_, _>>()
-            .map(Self::Within)
-    }
-}
-
 impl FromStr for Bind {
     type Err = String;
 
@@ -294,90 +256,11 @@ impl FromStr for Bind {
     }
 }
 
-impl clap::ValueEnum for Refusal {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Reject, Self::Drop]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(match self {
-            Self::Reject => PossibleValue::new("reject").help("the client is refused at once"),
-            Self::Drop => {
-                PossibleValue::new("drop").help("the client hears nothing and tries again")
-            }
-        })
-    }
-}
-
-impl clap::ValueEnum for HostFirewall {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Bypass, Self::Respect]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(match self {
-            Self::Bypass => {
-                PossibleValue::new("bypass").help("translated packets pass it by; the log says so")
-            }
-            Self::Respect => PossibleValue::new("respect")
-                .help("where there is one, they take the stack's way through it"),
-        })
-    }
-}
-
-impl clap::ValueEnum for Algorithm {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Random, Self::Maglev]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(match self {
-            Self::Random => PossibleValue::new("random")
-                .help("by a key of each node's own: every backend is as likely"),
-            Self::Maglev => {
-                PossibleValue::new("maglev").help("by consistent hashing: all nodes choose alike")
-            }
-        })
-    }
-}
-
-impl clap::ValueEnum for Forwarding {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Masquerade, Self::Dsr]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(match self {
-            Self::Masquerade => PossibleValue::new("masquerade")
-                .help("by the node that it asked, as which the pod sees it"),
-            Self::Dsr => PossibleValue::new("dsr")
-                .help("straight by the pod's node (direct server return): the pod sees the client"),
-        })
-    }
-}
-
-impl clap::ValueEnum for PodStart {
-    fn value_variants<'a>() -> &'a [Self] {
-        &[Self::Deny, Self::Allow]
-    }
-
-    fn to_possible_value(&self) -> Option<PossibleValue> {
-        Some(match self {
-            Self::Deny => {
-                PossibleValue::new("deny").help("nothing passes, but what its own node sends it")
-            }
-            Self::Allow => {
-                PossibleValue::new("allow").help("everything passes until the policy is known")
-            }
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::{Cli, Command};
     use super::*;
-    use crate::model::TranslatedWay;
+    use crate::model::{NodePortAddresses, TranslatedWay};
     use clap::Parser;
 
     fn agent(args: &str) -> Result<AgentSettings> {

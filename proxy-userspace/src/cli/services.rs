@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 use super::{lines, table};
 use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
 use crate::dataplane::{Maps, StateDir};
-use crate::model::Algorithm;
-use proxy_common::service::ServiceFlags;
+use crate::model::Word as _;
 
 pub struct Services {
     contents: Contents,
@@ -107,11 +106,8 @@ impl From<&Services> for Value {
                 "protocol": frontend.protocol.name(),
                 "kind": target.flag_names(),
                 "affinitySeconds": target.affinity,
-                "algorithm": match target.backends.algorithm {
-                    Algorithm::Random => "random",
-                    Algorithm::Maglev => "maglev",
-                },
-                "forwarding": if target.flags & ServiceFlags::DSR != 0 { "dsr" } else { "masquerade" },
+                "algorithm": target.backends.algorithm.word(),
+                "forwarding": target.forwarding().word(),
                 "backends": { "localOnly": list(local_only), "both": list(both), "clusterOnly": list(cluster_only) },
             })
         };

@@ -23,7 +23,7 @@ use crate::peer::Peer;
 use crate::programs::{Hook, Loaded};
 use crate::segment::{ACK, Segment};
 
-#[path = "../support/large.rs"]
+#[path = "../../core/tests/support/large.rs"]
 mod large;
 
 use large::{Size, block, cluster, in_namespace, one, pod};

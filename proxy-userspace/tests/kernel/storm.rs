@@ -31,7 +31,7 @@ use crate::maps;
 use crate::programs::{Hook, Loaded};
 use crate::segment::{SYN, Segment};
 
-#[path = "../support/policy_tables.rs"]
+#[path = "../../core/tests/support/policy_tables.rs"]
 mod policy_tables;
 
 const DEVICE: IfIndex = IfIndex(1);

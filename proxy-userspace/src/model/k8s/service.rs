@@ -10,8 +10,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Convert, Field, created, label, port, prefix, protocol, unicast};
 use crate::model::{
-    Algorithm, Forwarding, Kind, Object, ObjectName, Proxied, Service, ServicePort, TargetPort,
-    TrafficPolicy,
+    Kind, Object, ObjectName, Proxied, Service, ServicePort, TargetPort, TrafficPolicy, Word,
 };
 
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
@@ -55,19 +54,8 @@ impl Convert for core::Service {
             external_policy: policy(spec.external_traffic_policy.as_deref()),
             internal_policy: policy(spec.internal_traffic_policy.as_deref()),
             affinity: affinity(&spec)?,
-            algorithm: choice(
-                &self.metadata,
-                ALGORITHM,
-                [("random", Algorithm::Random), ("maglev", Algorithm::Maglev)],
-            )?,
-            forwarding: choice(
-                &self.metadata,
-                FORWARDING,
-                [
-                    ("masquerade", Forwarding::Masquerade),
-                    ("dsr", Forwarding::Dsr),
-                ],
-            )?,
+            algorithm: choice(&self.metadata, ALGORITHM)?,
+            forwarding: choice(&self.metadata, FORWARDING)?,
             health_check_node_port: if served {
                 health_check_node_port(&spec)?
             } else {
@@ -81,28 +69,22 @@ impl Convert for core::Service {
     }
 }
 
-/// What an annotation says, that has one of two values.
-fn choice<T: Copy>(
-    metadata: &ObjectMeta,
-    annotation: &str,
-    values: [(&str, T); 2],
-) -> Result<Option<T>, Field> {
-    let Some(said) = metadata
+/// Returns the value of an annotation; its words are those of `T`.
+fn choice<T: Word>(metadata: &ObjectMeta, annotation: &str) -> Result<Option<T>, Field> {
+    let Some(given) = metadata
         .annotations
         .as_ref()
         .and_then(|all| all.get(annotation))
     else {
         return Ok(None);
     };
-    let known = values.iter().find(|(word, _)| word == said);
-    let [(a, _), (b, _)] = values;
-    let unknown = || {
+    T::of_word(given).map(Some).ok_or_else(|| {
+        let words: Vec<_> = T::ALL.iter().map(|v| format!("`{}`", v.word())).collect();
         Field::new(
             format!("metadata.annotations[{annotation}]"),
-            format!("`{said}`: it is `{a}` or `{b}`"),
+            format!("`{given}`: it is {}", words.join(" or ")),
         )
-    };
-    known.map(|(_, value)| Some(*value)).ok_or_else(unknown)
+    })
 }
 
 /// V1.
@@ -271,7 +253,7 @@ fn affinity(spec: &core::ServiceSpec) -> Result<u32, Field> {
 mod tests {
     use super::super::seen;
     use super::*;
-    use crate::model::Update;
+    use crate::model::{Algorithm, Forwarding, Update};
     use serde_json::{Value, json};
 
     fn converted(spec: Value) -> Update {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::cases::{ContainerPort, Step};
 use super::oracle::{End, Port};
 
-#[path = "../../support/policy_tables.rs"]
+#[path = "../../../core/tests/support/policy_tables.rs"]
 mod policy_tables;
 
 const HERE: &str = "here";

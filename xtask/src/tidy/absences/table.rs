@@ -27,8 +27,8 @@ pub enum Tests {
 
 const EVERYWHERE: &[&str] = &[""];
 const PROXY: &[&str] = &["proxy-"];
-const AGENT: &[&str] = &["proxy-userspace/src/"];
-const PLACE: &str = "proxy-userspace/src/place";
+const AGENT: &[&str] = &["proxy-userspace/src/", "proxy-userspace/core/src/"];
+const PLACE: &str = "proxy-userspace/core/src/place";
 const DATAPLANE: &str = "proxy-userspace/src/dataplane";
 const SYNC: &str = "proxy-userspace/src/sync";
 const EBPF_MAIN: &str = "proxy-ebpf/src/main.rs";

@@ -58,12 +58,12 @@ fn kernel_side_of_aya_stays_in_the_thin_binary() {
 #[test]
 fn kubernetes_types_stop_at_the_model() {
     assert_eq!(
-        broken("proxy-userspace/src/compile.rs", "use kube::Client;"),
+        broken("proxy-userspace/core/src/compile.rs", "use kube::Client;"),
         [(2, "invariant 1 (kube)")]
     );
     assert_eq!(
         broken(
-            "proxy-userspace/src/model.rs",
+            "proxy-userspace/core/src/model.rs",
             "fn f(a: k8s_openapi::Pod) {}"
         ),
         [(2, "invariant 1 (kube)")]
@@ -73,7 +73,7 @@ fn kubernetes_types_stop_at_the_model() {
         []
     );
     assert_eq!(
-        broken("proxy-userspace/src/model.rs", "let kubeconfig = 1;"),
+        broken("proxy-userspace/core/src/model.rs", "let kubeconfig = 1;"),
         []
     );
 }
@@ -161,7 +161,7 @@ fn only_sync_applies_what_place_plans() {
     );
     assert_eq!(
         broken(
-            "proxy-userspace/src/place/plan.rs",
+            "proxy-userspace/core/src/place/plan.rs",
             "let w = Write::Put(entry);"
         ),
         []
@@ -172,14 +172,17 @@ fn only_sync_applies_what_place_plans() {
 fn only_place_assigns_ids() {
     let hidden = "let a = service.generation;";
     assert_eq!(
-        broken("proxy-userspace/src/compile/services.rs", hidden),
+        broken("proxy-userspace/core/src/compile/services.rs", hidden),
         [(2, "invariant 3 (ids)")]
     );
     assert_eq!(
         broken("proxy-userspace/src/sync.rs", hidden),
         [(2, "invariant 3 (ids)")]
     );
-    assert_eq!(broken("proxy-userspace/src/place/actual.rs", hidden), []);
+    assert_eq!(
+        broken("proxy-userspace/core/src/place/actual.rs", hidden),
+        []
+    );
     assert_eq!(
         broken("proxy-userspace/src/flows.rs", "actual.id_of(name)"),
         [(2, "invariant 3 (ids)")]

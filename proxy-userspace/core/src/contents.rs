@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Device, IfIndex, Protocol, RangeKind};
 use proxy_common::service::{Config, ServiceFlags};
 
-use crate::model::Algorithm;
+use crate::model::{Algorithm, Forwarding};
 
 pub use delta::{Delta, set, unlike};
 
@@ -84,6 +84,17 @@ pub struct Target {
     pub affinity: u32,
     /// The service port's backends of the frontend's family; equal lists of one service port share a generation.
     pub backends: Arc<Backends>,
+}
+
+impl Target {
+    /// Returns how clients outside are answered by backends of other nodes.
+    pub fn forwarding(&self) -> Forwarding {
+        if self.flags & ServiceFlags::DSR == 0 {
+            Forwarding::Masquerade
+        } else {
+            Forwarding::Dsr
+        }
+    }
 }
 
 /// The backends of one service port and family, each list sorted and free of duplicates (V5, V7).

@@ -159,60 +159,89 @@ pub fn local_ready_endpoints(state: &State, node: &str) -> BTreeMap<ObjectName, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::settings::Ranges;
-    use crate::model::PortRange;
-    use crate::source::manifests::Directory;
-    use proxy_common::net::{Device, IfIndex};
+    use crate::model::{EndpointSlice, Family, Labels, SliceEndpoint, SlicePort, TrafficPolicy};
+    use proxy_common::net::{Device, IfIndex, Protocol};
 
-    const SLICES: &str = "---
-kind: EndpointSlice
-metadata: {namespace: shop, name: web-1, labels: {kubernetes.io/service-name: web}}
-addressType: IPv4
-ports: [{name: a, port: 80}, {name: b, port: 81}]
-endpoints:
-- {addresses: [10.244.1.2], nodeName: n1}
-- {addresses: [10.244.1.3], nodeName: n1, conditions: {ready: false, serving: true, terminating: true}}
-- {addresses: [10.244.2.2], nodeName: n2}
----
-kind: EndpointSlice
-metadata: {namespace: shop, name: web-2, labels: {kubernetes.io/service-name: web}}
-addressType: IPv6
-ports: [{name: a, port: 80}]
-endpoints: [{addresses: ['fd00:244:1::2'], nodeName: n1}]
-";
-
-    fn service(name: &str, created: &str, port: u16, ips: &str) -> String {
-        format!(
-            "---\nkind: Service\nmetadata: {{namespace: shop, name: {name}, creationTimestamp: '2026-01-0{created}T00:00:00Z'}}\n\
-             spec: {{type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: {port}, clusterIP: {ips}, \
-             ports: [{{name: a, port: 80}}]}}\n"
-        )
+    fn endpoint(addr: &str, node: &str) -> SliceEndpoint {
+        SliceEndpoint {
+            addr: ip(addr),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: Some(node.into()),
+            zone_hints: BTreeSet::new(),
+            node_hints: BTreeSet::new(),
+        }
     }
 
-    fn snapshot(yaml: &str) -> Snapshot {
-        let ranges = Ranges {
-            node_ports: PortRange {
-                first: 30000,
-                last: 32767,
-            },
-            cluster_ips: Vec::new(),
+    fn slice(
+        family: Family,
+        ports: &[(&str, u16)],
+        endpoints: Vec<SliceEndpoint>,
+    ) -> EndpointSlice {
+        let ports = ports.iter().map(|(name, port)| SlicePort {
+            name: (*name).into(),
+            protocol: Protocol::TCP,
+            port: *port,
+        });
+        EndpointSlice {
+            service: name("web"),
+            ports: ports.collect(),
+            family,
+            endpoints,
+            triggered: None,
+        }
+    }
+
+    /// Two ready endpoints on this node, one of each family; one that terminates, and one elsewhere.
+    fn slices() -> [(ObjectName, EndpointSlice); 2] {
+        let terminating = SliceEndpoint {
+            ready: false,
+            terminating: true,
+            ..endpoint("10.244.1.3", "n1")
         };
-        let mut directory = Directory::new("unused".into());
-        directory.take("all.yaml".into(), yaml.to_owned(), None);
+        let v4 = vec![
+            endpoint("10.244.1.2", "n1"),
+            terminating,
+            endpoint("10.244.2.2", "n2"),
+        ];
+        let v6 = vec![endpoint("fd00:244:1::2", "n1")];
+        [
+            (
+                name("web-1"),
+                slice(Family::V4, &[("a", 80), ("b", 81)], v4),
+            ),
+            (name("web-2"), slice(Family::V6, &[("a", 80)], v6)),
+        ]
+    }
+
+    fn service(created: UnixTime, port: u16, cluster_ips: &[&str]) -> Service {
+        Service {
+            proxied: Proxied::Yes,
+            cluster_ips: cluster_ips.iter().map(|text| ip(text)).collect(),
+            external_ips: BTreeSet::new(),
+            load_balancer_ips: BTreeSet::new(),
+            source_ranges: BTreeSet::new(),
+            ports: Vec::new(),
+            selector: Labels::new(),
+            external_policy: TrafficPolicy::Local,
+            internal_policy: TrafficPolicy::Cluster,
+            affinity: 0,
+            algorithm: None,
+            forwarding: None,
+            health_check_node_port: Some(port),
+            publish_not_ready: false,
+            created: Some(created),
+        }
+    }
+
+    fn snapshot<const N: usize>(services: [(&str, Service); N]) -> Snapshot {
         let mut snapshot = Snapshot::default();
         snapshot.settings.node_name = "n1".into();
-        directory
-            .updates(&ranges)
-            .into_iter()
-            .for_each(|update| _ = snapshot.state.apply(update));
-        assert!(
-            snapshot.state.invalid.is_empty(),
-            "{:?}",
-            snapshot.state.invalid
-        );
+        snapshot.state.services = services.map(|(text, service)| (name(text), service)).into();
         snapshot.links.devices = [(IfIndex(2), Device::default())].into();
         snapshot.links.host_addresses = ["192.0.2.1", "2001:db8::1", "fe80::1"]
-            .map(|a| (a.parse().expect("an address"), IfIndex(2)))
+            .map(|text| (ip(text), IfIndex(2)))
             .into();
         snapshot
     }
@@ -221,22 +250,19 @@ endpoints: [{addresses: ['fd00:244:1::2'], nodeName: n1}]
         ObjectName::new("shop", name)
     }
 
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
     fn ips(texts: &[&str]) -> BTreeSet<IpAddr> {
-        texts
-            .iter()
-            .map(|t| t.parse().expect("an address"))
-            .collect()
+        texts.iter().map(|text| ip(text)).collect()
     }
 
     #[test]
     fn v22_distinct_local_ready_endpoints_count_per_family() {
-        let dual = service(
-            "web",
-            "1",
-            31234,
-            "10.96.0.1, clusterIPs: [10.96.0.1, 'fd00:96::1']",
-        );
-        let checks = health_checks(&snapshot(&format!("{SLICES}{dual}")));
+        let mut snapshot = snapshot([("web", service(1, 31234, &["10.96.0.1", "fd00:96::1"]))]);
+        snapshot.state.slices = slices().into();
+        let checks = health_checks(&snapshot);
         let check = &checks.served[&name("web")];
         assert_eq!(
             (check.port, &check.addresses),
@@ -244,14 +270,14 @@ endpoints: [{addresses: ['fd00:244:1::2'], nodeName: n1}]
         );
         assert_eq!(check.local_endpoints, ips(&["10.244.1.2", "fd00:244:1::2"]));
         assert_eq!(
-            ["192.0.2.1", "2001:db8::1"].map(|a| check.weight(a.parse().expect("an address"))),
+            ["192.0.2.1", "2001:db8::1"].map(|text| check.weight(ip(text))),
             [1, 1]
         );
     }
 
     #[test]
     fn v22_a_service_of_one_family_is_served_at_addresses_of_that_family() {
-        let checks = health_checks(&snapshot(&service("web", "1", 31234, "'fd00:96::1'")));
+        let checks = health_checks(&snapshot([("web", service(1, 31234, &["fd00:96::1"]))]));
         let check = &checks.served[&name("web")];
         assert_eq!(
             (&check.addresses, check.local_endpoints.len()),
@@ -261,8 +287,10 @@ endpoints: [{addresses: ['fd00:244:1::2'], nodeName: n1}]
 
     #[test]
     fn v22_of_two_services_with_one_port_the_older_has_it() {
-        let both = service("a", "2", 31234, "10.96.0.1") + &service("b", "1", 31234, "10.96.0.2");
-        let checks = health_checks(&snapshot(&both));
+        let checks = health_checks(&snapshot([
+            ("a", service(2, 31234, &["10.96.0.1"])),
+            ("b", service(1, 31234, &["10.96.0.2"])),
+        ]));
         assert_eq!(checks.served.keys().collect::<Vec<_>>(), [&name("b")]);
         assert_eq!(
             checks
@@ -276,7 +304,7 @@ endpoints: [{addresses: ['fd00:244:1::2'], nodeName: n1}]
 
     #[test]
     fn v8_loopback_only_where_the_operator_says_so() {
-        let mut snapshot = snapshot(&service("web", "1", 31234, "10.96.0.1"));
+        let mut snapshot = snapshot([("web", service(1, 31234, &["10.96.0.1"]))]);
         let mut at = |prefixes: &[&str]| {
             let prefixes = prefixes
                 .iter()
