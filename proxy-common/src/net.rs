@@ -16,6 +16,8 @@ pub trait Family: Copy + Sized + 'static {
 pub trait Address: Copy + Eq + Ord + core::hash::Hash + core::fmt::Debug + 'static {
     /// The unspecified address; key of nodePort frontends once the destination is known to be a nodePort address.
     const ZERO: Self;
+    /// The address with all bits set, which no packet has: rubbish for tests.
+    const ALL_ONES: Self;
     /// The address by which a host reaches itself.
     const LOOPBACK: Self;
     /// Whether packets to it never leave the host.
@@ -121,6 +123,7 @@ impl Addr6 {
 
 impl Address for Addr4 {
     const ZERO: Self = Self(0);
+    const ALL_ONES: Self = Self(u32::MAX);
     const LOOPBACK: Self = Self::from_bytes([127, 0, 0, 1]);
     #[inline(always)]
     fn is_loopback(self) -> bool {
@@ -146,6 +149,7 @@ impl Address for Addr4 {
 
 impl Address for Addr6 {
     const ZERO: Self = Self([0; 4]);
+    const ALL_ONES: Self = Self([u32::MAX; 4]);
     const LOOPBACK: Self = Self([0, 0, 0, 1_u32.to_be()]);
     #[inline(always)]
     fn is_loopback(self) -> bool {

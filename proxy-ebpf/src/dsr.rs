@@ -33,13 +33,13 @@ pub fn encapsulate<F: Ip, P: Packet, T: Tables<F>>(
 
 /// Whether packets that leave by `device` may carry others: this node needs an address that is known, and the others room that they may count on.
 #[inline(always)]
-pub fn leads_through<F: Ip>(device: &Device) -> bool {
+pub fn can_encapsulate<F: Ip>(device: &Device) -> bool {
     F::node(device) != F::Addr::ZERO && device.mtu >= F::LEAST_MTU + F::OVERHEAD
 }
 
 /// Whether what was found behind an IP header is a packet of another node for a backend here, or an error about one of this node's.
 #[inline(always)]
-pub fn is_ours<F: Ip, T: Tables<F>>(tables: &T, scratch: &Scratch<F>, kind: Other) -> bool {
+pub fn is_for_us<F: Ip, T: Tables<F>>(tables: &T, scratch: &Scratch<F>, kind: Other) -> bool {
     let key = &scratch.headers.key;
     if key.protocol != F::ENCAPSULATION || scratch.headers.transport != LINK + F::OVERHEAD {
         return false;
@@ -86,7 +86,11 @@ pub fn decapsulate<F: Ip, P: Packet, T: Tables<F>>(
 
 /// How the client of a packet that was carried here is told: he is not behind who carried it.
 #[inline(always)]
-pub fn way_back<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex, scratch: &Scratch<F>) -> Action {
+pub fn answer_way<F: Ip, T: Tables<F>>(
+    tables: &T,
+    device: IfIndex,
+    scratch: &Scratch<F>,
+) -> Action {
     let key = &scratch.headers.key;
     tables
         .route(device, &key.dst, &key.src)

@@ -1,21 +1,21 @@
-//! What is no whole TCP segment, UDP datagram or SCTP packet right behind the IP header: fragments, what has extension headers, ICMP, other protocols.
+//! The exception path: packets that are not a whole TCP segment, UDP datagram or SCTP packet right
+//! behind the IP header. These are fragments, ICMP, other protocols, and packets with extension
+//! headers.
 //!
-//! A datagram's first fragment says which connection the others belong to. ICMP errors go the way of the packets that go where they go, and are
-//! translated like these, with the packet that they quote.
+//! A datagram's first fragment has the ports by which the later ones find their connection. An ICMP
+//! error is translated and sent like the packets of the flow that go in its direction.
 
 use proxy_common::flow::{Hook, Role, Way, fragment_ports};
 use proxy_common::net::{Address as _, AddressFlags, Port, Protocol, hash3};
 use proxy_common::policy::PodRows;
 use proxy_common::reason::{Counter, Reason};
 
+use crate::forward::{go, leads_to_backend, may_encapsulate, may_forward, way, way_from};
 use crate::parse::Ip;
 use crate::parse::others::{Other, others};
-use crate::{
-    Action, Packet, Scratch, Stage, Tables, dsr, flow, go, leads_on, may_encapsulate, may_leave,
-    onward, policy, process, rewrite, way,
-};
+use crate::{Action, Packet, Scratch, Stage, Tables, dsr, flow, policy, process, rewrite};
 
-/// Finds out what it is, and the flow that it belongs to.
+/// Parses an exception, and finds its flow.
 #[inline(always)]
 pub fn find_flow<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
@@ -30,7 +30,9 @@ pub fn find_flow<F: Ip, P: Packet, T: Tables<F>>(
     };
     scratch.kind = kind as u32;
     scratch.exception = 1;
-    if hook == Hook::FromDevice && scratch.encapsulated == 0 && dsr::is_ours(tables, scratch, kind)
+    if hook == Hook::FromDevice
+        && scratch.encapsulated == 0
+        && dsr::is_for_us(tables, scratch, kind)
     {
         return Stage::Decapsulate;
     }
@@ -45,7 +47,8 @@ pub fn find_flow<F: Ip, P: Packet, T: Tables<F>>(
     }
 }
 
-/// Whether such packets are translated: what a later fragment of SCTP holds its checksum in the first would have to know.
+/// Returns true if such packets are translated. SCTP fragments are not: the checksum, in the first
+/// fragment, covers the others.
 #[inline(always)]
 fn is_translated(protocol: Protocol, kind: Other) -> bool {
     match protocol {
@@ -55,7 +58,7 @@ fn is_translated(protocol: Protocol, kind: Other) -> bool {
     }
 }
 
-/// For a packet of a connection, or of something like it.
+/// Finds the flow of a whole packet or a fragment.
 #[inline(always)]
 fn part<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
@@ -73,7 +76,9 @@ fn part<F: Ip, P: Packet, T: Tables<F>>(
         (false, false) => Stage::Untranslated,
     };
     match flow::find(tables, &scratch.headers, hook, &mut scratch.flow) {
-        flow::Found::Ours if translated && kind != Other::Later && !leads_on(scratch, hook) => {
+        flow::Found::Ours
+            if translated && kind != Other::Later && !leads_to_backend(scratch, hook) =>
+        {
             flow::end(tables, scratch);
             return unknown;
         }
@@ -94,7 +99,7 @@ fn part<F: Ip, P: Packet, T: Tables<F>>(
     if hook.is_egress() {
         return Stage::Judge;
     }
-    may_leave(
+    may_forward(
         packet,
         tables,
         scratch,
@@ -103,7 +108,7 @@ fn part<F: Ip, P: Packet, T: Tables<F>>(
     )
 }
 
-/// For an error, by the key of the packets that go where it goes.
+/// Finds the flow of an ICMP error, by the key of the packets that go in the error's direction.
 #[inline(always)]
 fn error<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, scratch: &mut Scratch<F>) -> Stage {
     let outside = hook == Hook::FromDevice;
@@ -137,8 +142,8 @@ fn error<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, scratch: &mut Scratch<F>) 
     Stage::Judge
 }
 
-/// P27: a fragment whose first one was not seen is dropped where only we could know whom it is for, and where the pod is isolated. What is for this
-/// host's own address is left to its stack, which waits for the first.
+/// P27: drops a fragment whose first one was not seen if it is for a cluster IP, or if the pod is
+/// isolated. A fragment for this host's own address is left to its stack, which waits for the first.
 #[inline(always)]
 fn lost<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, scratch: &mut Scratch<F>) -> Stage {
     let for_service = !hook.is_egress()
@@ -155,7 +160,7 @@ fn lost<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, scratch: &mut Scratch<F>) -
     Stage::Untouched
 }
 
-/// The last stage of an error: rewrites it and sends it the flow's way; what is on its way through the stack stays there.
+/// Rewrites an ICMP error and sends it the flow's way.
 #[inline(always)]
 pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
@@ -163,8 +168,9 @@ pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
     hook: Hook,
     scratch: &Scratch<F>,
 ) -> Result<Action, Reason> {
-    let way = onward(tables, hook, &scratch.flow);
-    // A router keeps its own address, which the host does not expect out of the gate. Loopback's it expects by no other device.
+    let way = way_from(tables, hook, &scratch.flow);
+    // A router keeps its own address, which the host does not expect from the gate. A packet to a
+    // loopback address it expects from no other device.
     let router = scratch.reply.src != scratch.headers.key.src && !scratch.flow.dst.is_loopback();
     let way = if way == Way::Gate && router {
         Way::Stack
@@ -180,7 +186,8 @@ pub fn send_error<F: Ip, P: Packet, T: Tables<F>>(
     go(packet, way, scratch.flow.device)
 }
 
-/// The last stage of anything else: a later fragment has no ports that could be rewritten.
+/// Rewrites any other exception and sends it the flow's way. A later fragment has no ports to
+/// rewrite.
 #[inline(always)]
 pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
@@ -190,7 +197,7 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
 ) -> Result<Action, Reason> {
     let Scratch { headers, flow, .. } = scratch;
     let key = &headers.key;
-    let way = onward(tables, hook, flow);
+    let way = way_from(tables, hook, flow);
     if may_encapsulate(hook, way) {
         dsr::encapsulate(packet, tables, headers, flow)?;
     } else if scratch.kind == Other::Later as u32 {
@@ -198,7 +205,8 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     } else {
         rewrite::apply(packet, headers, flow, way)?;
     }
-    // Its own number may be in use there by what somebody else sends to the same receiver; its sender's all move by as much.
+    // Another sender to the same receiver may use the same identification. All of this sender's
+    // move by the same amount.
     if scratch.kind != Other::Packet as u32 && flow.src != key.src {
         let secret = tables.config().unwrap_or_default().secret;
         let move_by = hash3(
@@ -213,16 +221,27 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
     go(packet, way, flow.device)
 }
 
-/// What a packet on its way out of the stack is, that belongs to a flow that went through the stack: [`Stage::SendError`], [`Stage::SendException`], or
-/// nothing.
+proxy_common::numbered! {
+    /// How a packet goes on that leaves the stack and is not restored by [`crate::forward::restore`].
+    pub enum Egress: u32, else Other {
+        /// It belongs to no flow that went through the stack: [`crate::process::enter`].
+        Other = 0,
+        /// It is an ICMP error about packets of the flow in the scratch: [`send_error`].
+        SendError = 1,
+        /// It is a packet or fragment of the flow in the scratch: [`send`].
+        SendException = 2,
+    }
+}
+
+/// Parses an exception that leaves the stack, and finds the flow that went through the stack.
 #[inline(always)]
-pub fn leave<F: Ip, P: Packet, T: Tables<F>>(
+pub fn on_egress<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
     tables: &T,
     scratch: &mut Scratch<F>,
-) -> Stage {
+) -> Egress {
     let Ok(Some(network)) = F::read(packet) else {
-        return Stage::Untouched;
+        return Egress::Other;
     };
     if !network.fragment
         && matches!(
@@ -230,33 +249,35 @@ pub fn leave<F: Ip, P: Packet, T: Tables<F>>(
             Protocol::TCP | Protocol::UDP | Protocol::SCTP
         )
     {
-        return Stage::Untouched;
+        return Egress::Other;
     }
+    scratch.begin();
     let Ok(kind) = others(packet, tables, scratch) else {
-        return Stage::Untouched;
+        return Egress::Other;
     };
     scratch.kind = kind as u32;
     match kind {
-        Other::Error
-            if scratch.quoted != 0
+        Other::Error => {
+            let translated = scratch.quoted != 0
                 && tables
                     .copy_flow(&scratch.headers.key, &mut scratch.flow)
-                    .is_some() =>
-        {
-            if scratch.flow.hooks & Hook::ToDevice as u8 != 0 {
-                Stage::SendError
+                    .is_some()
+                && scratch.flow.hooks & Hook::ToDevice as u8 != 0;
+            if translated {
+                Egress::SendError
             } else {
-                Stage::Untouched
+                Egress::Other
             }
         }
-        Other::Packet | Other::First | Other::Later
-            if is_translated(scratch.headers.key.protocol, kind) =>
-        {
+        Other::Packet | Other::First | Other::Later => {
+            if !is_translated(scratch.headers.key.protocol, kind) {
+                return Egress::Other;
+            }
             match flow::find(tables, &scratch.headers, Hook::ToDevice, &mut scratch.flow) {
-                flow::Found::Ours => Stage::SendException,
-                _ => Stage::Untouched,
+                flow::Found::Ours => Egress::SendException,
+                flow::Found::Elsewhere | flow::Found::Over(_) | flow::Found::None => Egress::Other,
             }
         }
-        _ => Stage::Untouched,
+        Other::Exempt | Other::LostFragment => Egress::Other,
     }
 }

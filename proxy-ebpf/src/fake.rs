@@ -420,7 +420,7 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn record_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32) {
         self.fragments.borrow_mut().insert(*key, ports);
     }
-    fn denied(&self, key: &FlowKey<F::Addr>, reason: Reason) {
+    fn report_denied(&self, key: &FlowKey<F::Addr>, reason: Reason) {
         self.denied.borrow_mut().push((*key, reason));
     }
     fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity<F::Addr>> {
@@ -471,8 +471,8 @@ impl<F: Family> Tables<F> for Memory<F> {
     fn count_answered(&self, reason: Reason) {
         *self.answered.borrow_mut().entry(reason).or_default() += 1;
     }
-    fn opened(&self, _key: &FlowKey<F::Addr>, _flow: &Flow<F::Addr>) {}
-    fn stopped(&self, _key: &FlowKey<F::Addr>, _reason: Reason) {}
+    fn log_opened(&self, _key: &FlowKey<F::Addr>, _flow: &Flow<F::Addr>) {}
+    fn log_stopped(&self, _key: &FlowKey<F::Addr>, _reason: Reason) {}
 }
 
 impl<F: Family> Sockets<F> for Memory<F> {

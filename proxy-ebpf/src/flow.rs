@@ -146,7 +146,7 @@ fn over<F: Ip, T: Tables<F>>(
         return over || asks && !matches!(service::select(tables, &headers.key), Ok(None));
     }
     // UDP flows whose backend has left are ended by the agent, at once (V14).
-    headers.key.protocol.has_handshake() && !service::still_leads(tables, &headers.key, flow)
+    headers.key.protocol.has_handshake() && !service::still_leads_to(tables, &headers.key, flow)
 }
 
 /// Keeps both entries of an established flow alive (V18), at most once a second, and records FIN and RST in them.

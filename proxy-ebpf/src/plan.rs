@@ -124,7 +124,7 @@ pub fn plan<F: Ip, T: Tables<F>>(
     if dsr
         && pod_network
         && !firewall
-        && dsr::leads_through::<F>(&leaves_by)
+        && dsr::can_encapsulate::<F>(&leaves_by)
         && is_outside(tables, &key.src)
     {
         let forward = Leg::new(hook as u8, Way::Dsr, route.device);
@@ -206,7 +206,7 @@ pub fn for_process<F: Ip, T: Tables<F>>(
     backend: &Backend<F::Addr>,
 ) -> Result<Plan<F::Addr>, Reason> {
     let hook = Hook::FromDevice as u8;
-    let home = process::comes_back_by(tables, device, &key.dst);
+    let home = process::reply_device(tables, device, &key.dst);
     if let Some(pod) = tables.pod(&backend.addr) {
         if pod.device == IfIndex::NONE {
             return Err(Reason::PodDeviceUnknown);

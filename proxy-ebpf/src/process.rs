@@ -32,6 +32,7 @@ fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(
     tables: &T,
     scratch: &mut Scratch<F>,
 ) -> bool {
+    scratch.begin();
     let may_ask = match parse::headers::<F, P, T>(packet, tables) {
         Ok(Some(headers)) => {
             scratch.headers = headers;
@@ -48,19 +49,19 @@ fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(
     let opens = may_ask && scratch.headers.opens();
     // Whoever listens there by now is not hidden by what was before.
     if opens && scratch.headers.key.dst.is_loopback() {
-        return asks(tables, &scratch.headers.key);
+        return is_service_request(tables, &scratch.headers.key);
     }
     let known = tables
         .copy_flow(&scratch.headers.key, &mut scratch.flow)
         .is_some();
     known && scratch.flow.hooks & Hook::FromDevice as u8 != 0
-        || opens && asks(tables, &scratch.headers.key)
+        || opens && is_service_request(tables, &scratch.headers.key)
 }
 
 /// Whether a process of this host asks for what is a Service's to answer, if only by a refusal. By loopback addresses nodePorts are served where nobody listens; of SCTP the kernel
 /// does not tell whether somebody does.
 #[inline(always)]
-fn asks<F: Family, T: Sockets<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
+fn is_service_request<F: Family, T: Sockets<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
     match service::select_here(tables, key) {
         Ok(Some(_)) if key.dst.is_loopback() => {
             key.protocol != Protocol::SCTP && !tables.is_taken(key)
@@ -82,7 +83,7 @@ pub fn has_own_source<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr
 
 /// What becomes of a packet that nothing was to be done with: out of the gate the stack would send it there again and again.
 #[inline(always)]
-pub fn left<F: Family>(scratch: &Scratch<F>) -> Result<Action, Reason> {
+pub fn pass<F: Family>(scratch: &Scratch<F>) -> Result<Action, Reason> {
     if scratch.by_gate != 0 {
         Err(Reason::LeftInGate)
     } else {
@@ -100,7 +101,7 @@ pub fn is_martian<F: Family>(scratch: &Scratch<F>) -> bool {
 /// these addresses by no other device where it filters strictly. The host's own addresses it takes by loopback only; those that are elsewhere
 /// by loopback too.
 #[inline(always)]
-pub fn comes_back_by<F: Family, T: Tables<F>>(
+pub fn reply_device<F: Family, T: Tables<F>>(
     tables: &T,
     gate: IfIndex,
     asked: &F::Addr,
@@ -115,21 +116,21 @@ pub fn comes_back_by<F: Family, T: Tables<F>>(
 /// Of IPv6 the kernel heeds what a packet to an own address may have only where that is less than the MTU of the device that has the address
 /// (`rt6_insert_exception`); one byte less makes fragments of the same size.
 #[inline(always)]
-pub fn way_back<F: Ip, T: Tables<F>>(
+pub fn answer_way<F: Ip, T: Tables<F>>(
     tables: &T,
     gate: IfIndex,
     scratch: &mut Scratch<F>,
 ) -> Action {
-    let device = comes_back_by(tables, gate, &scratch.headers.key.dst);
+    let device = reply_device(tables, gate, &scratch.headers.key.dst);
     if F::V6 && device == IfIndex::LOOPBACK {
         scratch.mtu = scratch.mtu.saturating_sub(1).max(F::LEAST_MTU);
     }
-    out(device)
+    to_process(device)
 }
 
 /// The way to a process by this device.
 #[inline(always)]
-pub fn out(device: IfIndex) -> Action {
+pub fn to_process(device: IfIndex) -> Action {
     if device == IfIndex::LOOPBACK {
         Action::Enter(device)
     } else {

@@ -218,9 +218,9 @@ pub trait Tables<F: Family>: Verdicts<F> {
     /// Remembers the ports of a datagram by its first fragment.
     fn record_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32);
     /// A connection was denied: told once in a while for each client, server and port.
-    fn denied(&self, key: &FlowKey<F::Addr>, reason: Reason);
+    fn report_denied(&self, key: &FlowKey<F::Addr>, reason: Reason);
     /// For the log: a flow was opened by a packet of `key`.
-    fn opened(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>);
+    fn log_opened(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>);
     /// For the log: a packet of `key` is not sent on.
-    fn stopped(&self, key: &FlowKey<F::Addr>, reason: Reason);
+    fn log_stopped(&self, key: &FlowKey<F::Addr>, reason: Reason);
 }

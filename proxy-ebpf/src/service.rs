@@ -89,7 +89,7 @@ pub fn select_elsewhere<F: Family, T: Tables<F>>(
 
 /// The backend that another node has chosen, if the Service has it.
 #[inline(always)]
-pub fn named<F: Family, T: Tables<F>>(
+pub fn backend_at<F: Family, T: Tables<F>>(
     tables: &T,
     service: &Service,
     addr: &F::Addr,
@@ -104,7 +104,7 @@ pub fn named<F: Family, T: Tables<F>>(
 /// V17: whether what a flow's packets ask for still leads to the flow's backend, for a client of some hook: a slot that only policy Local has leads
 /// nobody where no policy is Local.
 #[inline(always)]
-pub fn still_leads<F: Family, T: Tables<F>>(
+pub fn still_leads_to<F: Family, T: Tables<F>>(
     tables: &T,
     key: &FlowKey<F::Addr>,
     flow: &Flow<F::Addr>,
@@ -160,7 +160,7 @@ pub fn choose<F: Family, T: Tables<F>>(
     let stays = if service.affinity == 0 {
         None
     } else {
-        stays_with(tables, &sticky, service, slots, config)
+        affine_slot(tables, &sticky, service, slots, config)
     };
     let slot = match stays {
         Some(slot) => slot,
@@ -184,7 +184,7 @@ pub fn choose<F: Family, T: Tables<F>>(
 
 /// V13: the slot of the endpoint that the client stays with, while its time has not run out and the endpoint is in the set that applies.
 #[inline(always)]
-pub(crate) fn stays_with<F: Family, T: Tables<F>>(
+pub(crate) fn affine_slot<F: Family, T: Tables<F>>(
     tables: &T,
     client: &AffinityKey<F::Addr>,
     service: &Service,
@@ -237,7 +237,7 @@ fn choice<F: Family, T: Tables<F>>(
     };
     match by_table {
         Some(slot) => slot,
-        None => slots.0 + share(hash, slots.1),
+        None => slots.0 + scale(hash, slots.1),
     }
 }
 
@@ -251,7 +251,7 @@ fn by_maglev<F: Family, T: Tables<F>>(
 ) -> Option<u32> {
     let cluster = slots == (service.cluster_first, service.cluster_len);
     let set = if cluster { MaglevKey::CLUSTER } else { 0 } | if F::V6 { MaglevKey::V6 } else { 0 };
-    let entry = share(hash, maglev_entries(slots.1));
+    let entry = scale(hash, maglev_entries(slots.1));
     let chunk = entry / MAGLEV_CHUNK as u32;
     let key = MaglevKey {
         generation: service.generation,
@@ -268,7 +268,7 @@ fn by_maglev<F: Family, T: Tables<F>>(
 
 /// One of so many, all as likely.
 #[inline(always)]
-fn share(hash: u32, of: u32) -> u32 {
+fn scale(hash: u32, of: u32) -> u32 {
     ((u64::from(hash) * u64::from(of)) >> 32) as u32
 }
 

@@ -152,7 +152,7 @@ fn choose<F: Family, T: Sockets<F>>(
         client: F::Addr::ZERO,
         service: service.id,
     };
-    let slot = match service::stays_with(tables, &node, service, slots, &config) {
+    let slot = match service::affine_slot(tables, &node, service, slots, &config) {
         Some(slot) => slot,
         None => by_hash(ask, slots, config.secret),
     };

@@ -1,208 +1,130 @@
-//! The stages of a packet in their order, and what one hands on to the next.
+//! The table of stages, and the order in which a packet passes them.
 
-use proxy_common::flow::{Flow, FlowKey, Hook};
-use proxy_common::net::{Address, Family, IfIndex, Port, Protocol};
+use proxy_common::flow::Hook;
+use proxy_common::net::{Family, IfIndex};
 use proxy_common::reason::Reason;
 
-use crate::parse::{Headers, Ip};
-use crate::{Action, Packet, Tables, dsr, exception, policy, process};
+use crate::parse::Ip;
+use crate::{Action, Packet, Scratch, Tables};
 
-/// What the stages of one packet hand on: in the kernel one element per CPU, for IPv6's do not fit on the stack beside all else.
-#[derive(Clone, Copy, Debug)]
-pub struct Scratch<F: Family> {
-    /// What was parsed.
-    pub headers: Headers<F>,
-    /// The flow that the packet belongs to or opens; while it is opened, first the entry of its reply.
-    pub flow: Flow<F::Addr>,
-    /// The key of the reply's entry of a flow that is being opened; before, that of the connection that was over on the same tuple, with
-    /// a port of 0 if there was none.
-    pub reply: FlowKey<F::Addr>,
-    /// For [`Stage::Inner`]: the address that replaces the client's.
-    pub masquerade: F::Addr,
-    /// Of what is [`Scratch::encapsulated`]: the backend's address.
-    pub backend: F::Addr,
-    /// Why the packet is not sent on.
-    pub reason: Reason,
-    /// For [`Reason::TooBig`]: what the device takes, in bytes.
-    pub mtu: u32,
-    /// The policy of the pod whose device this is; 0 if it has none, or is none.
-    pub pod_id: u32,
-    /// Of an ICMP error, where the ports of the packet that it is about are; 0 if there are none.
-    pub quoted: u32,
-    /// A [`parse::others::Other`] as number, where the packet is [`Scratch::exception`].
-    pub kind: u32,
-    /// 1 if it is not a whole TCP segment, UDP datagram or SCTP packet: it is judged, and never answered.
-    pub exception: u32,
-    /// 1 if the packet gets the flow's addresses at this hook.
-    pub rewrite: u32,
-    /// 1 if the packet opens the flow.
-    pub fresh: u32,
-    /// 1 if this host has made the packet, with an address of its own (P18).
-    pub own: u32,
-    /// 1 if this host's own processes have sent it, to a Service, and it came by the gate (V21).
-    pub by_gate: u32,
-    /// 1 if another node has sent it here encapsulated, for the backend of [`Scratch::backend`] and [`Scratch::port`].
-    pub encapsulated: u32,
-    /// Of what is [`Scratch::encapsulated`]: the backend's port.
-    pub port: Port,
-    /// Always zero.
-    pub zero: u16,
-}
-
-impl<F: Family> Scratch<F> {
-    /// A flow that is none.
-    pub(crate) const NO_FLOW: Flow<F::Addr> = Flow {
-        src: F::Addr::ZERO,
-        dst: F::Addr::ZERO,
-        sport: Port::NONE,
-        dport: Port::NONE,
-        device: IfIndex::NONE,
-        seen: 0,
-        service: 0,
-        way: 0,
-        hooks: 0,
-        state: 0,
-        role: 0,
+/// The table of stages: `stages!(make { context })` calls the macro `make` with the context in
+/// braces and the table. [`Stage`], [`Stages`], the host's runner and the kernel's subprograms are
+/// all made from it. Only [`serve`], the order, is written by hand.
+///
+/// A line is `Name = number => function at [hooks]: |packet, tables, device, hook, scratch| call;`.
+/// `steps` return the next stage, `ends` return what becomes of the packet.
+#[macro_export]
+macro_rules! stages {
+    ($make:ident { $($context:tt)* }) => {
+        $make! {
+            { $($context)* }
+            steps {
+                /// The packet has just arrived: find its pod, and check its source.
+                Admit = 13 => admit at [FromDevice FromPod ToPod]:
+                    |packet, tables, device, hook, scratch|
+                    $crate::admission::admit(packet, tables, device, hook, scratch);
+                /// It may be here: parse it, and find its flow.
+                FindFlow = 5 => find_flow at [FromDevice FromPod ToPod]:
+                    |packet, tables, _device, hook, scratch|
+                    $crate::forward::find_flow(packet, tables, hook, scratch);
+                /// It is no whole TCP segment, UDP datagram or SCTP packet: parse it as an
+                /// exception, and find its flow.
+                Exception = 6 => exception at [FromDevice FromPod ToPod]:
+                    |packet, tables, _device, hook, scratch|
+                    $crate::exception::find_flow(packet, tables, hook, scratch);
+                /// It contains another packet, which takes its place.
+                Decapsulate = 12 => decapsulate at [FromDevice]:
+                    |packet, tables, _device, _hook, scratch|
+                    $crate::dsr::decapsulate(packet, tables, scratch);
+                /// It has no flow, and may open one.
+                Open = 1 => open at [FromDevice FromPod]:
+                    |packet, tables, device, hook, scratch|
+                    $crate::open::open(packet, tables, device, hook, scratch);
+                /// Its flow is open; a second flow, which masquerades, begins where that one ends.
+                Inner = 4 => inner at [FromDevice FromPod]:
+                    |_packet, tables, _device, _hook, scratch|
+                    $crate::open::inner(tables, scratch);
+                /// No Service serves it: it belongs to a flow that is not translated here, or
+                /// begins one.
+                Untranslated = 7 => untranslated at [FromPod ToPod]:
+                    |_packet, tables, _device, hook, scratch|
+                    $crate::verdict::untranslated(tables, hook, scratch);
+                /// It belongs to the flow in the scratch: ask NetworkPolicy.
+                Judge = 8 => judge at [FromDevice FromPod ToPod]:
+                    |_packet, tables, _device, hook, scratch|
+                    $crate::verdict::judge(tables, hook, scratch);
+                /// It is allowed and goes on as it is; follow its connection from here on.
+                Follow = 9 => follow at [FromPod ToPod]:
+                    |_packet, tables, _device, _hook, scratch|
+                    $crate::verdict::follow(tables, scratch);
+            }
+            ends {
+                /// Rewrite it as the flow in the scratch prescribes, and send it on.
+                Send = 2 => send at [FromDevice FromPod ToPod]:
+                    |packet, tables, _device, hook, scratch|
+                    $crate::forward::send(packet, tables, hook, scratch);
+                /// It is an ICMP error about packets of the flow in the scratch: rewrite it like
+                /// these, and send it on.
+                SendError = 10 => send_error at [FromDevice FromPod ToPod]:
+                    |packet, tables, _device, hook, scratch|
+                    $crate::exception::send_error(packet, tables, hook, scratch);
+                /// It is a [`Scratch::exception`]: rewrite it as the flow in the scratch
+                /// prescribes, and send it on.
+                SendException = 11 => send_exception at [FromDevice FromPod ToPod]:
+                    |packet, tables, _device, hook, scratch|
+                    $crate::exception::send(packet, tables, hook, scratch);
+                /// Drop it or answer it, for the reason in the scratch.
+                Stop = 3 => stop at [FromDevice FromPod ToPod]:
+                    |packet, tables, device, hook, scratch|
+                    $crate::stop::stop(packet, tables, device, hook, scratch);
+                /// Let it pass as it came.
+                Untouched = 0 => untouched at [FromDevice]:
+                    |_packet, _tables, _device, _hook, scratch|
+                    $crate::process::pass(scratch);
+            }
+        }
     };
+}
 
-    /// Before the first stage.
-    pub fn new() -> Self {
-        let (zero, port) = (F::Addr::ZERO, Port::default());
-        let key = FlowKey::new(Protocol::default(), zero, port, zero, port);
-        let headers = Headers {
-            key,
-            ttl: 0,
-            flags: 0,
-            check: 0,
-            transport: 0,
-            len: 0,
-        };
-        Self {
-            headers,
-            flow: Self::NO_FLOW,
-            reply: key,
-            masquerade: zero,
-            backend: zero,
-            reason: Reason::Truncated,
-            mtu: 0,
-            pod_id: 0,
-            quoted: 0,
-            kind: 0,
-            exception: 0,
-            rewrite: 0,
-            fresh: 0,
-            own: 0,
-            by_gate: 0,
-            encapsulated: 0,
-            port,
-            zero: 0,
+/// Makes [`Stage`] and [`Stages`].
+macro_rules! declare {
+    (
+        {}
+        steps { $($(#[doc = $step_doc:literal])* $step:ident = $step_number:literal => $step_fn:ident
+            at [$($step_hook:ident)*]: |$($step_arg:ident),*| $step_run:expr;)* }
+        ends { $($(#[doc = $end_doc:literal])* $end:ident = $end_number:literal => $end_fn:ident
+            at [$($end_hook:ident)*]: |$($end_arg:ident),*| $end_run:expr;)* }
+    ) => {
+        proxy_common::numbered! {
+            /// The next stage of a packet.
+            pub enum Stage: u32, else Untouched {
+                $($(#[doc = $step_doc])* $step = $step_number,)*
+                $($(#[doc = $end_doc])* $end = $end_number,)*
+            }
         }
-    }
 
-    /// Notes why the packet is not sent on.
-    #[inline(always)]
-    pub(crate) fn refuse(&mut self, reason: Reason) -> Stage {
-        self.reason = reason;
-        Stage::Stop
-    }
-}
+        /// Runs the stages: functions of this library, each of which the kernel's binary runs as a
+        /// subprogram with a stack of its own.
+        pub trait Stages {
+            /// The result of the last stage.
+            type Verdict;
 
-impl<F: Family> Default for Scratch<F> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// What comes next for a packet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum Stage {
-    /// Nothing: it is none of ours, or not here.
-    Untouched = 0,
-    /// It has no flow; it may open one.
-    Open = 1,
-    /// It is rewritten as the flow in the scratch says, and sent on.
-    Send = 2,
-    /// It is not sent on, for the reason in the scratch.
-    Stop = 3,
-    /// Its flow is open; a second one, that masquerades, begins where the first ends.
-    Inner = 4,
-    /// It may be here: it is to be parsed, and its flow to be found.
-    FindFlow = 5,
-    /// It is nothing that could be translated.
-    Exception = 6,
-    /// No Service serves it: it may belong to a flow that is not translated here, or begin one.
-    Untranslated = 7,
-    /// It belongs to the flow in the scratch, which policy has a say in.
-    Judge = 8,
-    /// It is allowed, goes on as it is, and its connection is followed.
-    Follow = 9,
-    /// It is an ICMP error about packets of the flow in the scratch, rewritten like these and sent on.
-    SendError = 10,
-    /// It is [`Scratch::exception`], rewritten as the flow in the scratch says, and sent on.
-    SendException = 11,
-    /// It carries another one, which is to be met in its place.
-    Decapsulate = 12,
-}
-
-impl Stage {
-    /// The stage of a number; numbers that are none mean [`Stage::Untouched`].
-    #[inline(always)]
-    pub const fn from_number(number: u32) -> Self {
-        match number {
-            1 => Self::Open,
-            2 => Self::Send,
-            3 => Self::Stop,
-            4 => Self::Inner,
-            5 => Self::FindFlow,
-            6 => Self::Exception,
-            7 => Self::Untranslated,
-            8 => Self::Judge,
-            9 => Self::Follow,
-            10 => Self::SendError,
-            11 => Self::SendException,
-            12 => Self::Decapsulate,
-            _ => Self::Untouched,
+            $(
+                $(#[doc = $step_doc])*
+                fn $step_fn(&mut self) -> Stage;
+            )*
+            $(
+                $(#[doc = $end_doc])*
+                fn $end_fn(&mut self) -> Self::Verdict;
+            )*
         }
-    }
+    };
 }
 
-/// The stages of a packet: functions of this library, which the kernel's binary runs as subprograms with a stack of their own each.
-pub trait Stages {
-    /// What becomes of a packet, in the words of who runs the stages.
-    type Verdict;
+stages!(declare {});
 
-    /// [`policy::admit`].
-    fn admit(&mut self) -> Stage;
-    /// [`crate::find_flow`].
-    fn find_flow(&mut self) -> Stage;
-    /// [`crate::open`].
-    fn open(&mut self) -> Stage;
-    /// [`crate::inner`].
-    fn inner(&mut self) -> Stage;
-    /// [`exception::find_flow`].
-    fn exception(&mut self) -> Stage;
-    /// [`dsr::decapsulate`].
-    fn decapsulate(&mut self) -> Stage;
-    /// [`policy::untranslated`].
-    fn untranslated(&mut self) -> Stage;
-    /// [`policy::judge`].
-    fn judge(&mut self) -> Stage;
-    /// [`policy::follow`].
-    fn follow(&mut self) -> Stage;
-    /// [`crate::send`].
-    fn send(&mut self) -> Self::Verdict;
-    /// [`exception::send_error`].
-    fn send_error(&mut self) -> Self::Verdict;
-    /// [`exception::send`].
-    fn send_exception(&mut self) -> Self::Verdict;
-    /// [`crate::stop`].
-    fn stop(&mut self) -> Self::Verdict;
-    /// The packet goes on as it came: [`process::left`].
-    fn untouched(&mut self) -> Self::Verdict;
-}
-
-/// parse -> find flow -> select service -> choose backend -> open flow -> judge policy -> rewrite -> act.
+/// Runs the stages of a packet in their order: admit, parse and find the flow, open a flow, judge,
+/// rewrite and send.
 #[inline(always)]
 pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
     let mut next = stages.admit();
@@ -242,13 +164,28 @@ pub fn serve<S: Stages>(stages: &mut S) -> S::Verdict {
         Stage::SendError => stages.send_error(),
         Stage::SendException => stages.send_exception(),
         Stage::Stop => stages.stop(),
-        // What it was carried in is gone, and the stack here would send it back.
-        _ if encapsulated => stages.stop(),
-        _ => stages.untouched(),
+        // A step is last only at a hook that does not have it.
+        Stage::Untouched
+        | Stage::Admit
+        | Stage::FindFlow
+        | Stage::Exception
+        | Stage::Decapsulate
+        | Stage::Open
+        | Stage::Inner
+        | Stage::Untranslated
+        | Stage::Judge
+        | Stage::Follow => {
+            if encapsulated {
+                // The outer header is gone, and the stack here would send the packet back.
+                stages.stop()
+            } else {
+                stages.untouched()
+            }
+        }
     }
 }
 
-/// The stages one after the other on one stack: the host's way.
+/// Runs the stages one after the other on one stack, as the host does.
 pub(crate) struct InOneGo<'a, F: Family, P, T> {
     packet: &'a mut P,
     tables: &'a T,
@@ -258,79 +195,44 @@ pub(crate) struct InOneGo<'a, F: Family, P, T> {
 }
 
 impl<'a, F: Family, P, T> InOneGo<'a, F, P, T> {
-    /// Before the first stage.
+    /// Makes a runner for a packet that `hook` of `device` meets.
     pub(crate) fn new(packet: &'a mut P, tables: &'a T, device: IfIndex, hook: Hook) -> Self {
         Self {
             packet,
             tables,
             device,
             hook,
-            scratch: Scratch::new(),
+            scratch: Scratch::rubbish(),
         }
     }
 }
 
-impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
-    type Verdict = Result<Action, Reason>;
+/// Makes the host's runner.
+macro_rules! run_in_one_go {
+    (
+        {}
+        steps { $($(#[$step_doc:meta])* $step:ident = $step_number:literal => $step_fn:ident
+            at [$($step_hook:ident)*]:
+            |$sp:ident, $st:ident, $sd:ident, $sh:ident, $ss:ident| $step_run:expr;)* }
+        ends { $($(#[$end_doc:meta])* $end:ident = $end_number:literal => $end_fn:ident
+            at [$($end_hook:ident)*]:
+            |$ep:ident, $et:ident, $ed:ident, $eh:ident, $es:ident| $end_run:expr;)* }
+    ) => {
+        impl<F: Ip, P: Packet, T: Tables<F>> Stages for InOneGo<'_, F, P, T> {
+            type Verdict = Result<Action, Reason>;
 
-    fn admit(&mut self) -> Stage {
-        policy::admit(
-            self.packet,
-            self.tables,
-            self.device,
-            self.hook,
-            &mut self.scratch,
-        )
-    }
-    fn exception(&mut self) -> Stage {
-        exception::find_flow(self.packet, self.tables, self.hook, &mut self.scratch)
-    }
-    fn decapsulate(&mut self) -> Stage {
-        dsr::decapsulate(self.packet, self.tables, &mut self.scratch)
-    }
-    fn untranslated(&mut self) -> Stage {
-        policy::untranslated(self.tables, self.hook, &mut self.scratch)
-    }
-    fn judge(&mut self) -> Stage {
-        policy::judge(self.tables, self.hook, &mut self.scratch)
-    }
-    fn follow(&mut self) -> Stage {
-        policy::follow(self.tables, &mut self.scratch)
-    }
-    fn find_flow(&mut self) -> Stage {
-        crate::find_flow(self.packet, self.tables, self.hook, &mut self.scratch)
-    }
-    fn open(&mut self) -> Stage {
-        crate::open(
-            self.packet,
-            self.tables,
-            self.device,
-            self.hook,
-            &mut self.scratch,
-        )
-    }
-    fn inner(&mut self) -> Stage {
-        crate::inner(self.tables, &mut self.scratch)
-    }
-    fn send(&mut self) -> Self::Verdict {
-        crate::send(self.packet, self.tables, self.hook, &self.scratch)
-    }
-    fn send_error(&mut self) -> Self::Verdict {
-        exception::send_error(self.packet, self.tables, self.hook, &self.scratch)
-    }
-    fn send_exception(&mut self) -> Self::Verdict {
-        exception::send(self.packet, self.tables, self.hook, &self.scratch)
-    }
-    fn stop(&mut self) -> Self::Verdict {
-        crate::stop(
-            self.packet,
-            self.tables,
-            self.device,
-            self.hook,
-            &mut self.scratch,
-        )
-    }
-    fn untouched(&mut self) -> Self::Verdict {
-        process::left(&self.scratch)
-    }
+            $(fn $step_fn(&mut self) -> Stage {
+                let ($sp, $st, $sd) = (&mut *self.packet, self.tables, self.device);
+                let ($sh, $ss) = (self.hook, &mut self.scratch);
+                $step_run
+            })*
+            $(fn $end_fn(&mut self) -> Self::Verdict {
+                let ($ep, $et, $ed) = (&mut *self.packet, self.tables, self.device);
+                let ($eh, $es) = (self.hook, &mut self.scratch);
+                $end_run
+            })*
+        }
+    };
 }
+
+stages!(run_in_one_go {});

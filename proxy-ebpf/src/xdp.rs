@@ -4,8 +4,9 @@ use proxy_common::flow::{Flow, Hook, Way};
 use proxy_common::net::{Address as _, Device, IfIndex};
 use proxy_common::reason::{Counter, Reason};
 
+use crate::forward::way;
 use crate::parse::{self, Headers, Ip};
-use crate::{Action, Packet, Scratch, Tables, flow, rewrite, way};
+use crate::{Action, Packet, Scratch, Tables, flow, rewrite};
 
 /// A frame that `device` received, before the stack: XDP. Only flows that leave the node again; everything else is left to tc.
 #[inline(always)]

@@ -1,5 +1,5 @@
-//! The socket hooks of the thin program: what processes of this node's own network namespace ask of their sockets. Like `main.rs`, of the
-//! binary and not of the library.
+//! The hooks of sockets: processes of this node's own network namespace that connect, send or
+//! receive.
 
 use core::ffi::c_void;
 use core::mem::zeroed;
@@ -11,92 +11,98 @@ use aya_ebpf::helpers::{
     bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval, bpf_sk_lookup_tcp,
     bpf_sk_lookup_udp, bpf_sk_release,
 };
-use aya_ebpf::macros::{cgroup_sock_addr, map};
-use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::flow::FlowKey;
-use proxy_common::net::{Addr4, Addr6, Family, Port, Protocol, V4, V6};
+use proxy_common::net::{Addr4, Addr6, Address, Port, Protocol, V4, V6};
 use proxy_common::reason::Reason;
-use proxy_common::socket::{INITIAL_NETNS, PEER_ENTRIES, Peer, PeerKey};
+use proxy_common::socket::{INITIAL_NETNS, Peer, PeerKey};
+use proxy_ebpf::parse::Ip;
 use proxy_ebpf::socket::{Ask, Sockets};
 
-use super::maps::{Kernel, count};
+use super::maps::Maps;
+use super::tables::{Kernel, KernelAddress, count};
 
-/// The network namespace whose sockets are ours, by its cookie or as [`INITIAL_NETNS`]. The agent says which.
+/// The network namespace whose sockets are served: its cookie, or [`INITIAL_NETNS`]. The agent sets
+/// it.
 #[unsafe(no_mangle)]
 static NETNS: u64 = INITIAL_NETNS;
-/// What a refused process is told, as a negative errno; 0 where the kernel cannot (before 5.18) and says EPERM. The agent says which.
+/// Error that a refused process gets, as a negative errno; 0 if the kernel is older than 5.18 and
+/// returns EPERM. The agent sets it.
 #[unsafe(no_mangle)]
 static REFUSED: i32 = 0;
 
-/// The kernel goes on, with the address as it is now.
+/// The system call proceeds, with the address as it is now.
 const PROCEED: i32 = 1;
 /// The system call fails, with EPERM unless another error was set.
 const FAIL: i32 = 0;
-/// `BPF_F_CURRENT_NETNS`: where the socket of the context is.
+/// `BPF_F_CURRENT_NETNS`: the network namespace of the context's socket.
 const CURRENT_NETNS: u64 = u64::MAX;
 /// The third word of an IPv4 address in an IPv6 one; the first two are 0.
 const MAPPED: u32 = 0xffff_u32.to_be();
 
-/// Maps and tables of one family.
-macro_rules! family {
-    ($family:ty, $addr:ty, $peers:ident $name:literal, $tuple:ident) => {
-        #[map(name = $name)]
-        static $peers: LruHashMap<PeerKey<$addr>, Peer<$addr>> =
-            LruHashMap::with_max_entries(PEER_ENTRIES, 0);
-
-        impl Sockets<$family> for Kernel {
-            #[inline(always)]
-            fn peer(&self, key: &PeerKey<$addr>) -> Option<Peer<$addr>> {
-                // SAFETY: the element lives for the run of the program; torn only if the LRU reuses it meanwhile, and then it is asked
-                // for again with the next datagram.
-                unsafe { $peers.get(key) }.copied()
-            }
-            #[inline(always)]
-            fn remember(&self, key: &PeerKey<$addr>, peer: &Peer<$addr>) {
-                // What does not fit costs a process the name of whom it asked, not its connection.
-                let _forgotten = $peers.insert(key, peer, BPF_ANY.into());
-            }
-            #[inline(always)]
-            fn is_taken(&self, key: &FlowKey<$addr>) -> bool {
-                // SAFETY: plain integers.
-                let mut tuple: bpf_sock_tuple = unsafe { zeroed() };
-                let len = $tuple(&mut tuple, key);
-                self.has_socket(key.protocol, &mut tuple, len)
-            }
-        }
-    };
+/// The part of a socket lookup that differs between the families.
+trait TupleAddress: Address {
+    /// Writes a connection into the arguments of a socket lookup; returns their size in bytes.
+    fn fill(tuple: &mut bpf_sock_tuple, key: &FlowKey<Self>) -> u32;
 }
 
-family!(V4, Addr4, PEERS4 "PEERS4", tuple4);
-family!(V6, Addr6, PEERS6 "PEERS6", tuple6);
-
-#[inline(always)]
-fn tuple4(tuple: &mut bpf_sock_tuple, key: &FlowKey<Addr4>) -> u32 {
-    // SAFETY: all members of the union are plain integers.
-    let ipv4 = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
-    ipv4.saddr = key.src.word();
-    ipv4.daddr = key.dst.word();
-    ipv4.sport = key.sport.word() as u16;
-    ipv4.dport = key.dport.word() as u16;
-    size_of_val(ipv4) as u32
+impl TupleAddress for Addr4 {
+    #[inline(always)]
+    fn fill(tuple: &mut bpf_sock_tuple, key: &FlowKey<Self>) -> u32 {
+        // SAFETY: all members of the union are plain integers.
+        let ipv4 = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
+        ipv4.saddr = key.src.word();
+        ipv4.daddr = key.dst.word();
+        ipv4.sport = key.sport.word() as u16;
+        ipv4.dport = key.dport.word() as u16;
+        size_of_val(ipv4) as u32
+    }
 }
 
-#[inline(always)]
-fn tuple6(tuple: &mut bpf_sock_tuple, key: &FlowKey<Addr6>) -> u32 {
-    // SAFETY: all members of the union are plain integers.
-    let ipv6 = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
-    ipv6.saddr = key.src.words();
-    ipv6.daddr = key.dst.words();
-    ipv6.sport = key.sport.word() as u16;
-    ipv6.dport = key.dport.word() as u16;
-    size_of_val(ipv6) as u32
+impl TupleAddress for Addr6 {
+    #[inline(always)]
+    fn fill(tuple: &mut bpf_sock_tuple, key: &FlowKey<Self>) -> u32 {
+        // SAFETY: all members of the union are plain integers.
+        let ipv6 = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
+        ipv6.saddr = key.src.words();
+        ipv6.daddr = key.dst.words();
+        ipv6.sport = key.sport.word() as u16;
+        ipv6.dport = key.dport.word() as u16;
+        size_of_val(ipv6) as u32
+    }
+}
+
+impl<F: Ip> Sockets<F> for Kernel
+where
+    Self: Maps<F, F::Addr>,
+    F::Addr: KernelAddress + TupleAddress,
+{
+    #[inline(always)]
+    fn peer(&self, key: &PeerKey<F::Addr>) -> Option<Peer<F::Addr>> {
+        // SAFETY: the element lives as long as the program runs. The copy is torn only if the LRU
+        // reuses the element meanwhile; the next datagram then asks anew.
+        unsafe { Self::peers().get(key) }.copied()
+    }
+    #[inline(always)]
+    fn remember(&self, key: &PeerKey<F::Addr>, peer: &Peer<F::Addr>) {
+        // A failure costs a process the address that it asked for, not its connection.
+        let _forgotten = Self::peers().insert(key, peer, BPF_ANY.into());
+    }
+    #[inline(always)]
+    fn is_taken(&self, key: &FlowKey<F::Addr>) -> bool {
+        // SAFETY: plain integers.
+        let mut tuple: bpf_sock_tuple = unsafe { zeroed() };
+        let len = F::Addr::fill(&mut tuple, key);
+        self.has_socket(key.protocol, &mut tuple, len)
+    }
 }
 
 impl Kernel {
-    /// Whether there is a socket for it: one that is connected so, one that listens, or a UDP socket that is bound.
+    /// Returns true if a socket takes the packet: one that is connected so, one that listens, or a
+    /// bound UDP socket.
     #[inline(always)]
     fn has_socket(&self, protocol: Protocol, tuple: *mut bpf_sock_tuple, len: u32) -> bool {
         // SAFETY: the context of this program, and a tuple of that size.
@@ -110,18 +116,19 @@ impl Kernel {
         if socket.is_null() {
             return false;
         }
-        // SAFETY: it was found just now, and is given back once.
+        // SAFETY: it was found just now, and is released once.
         unsafe { bpf_sk_release(socket.cast()) };
         true
     }
 }
 
-/// The first question of each hook: whether the socket is one of our network namespace, for the hooks meet those of all below the cgroup.
+/// Returns true if the socket is in the network namespace that we serve: the hooks meet those of all
+/// processes below the cgroup.
 #[inline(always)]
 fn is_ours(context: &SockAddrContext) -> bool {
     // SAFETY: a global of this program, which the loader has set.
     let ours = unsafe { ptr::read_volatile(&raw const NETNS) };
-    // SAFETY: the context of this program, or none, which names the initial namespace.
+    // SAFETY: the context of this program, or null, which means the initial namespace.
     let (its, initial) = unsafe {
         (
             bpf_get_netns_cookie(context.as_ptr()),
@@ -138,18 +145,18 @@ fn cookie(context: *mut c_void) -> [u32; 2] {
     [cookie as u32, (cookie >> 32) as u32]
 }
 
-/// One field of the context, by one load at a constant offset: the verifier takes nothing else.
+/// Loads one field of the context, by one load at a constant offset: the verifier accepts no other.
 macro_rules! load {
     ($context:expr, $($field:tt)+) => {
-        // SAFETY: the context of this program, whose fields the kernel lets this hook read.
+        // SAFETY: the context of this program; the kernel lets this hook read the field.
         unsafe { ptr::read_volatile(&raw const (*$context).$($field)+) }
     };
 }
 
-/// The same for a store.
+/// Stores one field of the context, by one store at a constant offset.
 macro_rules! store {
     ($context:expr, $value:expr, $($field:tt)+) => {
-        // SAFETY: the context of this program, whose fields the kernel lets this hook write.
+        // SAFETY: the context of this program; the kernel lets this hook write the field.
         unsafe { ptr::write_volatile(&raw mut (*$context).$($field)+, $value) }
     };
 }
@@ -181,7 +188,7 @@ fn set4(context: *mut bpf_sock_addr, (addr, port): (Addr4, Port)) {
     store!(context, port.word(), user_port);
 }
 
-/// The last word alone: the rest says already that it is an IPv4 address.
+/// Writes the last word alone: the rest marks it as an IPv4 address already.
 #[inline(always)]
 fn set_mapped(context: *mut bpf_sock_addr, (addr, port): (Addr4, Port)) {
     store!(context, addr.word(), user_ip6[3]);
@@ -198,9 +205,9 @@ fn set6(context: *mut bpf_sock_addr, (addr, port): (Addr6, Port)) {
     store!(context, port.word(), user_port);
 }
 
-/// What a process asks for is replaced by a backend, or refused.
+/// Replaces the address that a process asks for by a backend, or refuses it.
 #[inline(always)]
-fn direct<F: Family>(
+fn direct<F: Ip>(
     context: *mut bpf_sock_addr,
     addr: F::Addr,
     set: impl Fn(*mut bpf_sock_addr, (F::Addr, Port)),
@@ -227,17 +234,17 @@ where
     verdict(context, ask.port, result.map(drop))
 }
 
-/// The one place where verdicts on sockets are chosen.
+/// Turns a result into a verdict on a socket: the one place for it.
 #[inline(always)]
 fn verdict(context: *mut bpf_sock_addr, port: Port, result: Result<(), Reason>) -> i32 {
     let Err(reason) = result else { return PROCEED };
     count(reason.index());
     if level_enabled(Level::Debug) {
-        tell_refused(context, port.number().into(), reason as u32);
+        log_refused(context, port.number().into(), reason as u32);
     }
     // SAFETY: a global of this program, which the loader has set.
     let errno = unsafe { ptr::read_volatile(&raw const REFUSED) };
-    // Where it is 0 the verifier does not look at the call, which the kernel does not know.
+    // If it is 0, the verifier skips the call, which the kernel does not have.
     if errno != 0 && reason.answer().is_some() {
         // SAFETY: no pointer.
         unsafe { bpf_set_retval(errno) };
@@ -246,7 +253,7 @@ fn verdict(context: *mut bpf_sock_addr, port: Port, result: Result<(), Reason>) 
 }
 
 #[inline(never)]
-fn tell_refused(context: *mut bpf_sock_addr, port: u32, reason: u32) -> i32 {
+fn log_refused(context: *mut bpf_sock_addr, port: u32, reason: u32) -> i32 {
     debug!(
         &SockAddrContext::new(context),
         target: "portway::packets",
@@ -255,9 +262,9 @@ fn tell_refused(context: *mut bpf_sock_addr, port: u32, reason: u32) -> i32 {
     0
 }
 
-/// A backend's address becomes the one that the process asked for.
+/// Replaces a backend's address by the one that the process asked for.
 #[inline(always)]
-fn restore<F: Family>(
+fn restore<F: Ip>(
     context: *mut bpf_sock_addr,
     addr: F::Addr,
     set: impl Fn(*mut bpf_sock_addr, (F::Addr, Port)),
@@ -314,16 +321,16 @@ fn restore6(context: *mut bpf_sock_addr) -> i32 {
     restore::<V6>(context, addr6(context), set6)
 }
 
-/// Whether an IPv6 socket talks IPv4.
+/// Returns true if an IPv6 socket has an IPv4 address.
 #[inline(always)]
 fn is_mapped(context: *mut bpf_sock_addr) -> bool {
     let (a, b) = (load!(context, user_ip6[0]), load!(context, user_ip6[1]));
     a | b == 0 && load!(context, user_ip6[2]) == MAPPED
 }
 
-/// A program: `$v4` for IPv4; `$v6` for IPv6, or `$mapped` where that holds IPv4.
+/// Makes a program of the name of its hook. IPv6 sockets with an IPv4 address use `mapped`.
 macro_rules! hook {
-    ($name:ident, $v4:ident) => {
+    ($name:ident: v4: $v4:ident) => {
         #[cgroup_sock_addr($name)]
         pub fn $name(context: SockAddrContext) -> i32 {
             if is_ours(&context) {
@@ -333,7 +340,7 @@ macro_rules! hook {
             }
         }
     };
-    ($name:ident, $v6:ident, $mapped:ident) => {
+    ($name:ident: v6: $v6:ident, mapped: $mapped:ident) => {
         #[cgroup_sock_addr($name)]
         pub fn $name(context: SockAddrContext) -> i32 {
             match context.sock_addr {
@@ -345,11 +352,11 @@ macro_rules! hook {
     };
 }
 
-hook!(connect4, direct4);
-hook!(connect6, direct6, direct_mapped);
-hook!(sendmsg4, direct4);
-hook!(sendmsg6, direct6, direct_mapped);
-hook!(recvmsg4, restore4);
-hook!(recvmsg6, restore6, restore_mapped);
-hook!(getpeername4, restore4);
-hook!(getpeername6, restore6, restore_mapped);
+hook!(connect4: v4: direct4);
+hook!(connect6: v6: direct6, mapped: direct_mapped);
+hook!(sendmsg4: v4: direct4);
+hook!(sendmsg6: v6: direct6, mapped: direct_mapped);
+hook!(recvmsg4: v4: restore4);
+hook!(recvmsg6: v6: restore6, mapped: restore_mapped);
+hook!(getpeername4: v4: restore4);
+hook!(getpeername6: v6: restore6, mapped: restore_mapped);
