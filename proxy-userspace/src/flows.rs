@@ -72,6 +72,15 @@ pub enum Ended {
 }
 
 impl Ended {
+    /// Every reason.
+    pub const ALL: &[Self] = &[
+        Self::Idle,
+        Self::Unanswered,
+        Self::Closed,
+        Self::BackendGone,
+        Self::Evicted,
+    ];
+
     /// A stable name for metrics.
     pub const fn name(self) -> &'static str {
         match self {

@@ -266,6 +266,13 @@ impl Metrics {
         Exporter::new(registry)
     }
 
+    /// All of these, and the packet path's as 0: for the reference page, which asks no kernel.
+    pub fn without_kernel(&self) -> Exporter {
+        let mut registry = self.registry();
+        registry.register_collector(Box::new(packet_path::Zeros));
+        Exporter::new(registry)
+    }
+
     /// What the agent itself counts.
     fn registry(&self) -> Registry {
         let mut registry = Registry::default();

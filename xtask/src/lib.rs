@@ -5,6 +5,7 @@ pub mod compare;
 pub mod conform;
 pub mod counts;
 pub mod demo;
+pub mod docs;
 pub mod lab;
 pub mod load;
 pub mod setup;

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use xtask::lab::{container, hold, probe, server};
-use xtask::{build, compare, conform, demo, load, setup, test, tidy, vm};
+use xtask::{build, compare, conform, demo, docs, load, setup, test, tidy, vm};
 
 /// Setup, build, lab, demo and tests of Portway
 #[derive(Parser)]
@@ -21,6 +21,7 @@ enum Command {
     Unload(load::UnloadArgs),
     Conform(conform::Args),
     Demo(demo::Args),
+    Docs(docs::Args),
     Compare(compare::Args),
     Test(test::Args),
     Tidy(tidy::Args),
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Unload(args) => load::run_unload(&args),
         Command::Conform(args) => conform::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Docs(args) => docs::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),

@@ -38,21 +38,34 @@ impl Collector for PacketPath {
             tracing::warn!("{error:#}");
             fmt::Error
         })?;
-        let value = |index: u32| {
-            ConstCounter::new(counters.get(index as usize).copied().unwrap_or_default())
-        };
-        let help = "Packets that were dropped, by reason";
-        let mut drops =
-            encoder.encode_descriptor("portway_drops", help, None, MetricType::Counter)?;
-        for reason in reason::Reason::ALL {
-            value(reason.index()).encode(drops.encode_family(&[("reason", reason.name())])?)?;
-        }
-        let help = "What else the packet path counts";
-        let mut events =
-            encoder.encode_descriptor("portway_events", help, None, MetricType::Counter)?;
-        for counter in reason::Counter::ALL {
-            value(counter.index()).encode(events.encode_family(&[("event", counter.name())])?)?;
-        }
-        Ok(())
+        encode(&mut encoder, &counters)
     }
+}
+
+/// The same metrics with every counter at 0, for which no kernel is asked.
+#[derive(Debug)]
+pub struct Zeros;
+
+impl Collector for Zeros {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        encode(&mut encoder, &[])
+    }
+}
+
+/// Writes the counters, by their index in `COUNTERS`; those that are missing are 0.
+fn encode(encoder: &mut DescriptorEncoder<'_>, counters: &[u64]) -> Result<(), fmt::Error> {
+    let value =
+        |index: u32| ConstCounter::new(counters.get(index as usize).copied().unwrap_or_default());
+    let help = "Packets that were dropped, by reason";
+    let mut drops = encoder.encode_descriptor("portway_drops", help, None, MetricType::Counter)?;
+    for reason in reason::Reason::ALL {
+        value(reason.index()).encode(drops.encode_family(&[("reason", reason.name())])?)?;
+    }
+    let help = "What else the packet path counts";
+    let mut events =
+        encoder.encode_descriptor("portway_events", help, None, MetricType::Counter)?;
+    for counter in reason::Counter::ALL {
+        value(counter.index()).encode(events.encode_family(&[("event", counter.name())])?)?;
+    }
+    Ok(())
 }

@@ -28,7 +28,9 @@ const DIM: &str = "2";
 impl Say {
     /// A voice for standard output.
     pub fn new() -> Self {
-        let paint = if stdout().is_terminal() {
+        // The variable is a custom of command line tools; the picture of the demo is made by it.
+        let forced = std::env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0");
+        let paint = if forced || stdout().is_terminal() {
             Paint::Colour
         } else {
             Paint::Plain
