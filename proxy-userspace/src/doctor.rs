@@ -78,7 +78,7 @@ pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     } = args;
     let mut snapshot = Snapshot::default();
     snapshot.settings.node_name = source.node_name()?.into();
-    snapshot.settings.forwarding = forwarding;
+    snapshot.settings.service_options.forwarding = forwarding;
     snapshot.state = source::list(source.settings()?).await?;
     let listeners = listeners().context("read the host's sockets")?;
     let mut findings = examine(&snapshot, &listeners);

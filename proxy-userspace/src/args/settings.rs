@@ -11,7 +11,7 @@ use super::{
     AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TableSize, TimeoutArgs, Xdp,
 };
 use crate::dataplane::CgroupChoice;
-use crate::model::{ForwardFirewall, LocalRefusal, PortRange, Settings, Timeouts};
+use crate::model::{ForwardFirewall, LocalRefusal, PortRange, ServiceOptions, Settings, Timeouts};
 
 /// What `portway agent` is to do.
 #[derive(Clone, Debug)]
@@ -125,8 +125,10 @@ impl AgentArgs {
             forward_firewall: ForwardFirewall::Absent,
             timeouts: timeouts.meaning()?,
             secret: 0,
-            algorithm,
-            forwarding,
+            service_options: ServiceOptions {
+                algorithm,
+                forwarding,
+            },
             hz: 0,
         };
         let [health_bind, metrics_bind] =

@@ -6,9 +6,9 @@ use crate::model::Word;
 
 /// Returns a parser of the words of `T`; help lists them with their meanings.
 pub(super) fn words<T: Word + Send + Sync>() -> impl TypedValueParser<Value = T> {
-    let possible = T::ALL
+    let words = T::WORDS
         .iter()
-        .map(|value| PossibleValue::new(value.word()).help(value.meaning()));
-    PossibleValuesParser::new(possible)
+        .map(|(word, meaning)| PossibleValue::new(*word).help(*meaning));
+    PossibleValuesParser::new(words)
         .map(|word| T::of_word(&word).expect("clap has checked the word"))
 }

@@ -9,8 +9,8 @@ use super::services::{Hint, count, listed, nearly};
 use crate::explain::{Party, Port, Side, Who, dns, judge, peer_words, port_words, selector_words};
 use crate::model::policy::{Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector};
 use crate::model::{
-    Forwarding, Kind, Labels, NetworkPolicy, ObjectName, ObjectRef, Pod, PortRange, Proxied,
-    Service, Snapshot, State, TrafficPolicy,
+    Annotation, Forwarding, Kind, Labels, NetworkPolicy, ObjectName, ObjectRef, Pod, PortRange,
+    Proxied, Service, ServiceOptions, Snapshot, State, TrafficPolicy, Word as _,
 };
 
 /// As many wrong letters are a slip; labels that differ in more are other pods', which may still come.
@@ -29,14 +29,14 @@ pub(super) fn examine(
     let all = state
         .policies
         .iter()
-        .map(|(name, policy)| Examined::new(state, settings.forwarding, name, policy));
+        .map(|(name, policy)| Examined::new(state, settings.service_options, name, policy));
     all.flat_map(|examined| examined.findings()).collect()
 }
 
 /// A policy, with the pods that it selects.
 struct Examined<'a> {
     state: &'a State,
-    forwarding: Forwarding,
+    options: ServiceOptions,
     object: ObjectRef,
     policy: &'a NetworkPolicy,
     selected: Vec<(&'a ObjectName, &'a Pod)>,
@@ -45,7 +45,7 @@ struct Examined<'a> {
 impl<'a> Examined<'a> {
     fn new(
         state: &'a State,
-        forwarding: Forwarding,
+        options: ServiceOptions,
         name: &ObjectName,
         policy: &'a NetworkPolicy,
     ) -> Self {
@@ -58,7 +58,7 @@ impl<'a> Examined<'a> {
             .collect();
         Self {
             state,
-            forwarding,
+            options,
             object: ObjectRef {
                 kind: Kind::NetworkPolicy,
                 name: name.clone(),
@@ -428,8 +428,10 @@ impl<'a> Examined<'a> {
                      not their own (externalTrafficPolicy: Cluster)"
                 );
                 let advice = format!(
-                    "set externalTrafficPolicy: Local on Service {service}, or annotate it with portway.dev/forwarding: dsr, or allow the nodes' \
-                     addresses too"
+                    "set externalTrafficPolicy: Local on Service {service}, or annotate it with {}: {}, or allow the nodes' \
+                     addresses too",
+                    Annotation::FORWARDING.key,
+                    Forwarding::Dsr.word()
                 );
                 findings.push(self.finding(
                     "client-addresses-hidden",
@@ -449,7 +451,7 @@ impl<'a> Examined<'a> {
                 || !s.load_balancer_ips.is_empty()
                 || !s.external_ips.is_empty();
             let hidden = s.external_policy == TrafficPolicy::Cluster
-                && s.forwarding.unwrap_or(self.forwarding) == Forwarding::Masquerade;
+                && s.annotations.over(self.options).forwarding == Forwarding::Masquerade;
             s.proxied == Proxied::Yes && hidden && reachable
         };
         let picks = |name: &ObjectName, s: &Service| {

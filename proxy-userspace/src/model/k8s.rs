@@ -109,16 +109,14 @@ pub fn seen_policy(document: &Value) -> Update {
 /// What an object means to us that could not be read at all; a policy isolates what it may have selected.
 pub fn seen_unreadable(object: ObjectRef, field: String, why: String) -> Update {
     let invalid = Invalid { object, field, why };
-    match invalid.object.kind {
-        Kind::NetworkPolicy => {
-            let closed = policy::read(&Value::Bool(false)).0;
-            Update::Flawed(
-                Object::NetworkPolicy(invalid.object.name.clone(), closed),
-                vec![invalid],
-            )
-        }
-        _ => Update::Invalid(invalid),
+    if invalid.object.kind != Kind::NetworkPolicy {
+        return Update::Invalid(invalid);
     }
+    let closed = policy::read(&Value::Bool(false)).0;
+    Update::Flawed(
+        Object::NetworkPolicy(invalid.object.name.clone(), closed),
+        vec![invalid],
+    )
 }
 
 /// What an object that the API server shows as JSON means to us; one that is not of its kind's form is bad.
@@ -163,6 +161,10 @@ fn created(metadata: &ObjectMeta) -> Option<UnixTime> {
         .creation_timestamp
         .as_ref()
         .map(|Time(t)| t.as_second())
+}
+
+fn annotation<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    metadata.annotations.as_ref()?.get(key).map(String::as_str)
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {

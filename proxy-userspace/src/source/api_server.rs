@@ -79,16 +79,7 @@ enum Step {
 
 /// Passes steps on; says [`Update::Synced`] when every kind was listed.
 async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut news: News) {
-    const WAITED_FOR: [Kind; 7] = [
-        Kind::Service,
-        Kind::EndpointSlice,
-        Kind::Pod,
-        Kind::Node,
-        Kind::Namespace,
-        Kind::NetworkPolicy,
-        Kind::ServiceCIDR,
-    ];
-    let mut unlisted: BTreeSet<_> = WAITED_FOR.into();
+    let mut unlisted: BTreeSet<_> = Kind::WATCHED.iter().copied().collect();
     while let Some(step) = steps.next().await {
         let sent = match step {
             Step::Update(update) => news.send(update).await,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use crate::contents::{Backends, Endpoint};
 use crate::model::{
-    Algorithm, EndpointSlice, Forwarding, Service, ServicePort, SliceEndpoint, TrafficPolicy,
+    EndpointSlice, Forwarding, Service, ServiceOptions, ServicePort, SliceEndpoint, TrafficPolicy,
 };
 
 /// Where this node stands, for locality and hints.
@@ -77,11 +77,11 @@ pub(super) fn backends(
     port: &ServicePort,
     all: &Endpoints,
     place: &Place,
-    (algorithm, forwarding): (Algorithm, Forwarding),
+    options: ServiceOptions,
     flags: impl Fn(&SocketAddr) -> u16,
 ) -> Backends {
     let cluster = cluster_set(all, place);
-    let local = if uses_local(service, port) || forwarding == Forwarding::Dsr {
+    let local = if uses_local(service, port) || options.forwarding == Forwarding::Dsr {
         local_set(all, place)
     } else {
         BTreeSet::new()
@@ -94,7 +94,7 @@ pub(super) fn backends(
         local_only: local.difference(&cluster).map(endpoint).collect(),
         both: local.intersection(&cluster).map(endpoint).collect(),
         cluster_only: cluster.difference(&local).map(endpoint).collect(),
-        algorithm,
+        algorithm: options.algorithm,
     }
 }
 

@@ -159,7 +159,9 @@ pub fn local_ready_endpoints(state: &State, node: &str) -> BTreeMap<ObjectName, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{EndpointSlice, Family, Labels, SliceEndpoint, SlicePort, TrafficPolicy};
+    use crate::model::{
+        EndpointSlice, Family, Labels, ServiceAnnotations, SliceEndpoint, SlicePort, TrafficPolicy,
+    };
     use proxy_common::net::{Device, IfIndex, Protocol};
 
     fn endpoint(addr: &str, node: &str) -> SliceEndpoint {
@@ -227,8 +229,7 @@ mod tests {
             external_policy: TrafficPolicy::Local,
             internal_policy: TrafficPolicy::Cluster,
             affinity: 0,
-            algorithm: None,
-            forwarding: None,
+            annotations: ServiceAnnotations::default(),
             health_check_node_port: Some(port),
             publish_not_ready: false,
             created: Some(created),

@@ -132,17 +132,16 @@ fn claim_port(
             0
         }
     };
-    let algorithm = service.algorithm.unwrap_or(snapshot.settings.algorithm);
-    let forwarding = service.forwarding.unwrap_or(snapshot.settings.forwarding);
+    let options = service.annotations.over(snapshot.settings.service_options);
     let backends = Arc::new(backends(
         service,
         port,
         &endpoints(port, v4, slices),
         place,
-        (algorithm, forwarding),
+        options,
         pod_flag,
     ));
-    let forwarding = match forwarding {
+    let forwarding = match options.forwarding {
         Forwarding::Dsr => ServiceFlags::DSR,
         Forwarding::Masquerade => 0,
     };

@@ -11,8 +11,8 @@ use super::{Compiler, Touched, compile_reporting};
 use crate::contents::{Contents, Delta};
 use crate::model::{
     Algorithm, EndpointSlice, Family, Forwarding, Invalid, Node, Object, ObjectName, Phase, Pod,
-    Proxied, Service, ServiceCidr, ServicePort, SliceEndpoint, SlicePort, Snapshot, TargetPort,
-    TrafficPolicy, Update,
+    Proxied, Service, ServiceAnnotations, ServiceCidr, ServicePort, SliceEndpoint, SlicePort,
+    Snapshot, TargetPort, TrafficPolicy, Update,
 };
 use crate::place::{Actual, place, place_delta};
 
@@ -84,8 +84,10 @@ fn service(dice: &mut Dice) -> Service {
         external_policy: dice.pick(&policy),
         internal_policy: dice.pick(&policy),
         affinity: dice.pick(&[0, 10]),
-        algorithm: dice.pick(&[None, Some(Algorithm::Random), Some(Algorithm::Maglev)]),
-        forwarding: dice.pick(&[None, Some(Forwarding::Masquerade), Some(Forwarding::Dsr)]),
+        annotations: ServiceAnnotations {
+            algorithm: dice.pick(&[None, Some(Algorithm::Random), Some(Algorithm::Maglev)]),
+            forwarding: dice.pick(&[None, Some(Forwarding::Masquerade), Some(Forwarding::Dsr)]),
+        },
         health_check_node_port: None,
         publish_not_ready: false,
         created: dice.pick(&[None, Some(1), Some(2)]),
@@ -277,8 +279,7 @@ fn one_of_many(n: u32) -> Service {
         external_policy: TrafficPolicy::Cluster,
         internal_policy: TrafficPolicy::Cluster,
         affinity: 0,
-        algorithm: None,
-        forwarding: None,
+        annotations: ServiceAnnotations::default(),
         health_check_node_port: None,
         publish_not_ready: false,
         created: None,

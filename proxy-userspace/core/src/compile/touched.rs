@@ -66,8 +66,12 @@ impl Touched {
             Kind::Namespace => _ = self.namespaces.insert(object.name),
             Kind::NetworkPolicy => _ = self.policies.insert(object.name),
             Kind::Node | Kind::ServiceCIDR => self.everything = true,
-            // Of these nothing is compiled.
-            _ => {}
+            // `compile` does not read these.
+            Kind::Deployment
+            | Kind::ReplicaSet
+            | Kind::StatefulSet
+            | Kind::DaemonSet
+            | Kind::Manifest => {}
         }
     }
 

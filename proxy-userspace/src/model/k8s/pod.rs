@@ -6,8 +6,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{Convert, Field, created, port, protocol, unicast};
-use crate::model::{ANY_SOURCE, ContainerPort, HostPort, Kind, Object, ObjectName, Phase, Pod};
+use super::{Convert, Field, annotation, created, port, protocol, unicast};
+use crate::model::{Annotation, ContainerPort, HostPort, Kind, Object, ObjectName, Phase, Pod};
 
 impl Convert for core::Pod {
     const KIND: Kind = Kind::Pod;
@@ -47,12 +47,8 @@ impl Convert for core::Pod {
                 .map(|s| container_ports(s, "spec"))
                 .transpose()?
                 .unwrap_or_default(),
-            any_source: self
-                .metadata
-                .annotations
-                .as_ref()
-                .and_then(|all| all.get(ANY_SOURCE))
-                .is_some_and(|value| value == "true"),
+            any_source: Annotation::ANY_SOURCE
+                .is_on(annotation(&self.metadata, Annotation::ANY_SOURCE.key)),
             created: created(&self.metadata),
         };
         Ok(Some(Object::Pod(name, pod)))

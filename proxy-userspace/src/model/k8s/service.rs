@@ -8,16 +8,13 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Convert, Field, created, label, port, prefix, protocol, unicast};
+use super::{Convert, Field, annotation, created, label, port, prefix, protocol, unicast};
 use crate::model::{
-    Kind, Object, ObjectName, Proxied, Service, ServicePort, TargetPort, TrafficPolicy, Word,
+    Kind, Object, ObjectName, Proxied, Service, ServiceAnnotations, ServicePort, TargetPort,
+    TrafficPolicy,
 };
 
 const OTHER_PROXY: &str = "service.kubernetes.io/service-proxy-name";
-/// The annotation that says how backends are chosen.
-const ALGORITHM: &str = "portway.dev/algorithm";
-/// The annotation that says how clients outside are answered.
-const FORWARDING: &str = "portway.dev/forwarding";
 const DEFAULT_AFFINITY: u32 = 10_800;
 
 impl Convert for core::Service {
@@ -54,8 +51,7 @@ impl Convert for core::Service {
             external_policy: policy(spec.external_traffic_policy.as_deref()),
             internal_policy: policy(spec.internal_traffic_policy.as_deref()),
             affinity: affinity(&spec)?,
-            algorithm: choice(&self.metadata, ALGORITHM)?,
-            forwarding: choice(&self.metadata, FORWARDING)?,
+            annotations: annotations(&self.metadata)?,
             health_check_node_port: if served {
                 health_check_node_port(&spec)?
             } else {
@@ -69,21 +65,10 @@ impl Convert for core::Service {
     }
 }
 
-/// Returns the value of an annotation; its words are those of `T`.
-fn choice<T: Word>(metadata: &ObjectMeta, annotation: &str) -> Result<Option<T>, Field> {
-    let Some(given) = metadata
-        .annotations
-        .as_ref()
-        .and_then(|all| all.get(annotation))
-    else {
-        return Ok(None);
-    };
-    T::of_word(given).map(Some).ok_or_else(|| {
-        let words: Vec<_> = T::ALL.iter().map(|v| format!("`{}`", v.word())).collect();
-        Field::new(
-            format!("metadata.annotations[{annotation}]"),
-            format!("`{given}`: it is {}", words.join(" or ")),
-        )
+fn annotations(metadata: &ObjectMeta) -> Result<ServiceAnnotations, Field> {
+    ServiceAnnotations::read(|key| annotation(metadata, key)).map_err(|bad| {
+        let path = format!("metadata.annotations[{}]", bad.annotation.key);
+        Field::new(path, bad.to_string())
     })
 }
 
@@ -253,7 +238,7 @@ fn affinity(spec: &core::ServiceSpec) -> Result<u32, Field> {
 mod tests {
     use super::super::seen;
     use super::*;
-    use crate::model::{Algorithm, Forwarding, Update};
+    use crate::model::{Algorithm, Annotation, Forwarding, Update};
     use serde_json::{Value, json};
 
     fn converted(spec: Value) -> Update {
@@ -337,34 +322,41 @@ mod tests {
             let object = json!({"metadata": {"namespace": "shop", "name": "web", "annotations": annotations},
                 "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
             match seen(&serde_json::from_value::<core::Service>(object).expect("a Service")) {
-                Update::Apply(Object::Service(_, service)) => {
-                    Ok((service.algorithm, service.forwarding))
-                }
+                Update::Apply(Object::Service(_, service)) => Ok((
+                    service.annotations.algorithm,
+                    service.annotations.forwarding,
+                )),
                 Update::Invalid(invalid) => Err(invalid.to_string()),
                 other => panic!("{other:?}"),
             }
         };
         assert_eq!(said(json!({})), Ok((None, None)));
         assert_eq!(
-            said(json!({ALGORITHM: "maglev"})),
+            said(json!({Annotation::ALGORITHM.key: "maglev"})),
             Ok((Some(Algorithm::Maglev), None))
         );
         assert_eq!(
-            said(json!({ALGORITHM: "random"})),
+            said(json!({Annotation::ALGORITHM.key: "random"})),
             Ok((Some(Algorithm::Random), None))
         );
         assert_eq!(
-            said(json!({FORWARDING: "dsr"})),
+            said(json!({Annotation::FORWARDING.key: "dsr"})),
             Ok((None, Some(Forwarding::Dsr)))
         );
         assert_eq!(
-            said(json!({FORWARDING: "masquerade"})),
+            said(json!({Annotation::FORWARDING.key: "masquerade"})),
             Ok((None, Some(Forwarding::Masquerade)))
         );
-        let bad = "Service shop/web: metadata.annotations[portway.dev/algorithm]: `Maglev`: it is `random` or `maglev`";
-        assert_eq!(said(json!({ALGORITHM: "Maglev"})), Err(bad.into()));
-        let bad = "Service shop/web: metadata.annotations[portway.dev/forwarding]: `direct`: it is `masquerade` or `dsr`";
-        assert_eq!(said(json!({FORWARDING: "direct"})), Err(bad.into()));
+        let bad = "Service shop/web: metadata.annotations[portway.dev/algorithm]: `Maglev`: expected `random` or `maglev`";
+        assert_eq!(
+            said(json!({Annotation::ALGORITHM.key: "Maglev"})),
+            Err(bad.into())
+        );
+        let bad = "Service shop/web: metadata.annotations[portway.dev/forwarding]: `direct`: expected `masquerade` or `dsr`";
+        assert_eq!(
+            said(json!({Annotation::FORWARDING.key: "direct"})),
+            Err(bad.into())
+        );
     }
 
     #[test]

@@ -200,10 +200,8 @@ fn object(
     mut document: Value,
     modified: Option<SystemTime>,
 ) -> Option<(ObjectRef, Result<Manifest, Invalid>)> {
-    let kind = KINDS
-        .into_iter()
-        .find(|kind| document["kind"].as_str() == Some(&kind.to_string()))?;
-    if !matches!(kind, Kind::Node | Kind::Namespace | Kind::ServiceCIDR)
+    let kind = document["kind"].as_str().and_then(Kind::named)?;
+    if kind.is_namespaced()
         && document["metadata"]["namespace"]
             .as_str()
             .is_none_or(str::is_empty)
@@ -235,20 +233,6 @@ fn object(
     };
     Some((reference, manifest))
 }
-
-const KINDS: [Kind; 11] = [
-    Kind::Service,
-    Kind::EndpointSlice,
-    Kind::Pod,
-    Kind::Node,
-    Kind::Namespace,
-    Kind::NetworkPolicy,
-    Kind::ServiceCIDR,
-    Kind::Deployment,
-    Kind::ReplicaSet,
-    Kind::StatefulSet,
-    Kind::DaemonSet,
-];
 
 fn typed(
     kind: Kind,
