@@ -1,5 +1,7 @@
 //! `portway agent`: starts the tasks, joins them by channels, and ends without taking anything out of the kernel.
 
+mod args;
+
 use std::future::pending;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, SocketAddr};
@@ -16,9 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::args::settings::AgentSettings;
-use crate::args::{self, Output, PinArgs, TableSize, Xdp};
-use crate::cli;
+use crate::args::{Output, StateDirArg};
+use crate::cli::print::PinArgs;
+use crate::cli::status;
 use crate::cni;
 use crate::dataplane::{Clock, Dataplane, Options, StateDir, XdpChoice, hz};
 use crate::flows::{self, Law};
@@ -33,6 +35,8 @@ use crate::place::policies::Room;
 use crate::shadow;
 use crate::source;
 use crate::sync::{Audience, Inputs, Outputs, Reports, Sync};
+
+pub use args::{AgentArgs, AgentSettings, Bind, TableSize, Xdp};
 
 /// Denials that may wait to be told.
 const DENIALS: usize = 1024;
@@ -188,8 +192,8 @@ async fn status_once(
         // The task that knew has ended, and whoever waits for the tasks says why.
         return pending().await;
     }
-    cli::status(&PinArgs {
-        pins: args::StateDir { state_dir },
+    status::run(&PinArgs {
+        pins: StateDirArg { state_dir },
         output,
     })
 }

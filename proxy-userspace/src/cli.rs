@@ -1,83 +1,84 @@
-//! What the commands print that ask the kernel: in names, from the pins alone, whether or not the agent lives.
+//! The command line: one line for each command here, its arguments and its work in its own file.
 
 mod flows;
+pub(crate) mod print;
 mod services;
-mod status;
+pub(crate) mod status;
 
-use std::path::Path;
+use std::process::ExitCode;
 
-use anyhow::{Result, bail};
-use comfy_table::{ContentArrangement, Table, presets};
-use proxy_common::net::IfIndex;
-use serde_json::Value;
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
 
-use crate::args::{Output, PinArgs};
-use crate::dataplane::StateDir;
+use crate::agent::{self, AgentArgs};
+use crate::args::StateDirArg;
+use crate::dataplane::unload;
+use crate::doctor::{self, DoctorArgs};
+use crate::explain::{self, ExplainArgs};
+pub use print::PinArgs;
 
-/// `portway status`.
-pub fn status(args: &PinArgs) -> Result<String> {
-    print(args, status::read, status::text)
+/// Kubernetes Services in eBPF: one agent per node in place of kube-proxy.
+#[derive(Debug, Parser)]
+#[command(name = "portway", version)]
+pub struct Cli {
+    /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or per module: `info,portway::source=debug`.
+    #[arg(long, env = "PORTWAY_LOG", global = true, default_value = "info")]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
 }
 
-/// `portway services`.
-pub fn services(args: &PinArgs) -> Result<String> {
-    print(args, services::read, services::text)
+/// What `portway` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the Services on this node: attach the programs and keep the kernel's tables right, until stopped.
+    Agent(Box<AgentArgs>),
+    /// Say what is attached and whether all is well, from the kernel alone.
+    Status(PinArgs),
+    /// List the Services that the kernel holds, with their backends.
+    Services(PinArgs),
+    /// List the connections that the kernel holds.
+    Flows(PinArgs),
+    /// Take everything out of the kernel that an agent with this state directory has put there. The agent must have ended.
+    Unload(StateDirArg),
+    /// Look for the usual mistakes in Services and on this host, and say what to do about them.
+    Doctor(DoctorArgs),
+    /// Say which NetworkPolicies judge a connection, which rule allows it or why none does.
+    Explain(ExplainArgs),
 }
 
-/// `portway flows`.
-pub fn flows(args: &PinArgs) -> Result<String> {
-    print(args, flows::read, flows::text)
+impl Command {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// On failures that the exit status 1 stands for. `doctor` and `explain`, where 1 is a verdict,
+    /// print theirs and return 2.
+    pub fn run(self) -> Result<ExitCode> {
+        match self {
+            Self::Agent(args) => {
+                let settings = args.settings()?;
+                runtime()?.block_on(agent::run(settings))?;
+            }
+            Self::Status(args) => print!("{}", status::run(&args)?),
+            Self::Services(args) => print!("{}", services::run(&args)?),
+            Self::Flows(args) => print!("{}", flows::run(&args)?),
+            Self::Unload(StateDirArg { state_dir }) => runtime()?.block_on(unload(&state_dir))?,
+            Self::Doctor(args) => return verdict(doctor::run(args)),
+            Self::Explain(args) => return verdict(explain::run(args)),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
 }
 
-fn print<T>(
-    args: &PinArgs,
-    read: fn(&StateDir) -> Result<T>,
-    text: fn(&T) -> String,
-) -> Result<String>
-where
-    for<'a> &'a T: Into<Value>,
-{
-    let dir = existing(&args.pins.state_dir)?;
-    let found = read(&dir)?;
-    Ok(match args.output {
-        Output::Text => text(&found),
-        Output::Json => format!("{:#}\n", (&found).into()),
+/// Returns the exit status of a command that judges (0 or 1), or 2 if it could not judge.
+fn verdict(judged: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    runtime()?.block_on(judged).or_else(|error| {
+        eprintln!("Error: {error:#}");
+        Ok(ExitCode::from(2))
     })
 }
 
-fn existing(root: &Path) -> Result<StateDir> {
-    let dir = StateDir::at(root);
-    if !dir.maps().exists() {
-        bail!(
-            "nothing of Portway is pinned in {}: no agent has run with this --state-dir",
-            root.display()
-        );
-    }
-    Ok(dir)
-}
-
-/// A table in the manner of kubectl: no lines, columns apart.
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(header);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table
-}
-
-fn lines(table: &Table) -> String {
-    let line = |line: &str| format!("{}\n", line.trim_end());
-    table.to_string().lines().map(line).collect()
-}
-
-/// A device's name in the network namespace of this process.
-fn device_name(device: IfIndex) -> String {
-    match nix::net::if_::if_indextoname(device.0) {
-        Ok(name) => name.to_string_lossy().into_owned(),
-        Err(_) => format!("#{}", device.0),
-    }
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Runtime::new().context("start the runtime")
 }

@@ -8,19 +8,47 @@ mod services;
 
 use std::fmt;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::args::{DoctorArgs, Output};
+use crate::args::{Output, words};
 use crate::compile::compile_reporting;
 use crate::foreign;
 use crate::listeners::listeners;
-use crate::model::{Kind, ObjectRef, Snapshot, State};
-use crate::source;
+use crate::model::{Forwarding, Kind, ObjectRef, Snapshot, State, Word as _};
+use crate::source::{self, SourceArgs};
 
 pub use crate::listeners::Listener;
+
+/// `portway doctor`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub source: SourceArgs,
+    /// Where eBPF objects of other data planes would be pinned.
+    #[arg(
+        long,
+        env = "PORTWAY_BPFFS",
+        value_name = "DIR",
+        default_value = "/sys/fs/bpf"
+    )]
+    pub bpffs: PathBuf,
+    /// What the agents were told of it, where a Service does not say.
+    #[arg(
+        long,
+        env = "PORTWAY_FORWARDING",
+        value_parser = words::<Forwarding>(),
+        default_value = Forwarding::Masquerade.word()
+    )]
+    pub forwarding: Forwarding,
+    /// How it is printed.
+    #[arg(long, short, value_enum, default_value = "text")]
+    pub output: Output,
+}
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -9,22 +9,45 @@ mod words;
 
 use std::io::Write as _;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::args::{ExplainArgs, Output};
+use crate::args::Output;
 use crate::dataplane::{NodeVerdicts, StateDir};
 use crate::model::State;
-use crate::source;
+use crate::source::{self, SourceArgs};
 
 pub(crate) use ends::dns;
 pub use ends::{End, Party, Port, Target, Who};
 pub use held::{Tables, compare};
 pub use judge::{Judgement, Outcome, PolicyView, RuleView, Side, judge};
 pub(crate) use words::{pods as peer_words, port as port_words, selector as selector_words};
+
+/// `portway explain`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub source: SourceArgs,
+    /// Who connects: NAMESPACE/POD, or an address.
+    #[arg(value_name = "FROM")]
+    pub from: End,
+    /// To whom: NAMESPACE/POD, an address or svc/NAMESPACE/SERVICE, then `:PORT` (number or name) and, if not TCP, `/udp` or `/sctp`.
+    #[arg(value_name = "TO:PORT[/PROTOCOL]")]
+    pub to: Target,
+    /// Where an agent of this host keeps its tables, which are asked, too.
+    #[arg(long, env = "PORTWAY_STATE_DIR", value_name = "DIR")]
+    #[arg(
+        help = "Where an agent of this host keeps its tables, to be asked, too [default: where agents do, but with --manifests]"
+    )]
+    pub state_dir: Option<PathBuf>,
+    /// How it is printed.
+    #[arg(long, short, value_enum, default_value = "text")]
+    pub output: Output,
+}
 
 /// A new connection between two addresses, judged as packets are: after DNAT, before masquerade (P28, P29).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

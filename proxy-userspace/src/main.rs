@@ -5,9 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use portway::args::{Cli, Command};
-use portway::dataplane::unload;
-use portway::{agent, cli, doctor, explain};
+use portway::cli::{Cli, Command};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -18,7 +16,7 @@ fn main() -> ExitCode {
     } else {
         log
     };
-    match start_log(&log).and_then(|()| run(command)) {
+    match start_log(&log).and_then(|()| command.run()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("Error: {error:#}");
@@ -36,33 +34,4 @@ fn start_log(filter: &str) -> Result<()> {
         .with_ansi(ansi)
         .init();
     Ok(())
-}
-
-fn run(command: Command) -> Result<ExitCode> {
-    match command {
-        Command::Agent(args) => {
-            let settings = args.settings()?;
-            let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-            runtime.block_on(agent::run(settings))?;
-        }
-        Command::Status(args) => print!("{}", cli::status(&args)?),
-        Command::Services(args) => print!("{}", cli::services(&args)?),
-        Command::Flows(args) => print!("{}", cli::flows(&args)?),
-        Command::Unload(pins) => {
-            let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-            runtime.block_on(unload(&pins.state_dir))?;
-        }
-        Command::Doctor(args) => return verdict(doctor::run(args)),
-        Command::Explain(args) => return verdict(explain::run(args)),
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// What a command says of what it was asked to judge (0 or 1), or 2 if that could not be found out.
-fn verdict(judged: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-    runtime.block_on(judged).or_else(|error| {
-        eprintln!("Error: {error:#}");
-        Ok(ExitCode::from(2))
-    })
 }

@@ -1,6 +1,7 @@
 //! Where objects come from: an API server, or a directory of manifests that plays one. Both give one stream of updates.
 
 mod api_server;
+mod args;
 mod events;
 pub mod manifests;
 
@@ -10,9 +11,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use tokio::sync::mpsc;
 
-use crate::args::settings::SourceSettings;
 use crate::model::{Connection, Invalid, ObjectRef, State, Update};
 
+pub use args::{Ranges, SourceArgs, SourceSettings};
 pub use events::events;
 
 /// Updates that may wait for the one who applies them.

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
-use portway::args::settings::Ranges;
 use portway::doctor::{Finding, Listener, examine};
 use portway::model::{PortRange, Snapshot};
+use portway::source::Ranges;
 use portway::source::manifests::Directory;
 use proxy_common::net::Protocol;
 

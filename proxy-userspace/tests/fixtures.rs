@@ -9,10 +9,10 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use clap::Parser;
-use portway::args::settings::SourceSettings;
-use portway::args::{Cli, Command};
+use portway::cli::{Cli, Command};
 use portway::compile::compile_reporting;
 use portway::model::{Links, Snapshot, State};
+use portway::source::SourceSettings;
 use portway::source::manifests::Directory;
 use proxy_common::net::{Device, IfIndex};
 

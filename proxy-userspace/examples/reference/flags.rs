@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::builder::{PossibleValue, StyledStr};
 use clap::{Arg, Command, CommandFactory as _};
-use portway::args::Cli;
+use portway::cli::Cli;
 
 use super::table::{code, table};
 

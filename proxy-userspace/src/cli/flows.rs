@@ -8,12 +8,12 @@ use proxy_common::flow::{Flow, FlowKey, Role, State, Way};
 use proxy_common::net::{Address, Port, Protocol};
 use serde_json::{Value, json};
 
-use super::{device_name, lines, table};
+use super::print::{PinArgs, device_name, lines, print, table};
 use crate::dataplane::{Clock, FlowTable, Maps, StateDir, hz};
 use crate::flows::age;
 use crate::place::Actual;
 
-pub struct Flows(Vec<Line>);
+struct Flows(Vec<Line>);
 
 struct Line {
     protocol: Protocol,
@@ -27,7 +27,12 @@ struct Line {
     seconds: u32,
 }
 
-pub fn read(dir: &StateDir) -> Result<Flows> {
+/// `portway flows`.
+pub fn run(args: &PinArgs) -> Result<String> {
+    print(args, read, text)
+}
+
+fn read(dir: &StateDir) -> Result<Flows> {
     let maps = Maps::from_pins(dir)?;
     let now = Now {
         jiffies: Clock::from_pins(dir)?.now()?,
@@ -90,7 +95,7 @@ fn state(state: u8) -> &'static str {
     }
 }
 
-pub fn text(flows: &Flows) -> String {
+fn text(flows: &Flows) -> String {
     let mut table = table(&[
         "PROTOCOL", "CLIENT", "FRONTEND", "BACKEND", "AS", "SERVICE", "WAY", "STATE", "IDLE",
     ]);

@@ -6,16 +6,21 @@ use std::sync::Arc;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{lines, table};
+use super::print::{PinArgs, lines, print, table};
 use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
 use crate::dataplane::{Maps, StateDir};
 use crate::model::Word as _;
 
-pub struct Services {
+struct Services {
     contents: Contents,
 }
 
-pub fn read(dir: &StateDir) -> Result<Services> {
+/// `portway services`.
+pub fn run(args: &PinArgs) -> Result<String> {
+    print(args, read, text)
+}
+
+fn read(dir: &StateDir) -> Result<Services> {
     Ok(Services {
         contents: Maps::from_pins(dir)?.read()?.contents(),
     })
@@ -32,7 +37,7 @@ fn by_service(services: &Services) -> BTreeMap<&Arc<str>, Vec<(&Frontend, &Targe
     all
 }
 
-pub fn text(services: &Services) -> String {
+fn text(services: &Services) -> String {
     let mut table = table(&["SERVICE", "FRONTEND", "KIND", "BACKENDS"]);
     for (name, frontends) in by_service(services) {
         let mut shown = name.to_string();

@@ -7,14 +7,14 @@ use proxy_common::net::IfIndex;
 use proxy_common::reason::{Counter, Reason};
 use serde_json::{Value, json};
 
-use super::{device_name, lines, table};
+use super::print::{PinArgs, device_name, lines, print, table};
 use crate::dataplane::{
     FlowTable, Hook, Maps, StateDir, Verified, names_in, program_id, programs_in, socket_hooks,
     sockets_of,
 };
 use crate::foreign::{self, Foreign};
 
-pub struct Status {
+struct Status {
     dir: String,
     agent: Agent,
     hooks: Vec<Attached>,
@@ -54,7 +54,12 @@ struct Flows {
     half_open: usize,
 }
 
-pub fn read(dir: &StateDir) -> Result<Status> {
+/// `portway status`.
+pub fn run(args: &PinArgs) -> Result<String> {
+    print(args, read, text)
+}
+
+fn read(dir: &StateDir) -> Result<Status> {
     let maps = Maps::from_pins(dir)?;
     let contents = maps.read()?.contents();
     let names: std::collections::BTreeSet<_> = contents
@@ -126,7 +131,7 @@ fn counters(maps: &Maps) -> Result<Vec<(&'static str, &'static str, u64)>> {
     Ok(events.chain(drops).collect())
 }
 
-pub fn text(status: &Status) -> String {
+fn text(status: &Status) -> String {
     let mut out = String::new();
     let agent = match status.agent {
         Agent::Running => "running",

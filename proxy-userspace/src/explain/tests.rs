@@ -1,11 +1,11 @@
 //! Objects as a user writes them, a question, and the words of the answer.
 
 use super::*;
-use crate::args::settings::Ranges;
 use crate::compile::{PolicyCompiler, Touched};
 use crate::contents::policies::{Policies, verdict};
 use crate::dataplane::Held;
 use crate::model::{PortRange, Snapshot};
+use crate::source::Ranges;
 use crate::source::manifests::Directory;
 
 const SHOP: &str = "

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use super::api_server;
-use crate::args::settings::SourceSettings;
+use super::args::SourceSettings;
 use crate::events::{Events, Warning};
 use crate::model::{Kind, ObjectName};
 

@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
+use super::args::Ranges;
 use super::{Closed, News};
-use crate::args::settings::Ranges;
 use crate::model::{
     Connection, Kind, Labels, Namespace, Object, ObjectName, ObjectRef, State, Update,
 };

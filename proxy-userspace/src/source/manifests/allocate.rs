@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::jiff::Timestamp;
 
-use crate::args::settings::Ranges;
+use super::super::args::Ranges;
 use crate::model::k8s::{self, Convert};
 use crate::model::{Invalid, ObjectRef, PortRange, Update};
 

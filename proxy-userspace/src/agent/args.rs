@@ -1,17 +1,228 @@
-//! What the command line means: checked, and in the words of the model.
+//! Arguments of `portway agent`, and their meaning: checked, in the words of the model.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
-use super::{
-    AgentArgs, Bind, Output, RefusalArgs, SourceArgs, StateDir, TableSize, TimeoutArgs, Xdp,
-};
+use crate::args::{Output, StateDirArg, words};
 use crate::dataplane::CgroupChoice;
-use crate::model::{ForwardFirewall, LocalRefusal, PortRange, ServiceOptions, Settings, Timeouts};
+use crate::model::{
+    Algorithm, ForwardFirewall, Forwarding, HostFirewall, LocalRefusal, NodePortAddresses,
+    PodStart, PortRange, Refusal, ServiceOptions, Settings, Timeouts, Word as _,
+};
+use crate::source::{SourceArgs, SourceSettings};
+
+/// `portway agent`.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub source: SourceArgs,
+    /// A device that packets come in and go out by; may be given several times.
+    #[arg(
+        long,
+        env = "PORTWAY_DEVICE",
+        value_name = "DEV",
+        value_delimiter = ','
+    )]
+    #[arg(
+        help = "A device that packets come in and go out by, several by commas [default: found by addresses and routes]"
+    )]
+    pub device: Vec<String>,
+    /// Where nodePorts are served: the node's `primary` addresses, or those within CIDRs.
+    #[arg(
+        long,
+        env = "PORTWAY_NODEPORT_ADDRESSES",
+        value_name = "primary|CIDR,…",
+        default_value = "primary"
+    )]
+    pub nodeport_addresses: NodePortAddresses,
+    /// Prefixes of the pod network, beside the nodes' podCIDRs.
+    #[arg(
+        long,
+        env = "PORTWAY_CLUSTER_CIDR",
+        value_name = "CIDR,…",
+        value_delimiter = ','
+    )]
+    pub cluster_cidr: Vec<IpNet>,
+    /// Ranges of cluster IPs, beside the cluster's ServiceCIDR objects: packets to an address there that no Service has are dropped.
+    #[arg(
+        long,
+        env = "PORTWAY_SERVICE_CIDR",
+        value_name = "CIDR,…",
+        value_delimiter = ','
+    )]
+    pub service_cidr: Vec<IpNet>,
+    /// Source ports for masquerade; neither nodePorts nor the host's ephemeral ports may be among them.
+    #[arg(
+        long,
+        env = "PORTWAY_MASQUERADE_PORTS",
+        value_name = "FIRST-LAST",
+        default_value = "1024-29999"
+    )]
+    pub masquerade_ports: PortRange,
+    /// How backends are chosen; a Service's annotation portway.dev/algorithm has the last word, and ClientIP affinity another one.
+    #[arg(long, env = "PORTWAY_ALGORITHM", value_parser = words::<Algorithm>(), default_value = Algorithm::Random.word())]
+    pub algorithm: Algorithm,
+    /// How a client outside is answered by a pod of another node than it asked; a Service's annotation portway.dev/forwarding has the last word.
+    #[arg(
+        long,
+        env = "PORTWAY_FORWARDING",
+        value_parser = words::<Forwarding>(),
+        default_value = Forwarding::Masquerade.word()
+    )]
+    pub forwarding: Forwarding,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub refusal: RefusalArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub timeouts: TimeoutArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "shown as part of this command")]
+    pub pins: StateDirArg,
+    /// Where CNI plugins' results are kept, which name a new pod's addresses before the API server does; it need not be there.
+    #[arg(
+        long,
+        env = "PORTWAY_CNI_RESULTS",
+        value_name = "DIR",
+        default_value = "/var/lib/cni/results"
+    )]
+    pub cni_results: PathBuf,
+    /// The cgroup (v2) whose processes, if of the agent's network namespace, reach Services by their sockets: `auto` is the host's root.
+    #[arg(
+        long,
+        env = "PORTWAY_CGROUP",
+        value_name = "auto|PATH|off",
+        default_value = "auto"
+    )]
+    pub cgroup: CgroupChoice,
+    /// What is done about rules of this host's firewall for forwarded packets.
+    #[arg(
+        long,
+        env = "PORTWAY_HOST_FIREWALL",
+        value_parser = words::<HostFirewall>(),
+        default_value = HostFirewall::Bypass.word()
+    )]
+    pub host_firewall: HostFirewall,
+    /// What a pod's packets get whose policy is not known yet, once there is any NetworkPolicy.
+    #[arg(long, env = "PORTWAY_POD_START", value_parser = words::<PodStart>(), default_value = PodStart::Deny.word())]
+    pub pod_start: PodStart,
+    /// What clients get whom a NetworkPolicy denies.
+    #[arg(long, env = "PORTWAY_POLICY_DENY", value_parser = words::<Refusal>(), default_value = Refusal::Drop.word())]
+    pub policy_deny: Refusal,
+    /// How large NetworkPolicy's tables are: small ones find what they have no room for by tries, which takes many times as long.
+    #[arg(
+        long,
+        env = "PORTWAY_POLICY_TABLES",
+        value_enum,
+        default_value = "small"
+    )]
+    pub policy_tables: TableSize,
+    /// How XDP is attached.
+    #[arg(long, env = "PORTWAY_XDP", value_enum, default_value = "auto")]
+    pub xdp: Xdp,
+    /// End as soon as the kernel is in step with the source, and print the status; what is attached goes on forwarding.
+    #[arg(long, env = "PORTWAY_ONCE", value_enum, value_name = "text|json", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "text", hide_possible_values = true)]
+    pub once: Option<Output>,
+    /// Where /healthz and /livez are served; `off` for nowhere.
+    #[arg(
+        long,
+        env = "PORTWAY_HEALTH_BIND",
+        value_name = "ADDR:PORT",
+        default_value = "0.0.0.0:10256"
+    )]
+    pub health_bind: Bind,
+    /// Where /metrics is served; `off` for nowhere.
+    #[arg(
+        long,
+        env = "PORTWAY_METRICS_BIND",
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:10249"
+    )]
+    pub metrics_bind: Bind,
+}
+
+/// What clients from outside get where the policy is Local, no backend is on this node and others are elsewhere.
+#[derive(Args, Clone, Debug)]
+pub struct RefusalArgs {
+    /// At nodePorts, with a Local policy and no backend here: refuse at once, or drop in silence.
+    #[arg(
+        long,
+        env = "PORTWAY_LOCAL_REFUSAL_NODE_PORT",
+        value_parser = words::<Refusal>(),
+        default_value = Refusal::Reject.word()
+    )]
+    pub local_refusal_node_port: Refusal,
+    /// The same at load balancer IPs.
+    #[arg(
+        long,
+        env = "PORTWAY_LOCAL_REFUSAL_LOAD_BALANCER",
+        value_parser = words::<Refusal>(),
+        default_value = Refusal::Drop.word()
+    )]
+    pub local_refusal_load_balancer: Refusal,
+    /// The same at external IPs.
+    #[arg(
+        long,
+        env = "PORTWAY_LOCAL_REFUSAL_EXTERNAL_IP",
+        value_parser = words::<Refusal>(),
+        default_value = Refusal::Drop.word()
+    )]
+    pub local_refusal_external_ip: Refusal,
+}
+
+/// How long flows live, in seconds after their last packet (V18).
+#[derive(Args, Clone, Debug)]
+pub struct TimeoutArgs {
+    /// Seconds that a connection without an answer is remembered.
+    #[arg(long, env = "PORTWAY_OPENING_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().opening)]
+    pub opening_timeout: u32,
+    /// Seconds of silence after which an established TCP connection is forgotten.
+    #[arg(long, env = "PORTWAY_TCP_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp)]
+    pub tcp_timeout: u32,
+    /// The same once one end has closed.
+    #[arg(long, env = "PORTWAY_TCP_CLOSE_WAIT_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp_close_wait)]
+    pub tcp_close_wait_timeout: u32,
+    /// The same once both have closed, or one has reset it; less where the table is more than half full.
+    #[arg(long, env = "PORTWAY_TCP_CLOSED_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp_closed)]
+    pub tcp_closed_timeout: u32,
+    /// Seconds of silence after which an answered UDP flow is forgotten.
+    #[arg(long, env = "PORTWAY_UDP_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().udp)]
+    pub udp_timeout: u32,
+}
+
+/// How much memory of the kernel NetworkPolicy's tables take from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableSize {
+    /// Less than 2 MB: for some hundred ipBlocks.
+    Small,
+    /// About 110 MB: for 100,000.
+    Large,
+}
+
+/// How XDP is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Xdp {
+    /// Where the driver can.
+    Auto,
+    /// In the driver, or fail. Over a veth it breaks packets whose checksum the sender leaves to the device, as most do; and the far end must
+    /// have an XDP program, too.
+    Native,
+    /// In the stack: slower than tc on most devices, works on all with whole checksums (not over a veth, see `native`).
+    Generic,
+    /// Not at all: tc does everything.
+    Off,
+}
+
+/// An address to listen on, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bind(pub Option<SocketAddr>);
 
 /// What `portway agent` is to do.
 #[derive(Clone, Debug)]
@@ -40,32 +251,6 @@ pub struct AgentSettings {
     pub metrics_bind: Option<SocketAddr>,
 }
 
-/// Where objects come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SourceSettings {
-    /// An API server.
-    ApiServer {
-        /// How to reach it; `None` is in-cluster, else the user's own kubeconfig.
-        kubeconfig: Option<PathBuf>,
-    },
-    /// A directory of YAML files.
-    Manifests {
-        /// The directory.
-        dir: PathBuf,
-        /// What may be allocated.
-        ranges: Ranges,
-    },
-}
-
-/// What a source that plays the API server may allocate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ranges {
-    /// nodePorts.
-    pub node_ports: PortRange,
-    /// Cluster IPs, at most one prefix per family; the first is the default.
-    pub cluster_ips: Vec<IpNet>,
-}
-
 impl AgentArgs {
     /// What was typed, checked. Errors name the flag.
     pub fn settings(self) -> Result<AgentSettings> {
@@ -89,9 +274,10 @@ impl AgentArgs {
             policy_tables,
             xdp,
             once,
-            ..
+            health_bind: Bind(health_bind),
+            metrics_bind: Bind(metrics_bind),
         } = self;
-        let StateDir { state_dir } = pins;
+        let StateDirArg { state_dir } = pins;
         // What the API server writes down as a ServiceCIDR object, a source that plays it has as a flag.
         let played = source
             .manifests
@@ -131,8 +317,6 @@ impl AgentArgs {
             },
             hz: 0,
         };
-        let [health_bind, metrics_bind] =
-            [self.health_bind, self.metrics_bind].map(|Bind(bind)| bind);
         Ok(AgentSettings {
             source: source.settings()?,
             service,
@@ -145,56 +329,6 @@ impl AgentArgs {
             once,
             health_bind,
             metrics_bind,
-        })
-    }
-}
-
-impl SourceArgs {
-    /// The name given, else the host's in small letters, as kubelets have it.
-    pub fn node_name(&self) -> Result<String> {
-        if let Some(name) = &self.node_name {
-            ensure!(!name.is_empty(), "--node-name: is empty");
-            return Ok(name.clone());
-        }
-        let host = nix::unistd::gethostname().context("read the host's name")?;
-        Ok(host.to_string_lossy().to_lowercase())
-    }
-
-    /// Where objects come from.
-    pub fn settings(self) -> Result<SourceSettings> {
-        let Self {
-            node_name: _,
-            kubeconfig,
-            manifests,
-            service_node_port_range,
-            service_cluster_ip_range,
-        } = self;
-        let Some(dir) = manifests else {
-            return Ok(SourceSettings::ApiServer { kubeconfig });
-        };
-        let cluster_ips: Vec<_> = service_cluster_ip_range.iter().map(IpNet::trunc).collect();
-        for v4 in [true, false] {
-            let of_family = cluster_ips
-                .iter()
-                .filter(|range| range.addr().is_ipv4() == v4)
-                .count();
-            ensure!(
-                of_family <= 1,
-                "--service-cluster-ip-range: at most one range of each family"
-            );
-        }
-        for range in &cluster_ips {
-            ensure!(
-                range.max_prefix_len() - range.prefix_len() >= 2,
-                "--service-cluster-ip-range: {range} is too small"
-            );
-        }
-        Ok(SourceSettings::Manifests {
-            dir,
-            ranges: Ranges {
-                node_ports: service_node_port_range,
-                cluster_ips,
-            },
         })
     }
 }
@@ -260,8 +394,8 @@ impl FromStr for Bind {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cli, Command};
     use super::*;
+    use crate::cli::{Cli, Command};
     use crate::model::{NodePortAddresses, TranslatedWay};
     use clap::Parser;
 

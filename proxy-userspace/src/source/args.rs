@@ -1,0 +1,124 @@
+//! Arguments of commands that read the cluster's objects, and their meaning.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use ipnet::IpNet;
+
+use crate::model::PortRange;
+
+/// Where the objects come from.
+#[derive(Args, Clone, Debug)]
+pub struct SourceArgs {
+    /// The name of this node's Node object.
+    #[arg(long, env = "PORTWAY_NODE_NAME", value_name = "NAME")]
+    #[arg(
+        help = "The name of this node's Node object [default: the host's name, in small letters]"
+    )]
+    pub node_name: Option<String>,
+    /// A kubeconfig file; without it and in a pod, the pod's service account.
+    #[arg(long, env = "PORTWAY_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Read objects from the YAML files of this directory instead of an API server, and watch them.
+    #[arg(
+        long,
+        env = "PORTWAY_MANIFESTS",
+        value_name = "DIR",
+        conflicts_with = "kubeconfig"
+    )]
+    pub manifests: Option<PathBuf>,
+    /// With --manifests: the nodePorts that may be given and are allocated.
+    #[arg(
+        long,
+        env = "PORTWAY_SERVICE_NODE_PORT_RANGE",
+        value_name = "FIRST-LAST",
+        default_value = "30000-32767"
+    )]
+    pub service_node_port_range: PortRange,
+    /// With --manifests: cluster IPs are allocated from these; the first one's family is the default family.
+    #[arg(
+        long,
+        env = "PORTWAY_SERVICE_CLUSTER_IP_RANGE",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    #[arg(default_value = "10.96.0.0/12,fd00:10:96::/112")]
+    pub service_cluster_ip_range: Vec<IpNet>,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceSettings {
+    /// An API server.
+    ApiServer {
+        /// How to reach it; `None` is in-cluster, else the user's own kubeconfig.
+        kubeconfig: Option<PathBuf>,
+    },
+    /// A directory of YAML files.
+    Manifests {
+        /// The directory.
+        dir: PathBuf,
+        /// What may be allocated.
+        ranges: Ranges,
+    },
+}
+
+/// What a source that plays the API server may allocate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ranges {
+    /// nodePorts.
+    pub node_ports: PortRange,
+    /// Cluster IPs, at most one prefix per family; the first is the default.
+    pub cluster_ips: Vec<IpNet>,
+}
+
+impl SourceArgs {
+    /// The name given, else the host's in small letters, as kubelets have it.
+    pub fn node_name(&self) -> Result<String> {
+        if let Some(name) = &self.node_name {
+            ensure!(!name.is_empty(), "--node-name: is empty");
+            return Ok(name.clone());
+        }
+        let host = nix::unistd::gethostname().context("read the host's name")?;
+        Ok(host.to_string_lossy().to_lowercase())
+    }
+
+    /// Where objects come from.
+    pub fn settings(self) -> Result<SourceSettings> {
+        let Self {
+            node_name: _,
+            kubeconfig,
+            manifests,
+            service_node_port_range,
+            service_cluster_ip_range,
+        } = self;
+        let Some(dir) = manifests else {
+            return Ok(SourceSettings::ApiServer { kubeconfig });
+        };
+        let cluster_ips: Vec<_> = service_cluster_ip_range.iter().map(IpNet::trunc).collect();
+        for v4 in [true, false] {
+            let of_family = cluster_ips
+                .iter()
+                .filter(|range| range.addr().is_ipv4() == v4)
+                .count();
+            ensure!(
+                of_family <= 1,
+                "--service-cluster-ip-range: at most one range of each family"
+            );
+        }
+        for range in &cluster_ips {
+            ensure!(
+                range.max_prefix_len() - range.prefix_len() >= 2,
+                "--service-cluster-ip-range: {range} is too small"
+            );
+        }
+        Ok(SourceSettings::Manifests {
+            dir,
+            ranges: Ranges {
+                node_ports: service_node_port_range,
+                cluster_ips,
+            },
+        })
+    }
+}
