@@ -1,6 +1,7 @@
 //! `portway doctor`: the usual mistakes in Services and on this host, each with what to do about it.
 
 mod beside;
+mod check;
 mod labels;
 mod node_ports;
 mod policies;
@@ -22,6 +23,7 @@ use crate::model::{Forwarding, Kind, ObjectRef, Snapshot, State, Word as _};
 use crate::source::{self, SourceArgs};
 
 pub use crate::listeners::Listener;
+pub use check::Check;
 
 /// `portway doctor`.
 #[derive(clap::Args, Clone, Debug)]
@@ -58,7 +60,7 @@ pub struct Finding {
     /// Its field, as `kubectl explain` writes it.
     pub field: String,
     /// Which check found it; stable.
-    pub check: &'static str,
+    pub check: Check,
     /// What is wrong, in words.
     pub problem: String,
     /// What to do.
@@ -67,7 +69,7 @@ pub struct Finding {
 
 impl Finding {
     fn new(
-        check: &'static str,
+        check: Check,
         object: &ObjectRef,
         field: impl Into<String>,
         problem: impl Into<String>,
@@ -92,7 +94,11 @@ impl fmt::Display for Finding {
             advice,
             check,
         } = self;
-        write!(f, "{object}: {field}: {problem} [{check}]\n  {advice}.")
+        write!(
+            f,
+            "{object}: {field}: {problem} [{}]\n  {advice}.",
+            check.name()
+        )
     }
 }
 
@@ -143,7 +149,7 @@ fn unusable(state: &State) -> Vec<Finding> {
     let whole = state.invalid.values();
     let whole = whole.map(|i| {
         Finding::new(
-            "unusable-object",
+            Check::UnusableObject,
             &i.object,
             &i.field,
             &i.why,
@@ -153,7 +159,7 @@ fn unusable(state: &State) -> Vec<Finding> {
     let parts = state.flaws.values().flatten();
     let parts = parts.map(|i| {
         Finding::new(
-            "unusable-field",
+            Check::UnusableField,
             &i.object,
             &i.field,
             &i.why,

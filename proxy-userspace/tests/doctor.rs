@@ -64,7 +64,7 @@ fn a_selector_that_matches_nothing_names_what_comes_nearest() {
         )
     ));
     assert_eq!(
-        (&*finding.object, &*finding.field, finding.check),
+        (&*finding.object, &*finding.field, finding.check.name()),
         (
             "Service default/web",
             "spec.selector",
@@ -121,7 +121,7 @@ fn a_named_target_port_that_no_container_has() {
         )
     ));
     assert_eq!(
-        (&*finding.field, finding.check),
+        (&*finding.field, finding.check.name()),
         ("spec.ports[0].targetPort", "unknown-target-port")
     );
     assert_eq!(
@@ -151,7 +151,7 @@ fn no_ready_endpoint_says_why() {
         "{waiting}{}",
         service("web", "{selector: {app: demo}, ports: [{port: 80}]}")
     ));
-    assert_eq!(finding.check, "no-ready-endpoint");
+    assert_eq!(finding.check.name(), "no-ready-endpoint");
     assert_eq!(
         finding.problem,
         "of 1 pod that its selector matches none is ready; pod web-1: container web waits: ImagePullBackOff"
@@ -257,7 +257,7 @@ fn a_policy_in_the_wrong_namespace_or_with_a_wrong_selector_selects_nothing() {
         policy("").replace("{name: p}", "{name: p, namespace: shop}")
     ));
     assert_eq!(
-        (&*finding.object, finding.check),
+        (&*finding.object, finding.check.name()),
         ("NetworkPolicy shop/p", "policy-selects-nothing")
     );
     assert_eq!(
@@ -305,7 +305,7 @@ fn a_peer_that_matches_nothing_says_why() {
     };
     let finding = with("{podSelector: {matchLabels: {app: api}}}");
     assert_eq!(
-        (finding.check, &*finding.field),
+        (finding.check.name(), &*finding.field),
         ("peer-matches-nothing", "spec.ingress[0].from[1]")
     );
     assert_eq!(
@@ -331,7 +331,7 @@ fn a_rule_for_a_port_name_that_no_pod_has() {
         .try_into()
         .expect("one");
     assert_eq!(
-        (finding.check, &*finding.field),
+        (finding.check.name(), &*finding.field),
         ("unknown-port-name", "spec.ingress[0].ports[0].port")
     );
     assert_eq!(
@@ -353,7 +353,7 @@ fn an_egress_policy_that_forgets_dns() {
         .try_into()
         .expect("one");
     assert_eq!(
-        (finding.check, &*finding.field),
+        (finding.check.name(), &*finding.field),
         ("egress-blocks-dns", "spec.egress")
     );
     let dns = "---\nkind: Service\nmetadata: {namespace: kube-system, name: kube-dns}\nspec: {selector: {k8s-app: kube-dns}, ports: [{port: 53, protocol: UDP, targetPort: 5353}]}\n".to_owned()
@@ -392,7 +392,7 @@ fn p29_a_block_for_clients_whose_addresses_do_not_arrive() {
     let block = policy("ingress: [{from: [{ipBlock: {cidr: 203.0.113.0/24}}]}]");
     let finding = only(&format!("{POD}{service}{block}"));
     assert_eq!(
-        (finding.check, &*finding.field),
+        (finding.check.name(), &*finding.field),
         ("client-addresses-hidden", "spec.ingress[0].from[0].ipBlock")
     );
     let local = service.replace(
@@ -428,7 +428,7 @@ fn a_part_of_a_policy_that_cannot_be_read_is_named() {
         .try_into()
         .expect("one");
     assert_eq!(
-        (finding.check, &*finding.field),
+        (finding.check.name(), &*finding.field),
         ("unusable-field", "spec.ingress[0].ports[0].port")
     );
 }

@@ -1,6 +1,7 @@
 //! Other data planes and firewalls on this host.
 
 use super::Finding;
+use super::check::Check;
 use crate::foreign::{Foreign, Kind};
 use crate::model::{self, ObjectName, ObjectRef};
 
@@ -12,8 +13,8 @@ pub(super) fn findings(found: &[Foreign], node: &str) -> Vec<Finding> {
     };
     let finding = |foreign: &Foreign| {
         let check = match foreign.kind {
-            Kind::DataPlane => "other-data-plane",
-            Kind::Firewall => "firewall-passed-by",
+            Kind::DataPlane => Check::OtherDataPlane,
+            Kind::Firewall => Check::FirewallPassedBy,
         };
         let problem = format!("{foreign}: {}", foreign.consequence());
         Finding::new(check, &object, "this host", problem, foreign.advice())

@@ -2,6 +2,7 @@
 
 use proxy_common::net::Protocol;
 
+use super::check::Check;
 use super::{Finding, Listener};
 use crate::compile::Conflict;
 use crate::model::{Kind, ObjectName, ObjectRef, Proxied, ServicePort, State};
@@ -23,7 +24,7 @@ pub(super) fn claimed_twice(conflicts: &[Conflict]) -> Vec<Finding> {
             c.frontend, c.winner, c.loser
         );
         Finding::new(
-            "claimed-twice",
+            Check::ClaimedTwice,
             &object,
             field,
             problem,
@@ -88,7 +89,7 @@ fn taken(name: &ObjectName, index: usize, port: &ServicePort, number: u16, taker
     let advice =
         "let that process listen elsewhere, or give the Service another nodePort".to_owned();
     Finding::new(
-        "node-port-taken",
+        Check::NodePortTaken,
         &object,
         format!("spec.ports[{index}].nodePort"),
         problem,

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use proxy_common::net::Protocol;
 
 use super::Finding;
+use super::check::Check;
 use super::services::{Hint, count, listed, nearly};
 use crate::explain::{Party, Port, Side, Who, dns, judge, peer_words, port_words, selector_words};
 use crate::model::policy::{Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector};
@@ -101,7 +102,7 @@ impl<'a> Examined<'a> {
 
     fn finding(
         &self,
-        check: &'static str,
+        check: Check,
         field: impl Into<String>,
         problem: impl Into<String>,
         advice: impl Into<String>,
@@ -139,7 +140,7 @@ impl<'a> Examined<'a> {
             self.namespace()
         );
         Some(self.finding(
-            "policy-selects-nothing",
+            Check::PolicySelectsNothing,
             "spec.podSelector",
             problem,
             advice,
@@ -173,7 +174,7 @@ impl<'a> Examined<'a> {
         let problem = format!("pod {name} has its node's network, where no policy is enforced");
         let advice = "take hostNetwork from the pod, or guard the node itself";
         Some(self.finding(
-            "policy-on-host-network",
+            Check::PolicyOnHostNetwork,
             "spec.podSelector",
             problem,
             advice,
@@ -205,7 +206,7 @@ impl<'a> Examined<'a> {
             "there is not {}; {hint}",
             peer_words(self.namespace(), namespaces, pods)
         );
-        self.finding("peer-matches-nothing", path, problem, advice)
+        self.finding(Check::PeerMatchesNothing, path, problem, advice)
     }
 
     fn peer_hint(&self, namespaces: &Namespaces, pods: &Selector) -> Hint {
@@ -358,7 +359,7 @@ impl<'a> Examined<'a> {
             ),
         };
         self.finding(
-            "unknown-port-name",
+            Check::UnknownPortName,
             path,
             problem,
             "use the name and protocol that the containers declare, or the number",
@@ -380,7 +381,7 @@ impl<'a> Examined<'a> {
         );
         let advice =
             "add an egress rule with ports 53/UDP and 53/TCP, to the DNS pods or without peers";
-        Some(self.finding("egress-blocks-dns", "spec.egress", problem, advice))
+        Some(self.finding(Check::EgressBlocksDns, "spec.egress", problem, advice))
     }
 
     fn resolves(&self, name: &ObjectName, pod: &Pod, servers: &[(Party<'_>, Port)]) -> bool {
@@ -434,7 +435,7 @@ impl<'a> Examined<'a> {
                     Forwarding::Dsr.word()
                 );
                 findings.push(self.finding(
-                    "client-addresses-hidden",
+                    Check::ClientAddressesHidden,
                     format!("spec.ingress[{i}].from[{j}].ipBlock"),
                     problem,
                     advice,

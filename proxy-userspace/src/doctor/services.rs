@@ -6,6 +6,7 @@ use std::fmt::Display;
 use proxy_common::net::Protocol;
 
 use super::Finding;
+use super::check::Check;
 use super::labels::{Difference, nearest, words};
 use crate::model::{
     ContainerPort, Kind, Labels, ObjectName, ObjectRef, Pod, Proxied, Service, State, TargetPort,
@@ -78,7 +79,7 @@ fn without_selector(object: &ObjectRef, written: Written) -> Finding {
         ),
     };
     Finding::new(
-        "no-ready-endpoint",
+        Check::NoReadyEndpoint,
         object,
         "spec.selector",
         problem,
@@ -106,7 +107,7 @@ fn no_pod(object: &ObjectRef, service: &Service, state: &State) -> Finding {
         words(&service.selector)
     );
     Finding::new(
-        "selector-matches-nothing",
+        Check::SelectorMatchesNothing,
         object,
         "spec.selector",
         problem,
@@ -220,7 +221,7 @@ fn named_ports(
         let ports: Vec<&ContainerPort> = pods.iter().flat_map(|(_, pod)| &pod.ports).collect();
         let (problem, advice) = unknown_name(name, port.protocol, &ports);
         findings.push(Finding::new(
-            "unknown-target-port",
+            Check::UnknownTargetPort,
             object,
             format!("spec.ports[{i}].targetPort"),
             problem,
@@ -288,7 +289,7 @@ fn nothing_ready(object: &ObjectRef, pods: &[(&ObjectName, &Pod)]) -> Finding {
     let advice =
         "clients are refused until a pod is ready: see `kubectl describe pod` and the pod's log";
     Finding::new(
-        "no-ready-endpoint",
+        Check::NoReadyEndpoint,
         object,
         "spec.selector",
         problem,
