@@ -1,12 +1,31 @@
-//! What the packet path and the agent agree on: keys and values of the maps, reasons, checksum and hash arithmetic.
+//! The agreement between the packet path and the agent: keys and values of the maps, names of the
+//! maps, drop reasons and counters, checksum and hash arithmetic.
 //!
-//! Allocates nothing, does no I/O, and depends on nothing in the kernel build. Every type that lies in a map is `repr(C)`,
-//! has no padding, and its size is asserted where it is defined.
+//! The crate allocates nothing, does no I/O, and has no dependency in the kernel build. Each type
+//! that lies in a map is `repr(C)`, has no padding, and has its size asserted where it is defined.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`net`] | addresses, ports, protocol numbers, device indices |
+//! | [`node`] | addresses, ranges, pods and devices of a node |
+//! | [`service`] | frontends, backends, affinity, names of service ports |
+//! | [`flow`] | flows, hooks and ways |
+//! | [`policy`] | rows, address classes, port sets |
+//! | [`socket`] | addresses of sockets that were sent to a backend |
+//! | [`config`] | settings |
+//! | [`reason`] | drop reasons, counters, denials |
+//! | [`maps`] | names of the maps |
+//! | [`checksum`] | checksum and hash arithmetic |
+//!
+//! The rules that the code cites (V… for Services, P… for policies) are in `rules/`.
 #![no_std]
 
+pub mod checksum;
+pub mod config;
 pub mod flow;
 pub mod maps;
 pub mod net;
+pub mod node;
 #[cfg(feature = "aya")]
 mod pod;
 pub mod policy;
@@ -14,8 +33,8 @@ pub mod reason;
 pub mod service;
 pub mod socket;
 
-/// Declares an enum of numbered values that is handed on as a number, and its `from_number`: any
-/// number that is no value's means the value after `else`.
+/// Declares an enum of numbered values, and its `from_number`, which returns the value after `else`
+/// for a number that no value has.
 #[macro_export]
 macro_rules! numbered {
     (

@@ -1,14 +1,15 @@
-//! Sockets of this node's own processes that were sent to a backend: what is remembered, so that replies come from whom was asked (V21).
+//! Sockets of this node's processes that were sent to a backend: both addresses, so that a process
+//! sees the one that it asked for as the sender of replies (V21).
 
 use crate::net::{Address, Port};
 
-/// One side of what a socket was told. Key of `PEERS*`.
+/// One address of a socket: the one that the process asked for, or the backend's. Key of `PEERS*`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerKey<A> {
-    /// The kernel's cookie of the socket: its low word, then its high word. No two sockets ever have the same.
+    /// The kernel's cookie of the socket, low word first. It is unique.
     pub cookie: [u32; 2],
-    /// The address that the process asked for, or the backend's: see `side`.
+    /// The address.
     pub addr: A,
     /// The port of that address.
     pub port: Port,
@@ -19,12 +20,12 @@ const _: () = assert!(size_of::<PeerKey<crate::net::Addr4>>() == 16);
 const _: () = assert!(size_of::<PeerKey<crate::net::Addr6>>() == 28);
 
 impl<A: Address> PeerKey<A> {
-    /// The key has what the process asked for, the value is the backend.
+    /// The key has the address that the process asked for, the value has the backend's.
     pub const ASKED: u16 = 0;
-    /// The key has the backend, the value is what the process asked for.
+    /// The key has the backend's address, the value has the one that the process asked for.
     pub const BACKEND: u16 = 1;
 
-    /// The key of what a socket asked for.
+    /// Makes the key of an address that a process asked for.
     #[inline(always)]
     pub const fn asked(cookie: [u32; 2], addr: A, port: Port) -> Self {
         Self {
@@ -34,7 +35,7 @@ impl<A: Address> PeerKey<A> {
             side: Self::ASKED,
         }
     }
-    /// The key of a backend that a socket was sent to.
+    /// Makes the key of a backend's address.
     #[inline(always)]
     pub const fn backend(cookie: [u32; 2], addr: A, port: Port) -> Self {
         Self {
@@ -46,13 +47,13 @@ impl<A: Address> PeerKey<A> {
     }
 }
 
-/// The other side. Value of `PEERS*`.
+/// The other address of the socket. Value of `PEERS*`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Peer<A> {
     /// The backend's address, or the one that the process asked for.
     pub addr: A,
-    /// The service port that was asked: the key of `NAMES`.
+    /// Id of the service port: the key of `NAMES`.
     pub service: u32,
     /// The port of the address.
     pub port: Port,
@@ -62,8 +63,9 @@ pub struct Peer<A> {
 const _: () = assert!(size_of::<Peer<crate::net::Addr4>>() == 12);
 const _: () = assert!(size_of::<Peer<crate::net::Addr6>>() == 24);
 
-/// The value of the programs' global `NETNS` that means the initial network namespace; any other is the cookie of one.
+/// Value of the programs' global `NETNS` for the initial network namespace. Other values are cookies
+/// of namespaces.
 pub const INITIAL_NETNS: u64 = 0;
 
-/// How many entries `PEERS*` have room for: one for each TCP socket, two for each UDP socket and address.
+/// Number of entries of `PEERS*`. A TCP socket takes one, a UDP socket two for each address.
 pub const PEER_ENTRIES: u32 = 131_072;

@@ -1,10 +1,11 @@
 //! Admission: which pod a packet belongs to, and whether its source may be what it is (P18, P31,
 //! P33).
 
+use proxy_common::config::Config;
 use proxy_common::flow::Hook;
-use proxy_common::net::{AddressFlags, Device, IfIndex, Veth};
+use proxy_common::net::IfIndex;
+use proxy_common::node::{AddressFlags, Device, Veth};
 use proxy_common::reason::Reason;
-use proxy_common::service::Config;
 
 use crate::parse::Ip;
 use crate::policy::UNKNOWN_POD;

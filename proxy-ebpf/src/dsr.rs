@@ -5,7 +5,8 @@
 //! choose alike. An established connection's packets are not touched before the node that has the backend.
 
 use proxy_common::flow::{Flow, Way};
-use proxy_common::net::{Address as _, AddressFlags, Device, IfIndex};
+use proxy_common::net::{Address as _, IfIndex};
+use proxy_common::node::{AddressFlags, Device};
 use proxy_common::reason::{Counter, Reason};
 
 use crate::parse::others::Other;
@@ -52,7 +53,7 @@ pub fn is_for_us<F: Ip, T: Tables<F>>(tables: &T, scratch: &Scratch<F>, kind: Ot
         Other::Error => tables
             .address(&key.dst)
             .has(AddressFlags::NODE | AddressFlags::HOST),
-        _ => false,
+        Other::Exempt | Other::LostFragment | Other::First | Other::Later => false,
     }
 }
 

@@ -5,8 +5,10 @@
 //! A datagram's first fragment has the ports by which the later ones find their connection. An ICMP
 //! error is translated and sent like the packets of the flow that go in its direction.
 
+use proxy_common::checksum::hash3;
 use proxy_common::flow::{Hook, Role, Way, fragment_ports};
-use proxy_common::net::{Address as _, AddressFlags, Port, Protocol, hash3};
+use proxy_common::net::{Address as _, Port, Protocol};
+use proxy_common::node::AddressFlags;
 use proxy_common::policy::PodRows;
 use proxy_common::reason::{Counter, Reason};
 

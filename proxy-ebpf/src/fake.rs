@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::vec::Vec;
 
+use proxy_common::checksum::checksum_update;
+use proxy_common::config::Config;
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
-use proxy_common::net::{
-    Address, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, V6, Veth, checksum_update,
-};
+use proxy_common::net::{Address, Family, IfIndex, V6};
+use proxy_common::node::{AddressFlags, Device, LocalPod, RangeKind, Veth};
 use proxy_common::policy::{CHUNK_CLASSES, PodRows, PortSet, VerdictKey, Word};
 use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey,
-    Service, ServiceKey, SourceKey,
+    Affinity, AffinityKey, Backend, BackendKey, EndpointKey, MaglevChunk, MaglevKey, Service,
+    ServiceKey, SourceKey,
 };
 
 use proxy_common::net::{Port, Protocol};

@@ -1,9 +1,11 @@
 //! The life of a connection: found, opened, promoted when the backend answers, ended.
 
+use proxy_common::checksum::hash3;
+use proxy_common::config::Config;
 use proxy_common::flow::{Flow, FlowKey, Hook, Role, State, Way};
-use proxy_common::net::{Address, Family, Port, hash3};
+use proxy_common::net::{Address, Family, Port};
 use proxy_common::reason::{Counter, Reason};
-use proxy_common::service::{Backend, Config, Service};
+use proxy_common::service::{Backend, Service};
 
 use crate::parse::{Headers, Ip};
 use crate::plan::Plan;

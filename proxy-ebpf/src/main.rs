@@ -26,9 +26,9 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use proxy_common::config::Config;
 use proxy_common::net::{Family, IfIndex, V4, V6};
 use proxy_common::reason::Reason;
-use proxy_common::service::Config;
 use proxy_ebpf::parse::{self, Ip};
 use proxy_ebpf::{Action, Tables};
 

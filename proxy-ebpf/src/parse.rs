@@ -95,9 +95,9 @@ pub trait Ip: Family {
     /// Whether an address is one host's, so that an ICMP error may be sent to it.
     fn is_host(addr: Self::Addr) -> bool;
     /// The address of a device that masquerade gives what leaves by it; zero if none.
-    fn masquerade(device: &proxy_common::net::Device) -> Self::Addr;
+    fn masquerade(device: &proxy_common::node::Device) -> Self::Addr;
     /// The address that the cluster knows this node by; zero if none.
-    fn node(device: &proxy_common::net::Device) -> Self::Addr;
+    fn node(device: &proxy_common::node::Device) -> Self::Addr;
     /// Puts the packet of `len` bytes into one of this node's to a backend, whose port stands where the header has room for a number of the sender's choice.
     fn encapsulate<P: Packet>(
         packet: &mut P,

@@ -1,9 +1,11 @@
 //! How a new flow will go, both directions at once ("one way for both directions"): by where its backend is, and who asks for it.
 
+use proxy_common::config::Config;
 use proxy_common::flow::{FlowKey, Hook, Way};
-use proxy_common::net::{Address, AddressFlags, IfIndex, RangeKind};
+use proxy_common::net::{Address, IfIndex};
+use proxy_common::node::{AddressFlags, RangeKind};
 use proxy_common::reason::Reason;
-use proxy_common::service::{Backend, BackendFlags, Config};
+use proxy_common::service::{Backend, BackendFlags};
 
 use crate::parse::Ip;
 use crate::{Tables, dsr, process};

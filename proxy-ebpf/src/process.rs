@@ -2,7 +2,8 @@
 //! the gate, and by which device comes what goes back to them.
 
 use proxy_common::flow::{FlowKey, Hook};
-use proxy_common::net::{Address as _, AddressFlags, Device, Family, IfIndex, Protocol, RangeKind};
+use proxy_common::net::{Address as _, Family, IfIndex, Protocol};
+use proxy_common::node::{AddressFlags, Device, RangeKind};
 use proxy_common::reason::Reason;
 
 use crate::parse::others::{Other, others};

@@ -2,8 +2,9 @@
 
 mod families;
 
+use proxy_common::checksum::{checksum_update, sum_add, sum_diff};
 use proxy_common::flow::{Flow, Way, fragment_ports};
-use proxy_common::net::{Address, Family, Protocol, checksum_update, sum_add, sum_diff};
+use proxy_common::net::{Address, Family, Protocol};
 use proxy_common::reason::{Answer, Counter, Reason};
 
 use crate::crc32c::contribution;

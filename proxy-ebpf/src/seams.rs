@@ -2,15 +2,15 @@
 
 use core::ops::Deref;
 
+use proxy_common::config::Config;
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
-use proxy_common::net::{
-    AddressFlags, Device, Family, IfIndex, LocalPod, Protocol, RangeKind, Veth,
-};
+use proxy_common::net::{Family, IfIndex, Protocol};
+use proxy_common::node::{AddressFlags, Device, LocalPod, RangeKind, Veth};
 use proxy_common::policy::{PodRows, PortSet, VerdictKey, Word};
 use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevKey, Service,
-    ServiceKey, SourceKey,
+    Affinity, AffinityKey, Backend, BackendKey, EndpointKey, MaglevKey, Service, ServiceKey,
+    SourceKey,
 };
 
 use crate::policy::has;

@@ -1,11 +1,14 @@
 //! From a destination to a backend: which frontend was meant, which interval of slots applies, which slot it is.
 
+use proxy_common::checksum::hash3;
+use proxy_common::config::Config;
 use proxy_common::flow::{Flow, FlowKey, Hook};
-use proxy_common::net::{Address, AddressFlags, Family, Port, RangeKind, hash3};
+use proxy_common::net::{Address, Family, Port};
+use proxy_common::node::{AddressFlags, RangeKind};
 use proxy_common::reason::Reason;
 use proxy_common::service::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MAGLEV_CHUNK, MaglevKey,
-    Service, ServiceFlags, ServiceKey, SourceKey, maglev_entries,
+    Affinity, AffinityKey, Backend, BackendKey, EndpointKey, MAGLEV_CHUNK, MaglevKey, Service,
+    ServiceFlags, ServiceKey, SourceKey, maglev_entries,
 };
 
 use crate::{Stage, Tables};

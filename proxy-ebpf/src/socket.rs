@@ -2,8 +2,9 @@
 //!
 //! Owns what is remembered of them. Knows nothing of network namespaces: the hooks leave sockets of others alone before they ask here.
 
+use proxy_common::checksum::hash3;
 use proxy_common::flow::FlowKey;
-use proxy_common::net::{Address, Family, Port, Protocol, hash3};
+use proxy_common::net::{Address, Family, Port, Protocol};
 use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{
     Affinity, AffinityKey, Backend, EndpointKey, Service, ServiceFlags, ServiceKey, SourceKey,

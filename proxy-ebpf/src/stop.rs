@@ -1,9 +1,9 @@
 //! The end of a packet that is not sent on: it is answered with an ICMP error, or dropped.
 
+use proxy_common::config::Config;
 use proxy_common::flow::Hook;
 use proxy_common::net::IfIndex;
 use proxy_common::reason::Reason;
-use proxy_common::service::Config;
 
 use crate::parse::Ip;
 use crate::parse::others::Other;

@@ -3,10 +3,10 @@
 //! Each packet is judged by the forward direction of its connection as policies are now; nothing is
 //! cached (P25, P30).
 
+use proxy_common::config::Config;
 use proxy_common::flow::{Flow, FlowKey, Hook, Role, Way};
 use proxy_common::net::{Family, IfIndex, Port};
 use proxy_common::reason::Reason;
-use proxy_common::service::Config;
 
 use crate::parse::Ip;
 use crate::parse::others::Other;

@@ -1,7 +1,8 @@
 //! What XDP does: sends on what leaves the node again, and decides before it writes. All else goes on untouched, and tc finishes it.
 
 use proxy_common::flow::{Flow, Hook, Way};
-use proxy_common::net::{Address as _, Device, IfIndex};
+use proxy_common::net::{Address as _, IfIndex};
+use proxy_common::node::Device;
 use proxy_common::reason::{Counter, Reason};
 
 use crate::forward::way;

@@ -3,18 +3,18 @@
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use proxy_common::config::Config;
 use proxy_common::flow::{Flow, FlowKey, FragmentKey, TABLE_ENTRIES};
-use proxy_common::net::{
-    Addr4, Addr6, AddressFlags, Device, Family, IfIndex, LocalPod, RangeKind, V4, V6, Veth,
-};
+use proxy_common::net::{Addr4, Addr6, Family, IfIndex, V4, V6};
+use proxy_common::node::{AddressFlags, Device, LocalPod, RangeKind, Veth};
 use proxy_common::policy::{
     CHUNKS, Chunk, EXACT_MAX, MAX_PODS, NODES, Node, PREFIXES_MAX, PodRows, PortSet, VERDICTS_MAX,
     VerdictKey,
 };
 use proxy_common::reason::COUNTERS as COUNTER_COUNT;
 use proxy_common::service::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevChunk, MaglevKey, Name,
-    Service, ServiceKey, SourceKey,
+    Affinity, AffinityKey, Backend, BackendKey, EndpointKey, MaglevChunk, MaglevKey, Name, Service,
+    ServiceKey, SourceKey,
 };
 use proxy_common::socket::{PEER_ENTRIES, Peer, PeerKey};
 use proxy_ebpf::Scratch;

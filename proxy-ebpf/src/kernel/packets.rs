@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{bpf_csum_update, bpf_skb_change_tail};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use proxy_common::net::{checksum_update, sum_add};
+use proxy_common::checksum::{checksum_update, sum_add};
 use proxy_ebpf::{Change, Packet, Wire};
 
 /// The mark of the answers that we make, by which our other hooks know them; packets lose it when they leave the namespace.

@@ -7,16 +7,15 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup};
 use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64};
 use aya_ebpf::maps::lpm_trie::Key as Prefix;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
+use proxy_common::config::Config;
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
-use proxy_common::net::{
-    Addr4, Addr6, Address, AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, RangeKind, V4,
-    Veth,
-};
+use proxy_common::net::{Addr4, Addr6, Address, IfIndex, Port, Protocol, V4};
+use proxy_common::node::{AddressFlags, Device, LocalPod, RangeKind, Veth};
 use proxy_common::policy::{CHUNK_CLASSES, NO_CLASS, PodRows, PortSet, VerdictKey, Word};
 use proxy_common::reason::{Counter, Denial, Reason};
 use proxy_common::service::{
-    Affinity, AffinityKey, Backend, BackendKey, Config, EndpointKey, MaglevKey, SOURCE_KEY_BITS,
-    Service, ServiceKey, SourceKey,
+    Affinity, AffinityKey, Backend, BackendKey, EndpointKey, MaglevKey, SOURCE_KEY_BITS, Service,
+    ServiceKey, SourceKey,
 };
 use proxy_ebpf::parse::Ip;
 use proxy_ebpf::{Insert, NotPromoted, Refused, Route, Table, Tables, Verdicts, policy};

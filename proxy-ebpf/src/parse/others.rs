@@ -192,7 +192,7 @@ fn quoted_ports<F: Ip, P: Packet>(packet: &P, quoted: &Walked<F>, headers: &mut 
         match F::icmp(echo[0], 0) {
             Icmp::Request => headers.key.dport = number,
             Icmp::Answer => headers.key.sport = number,
-            _ => {}
+            Icmp::Error | Icmp::Neighbour | Icmp::Other => {}
         }
     } else if matches!(
         quoted.protocol,

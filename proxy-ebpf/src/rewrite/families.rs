@@ -1,9 +1,8 @@
 //! What reading and writing an IPv4 header, and an IPv6 header, have to themselves.
 
-use proxy_common::net::{
-    Addr4, Addr6, Address, Device, Port, Protocol, V4, V6, checksum_update, sum_add, sum_diff,
-    sum_fold,
-};
+use proxy_common::checksum::{checksum_update, sum_add, sum_diff, sum_fold};
+use proxy_common::net::{Addr4, Addr6, Address, Port, Protocol, V4, V6};
+use proxy_common::node::Device;
 use proxy_common::reason::{Answer, Reason};
 
 use super::{ICMP, TTL, quote};

@@ -1,6 +1,7 @@
 //! A pod reaches a cluster IP, wherever the backend is, itself included.
 
-use proxy_common::net::{AddressFlags, LocalPod, Port, Protocol};
+use proxy_common::net::{Port, Protocol};
+use proxy_common::node::{AddressFlags, LocalPod};
 use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{Backend, ServiceFlags};
 use proxy_ebpf::Action;

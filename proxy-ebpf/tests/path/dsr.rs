@@ -1,11 +1,13 @@
 //! Direct server return: two nodes, a client outside who asks one, and a backend of the other that answers him.
 
 use etherparse::{IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice};
+use proxy_common::config::Config;
 use proxy_common::flow::State;
-use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Protocol, RangeKind, V4, V6};
+use proxy_common::net::{IfIndex, Protocol, V4, V6};
+use proxy_common::node::{AddressFlags, Device, LocalPod, RangeKind};
 use proxy_common::policy::Row;
 use proxy_common::reason::{Counter, Reason};
-use proxy_common::service::{Backend, Config, ServiceFlags};
+use proxy_common::service::{Backend, ServiceFlags};
 use proxy_ebpf::{Action, Route};
 
 use crate::both_families;

@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use etherparse::{Icmpv4Type, Icmpv6Type, IpNumber, Ipv4HeaderSlice, PacketBuilder};
+use proxy_common::config::Config;
 use proxy_common::net::{Address as _, Protocol};
 use proxy_common::policy::Row;
 use proxy_common::reason::{Counter, Reason};
-use proxy_common::service::Config;
 use proxy_ebpf::Action;
 
 use crate::both_families;

@@ -1,7 +1,7 @@
 //! `--host-firewall respect`: translated packets take the stack's way, with the addresses of client and backend in its forward hooks.
 
+use proxy_common::config::Config;
 use proxy_common::reason::{Counter, Reason};
-use proxy_common::service::Config;
 use proxy_ebpf::Action;
 
 use crate::both_families;

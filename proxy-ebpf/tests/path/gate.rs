@@ -1,6 +1,7 @@
 //! V21 where no hooks of sockets are: what processes of this host send to Services comes by the gate, and what answers goes out of it.
 
-use proxy_common::net::{AddressFlags, Device, IfIndex, Port, Protocol, RangeKind};
+use proxy_common::net::{IfIndex, Port, Protocol};
+use proxy_common::node::{AddressFlags, Device, RangeKind};
 use proxy_common::policy::Row;
 use proxy_common::reason::Reason;
 use proxy_common::service::{Backend, ServiceFlags};

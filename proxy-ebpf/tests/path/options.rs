@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use proxy_common::net::{AddressFlags, RangeKind};
+use proxy_common::node::{AddressFlags, RangeKind};
 use proxy_common::reason::Reason;
 use proxy_common::service::{MAGLEV_CHUNK, MaglevKey, ServiceFlags, SourceKey};
 use proxy_ebpf::Action;

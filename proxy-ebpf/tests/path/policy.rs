@@ -1,11 +1,12 @@
 //! NetworkPolicy on packets: who is judged where, by which end, and what passes beside.
 
 use etherparse::IpNumber;
+use proxy_common::config::Config;
 use proxy_common::flow::Role;
-use proxy_common::net::{AddressFlags, Device, Protocol, Veth};
+use proxy_common::net::Protocol;
+use proxy_common::node::{AddressFlags, Device, Veth};
 use proxy_common::policy::{PodRows, Row};
 use proxy_common::reason::{Counter, Reason};
-use proxy_common::service::Config;
 use proxy_ebpf::Action;
 
 use crate::both_families;

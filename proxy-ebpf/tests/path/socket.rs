@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use proxy_common::net::{Address, AddressFlags, Port, Protocol, RangeKind};
+use proxy_common::net::{Address, Port, Protocol};
+use proxy_common::node::{AddressFlags, RangeKind};
 use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{Backend, BackendFlags, ServiceFlags, ServiceKey, SourceKey};
 use proxy_ebpf::fake::Memory;

@@ -8,7 +8,8 @@ use etherparse::{
     Ipv6Header, Ipv6RawExtHeader, PacketBuilder, VlanId,
 };
 use proxy_common::flow::Role;
-use proxy_common::net::{AddressFlags, Protocol};
+use proxy_common::net::Protocol;
+use proxy_common::node::AddressFlags;
 use proxy_common::reason::{Counter, Reason};
 use proxy_ebpf::Action;
 

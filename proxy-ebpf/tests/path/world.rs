@@ -2,11 +2,13 @@
 
 use std::cell::RefCell;
 
+use proxy_common::config::Config;
 use proxy_common::flow::{Flow, FlowKey};
-use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, Port, Protocol, V4, V6, Veth};
+use proxy_common::net::{IfIndex, Port, Protocol, V4, V6};
+use proxy_common::node::{AddressFlags, Device, LocalPod, Veth};
 use proxy_common::policy::{PodRows, PortRange, PortSet, Row, Word};
 use proxy_common::reason::Reason;
-use proxy_common::service::{Backend, BackendFlags, Config, ServiceFlags, ServiceKey};
+use proxy_common::service::{Backend, BackendFlags, ServiceFlags, ServiceKey};
 use proxy_ebpf::fake::{Bytes, Flows, Memory};
 use proxy_ebpf::parse::ethertype;
 use proxy_ebpf::{Action, Route, from_device, from_pod, to_device, to_pod, xdp};

@@ -1,6 +1,7 @@
 //! XDP: the same packets as at tc plus the link-layer header, or none of its business; it decides before it writes.
 
-use proxy_common::net::{Device, IfIndex, Protocol};
+use proxy_common::net::{IfIndex, Protocol};
+use proxy_common::node::Device;
 use proxy_common::reason::Counter;
 use proxy_ebpf::{Action, Route};
 
