@@ -321,7 +321,7 @@ fn depends_on(write: &Write) -> Option<(Side, u32)> {
         Write::Put(Entry::Service(frontend, service)) => {
             Some((frontend.addr.into(), service.generation))
         }
-        _ => None,
+        Write::Put(_) | Write::Delete(_) => None,
     }
 }
 
@@ -333,7 +333,7 @@ fn part_of(write: &Write) -> Option<(Side, u32)> {
         Write::Put(Entry::Endpoint(endpoint, _)) => {
             Some((endpoint.addr.ip().into(), endpoint.generation))
         }
-        _ => None,
+        Write::Put(_) | Write::Delete(_) => None,
     }
 }
 
@@ -381,6 +381,10 @@ fn warn_of_partial_checksums(hook: Hook, found: &Found) {
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "aya's list of program types is long; the object has these only"
+)]
 fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
     let program = ebpf
         .program_mut(name)
@@ -420,6 +424,10 @@ fn load_xdp(ebpf: &mut Ebpf, xdp: XdpChoice) -> Result<&'static str> {
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "aya's list of program types is long; the object has these only"
+)]
 fn info(program: &Program) -> Result<aya::programs::ProgramInfo> {
     match program {
         Program::SchedClassifier(program) => program.info(),

@@ -144,7 +144,19 @@ pub fn examine(snapshot: &Snapshot, listeners: &[Listener]) -> Vec<Finding> {
 fn unusable(state: &State) -> Vec<Finding> {
     let advice = |kind| match kind {
         Kind::Manifest => "correct the file; until then its last good content counts",
-        _ => "correct the field; until then this object is left out, and nothing else",
+        Kind::Service
+        | Kind::EndpointSlice
+        | Kind::Pod
+        | Kind::Node
+        | Kind::Namespace
+        | Kind::NetworkPolicy
+        | Kind::ServiceCIDR
+        | Kind::Deployment
+        | Kind::ReplicaSet
+        | Kind::StatefulSet
+        | Kind::DaemonSet => {
+            "correct the field; until then this object is left out, and nothing else"
+        }
     };
     let whole = state.invalid.values();
     let whole = whole.map(|i| {

@@ -165,7 +165,9 @@ impl Law {
         }
         let seconds = match Way::from_number(flow.way) {
             Way::Dsr => self.direct_seconds(protocol, flow.state),
-            _ => self.seconds(protocol, flow.state),
+            Way::Stack | Way::Pod | Way::Neighbour | Way::Gate => {
+                self.seconds(protocol, flow.state)
+            }
         };
         let idle = u64::from(age) >= u64::from(seconds) * u64::from(self.hz);
         idle.then_some(match flow.state {

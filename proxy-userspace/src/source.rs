@@ -81,7 +81,9 @@ impl News {
                     "; it is left out until that is corrected",
                 ),
                 Update::Flawed(_, flaws) => self.warn(object, flaws, ""),
-                _ => _ = self.warned.remove(&object),
+                Update::Apply(_) | Update::Delete(_) | Update::Synced | Update::Connection(_) => {
+                    _ = self.warned.remove(&object)
+                }
             }
         }
         self.sender.send(update).await.map_err(|_| Closed)

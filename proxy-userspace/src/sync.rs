@@ -565,7 +565,10 @@ fn concerns_links(update: &Update, snapshot: &Snapshot) -> bool {
         }
         Update::Apply(object) => object.reference().kind == Kind::Node,
         Update::Synced => true,
-        other => other
+        other @ (Update::Flawed(..)
+        | Update::Delete(_)
+        | Update::Invalid(_)
+        | Update::Connection(_)) => other
             .object()
             .is_some_and(|object| matches!(object.kind, Kind::Pod | Kind::Node)),
     }

@@ -147,7 +147,7 @@ fn links(text: &str) -> Links {
                     IpAddr::V6(v6) if device.masquerade6 == Default::default() => {
                         device.masquerade6 = v6.into()
                     }
-                    _ => {}
+                    IpAddr::V4(_) | IpAddr::V6(_) => {}
                 }
             }
         }

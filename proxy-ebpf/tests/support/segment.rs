@@ -381,7 +381,9 @@ impl Icmp {
         let head = match transport {
             TransportHeader::Icmpv4(icmp) => Icmpv4Header::to_bytes(icmp).to_vec(),
             TransportHeader::Icmpv6(icmp) => Icmpv6Header::to_bytes(icmp).to_vec(),
-            other => return Err(format!("{other:?}")),
+            other @ (TransportHeader::Udp(_) | TransportHeader::Tcp(_)) => {
+                return Err(format!("{other:?}"));
+            }
         };
         let mut link = [0; 12];
         link.copy_from_slice(&bytes[..12]);

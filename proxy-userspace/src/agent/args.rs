@@ -407,7 +407,12 @@ mod tests {
         )?;
         match typed.command {
             Command::Agent(args) => args.settings(),
-            other => panic!("no agent: {other:?}"),
+            other @ (Command::Status(_)
+            | Command::Services(_)
+            | Command::Flows(_)
+            | Command::Unload(_)
+            | Command::Doctor(_)
+            | Command::Explain(_)) => panic!("no agent: {other:?}"),
         }
     }
 

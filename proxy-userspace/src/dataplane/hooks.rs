@@ -404,6 +404,10 @@ fn is_dead(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(e) if matches!(e.io_error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::ENOENT)))
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "aya's list of errors is long, and one of them has a meaning here"
+)]
 fn os_error(error: &anyhow::Error) -> Option<i32> {
     match error.downcast_ref()? {
         ProgramError::SyscallError(error) => error.io_error.raw_os_error(),

@@ -115,7 +115,19 @@ fn short(write: &PolicyWrite) -> String {
     match write {
         PolicyWrite::Chunk(chunk, _) => format!("chunk {chunk}"),
         PolicyWrite::Node(node, _) => format!("node {node}"),
-        other => format!("{other:?}"),
+        other @ (PolicyWrite::Set(..)
+        | PolicyWrite::Verdict { .. }
+        | PolicyWrite::Hashed(..)
+        | PolicyWrite::Unhash(_)
+        | PolicyWrite::Word(..)
+        | PolicyWrite::Words { .. }
+        | PolicyWrite::Exact(..)
+        | PolicyWrite::DeleteExact(_)
+        | PolicyWrite::Prefix(..)
+        | PolicyWrite::DeletePrefix(_)
+        | PolicyWrite::Rows(..)
+        | PolicyWrite::Veth(..)
+        | PolicyWrite::DeleteVeth(_)) => format!("{other:?}"),
     }
 }
 

@@ -50,6 +50,10 @@ pub fn copy(from: &MapData, to: &MapData, how: Put) -> Result<usize> {
 }
 
 /// What the kernel copies for one value: per-CPU maps give one for each processor, each rounded up to eight bytes.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the kernel's list of map types is open"
+)]
 fn value_bytes(info: &aya::maps::MapInfo) -> Result<usize> {
     let size = info.value_size() as usize;
     match info.map_type()? {

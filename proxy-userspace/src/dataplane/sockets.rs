@@ -195,6 +195,10 @@ fn load(ebpf: &mut Ebpf) -> Result<()> {
     Ok(())
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "aya's list of program types is long; the object has these only"
+)]
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr> {
     match ebpf
         .program_mut(name)

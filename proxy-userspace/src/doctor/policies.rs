@@ -503,7 +503,10 @@ fn pairs(selector: &Selector) -> Labels {
         Requirement::In(key, values) if values.len() == 1 => {
             Some((key.clone(), values.first()?.clone()))
         }
-        _ => None,
+        Requirement::In(..)
+        | Requirement::NotIn(..)
+        | Requirement::Exists(_)
+        | Requirement::DoesNotExist(_) => None,
     };
     selector.requirements.iter().filter_map(pair).collect()
 }

@@ -173,7 +173,7 @@ impl<'a> Party<'a> {
     pub fn pod(&self) -> Option<(&'a ObjectName, &'a Pod)> {
         match self.who {
             Who::Pod(name, pod) => Some((name, pod)),
-            _ => None,
+            Who::HostPod(..) | Who::Node(_) | Who::Ended(_) | Who::Outside => None,
         }
     }
 
@@ -182,7 +182,7 @@ impl<'a> Party<'a> {
         match self.who {
             Who::Node(node) => Some(node),
             Who::HostPod(_, pod) => pod.node.as_deref(),
-            _ => None,
+            Who::Pod(..) | Who::Ended(_) | Who::Outside => None,
         }
     }
 
@@ -309,7 +309,7 @@ fn parties<'a>(state: &'a State, end: &End, notes: &mut Vec<String>) -> Result<V
                 }
                 Who::HostPod(..) => Some("has its node's network: to policies it is the node".to_owned()),
                 _ if pod.addresses.is_empty() => Some("has no address yet: no ipBlock matches it".to_owned()),
-                _ => None,
+                Who::Pod(..) | Who::Node(_) | Who::Outside => None,
             };
             notes.extend(remark.map(|remark| format!("pod {name} {remark}")));
             Ok(match pod.addresses.as_slice() {
@@ -349,7 +349,7 @@ fn owner(party: &Party<'_>) -> String {
     match party.who {
         Who::Pod(name, _) => format!("pod {name}"),
         Who::HostPod(name, _) => format!("pod {name}, which has its node's network"),
-        _ => party.to_string(),
+        Who::Node(_) | Who::Ended(_) | Who::Outside => party.to_string(),
     }
 }
 

@@ -251,7 +251,9 @@ impl Asked<'_> {
         let wanted = format!("wants {}", words::pods(own, namespaces, pods));
         let (name, pod) = match self.other.who {
             Who::Pod(name, pod) => (name, pod),
-            _ => return Err(format!("{wanted}, but {}", self.other.kind())),
+            Who::HostPod(..) | Who::Node(_) | Who::Ended(_) | Who::Outside => {
+                return Err(format!("{wanted}, but {}", self.other.kind()));
+            }
         };
         match namespaces {
             Namespaces::Own if *name.namespace != *own => {

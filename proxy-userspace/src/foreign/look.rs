@@ -156,6 +156,10 @@ async fn filters(devices: &[(u32, String)]) -> Vec<(String, String)> {
     found
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the list of tc's options is open"
+)]
 fn program_names(attribute: TcAttribute) -> Vec<String> {
     let TcAttribute::Options(options) = attribute else {
         return Vec::new();

@@ -1,4 +1,8 @@
 //! Links, addresses and routes in our words, taken from netlink's messages.
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the lists of netlink's attributes are open"
+)]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

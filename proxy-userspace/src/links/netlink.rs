@@ -126,6 +126,10 @@ impl Netlink {
     }
 
     /// The device that packets to `addr` leave by, if it is on a link of this host: neither local nor behind a gateway.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the list of netlink's attributes is open"
+    )]
     pub async fn link_to(&self, addr: IpAddr) -> Option<IfIndex> {
         let mut question = RouteMessage::default();
         question.header.address_family = if addr.is_ipv4() {

@@ -194,7 +194,7 @@ fn driver(link: &Link) -> Driver {
     match link.kind {
         Kind::Loopback => Driver::Loopback,
         _ if is_gate(link) => Driver::Tunnel,
-        _ => link.driver,
+        Kind::Veth | Kind::Bridge | Kind::Other => link.driver,
     }
 }
 

@@ -110,6 +110,10 @@ async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut news: News) {
 }
 
 /// Whether the API server answered that it has no such kind, or does not let us see it.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "kube's list of errors is open"
+)]
 fn is_absent(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status)) => {
@@ -255,7 +259,7 @@ fn said(connection: &Connection) {
         Connection::Down(error) => tracing::warn!(
             "the API server cannot be reached: {error}; what is known stays in force"
         ),
-        _ => tracing::info!("the API server answers"),
+        Connection::Never | Connection::Up => tracing::info!("the API server answers"),
     }
 }
 
@@ -275,7 +279,7 @@ mod tests {
             Step::Update(Update::Apply(o)) => format!("+{}", o.reference().name.name),
             Step::Update(Update::Delete(o)) => format!("-{}", o.name.name),
             Step::Listed(_) => "listed".to_owned(),
-            _ => "other".to_owned(),
+            Step::Update(_) | Step::Lost(..) => "other".to_owned(),
         };
         known.steps(Ok(event)).into_iter().map(words).collect()
     }

@@ -94,7 +94,16 @@ async fn reference(client: &Client, warning: &Warning) -> kube::Result<ObjectRef
                     .map(|service| service.metadata),
             )
         }
-        _ => (Service::API_VERSION, None),
+        Kind::EndpointSlice
+        | Kind::Pod
+        | Kind::Node
+        | Kind::Namespace
+        | Kind::ServiceCIDR
+        | Kind::Deployment
+        | Kind::ReplicaSet
+        | Kind::StatefulSet
+        | Kind::DaemonSet
+        | Kind::Manifest => (Service::API_VERSION, None),
     };
     Ok(ObjectReference {
         api_version: Some(version.into()),

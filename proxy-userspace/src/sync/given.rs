@@ -90,7 +90,12 @@ mod tests {
     fn of(update: &Update) -> &[IpAddr] {
         match update {
             Update::Apply(Object::Pod(_, pod)) => &pod.addresses,
-            other => panic!("{other:?}"),
+            other @ (Update::Apply(_)
+            | Update::Flawed(..)
+            | Update::Delete(_)
+            | Update::Invalid(_)
+            | Update::Synced
+            | Update::Connection(_)) => panic!("{other:?}"),
         }
     }
 

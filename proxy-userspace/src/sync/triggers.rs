@@ -29,7 +29,12 @@ impl Trigger {
                 .slices
                 .get(&object.name)
                 .map(|slice| Self::Gone(slice.service.clone())),
-            _ => None,
+            Update::Apply(_)
+            | Update::Flawed(..)
+            | Update::Delete(_)
+            | Update::Invalid(_)
+            | Update::Synced
+            | Update::Connection(_) => None,
         }
     }
 }

@@ -156,7 +156,9 @@ pub fn run<F: Ip>(
     };
     let said = match hook {
         Hook::FromPod => from_pod::<F, _, _>(&mut packet, memory, device),
-        _ => from_device::<F, _, _>(&mut packet, memory, device),
+        Hook::Xdp | Hook::FromDevice | Hook::ToPod | Hook::ToDevice => {
+            from_device::<F, _, _>(&mut packet, memory, device)
+        }
     };
     (said, packet.bytes)
 }

@@ -269,6 +269,6 @@ fn count_seconds(value: &mut Value, base: Timestamp) {
                 *value = json!(time.duration_since(base).as_secs());
             }
         }
-        _ => {}
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => {}
     }
 }

@@ -431,7 +431,7 @@ pub fn shot<F: Net>(dice: &mut Dice, network: &Network, memory: &Memory<F>) -> S
     let number = dice.below(2);
     let device = match hook {
         Hook::FromPod | Hook::ToPod => network.pod(number),
-        _ => network.device(number),
+        Hook::Xdp | Hook::FromDevice | Hook::ToDevice => network.device(number),
     };
     let segment = segment.ttl(dice.pick(&[64, 64, 64, 64, 64, 64, 64, 255, 2, 1, 0]));
     let payload = payload(dice);

@@ -254,7 +254,7 @@ fn verdicts(mut written: Written, at_least: f64) -> Result<()> {
             cidr: ipnet::IpNet::V4(cidr),
             ..
         } => Some(Ipv4Addr::from_bits(cidr.broadcast().to_bits() - 1)),
-        _ => None,
+        Named::Pods { .. } | Named::Block { .. } => None,
     });
     for (what, packets) in [
         ("pods", of_pods.map(packet).collect::<Vec<_>>()),

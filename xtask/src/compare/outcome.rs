@@ -82,7 +82,7 @@ impl Outcome {
                 pod: pod.clone(),
                 seen: seen(pod, *before),
             },
-            other => other.clone(),
+            other @ (End::Refused | End::TimedOut | End::Failed(_)) => other.clone(),
         };
         Self(self.0.iter().map(change).collect())
     }

@@ -283,7 +283,9 @@ impl Row {
         ) {
             let way = match self.client {
                 Client::Far | Client::Process(3) => Target::NodePort(3),
-                _ => Target::ClusterIp,
+                Client::Pod(..) | Client::Near | Client::Process(_) | Client::Unhooked(_) => {
+                    Target::ClusterIp
+                }
             };
             let client = matches!(
                 self.client,

@@ -139,7 +139,14 @@ fn client_is_kept(row: &Row, outcome: &Outcome) -> Outcome {
 fn hairpin_sees_frontend(row: &Row, outcome: &Outcome) -> Outcome {
     let frontend = match row.target {
         Target::NodePort(n) => Seen::Node(n),
-        _ => Seen::Frontend,
+        Target::ClusterIp
+        | Target::UnknownClusterPort
+        | Target::UnassignedClusterIp
+        | Target::Loopback
+        | Target::UnassignedNodePort(_)
+        | Target::ExternalIp(_)
+        | Target::LoadBalancerIp(_)
+        | Target::UnknownLoadBalancerPort(_) => Seen::Frontend,
     };
     outcome.with_clients(|pod, before| {
         if is_hairpin(row, pod) {

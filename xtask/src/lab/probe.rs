@@ -265,6 +265,10 @@ fn udp_socket(port: u16, addr: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 impl Answer {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the standard library's list of error kinds is open"
+    )]
     fn from_error(error: io::Error) -> Self {
         match error.kind() {
             ErrorKind::ConnectionRefused => Self::Refused,

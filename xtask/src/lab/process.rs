@@ -100,7 +100,13 @@ impl Process {
         self.owned.take().into_iter().for_each(Owned::release);
         match status {
             WaitStatus::Exited(_, 0) => Ok(text),
-            other => bail!("{} ended with {other:?}", self.what),
+            other @ (WaitStatus::Exited(..)
+            | WaitStatus::Signaled(..)
+            | WaitStatus::Stopped(..)
+            | WaitStatus::PtraceEvent(..)
+            | WaitStatus::PtraceSyscall(_)
+            | WaitStatus::Continued(_)
+            | WaitStatus::StillAlive) => bail!("{} ended with {other:?}", self.what),
         }
     }
 
@@ -111,7 +117,12 @@ impl Process {
     pub fn ended(&mut self) -> Result<Option<WaitStatus>> {
         match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)).context("wait for process")? {
             WaitStatus::StillAlive => Ok(None),
-            status => {
+            status @ (WaitStatus::Exited(..)
+            | WaitStatus::Signaled(..)
+            | WaitStatus::Stopped(..)
+            | WaitStatus::PtraceEvent(..)
+            | WaitStatus::PtraceSyscall(_)
+            | WaitStatus::Continued(_)) => {
                 self.owned.take().into_iter().for_each(Owned::release);
                 Ok(Some(status))
             }

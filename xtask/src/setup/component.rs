@@ -124,7 +124,21 @@ impl Component {
             Self::Lints => rust::find_lints(),
             Self::Go => go::find(),
             Self::DebianKeys => file(super::apt::DEBIAN_KEYS),
-            _ => program(self.row().2),
+            Self::Iproute2
+            | Self::Etcd
+            | Self::Qemu
+            | Self::Cpio
+            | Self::Busybox
+            | Self::Tcpdump
+            | Self::Tshark
+            | Self::Ethtool
+            | Self::Nftables
+            | Self::Iptables
+            | Self::Conntrack
+            | Self::Haproxy
+            | Self::Iperf3
+            | Self::Curl
+            | Self::Procps => program(self.row().2),
         }
     }
 
@@ -134,7 +148,23 @@ impl Component {
             Self::KernelCore => rust::core_packages(),
             Self::Lints => rust::lint_packages(),
             Self::Go => go::packages(),
-            _ => self.row().3.to_vec(),
+            Self::BpfLinker
+            | Self::Iproute2
+            | Self::Etcd
+            | Self::Qemu
+            | Self::Cpio
+            | Self::Busybox
+            | Self::DebianKeys
+            | Self::Tcpdump
+            | Self::Tshark
+            | Self::Ethtool
+            | Self::Nftables
+            | Self::Iptables
+            | Self::Conntrack
+            | Self::Haproxy
+            | Self::Iperf3
+            | Self::Curl
+            | Self::Procps => self.row().3.to_vec(),
         }
     }
 
@@ -144,7 +174,22 @@ impl Component {
             Self::Lints => Bringer::Lints,
             Self::BpfLinker => Bringer::Linker,
             Self::Go => Bringer::Go,
-            _ => Bringer::Apt,
+            Self::Iproute2
+            | Self::Etcd
+            | Self::Qemu
+            | Self::Cpio
+            | Self::Busybox
+            | Self::DebianKeys
+            | Self::Tcpdump
+            | Self::Tshark
+            | Self::Ethtool
+            | Self::Nftables
+            | Self::Iptables
+            | Self::Conntrack
+            | Self::Haproxy
+            | Self::Iperf3
+            | Self::Curl
+            | Self::Procps => Bringer::Apt,
         }
     }
 

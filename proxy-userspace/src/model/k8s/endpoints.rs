@@ -213,7 +213,11 @@ mod tests {
         for (patch, said) in cases {
             match converted(patch) {
                 Update::Invalid(invalid) => assert_eq!(invalid.to_string(), said),
-                other => panic!("taken: {other:?}"),
+                other @ (Update::Apply(_)
+                | Update::Flawed(..)
+                | Update::Delete(_)
+                | Update::Synced
+                | Update::Connection(_)) => panic!("taken: {other:?}"),
             }
         }
     }

@@ -198,7 +198,12 @@ mod tests {
     fn pod(spec: Value, status: Value) -> Pod {
         match converted(spec, status) {
             Update::Apply(Object::Pod(_, pod)) => pod,
-            other => panic!("refused: {other:?}"),
+            other @ (Update::Apply(_)
+            | Update::Flawed(..)
+            | Update::Delete(_)
+            | Update::Invalid(_)
+            | Update::Synced
+            | Update::Connection(_)) => panic!("refused: {other:?}"),
         }
     }
 

@@ -98,7 +98,11 @@ impl Reader {
             let egress = match &spec["egress"] {
                 Value::Array(rules) if rules.is_empty() => unsure,
                 Value::Null => unsure,
-                _ => Named::Yes,
+                Value::Bool(_)
+                | Value::Number(_)
+                | Value::String(_)
+                | Value::Array(_)
+                | Value::Object(_) => Named::Yes,
             };
             return [Named::Yes, egress];
         }
@@ -204,7 +208,11 @@ impl Reader {
         let pods = self.selector(pods, &format!("{path}.podSelector"));
         let namespaces = match namespaces {
             Value::Null => Namespaces::Own,
-            given => {
+            given @ (Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_)
+            | Value::Object(_)) => {
                 Namespaces::Matching(self.selector(given, &format!("{path}.namespaceSelector")))
             }
         };
@@ -265,7 +273,9 @@ impl Reader {
         match value {
             Value::Null => Some(&[]),
             Value::Array(items) => Some(items),
-            other => self.bad(path, format!("{} where a list is needed", form(other))),
+            other @ (Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_)) => {
+                self.bad(path, format!("{} where a list is needed", form(other)))
+            }
         }
     }
 
@@ -406,7 +416,7 @@ fn form(value: &Value) -> &'static str {
         Value::Null => "nothing",
         Value::Object(_) => "fields",
         Value::Array(_) => "a list",
-        _ => "a single value",
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => "a single value",
     }
 }
 

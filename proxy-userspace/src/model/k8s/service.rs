@@ -249,7 +249,11 @@ mod tests {
     fn refused(spec: Value) -> String {
         match converted(spec) {
             Update::Invalid(invalid) => invalid.to_string(),
-            other => panic!("taken: {other:?}"),
+            other @ (Update::Apply(_)
+            | Update::Flawed(..)
+            | Update::Delete(_)
+            | Update::Synced
+            | Update::Connection(_)) => panic!("taken: {other:?}"),
         }
     }
 
@@ -327,7 +331,11 @@ mod tests {
                     service.annotations.forwarding,
                 )),
                 Update::Invalid(invalid) => Err(invalid.to_string()),
-                other => panic!("{other:?}"),
+                other @ (Update::Apply(_)
+                | Update::Flawed(..)
+                | Update::Delete(_)
+                | Update::Synced
+                | Update::Connection(_)) => panic!("{other:?}"),
             }
         };
         assert_eq!(said(json!({})), Ok((None, None)));

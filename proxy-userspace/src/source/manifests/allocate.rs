@@ -406,7 +406,11 @@ mod tests {
                 )
             }
             Update::Invalid(i) => (i.object.name.name.to_string(), i.to_string()),
-            other => panic!("{other:?}"),
+            other @ (Update::Apply(_)
+            | Update::Flawed(..)
+            | Update::Delete(_)
+            | Update::Synced
+            | Update::Connection(_)) => panic!("{other:?}"),
         };
         allocate(services, ranges).into_iter().map(words).collect()
     }

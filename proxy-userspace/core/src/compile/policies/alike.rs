@@ -272,7 +272,9 @@ impl Groups {
                 .iter()
                 .find_map(|requirement| match requirement {
                     Requirement::In(key, values) => Some((key, values)),
-                    _ => None,
+                    Requirement::NotIn(..)
+                    | Requirement::Exists(_)
+                    | Requirement::DoesNotExist(_) => None,
                 })
         };
         let (key, values) = one_of(&peer.labels)?;
