@@ -2,6 +2,10 @@
 //!
 //! `cargo xtask docs` runs it: `reference DIR`.
 
+#[path = "reference/annotations.rs"]
+mod annotations;
+#[path = "reference/checks.rs"]
+mod checks;
 #[path = "reference/flags.rs"]
 mod flags;
 #[path = "reference/metrics.rs"]
@@ -23,7 +27,19 @@ type Page = (
     fn() -> Result<String>,
 );
 
-const PAGES: [Page; 3] = [
+const PAGES: [Page; 5] = [
+    (
+        "annotations.md",
+        "Annotations",
+        annotations::INTRODUCTION,
+        annotations::body,
+    ),
+    (
+        "doctor-checks.md",
+        "Checks of portway doctor",
+        checks::INTRODUCTION,
+        checks::body,
+    ),
     (
         "flags.md",
         "Commands and flags",
