@@ -216,7 +216,7 @@ impl Sync {
         let change = Change::of(&update, &self.snapshot.state);
         self.outputs.reports.heard(&change);
         let mut touched = Touched::default();
-        touched.note(&update);
+        touched.record(&update);
         let changed = self.snapshot.state.apply(update);
         if changed == Changed::Yes {
             self.touched.extend(touched);
@@ -442,7 +442,7 @@ impl Sync {
         for (index, device) in &mut links.devices {
             device.flags |= self.plane.device_flags(*index);
         }
-        self.touched.note_links(&self.snapshot.links, &links);
+        self.touched.record_links(&self.snapshot.links, &links);
         self.snapshot.links = links;
     }
 

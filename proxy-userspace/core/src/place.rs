@@ -4,13 +4,16 @@
 //! and may only run once no packet that began before the last write is still under way.
 
 mod actual;
+mod elements;
+mod label;
 mod maglev;
 mod plan;
 pub mod policies;
 #[cfg(test)]
 mod tests;
 
-pub use actual::{Actual, EndpointAt, Entry, Idle, Key, Side, Slot, SlotKey, Write};
+pub use actual::{Actual, Idle};
+pub use elements::{EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
 
 use crate::contents::{Contents, Delta};
 use plan::Plan;

@@ -15,25 +15,25 @@ pub struct PolicySync {
     tables: PolicyTables,
     /// Writes that the kernel has refused, and those behind them.
     pending: VecDeque<PolicyWrite>,
-    slots: BTreeMap<IpAddr, u32>,
+    pod_ids: BTreeMap<IpAddr, u32>,
     /// Addresses that another pod has now, or none of this node.
     left: BTreeSet<IpAddr>,
 }
 
 impl PolicySync {
-    /// Nothing is written yet to tables of this size; pods get the slots that they had in `actual`, if those are free.
+    /// Nothing is written yet to tables of this size; pods get the pod_ids that they had in `actual`, if those are free.
     pub fn new(actual: &Actual, room: Room) -> Self {
-        let slots = actual
+        let pod_ids = actual
             .pods()
             .iter()
             .map(|(addr, pod)| (*addr, pod.pod_id))
             .collect();
-        let tables = PolicyTables::with_room(room).with_slots(slots);
+        let tables = PolicyTables::with_room(room).with_pod_ids(pod_ids);
         Self {
             compiler: PolicyCompiler::default(),
             tables,
             pending: VecDeque::new(),
-            slots: BTreeMap::new(),
+            pod_ids: BTreeMap::new(),
             left: BTreeSet::new(),
         }
     }
@@ -88,21 +88,21 @@ impl PolicySync {
         error
     }
 
-    /// Pods' addresses are written with the slots of their policies.
+    /// Pods' addresses are written with the pod_ids of their policies.
     fn assign(&mut self, actual: &mut Actual) {
-        let now: BTreeMap<_, _> = self.tables.slots().collect();
-        self.slots
+        let now: BTreeMap<_, _> = self.tables.pod_ids().collect();
+        self.pod_ids
             .keys()
             .filter(|addr| !now.contains_key(addr))
             .for_each(|addr| actual.assign(*addr, 0));
         let left = self
-            .slots
+            .pod_ids
             .iter()
-            .filter(|(addr, slot)| now.get(addr) != Some(slot));
+            .filter(|(addr, pod_id)| now.get(addr) != Some(pod_id));
         self.left.extend(left.map(|(addr, _)| *addr));
         now.iter()
-            .for_each(|(addr, slot)| actual.assign(*addr, *slot));
-        self.slots = now;
+            .for_each(|(addr, pod_id)| actual.assign(*addr, *pod_id));
+        self.pod_ids = now;
     }
 
     /// Pods that nobody reaches where they are isolated, for want of room for what their policies say (P34).

@@ -217,7 +217,10 @@ fn a_verdict_costs_less_than_identity_and_lpm() -> Result<()> {
 /// Each kind of peer is to be judged so many times as fast as others do it.
 fn verdicts(mut written: Written, at_least: f64) -> Result<()> {
     let name = in_namespace(0, "app-0-0".into());
-    let slot = written.tables.slot(&name).context("find the pod's slot")?;
+    let pod_id = written
+        .tables
+        .pod_id(&name)
+        .context("find the pod's pod_id")?;
     let subject = pod(0, 0, 0).addresses[0];
     let IpAddr::V4(addr) = subject else {
         anyhow::bail!("{subject} is no IPv4")
@@ -227,7 +230,7 @@ fn verdicts(mut written: Written, at_least: f64) -> Result<()> {
         addr,
         LocalPod {
             device: DEVICE,
-            pod_id: slot,
+            pod_id,
         },
     )?;
     ensure!(

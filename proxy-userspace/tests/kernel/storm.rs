@@ -127,13 +127,13 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
         &mut maps,
     )?;
     let subject = ObjectName::new("shop", "subject");
-    let slot = tables.slot(&subject).context("find the pod's slot")?;
+    let pod_id = tables.pod_id(&subject).context("find the pod's pod_id")?;
     maps::put_pod(
         &mut loaded,
         SUBJECT.parse()?,
         LocalPod {
             device: DEVICE,
-            pod_id: slot,
+            pod_id,
         },
     )?;
     let history = History::default();
@@ -162,7 +162,7 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
             while started.elapsed() < length && !packets.is_finished() {
                 let update = edit_of(dice);
                 let mut touched = Touched::default();
-                touched.note(&update);
+                touched.record(&update);
                 _ = snapshot.state.apply(update);
                 // The state is known before its first write is seen.
                 let delta = timed(&mut took.compile, || compiler.compile(&snapshot, &touched));
@@ -222,9 +222,9 @@ pub fn without_kernel(dice: &mut Dice, edits: usize) -> Result<usize> {
         let delta = compiler.compile(&snapshot, &touched);
         let writes = tables.place(compiler.policies(), &delta);
         states.push(verdicts(&compiler));
-        let slot = tables
-            .slot(&ObjectName::new("shop", "subject"))
-            .context("find the pod's slot")?;
+        let pod_id = tables
+            .pod_id(&ObjectName::new("shop", "subject"))
+            .context("find the pod's pod_id")?;
         let lag = dice.below(3 * writes.len().max(1));
         for write in writes {
             late.make(&write);
@@ -238,9 +238,9 @@ pub fn without_kernel(dice: &mut Dice, edits: usize) -> Result<usize> {
             // The first writes find no pod that anybody asks about.
             if edit > 0 {
                 let since = between.front().map_or(edit, |(edit, _)| *edit) - 1;
-                late.holds(slot, &states[edit - 1..])
+                late.holds(pod_id, &states[edit - 1..])
                     .with_context(|| format!("edit {edit}"))?;
-                straddles(dice, [&early, &late], slot, &states[since..])
+                straddles(dice, [&early, &late], pod_id, &states[since..])
                     .with_context(|| format!("edit {edit}"))?;
             }
             count += 1;
@@ -258,7 +258,7 @@ pub fn without_kernel(dice: &mut Dice, edits: usize) -> Result<usize> {
         until_rest = until_rest.saturating_sub(1);
         let update = edit_of(dice);
         touched = Touched::default();
-        touched.note(&update);
+        touched.record(&update);
         _ = snapshot.state.apply(update);
     }
     Ok(count)
@@ -274,9 +274,9 @@ impl Memory4 {
     }
 
     /// Every question is answered as one of these states does.
-    fn holds(&self, slot: u32, states: &[Verdicts]) -> Result<()> {
+    fn holds(&self, pod_id: u32, states: &[Verdicts]) -> Result<()> {
         for (bit, question) in questions().into_iter().enumerate() {
-            question.check(&self.0, slot, bit, states)?;
+            question.check(&self.0, pod_id, bit, states)?;
         }
         Ok(())
     }
@@ -286,7 +286,7 @@ impl Memory4 {
 fn straddles(
     dice: &mut Dice,
     [early, late]: [&Memory4; 2],
-    slot: u32,
+    pod_id: u32,
     states: &[Verdicts],
 ) -> Result<()> {
     let all = questions();
@@ -297,7 +297,7 @@ fn straddles(
         left: Cell::new(dice.below(8)),
     };
     all[bit]
-        .check(&tables, slot, bit, states)
+        .check(&tables, pod_id, bit, states)
         .context("a packet that is under way")
 }
 
@@ -321,8 +321,8 @@ impl proxy_ebpf::Verdicts<V4> for Straddled<'_> {
     where
         Self: 'a;
 
-    fn rows(&self, slot: u32) -> PodRows {
-        self.met().rows(slot)
+    fn rows(&self, pod_id: u32) -> PodRows {
+        self.met().rows(pod_id)
     }
     fn word(&self, node: u32, byte: u8) -> Word {
         self.met().word(node, byte)
@@ -420,7 +420,7 @@ impl Question {
     fn check<T: proxy_ebpf::Verdicts<V4>>(
         self,
         tables: &T,
-        slot: u32,
+        pod_id: u32,
         bit: usize,
         states: &[Verdicts],
     ) -> Result<()> {
@@ -434,7 +434,7 @@ impl Question {
                 rows.egress
             }
         };
-        let said = allowed::<V4, _>(tables, slot, side, &peer.into(), Protocol::TCP, self.port);
+        let said = allowed::<V4, _>(tables, pod_id, side, &peer.into(), Protocol::TCP, self.port);
         let owed = states.iter().any(|state| (state >> bit & 1 == 1) == said);
         ensure!(
             owed,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::node_port_addresses;
+use super::addresses::node_port_addresses;
 use crate::model::{NodePortAddresses, ObjectName, Proxied, Service, Snapshot, State, UnixTime};
 
 /// What is asked about one Service (V22).

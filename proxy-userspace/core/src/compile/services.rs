@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use proxy_common::service::{BackendFlags, ServiceFlags};
 
-use super::Conflict;
+use super::conflict::Conflict;
 use super::endpoints::{Place, backends, endpoints};
 use super::pods::PodNetwork;
 use crate::contents::{Frontend, Target};

@@ -193,7 +193,7 @@ fn happen(dice: &mut Dice, snapshot: &mut Snapshot, touched: &mut Touched) {
                 };
                 snapshot.links.devices = dice.some(1, device).into_iter().collect();
             }
-            touched.note_links(&before, &snapshot.links);
+            touched.record_links(&before, &snapshot.links);
             return;
         }
     };
@@ -206,7 +206,7 @@ fn happen(dice: &mut Dice, snapshot: &mut Snapshot, touched: &mut Touched) {
         }),
         _ => Update::Apply(object),
     };
-    touched.note(&update);
+    touched.record(&update);
     _ = snapshot.state.apply(update);
 }
 
@@ -328,7 +328,7 @@ fn one_changed_service_of_10_000_costs_only_itself() {
         let name = ObjectName::new("shop", &format!("service-{n}"));
         let slice = Update::Apply(Object::EndpointSlice(name.clone(), slice_of(&name, n, 3)));
         let mut touched = Touched::default();
-        touched.note(&slice);
+        touched.record(&slice);
         _ = snapshot.state.apply(slice);
         let begun = Instant::now();
         let delta = compiler.compile(&snapshot, &touched);

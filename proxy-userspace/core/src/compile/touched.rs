@@ -54,7 +54,7 @@ impl Touched {
     }
 
     /// What a piece of news may change.
-    pub fn note(&mut self, update: &Update) {
+    pub fn record(&mut self, update: &Update) {
         self.everything |= *update == Update::Synced;
         let Some(object) = update.object() else {
             return;
@@ -76,7 +76,7 @@ impl Touched {
     }
 
     /// What a new look at the host's network may change.
-    pub fn note_links(&mut self, before: &Links, after: &Links) {
+    pub fn record_links(&mut self, before: &Links, after: &Links) {
         let differs = |addr: &&IpAddr| before.pods.get(*addr) != after.pods.get(*addr);
         self.addresses
             .extend(before.pods.keys().chain(after.pods.keys()).filter(differs));

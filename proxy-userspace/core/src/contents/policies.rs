@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use proxy_common::net::{IfIndex, Protocol};
 
+use super::unlike;
 use crate::model::{ObjectName, PortRange};
 
 /// Everything about NetworkPolicy that the maps ought to hold on this node.
@@ -19,6 +20,33 @@ pub struct Policies {
     /// The classes of addresses; the longest prefix counts, and what none covers has no class ([`Class::default`]). Pods stand here with
     /// all bits of their addresses.
     pub classes: BTreeMap<IpNet, Arc<Class>>,
+}
+
+/// The keys of the elements of [`Policies`] that two of them differ in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PolicyDelta {
+    /// Of `pods`.
+    pub pods: BTreeSet<ObjectName>,
+    /// Of `classes`.
+    pub classes: BTreeSet<IpNet>,
+    /// `exist` differs.
+    pub exist: bool,
+}
+
+impl PolicyDelta {
+    /// What differs.
+    pub fn between(before: &Policies, after: &Policies) -> Self {
+        Self {
+            pods: unlike(&before.pods, &after.pods),
+            classes: unlike(&before.classes, &after.classes),
+            exist: before.exist != after.exist,
+        }
+    }
+
+    /// Nothing differs.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One pod of this node.

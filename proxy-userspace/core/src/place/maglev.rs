@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use proxy_common::service::{MAGLEV_CHUNK, MaglevChunk, MaglevKey, maglev_entries};
 use siphasher::sip::SipHasher13;
 
-use super::Side;
+use super::elements::Side;
 use crate::contents::Backends;
 use crate::model::Algorithm;
 

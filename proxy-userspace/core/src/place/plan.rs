@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::Hasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,13 +9,12 @@ use ipnet::IpNet;
 use proxy_common::net::{AddressFlags, Device, IfIndex, LocalPod, RangeKind};
 use proxy_common::service::{Service, ServiceFlags};
 
-use super::actual::{Actual, EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
+use super::actual::Actual;
+use super::elements::{EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
+use super::label::label;
 use super::maglev;
 use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target};
 use crate::model::Algorithm;
-
-/// The longest text that a `Name` holds.
-const LABEL: usize = 188;
 
 pub struct Plan<'a> {
     contents: &'a Contents,
@@ -144,7 +142,7 @@ impl<'a> Plan<'a> {
     fn pod(&mut self, addr: IpAddr) {
         let ought = self.contents.pods.get(&addr).map(|device| LocalPod {
             device: *device,
-            pod_id: self.actual.slot(addr),
+            pod_id: self.actual.pod_id(addr),
         });
         if self.actual.pods().get(&addr) != ought.as_ref() {
             self.fact(addr, ought.as_ref());
@@ -299,17 +297,6 @@ fn fresh(next: &mut u32, used: impl Fn(u32) -> bool) -> u32 {
             return number;
         }
     }
-}
-
-/// The service's name as `NAMES` can hold it. What is too long ends in a hash of the whole, so that two never become one.
-pub fn label(service: &str) -> Cow<'_, str> {
-    if service.len() <= LABEL {
-        return Cow::Borrowed(service);
-    }
-    let mut hasher = std::hash::DefaultHasher::new();
-    hasher.write(service.as_bytes());
-    let end = service.floor_char_boundary(LABEL - 17);
-    Cow::Owned(format!("{}~{:016x}", &service[..end], hasher.finish()))
 }
 
 /// A value that has the same form in symbols and in the kernel.

@@ -572,7 +572,7 @@ fn the_counters_go_round_at_the_end_and_skip_what_is_in_use() {
 fn names_too_long_for_the_kernel_stay_apart() {
     let long = |end: &str| format!("{}{end}", "x".repeat(200));
     let (a, b) = (long("a"), long("b"));
-    assert_ne!(super::plan::label(&a), super::plan::label(&b));
-    assert!(super::plan::label(&a).len() <= 188);
-    assert_eq!(super::plan::label("ns/web:http"), "ns/web:http");
+    assert_ne!(super::label::label(&a), super::label::label(&b));
+    assert!(super::label::label(&a).len() <= 188);
+    assert_eq!(super::label::label("ns/web:http"), "ns/web:http");
 }

@@ -74,9 +74,9 @@ pub fn write(write: &PolicyWrite, v4: &mut Memory<V4>, v6: &mut Memory<V6>) {
             }
             addr => _ = v6.prefixes.remove(&(six(addr), prefix.prefix_len().into())),
         },
-        PolicyWrite::Rows(slot, rows) => {
-            v4.rows.insert(*slot, *rows);
-            v6.rows.insert(*slot, *rows);
+        PolicyWrite::Rows(pod_id, rows) => {
+            v4.rows.insert(*pod_id, *rows);
+            v6.rows.insert(*pod_id, *rows);
         }
         PolicyWrite::Veth(device, veth) => {
             v4.veths.insert(*device, *veth);

@@ -59,12 +59,12 @@ impl Tables {
         writes
             .iter()
             .try_for_each(|write| kernel.write_policy(write))?;
-        let pods = self.world.slots().into_iter().map(|(ip, slot)| {
+        let pods = self.world.pod_ids().into_iter().map(|(ip, pod_id)| {
             (
                 ip,
                 LocalPod {
                     device: DEVICE,
-                    pod_id: slot,
+                    pod_id,
                 },
             )
         });

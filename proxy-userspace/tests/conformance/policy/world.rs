@@ -99,7 +99,7 @@ impl World {
     }
 
     fn hear(&mut self, update: Update, touched: &mut Touched) {
-        touched.note(&update);
+        touched.record(&update);
         _ = self.snapshot.state.apply(update);
     }
 
@@ -114,15 +114,15 @@ impl World {
         writes
     }
 
-    /// The slots of the pods' addresses.
-    pub fn slots(&self) -> BTreeMap<IpAddr, u32> {
-        self.tables.slots().collect()
+    /// The pod_ids of the pods' addresses.
+    pub fn pod_ids(&self) -> BTreeMap<IpAddr, u32> {
+        self.tables.pod_ids().collect()
     }
 
     /// The rows of the pod that owns an address.
     pub fn rows(&self, ip: IpAddr) -> Option<PodRows> {
-        let slot = self.tables.slots().find(|(addr, _)| *addr == ip)?.1;
-        self.v4.rows.get(&slot).copied()
+        let pod_id = self.tables.pod_ids().find(|(addr, _)| *addr == ip)?.1;
+        self.v4.rows.get(&pod_id).copied()
     }
 
     /// Whether a connection is let in and out, by the functions that the programs run.

@@ -8,15 +8,12 @@ use proxy_common::net::Protocol;
 use slab::Slab;
 
 use super::content::{PodPeer, Scope};
-use super::rules::Rows;
+use super::rules::{Named, Rows};
 use crate::model::policy::{Requirement, Selector};
 use crate::model::{Labels, ObjectName, Pod, Snapshot};
 
 /// The label that every namespace has (P10).
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
-
-/// The numbers of a pod's named ports (P15).
-pub(super) type Named = BTreeMap<(Arc<str>, Protocol), BTreeSet<u16>>;
 
 /// A group of pods that are alike. Which number a group has depends on history, so it never reaches output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

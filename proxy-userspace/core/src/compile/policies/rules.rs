@@ -1,13 +1,15 @@
 //! Rules of policies to rows of pods: ports in their one form, rules joined by peers, own names as numbers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use proxy_common::net::Protocol;
 
-use super::alike::Named;
 use crate::contents::policies::{Isolation, Peers, Ports, Row};
 use crate::model::policy::{PolicyPort, PortMatch};
+
+/// The numbers of a pod's named ports (P15).
+pub(super) type Named = BTreeMap<(Arc<str>, Protocol), BTreeSet<u16>>;
 
 /// A policy's rules with the names of their peers; `None` where it does not isolate (P2).
 #[derive(Debug, Default)]

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use super::{PolicyCompiler, PolicyDelta};
+use super::PolicyCompiler;
 use crate::compile::Touched;
-use crate::contents::policies::Policies;
+use crate::contents::policies::{Policies, PolicyDelta};
 use crate::model::policy::{Namespaces, Peer, Selector};
 use crate::model::{self, Labels, Namespace, Object, ObjectName, Pod, Snapshot, Update};
 
@@ -50,7 +50,7 @@ impl Measured {
         let (mut times, mut delta) = (Vec::new(), PolicyDelta::default());
         for round in 0..ROUNDS {
             let (update, mut touched) = (Update::Apply(object(round)), Touched::default());
-            touched.note(&update);
+            touched.record(&update);
             _ = self.snapshot.state.apply(update);
             let begun = Instant::now();
             delta = self.compiler.compile(&self.snapshot, &touched);

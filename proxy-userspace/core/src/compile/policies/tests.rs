@@ -9,9 +9,9 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use proxy_common::net::{IfIndex, Protocol};
 
-use super::{PolicyCompiler, PolicyDelta};
+use super::PolicyCompiler;
 use crate::compile::Touched;
-use crate::contents::policies::{Class, Isolation, Policies, verdict};
+use crate::contents::policies::{Class, Isolation, Policies, PolicyDelta, verdict};
 use crate::model::policy::{Namespaces, Peer, PolicyPort, PortMatch, Requirement, Rule, Selector};
 use crate::model::{
     ContainerPort, Invalid, Kind, Labels, Namespace, NetworkPolicy, Object, ObjectName, ObjectRef,
@@ -163,7 +163,7 @@ impl Cluster {
     }
 
     fn hear(&mut self, update: Update) {
-        self.touched.note(&update);
+        self.touched.record(&update);
         _ = self.snapshot.state.apply(update);
     }
 
@@ -853,7 +853,9 @@ fn a_pods_device_comes_and_goes_with_the_links() {
         .links
         .pods
         .insert(addr("fd00::2"), IfIndex(7));
-    cluster.touched.note_links(&before, &cluster.snapshot.links);
+    cluster
+        .touched
+        .record_links(&before, &cluster.snapshot.links);
     assert_eq!(cluster.policies().pods[&object("web")].device, IfIndex(7));
 }
 
@@ -1029,7 +1031,9 @@ fn happen(dice: &mut Dice, cluster: &mut Cluster) {
                 .some(2, |dice| (dice.address(), IfIndex(dice.below(3).into())))
                 .into_iter()
                 .collect();
-            return cluster.touched.note_links(&before, &cluster.snapshot.links);
+            return cluster
+                .touched
+                .record_links(&before, &cluster.snapshot.links);
         }
     };
     cluster.hear(match dice.below(8) {

@@ -1,20 +1,17 @@
 //! Where addresses' classes are found: IPv4 in a directory of nodes, the rest in a hash of single addresses and a trie of prefixes.
 
+mod block;
+mod trie;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 use proxy_common::policy::{NO_CLASS, Node, ROOTS, Word};
 
+use self::block::{Block, WIDTHS, delete, first, last};
 use super::resting::Resting;
-use super::{PolicyWrite, Room};
+use super::write::{PolicyWrite, Room};
 use crate::contents::policies::longest;
-
-/// The bits that are behind by each level of the directory.
-const WIDTHS: [u8; 3] = [16, 24, 32];
-
-/// A block of IPv4: its first address and its bits.
-type Block = (u32, u8);
 
 /// A mirror of the tables that lead from addresses to classes.
 #[derive(Debug)]
@@ -45,24 +42,6 @@ pub struct Directory {
 impl Default for Directory {
     fn default() -> Self {
         Self::new(Room::default())
-    }
-}
-
-/// The first address of a block.
-fn first(addr: u32, bits: u8) -> u32 {
-    if bits == 0 {
-        0
-    } else {
-        addr & (u32::MAX << (32 - bits))
-    }
-}
-
-/// The last address of a block.
-fn last(addr: u32, bits: u8) -> u32 {
-    if bits == 0 {
-        u32::MAX
-    } else {
-        addr | !(u32::MAX << (32 - bits))
     }
 }
 
@@ -127,27 +106,6 @@ impl Directory {
         self.overflows
     }
 
-    /// Tries again to place what had no room.
-    pub fn place_lost(&mut self, writes: &mut Vec<PolicyWrite>) {
-        for (prefix, class) in self.lost6.clone() {
-            if self.v6.len() >= self.room.prefixes && self.exact.len() >= self.room.exact {
-                break;
-            }
-            self.set_v6(prefix, Some(class), writes);
-        }
-        let blocks: BTreeSet<u32> = self
-            .lost4
-            .iter()
-            .map(|(addr, _)| first(*addr, WIDTHS[0]))
-            .collect();
-        for base in blocks {
-            if !self.trie_has(1) && self.free.is_empty() {
-                break;
-            }
-            self.repaint(base, last(base, WIDTHS[0]), writes);
-        }
-    }
-
     /// No packet is left that began before the last writes: what it may have been in is free.
     pub fn rest(&mut self, writes: &mut Vec<PolicyWrite>) {
         self.free.extend(self.resting.rested());
@@ -161,35 +119,6 @@ impl Directory {
     /// Whether something waits for [`Self::rest`].
     pub fn is_resting(&self) -> bool {
         !self.resting.is_empty() || !self.late.is_empty()
-    }
-
-    /// Whether the trie has room for so many.
-    fn trie_has(&self, room: usize) -> bool {
-        self.trie.len() + self.leaving.len() + room <= self.room.prefixes
-    }
-
-    fn set_v6(&mut self, prefix: IpNet, class: Option<u32>, writes: &mut Vec<PolicyWrite>) {
-        self.lost6.remove(&prefix);
-        let Some(class) = class else {
-            if self.exact.remove(&prefix).is_some() {
-                writes.push(PolicyWrite::DeleteExact(prefix.addr()));
-            } else if self.v6.remove(&prefix).is_some() {
-                writes.push(PolicyWrite::DeletePrefix(prefix));
-            }
-            return;
-        };
-        let in_trie = self.v6.contains_key(&prefix);
-        let may_hash = prefix.prefix_len() == 128 && !in_trie && self.exact.len() < self.room.exact;
-        if may_hash || self.exact.contains_key(&prefix) {
-            self.exact.insert(prefix, class);
-            writes.push(PolicyWrite::Exact(prefix.addr(), class));
-        } else if in_trie || self.v6.len() < self.room.prefixes {
-            self.v6.insert(prefix, class);
-            writes.push(PolicyWrite::Prefix(prefix, class));
-        } else {
-            self.lost6.insert(prefix, class);
-            self.overflows = true;
-        }
     }
 
     fn set_v4(&mut self, prefix: Ipv4Net, class: Option<u32>, writes: &mut Vec<PolicyWrite>) {
@@ -402,94 +331,6 @@ impl Directory {
         Word::node(node)
     }
 
-    /// Brings the trie's part of a block in step, which is looked up there, wherever `dirty` reaches. What goes is taken away at once, for
-    /// its addresses would be taken for what they were.
-    fn keep_in_trie(
-        &mut self,
-        base: u32,
-        bits: u8,
-        dirty: (u32, u32),
-        writes: &mut Vec<PolicyWrite>,
-    ) {
-        let from = (base, bits + 1).max((dirty.0, 0));
-        let within = from..=(dirty.1.min(last(base, bits)), 32);
-        let mut wanted: BTreeMap<_, _> = self
-            .v4
-            .range(within.clone())
-            .map(|(key, class)| (*key, *class))
-            .collect();
-        wanted.insert((base, bits), self.longest(base, 0, bits, NO_CLASS));
-        let there = self
-            .trie
-            .range(within.clone())
-            .map(|(key, _)| key)
-            .chain(self.leaving.range(within.clone()));
-        let gone: Vec<_> = there
-            .filter(|key| !wanted.contains_key(key))
-            .copied()
-            .collect();
-        for key in gone {
-            self.trie.remove(&key);
-            self.leaving.remove(&key);
-            writes.push(delete(key));
-        }
-        let lost: Vec<_> = self
-            .lost4
-            .range(within)
-            .copied()
-            .chain([(base, bits)])
-            .collect();
-        lost.iter().for_each(|key| _ = self.lost4.remove(key));
-        for (key, class) in wanted {
-            let before = self.trie.get(&key);
-            if before == Some(&class) {
-                continue;
-            }
-            if before.is_none() && !self.leaving.remove(&key) && !self.trie_has(1) {
-                self.lost4.insert(key);
-                self.overflows = true;
-                continue;
-            }
-            self.trie.insert(key, class);
-            writes.push(PolicyWrite::Prefix(network(key), class));
-        }
-    }
-
-    /// A block is not looked up in the trie from now on, but for those within it that are.
-    fn leave_trie(&mut self, base: u32, bits: u8) {
-        let within = (base, bits)..=(last(base, bits), 32);
-        let Self {
-            trie,
-            leaving,
-            late,
-            lost4,
-            elsewhere,
-            ..
-        } = self;
-        let finer = WIDTHS.into_iter().filter(|width| *width > bits);
-        let stays = |(addr, bits): &Block| {
-            finer
-                .clone()
-                .any(|width| width <= *bits && elsewhere.contains(&(first(*addr, width), width)))
-        };
-        let gone: Vec<_> = trie
-            .range(within.clone())
-            .map(|(key, _)| *key)
-            .filter(|key| !stays(key))
-            .collect();
-        for key in gone {
-            trie.remove(&key);
-            leaving.insert(key);
-            late.push(key);
-        }
-        let lost: Vec<_> = lost4
-            .range(within)
-            .filter(|key| !stays(key))
-            .copied()
-            .collect();
-        lost.iter().for_each(|key| _ = lost4.remove(key));
-    }
-
     /// The word of a block as it is; a class where its parent has no node.
     fn word(&self, level: usize, base: u32) -> Word {
         let [a, b, c, d] = base.to_be_bytes();
@@ -535,13 +376,4 @@ impl Directory {
         }
         self.resting.push(node);
     }
-}
-
-fn network((addr, bits): Block) -> IpNet {
-    IpNet::new(IpAddr::V4(Ipv4Addr::from(addr)), bits)
-        .unwrap_or_else(|_| IpNet::from(IpAddr::V4(addr.into())))
-}
-
-fn delete(block: Block) -> PolicyWrite {
-    PolicyWrite::DeletePrefix(network(block))
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use proxy_common::policy::{PortRange, PortSet};
 
-use super::PolicyWrite;
+use super::write::PolicyWrite;
 use crate::contents::policies::Ports;
 
 /// A mirror of `PORTSETS`.

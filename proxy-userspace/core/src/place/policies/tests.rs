@@ -13,8 +13,9 @@ use proxy_ebpf::fake::Memory;
 use proxy_ebpf::policy::allows;
 
 use super::{PolicyTables, PolicyWrite, Room};
-use crate::compile::PolicyDelta;
-use crate::contents::policies::{Class, Isolation, Peers, PodPolicy, Policies, Ports, Row};
+use crate::contents::policies::{
+    Class, Isolation, Peers, PodPolicy, Policies, PolicyDelta, Ports, Row,
+};
 use crate::model::{ObjectName, PortRange};
 
 #[path = "../../../tests/support/policy_tables.rs"]
@@ -98,8 +99,8 @@ impl World {
 
     /// What the tables say.
     fn answer(&self, question: &Question) -> bool {
-        let slot = self.tables.slot(&question.pod).expect("a slot");
-        let rows = self.v4.rows.get(&slot).copied().unwrap_or_default();
+        let pod_id = self.tables.pod_id(&question.pod).expect("a pod_id");
+        let rows = self.v4.rows.get(&pod_id).copied().unwrap_or_default();
         self.answer_by(rows, question)
     }
 

@@ -1,0 +1,18 @@
+//! Names of Services as the map `NAMES` holds them.
+
+use std::borrow::Cow;
+use std::hash::Hasher;
+
+/// The longest text that a `Name` holds.
+const LABEL: usize = 188;
+
+/// The service's name as `NAMES` can hold it. What is too long ends in a hash of the whole, so that two never become one.
+pub fn label(service: &str) -> Cow<'_, str> {
+    if service.len() <= LABEL {
+        return Cow::Borrowed(service);
+    }
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(service.as_bytes());
+    let end = service.floor_char_boundary(LABEL - 17);
+    Cow::Owned(format!("{}~{:016x}", &service[..end], hasher.finish()))
+}
