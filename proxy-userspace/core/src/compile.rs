@@ -1,4 +1,5 @@
-//! From a snapshot of the cluster and the host to what the maps ought to hold: pure, and the same for equal snapshots.
+//! Compiles a snapshot of the cluster and the host to the contents of the maps. Pure: equal
+//! snapshots give equal contents.
 
 mod addresses;
 mod compiler;
@@ -27,12 +28,12 @@ pub use policies::PolicyCompiler;
 pub use services::service_port_name;
 pub use touched::Touched;
 
-/// What the maps ought to hold; see [`compile_reporting`].
+/// Returns the contents of the maps; see [`compile_reporting`].
 pub fn compile(snapshot: &Snapshot) -> Contents {
     compile_reporting(snapshot).0
 }
 
-/// What the maps ought to hold, and where two Services claimed the same frontend.
+/// Returns the contents of the maps, and the conflicts of Services that claim one frontend.
 pub fn compile_reporting(snapshot: &Snapshot) -> (Contents, Vec<Conflict>) {
     let mut compiler = Compiler::default();
     compiler.compile(snapshot, &Touched::everything());

@@ -1,6 +1,7 @@
-//! What the maps ought to hold, in symbols: no ids, no generations, no slots.
+//! The contents of the maps in symbols: without ids, generations and slots.
 //!
-//! `compile` makes it, `place` turns it into writes, `dataplane` reads the kernel back into it; equality is judged here.
+//! `compile` makes them, `place` turns them into writes, and `dataplane` reads the kernel back into
+//! them. Equality is defined here.
 
 mod delta;
 mod diff;
@@ -19,28 +20,30 @@ use crate::model::{Algorithm, Forwarding};
 
 pub use delta::{Delta, set, unlike};
 
-/// Everything that the maps ought to hold on this node.
+/// The contents of the Service maps on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
-    /// Where clients knock, and what it leads to.
+    /// Frontends and their targets.
     pub frontends: BTreeMap<Frontend, Target>,
-    /// Who is served at load balancer IPs, by service port; everybody where there is no entry (V3).
+    /// Clients that may use load balancer IPs, by service port. A port without an entry serves all
+    /// (V3).
     pub sources: BTreeSet<(Arc<str>, IpNet)>,
-    /// What the addresses of prefixes are; the longest prefix counts.
+    /// Kinds of addresses by prefix. The longest prefix counts.
     pub ranges: BTreeMap<IpNet, RangeKind>,
-    /// What addresses are to this node.
+    /// Flags of single addresses.
     pub addresses: BTreeMap<IpAddr, AddressFlags>,
-    /// Pods of this node by address, with the host side of their veth; [`IfIndex::NONE`] while that is not found.
+    /// Pods of this node by address, with the host side of their veth; [`IfIndex::NONE`] while that
+    /// is not found.
     pub pods: BTreeMap<IpAddr, IfIndex>,
-    /// Devices that packets come in and go out by.
+    /// Devices that packets enter and leave by.
     pub devices: BTreeMap<IfIndex, Device>,
     /// The packet path's settings.
     pub config: Config,
 }
 
 impl Contents {
-    /// The service ports that have a frontend of these kinds (bits of `ServiceFlags`) whose policy Local finds no backend on this
-    /// node, while there are some elsewhere.
+    /// Returns the service ports that have a frontend of these kinds (bits of `ServiceFlags`) with
+    /// policy Local and only backends on other nodes.
     pub fn without_local_backend(&self, kinds: u32) -> BTreeSet<&Arc<str>> {
         let local =
             |target: &&Target| target.flags & kinds != 0 && target.flags & ServiceFlags::LOCAL != 0;
@@ -73,21 +76,22 @@ pub struct Frontend {
     pub protocol: Protocol,
 }
 
-/// What a frontend leads to.
+/// The target of a frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// `namespace/name:port` of the service port; the same text means the same id in the kernel.
+    /// `namespace/name:port` of the service port. Equal texts have equal ids in the kernel.
     pub service: Arc<str>,
     /// Bits of `ServiceFlags`.
     pub flags: u32,
     /// Seconds of ClientIP affinity, 0 for none (V13).
     pub affinity: u32,
-    /// The service port's backends of the frontend's family; equal lists of one service port share a generation.
+    /// The service port's backends of the frontend's family. Equal lists of one service port share
+    /// a generation.
     pub backends: Arc<Backends>,
 }
 
 impl Target {
-    /// Returns how clients outside are answered by backends of other nodes.
+    /// Returns how replies return to clients outside, from backends of other nodes.
     pub fn forwarding(&self) -> Forwarding {
         if self.flags & ServiceFlags::DSR == 0 {
             Forwarding::Masquerade
@@ -97,7 +101,8 @@ impl Target {
     }
 }
 
-/// The backends of one service port and family, each list sorted and free of duplicates (V5, V7).
+/// The backends of one service port and family. Each list is sorted and without duplicates (V5,
+/// V7).
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backends {
     /// Only for policy Local.
@@ -113,7 +118,7 @@ pub struct Backends {
 /// One backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
-    /// Where it listens.
+    /// Its address and port.
     pub addr: SocketAddr,
     /// Bits of `BackendFlags`.
     pub flags: u16,

@@ -1,4 +1,4 @@
-//! Where nodePorts are served (V8).
+//! Addresses that serve nodePorts (V8), and the node's devices.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use proxy_common::net::{Addr4, Addr6, Device, IfIndex};
 
 use crate::model::{Links, Node, NodePortAddresses, ObjectName, Snapshot};
 
-/// V8: the addresses that nodePorts are served on.
+/// Returns the addresses that serve nodePorts (V8).
 pub fn node_port_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     match &snapshot.settings.nodeport_addresses {
         NodePortAddresses::Within(prefixes) => within(&snapshot.links, prefixes),
@@ -27,7 +27,8 @@ pub fn node_port_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     }
 }
 
-/// The node's devices, with the address that the cluster knows it by: of each family the first that its Node tells and this host has.
+/// Returns the node's devices, each with the masquerade address of each family: the first address
+/// of the Node object that this host has.
 pub fn devices(snapshot: &Snapshot) -> BTreeMap<IfIndex, Device> {
     let own = snapshot
         .state
@@ -80,7 +81,7 @@ fn within(links: &Links, prefixes: &[IpNet]) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-/// The first InternalIP of each family, else the first ExternalIP.
+/// Returns the first InternalIP of each family, else the first ExternalIP.
 fn primary(node: &Node) -> BTreeSet<IpAddr> {
     let of_family = |v4: bool| {
         node.internal_ips
@@ -95,7 +96,8 @@ fn primary(node: &Node) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-/// Where nobody has said what the node's addresses are (a directory of manifests without its Node): those of its devices.
+/// Returns the addresses of the node's devices. They stand for the node's addresses if there is no
+/// Node object, as in a directory of manifests without one.
 fn on_node_devices(links: &Links) -> BTreeSet<IpAddr> {
     let link_local = |addr: &IpAddr| matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let on_devices = links

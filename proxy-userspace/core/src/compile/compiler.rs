@@ -1,5 +1,5 @@
-//! The compiler's memory: what each Service asked for, who lost to whom, and which Service an object concerns, so that one changed object
-//! costs only what depends on it.
+//! The incremental compiler of Services. It remembers the claims of each Service, conflicts, and
+//! the Services that depend on each object, so that a changed object costs only its dependents.
 
 mod settle;
 
@@ -20,17 +20,17 @@ use super::touched::Touched;
 use crate::contents::{Contents, Delta, Frontend, Target, set};
 use crate::model::{EndpointSlice, ObjectName, Proxied, Service, Snapshot};
 
-/// Compiles, and remembers for the next time.
+/// Compiles Services, and remembers the result for the next time.
 #[derive(Debug, Default)]
 pub struct Compiler {
     contents: Contents,
     conflicts: BTreeMap<Frontend, Vec<Conflict>>,
-    /// What each Service has come to.
+    /// The result for each Service.
     services: BTreeMap<ObjectName, Compiled>,
     claims: BTreeMap<Frontend, BTreeMap<Order, Target>>,
-    /// What each Service has in the contents' sources.
+    /// The elements of the contents' `sources` for each Service.
     sources: BTreeMap<ObjectName, BTreeSet<Source>>,
-    /// Whose slice each is, and the inverse.
+    /// The Service of each slice. `slices` is the inverse.
     owners: BTreeMap<ObjectName, ObjectName>,
     slices: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     /// The Services that have an endpoint at an address.
@@ -43,25 +43,25 @@ pub struct Compiler {
     prefixes: BTreeMap<IpNet, RangeKind>,
 }
 
-/// What a Service has come to.
+/// The result for one Service.
 #[derive(Debug, Default)]
 struct Compiled {
     claims: Vec<(Frontend, Order)>,
-    /// Whom its load balancer IPs serve, if not everybody.
+    /// The clients of its load balancer IPs; empty means all.
     ranges: Vec<IpNet>,
     endpoints: BTreeSet<IpAddr>,
     foreign: Vec<IpAddr>,
 }
 
-/// A service port, and a prefix of whom it serves at load balancer IPs.
+/// A service port, and a prefix of clients that may use its load balancer IPs.
 type Source = (Arc<str>, IpNet);
 
-/// Elements that are to be looked at.
+/// The elements to compute again.
 #[derive(Default)]
 struct Concerned {
     services: BTreeSet<ObjectName>,
     frontends: BTreeSet<Frontend>,
-    /// Services whose source ranges may have come into force, or no more be.
+    /// Services with source ranges that may have come into force or ceased to be.
     sources: BTreeSet<ObjectName>,
     addresses: BTreeSet<IpAddr>,
     /// Addresses that are or were pods' or nodes'.
@@ -69,17 +69,18 @@ struct Concerned {
 }
 
 impl Compiler {
-    /// What the maps ought to hold, by the last [`Self::compile`].
+    /// Returns the contents of the maps, by the last [`Self::compile`].
     pub fn contents(&self) -> &Contents {
         &self.contents
     }
 
-    /// Where two Services claimed the same frontend, in order.
+    /// Returns the conflicts of Services that claim one frontend, in order.
     pub fn conflicts(&self) -> impl Iterator<Item = &Conflict> {
         self.conflicts.values().flatten()
     }
 
-    /// Brings the contents up to the snapshot, of which `touched` has changed since the last time, and says what changed in them.
+    /// Brings the contents in step with the snapshot, and returns the difference. `touched` names
+    /// all objects that changed since the last time.
     pub fn compile(&mut self, snapshot: &Snapshot, touched: &Touched) -> Delta {
         if !touched.everything {
             let mut delta = Delta::default();
@@ -91,7 +92,8 @@ impl Compiler {
         Delta::between(&before.contents, &self.contents)
     }
 
-    /// From nothing: the facts that nothing else depends on, then everything as if it had just been heard of.
+    /// Compiles from nothing: first the facts that do not depend on single objects, then all
+    /// objects.
     fn begin(&mut self, snapshot: &Snapshot) {
         self.pods = PodNetwork::without_pods(snapshot);
         self.node_ports = node_port_addresses(snapshot);
@@ -142,7 +144,7 @@ impl Compiler {
         self.compile_services(snapshot, &mut concerned);
         for frontend in std::mem::take(&mut concerned.frontends) {
             self.settle(frontend, &mut concerned.sources, delta);
-            // nodePorts, thousands of them, stand at no address of their own.
+            // nodePorts, thousands of them, have no address of their own.
             if !frontend.addr.is_unspecified() {
                 concerned.addresses.insert(frontend.addr);
             }
@@ -176,7 +178,8 @@ impl Compiler {
         }
     }
 
-    /// Takes a slice up as the snapshot has it; concerned are the Services whose it was and is.
+    /// Indexes a slice as it is in the snapshot. Adds to `services` those that it belonged to and
+    /// belongs to.
     fn slice(
         &mut self,
         name: &ObjectName,
@@ -265,7 +268,7 @@ impl Compiler {
         }
     }
 
-    /// What one Service comes to, by itself.
+    /// Compiles one Service, regardless of others.
     fn service(
         &self,
         name: &ObjectName,
@@ -319,7 +322,7 @@ impl Compiler {
     }
 }
 
-/// Takes a value out of a key's set, and the key with the last one.
+/// Removes a value from a key's set, and the key with its last value.
 fn forget<K: Ord, V: Ord>(map: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
     if let Some(values) = map.get_mut(key) {
         values.remove(value);

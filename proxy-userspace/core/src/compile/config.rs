@@ -52,7 +52,8 @@ fn flags(snapshot: &Snapshot) -> u32 {
         .fold(0, |flags, (flag, _)| flags | flag)
 }
 
-/// Where addresses that no Service has are dropped: the ServiceCIDR objects', and the operator's.
+/// Returns the ranges in which addresses without a Service are dropped: those of ServiceCIDR
+/// objects and of the operator.
 pub(super) fn service_ranges(snapshot: &Snapshot) -> impl Iterator<Item = IpNet> + '_ {
     let objects = snapshot
         .state

@@ -1,4 +1,4 @@
-//! Two service ports that claim one frontend.
+//! The conflict of two service ports that claim one frontend.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,16 +6,16 @@ use std::sync::Arc;
 use crate::contents::Frontend;
 use crate::model::ObjectName;
 
-/// Two service ports claimed one frontend; the loser is not served there.
+/// Two service ports that claim one frontend. The loser is not served there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conflict {
-    /// What both claimed.
+    /// The claimed frontend.
     pub frontend: Frontend,
-    /// Who has it: `namespace/name:port`.
+    /// The service port that is served: `namespace/name:port`.
     pub winner: Arc<str>,
-    /// Who has not.
+    /// The service port that is not.
     pub loser: Arc<str>,
-    /// The Service that has not.
+    /// The Service of the loser.
     pub object: ObjectName,
 }
 

@@ -1,4 +1,4 @@
-//! Which endpoints a service port has, and which of them are for policy Cluster and for Local (V2, V5-V7).
+//! Endpoints of service ports, and the sets for policy Cluster and policy Local (V2, V5-V7).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use crate::model::{
     EndpointSlice, Forwarding, Service, ServiceOptions, ServicePort, SliceEndpoint, TrafficPolicy,
 };
 
-/// Where this node stands, for locality and hints.
+/// This node's name and zone, for locality and hints.
 pub(super) struct Place<'a> {
     pub(super) node: &'a str,
     pub(super) zone: Option<&'a str>,
@@ -17,7 +17,8 @@ pub(super) struct Place<'a> {
 /// The endpoints of one service port and family, by address.
 pub(super) type Endpoints<'a> = BTreeMap<SocketAddr, &'a SliceEndpoint>;
 
-/// V2: those of the slice ports of the same name and protocol; of two entries for one address, the more useful.
+/// V2: returns the endpoints of the slice ports of the same name and protocol. If an address is
+/// listed twice, the more useful entry counts.
 pub(super) fn endpoints<'a>(
     port: &ServicePort,
     v4: bool,
@@ -44,7 +45,7 @@ pub(super) fn endpoints<'a>(
     found
 }
 
-/// V2: the endpoints of a service port, of either family, whatever their conditions.
+/// V2: returns the endpoints of a service port, of either family, with any conditions.
 pub fn known_endpoints<'a>(
     port: &ServicePort,
     slices: &[&'a EndpointSlice],
@@ -55,8 +56,9 @@ pub fn known_endpoints<'a>(
         .collect()
 }
 
-/// V14: the endpoints of a service port, of either family, that answer; also those that its Service publishes without asking
-/// whether they do, or their flows would end over and over.
+/// V14: returns the endpoints of a service port, of either family, that answer. Endpoints that the
+/// Service publishes before they are ready count as answering, or their flows would end over and
+/// over.
 pub fn serving_endpoints(
     service: &Service,
     port: &ServicePort,
@@ -70,8 +72,9 @@ pub fn serving_endpoints(
         .collect()
 }
 
-/// V7: both sets, laid out as intervals; the Local set is empty where no policy of the Service asks for it, and no other node sends clients here
-/// to be answered directly: that node's hints (V6) are not this one's.
+/// V7: returns both sets as intervals. The Local set is empty unless a policy of the Service asks
+/// for it, or other nodes send clients here for direct server return: such clients must not depend
+/// on this node's hints (V6).
 pub(super) fn backends(
     service: &Service,
     port: &ServicePort,
@@ -98,7 +101,7 @@ pub(super) fn backends(
     }
 }
 
-/// Whether some frontend of the port has policy Local.
+/// Returns true if a frontend of the port has policy Local.
 fn uses_local(service: &Service, port: &ServicePort) -> bool {
     let outside = port.node_port.is_some()
         || !service.external_ips.is_empty()
@@ -118,12 +121,12 @@ fn cluster_set(all: &Endpoints, place: &Place) -> BTreeSet<SocketAddr> {
     usable(all.iter().filter(|(_, e)| hinted(e) || !e.ready))
 }
 
-/// V5; topology is ignored (V6).
+/// V5. Topology is ignored (V6).
 fn local_set(all: &Endpoints, place: &Place) -> BTreeSet<SocketAddr> {
     usable(all.iter().filter(|(_, e)| e.is_on(place.node)))
 }
 
-/// V5: the ready ones; if there are none, those that serve while they terminate.
+/// V5: returns the ready endpoints; if there are none, those that serve while they terminate.
 fn usable<'a>(
     endpoints: impl Iterator<Item = (&'a SocketAddr, &'a &'a SliceEndpoint)> + Clone,
 ) -> BTreeSet<SocketAddr> {
@@ -141,14 +144,14 @@ fn usable<'a>(
     }
 }
 
-/// Which hints apply.
+/// The hints that apply.
 enum Hints {
     Node,
     Zone,
     None,
 }
 
-/// V6: only if every ready endpoint carries a hint and at least one matches; node hints first.
+/// V6: hints apply if every ready endpoint has one and at least one matches. Node hints come first.
 fn hints(all: &Endpoints, place: &Place) -> Hints {
     let ready = || all.values().filter(|e| e.ready);
     let in_zone = |e: &&&SliceEndpoint| place.zone.is_some_and(|zone| e.zone_hints.contains(zone));

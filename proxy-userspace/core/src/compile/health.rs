@@ -1,4 +1,5 @@
-//! Which Services load balancers may ask about at which port and addresses, and how many backends this node has (V22).
+//! Answers to load balancers' health checks (V22): port and addresses of each Service, and its
+//! endpoints on this node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,19 +8,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::addresses::node_port_addresses;
 use crate::model::{NodePortAddresses, ObjectName, Proxied, Service, Snapshot, State, UnixTime};
 
-/// What is asked about one Service (V22).
+/// The health check of one Service (V22).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HealthCheck {
     /// `spec.healthCheckNodePort`.
     pub port: u16,
-    /// Where it is served: the addresses that nodePorts are served on (V8), of the Service's families.
+    /// The addresses that serve it: those that serve nodePorts (V8), of the Service's families.
     pub addresses: BTreeSet<IpAddr>,
     /// Addresses of its ready endpoints on this node, of both families.
     pub local_endpoints: BTreeSet<IpAddr>,
 }
 
 impl HealthCheck {
-    /// How many endpoints a load balancer counts that asks at `addr`: those of that family, so that a dual-stack pod is one.
+    /// Returns the number of endpoints for a load balancer that asks at `addr`: those of that
+    /// family, so that a dual-stack pod counts once.
     pub fn weight(&self, addr: IpAddr) -> usize {
         self.local_endpoints
             .iter()
@@ -28,23 +30,23 @@ impl HealthCheck {
     }
 }
 
-/// All that is asked on this node.
+/// The health checks of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HealthChecks {
-    /// What is served, by Service.
+    /// Those that are served, by Service.
     pub served: BTreeMap<ObjectName, HealthCheck>,
-    /// Services that are not served, because another has their port.
+    /// Services without one, because another Service has their port.
     pub conflicts: Vec<PortConflict>,
 }
 
-/// Two Services have the same healthCheckNodePort.
+/// Two Services with the same healthCheckNodePort.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortConflict {
     /// The port.
     pub port: u16,
-    /// Who has it.
+    /// The Service that has it.
     pub winner: ObjectName,
-    /// Who has not.
+    /// The Service that does not.
     pub loser: ObjectName,
 }
 
@@ -62,7 +64,7 @@ impl fmt::Display for PortConflict {
     }
 }
 
-/// V22; of two Services with one port the older has it, then the one with the lesser name.
+/// V22. Of two Services with one port the older has it, then the one with the lesser name.
 pub fn health_checks(snapshot: &Snapshot) -> HealthChecks {
     let mut asked: Vec<_> = snapshot.state.services.iter().filter_map(asked).collect();
     if asked.is_empty() {
@@ -115,9 +117,10 @@ fn of_families(addresses: &BTreeSet<IpAddr>, service: &Service) -> BTreeSet<IpAd
     addresses.iter().filter(served).copied().collect()
 }
 
-/// V8, as far as this host has them (an ExternalIP often is another host's, which translates it), and loopback where the operator's
-/// prefixes have it: a process of this host may ask there. A link-local address cannot be listened on without its device, and no load
-/// balancer asks there.
+/// V8, restricted to addresses of this host: an ExternalIP often belongs to another host that
+/// translates it. Loopback is included if the operator's prefixes contain it, for processes of this
+/// host. Link-local addresses are not: listening there needs a device, and no load balancer asks
+/// there.
 fn listen_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     let link_local = |addr: &IpAddr| matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let mut addresses = node_port_addresses(snapshot);
@@ -136,8 +139,9 @@ fn listen_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     addresses
 }
 
-/// The ready endpoints on `node`, by Service; one that has several ports or slices counts once. Terminating ones never count: load
-/// balancers have to look elsewhere before the last of them is gone.
+/// Returns the ready endpoints on `node`, by Service. An endpoint with several ports or slices
+/// counts once. Terminating ones never count: load balancers must choose other nodes before the
+/// last of them is gone.
 pub fn local_ready_endpoints(state: &State, node: &str) -> BTreeMap<ObjectName, BTreeSet<IpAddr>> {
     let mut found: BTreeMap<ObjectName, BTreeSet<IpAddr>> = BTreeMap::new();
     for slice in state
@@ -195,7 +199,8 @@ mod tests {
         }
     }
 
-    /// Two ready endpoints on this node, one of each family; one that terminates, and one elsewhere.
+    /// Two ready endpoints on this node, one of each family; one that terminates; one on another
+    /// node.
     fn slices() -> [(ObjectName, EndpointSlice); 2] {
         let terminating = SliceEndpoint {
             ready: false,

@@ -1,4 +1,4 @@
-//! Service ports that have backends, but none where their Local policy looks for them (V24).
+//! Service ports that have backends, but none for their Local policy (V24).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use proxy_common::service::ServiceFlags;
 use crate::contents::{Contents, Target};
 use crate::model::Family;
 
-/// Those of each policy, by family and the name of the service port.
+/// Service ports of each policy, by family and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NoLocalEndpoints {
     /// Clients of the cluster IP on this node are dropped.
@@ -17,7 +17,7 @@ pub struct NoLocalEndpoints {
     pub external: BTreeSet<(Family, Arc<str>)>,
 }
 
-/// Read off what the maps ought to hold.
+/// Finds them in the contents of the maps.
 pub fn no_local_endpoints(contents: &Contents) -> NoLocalEndpoints {
     let mut found = NoLocalEndpoints::default();
     for (frontend, target) in contents

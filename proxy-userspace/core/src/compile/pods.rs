@@ -1,4 +1,4 @@
-//! Whose an address is: pods of this node, pods at all, or neither (P20-P22).
+//! Owners of addresses: pods of this node, other pods, or neither (P20-P22).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,24 +9,26 @@ use proxy_common::net::{IfIndex, RangeKind};
 
 use crate::model::{ObjectName, Phase, Pod, Snapshot};
 
-/// The pod network, as far as the cluster's objects tell, by address.
+/// The pod network by address, as far as the cluster's objects define it.
 #[derive(Debug, Default)]
 pub(super) struct PodNetwork {
-    /// The addresses that each pod was known to have.
+    /// The addresses of each pod.
     addresses: BTreeMap<ObjectName, Vec<IpAddr>>,
-    /// The pods that have or had an address, the finished and those in the host's network too.
+    /// The pods that have or had an address, including finished ones and those in the host's
+    /// network.
     at: BTreeMap<IpAddr, BTreeSet<ObjectName>>,
-    /// Nodes' addresses, and this host's.
+    /// Addresses of nodes and of this host.
     nodes: BTreeSet<IpAddr>,
-    /// Those of them that Node objects tell.
+    /// The addresses among them that Node objects name.
     announced: BTreeSet<IpAddr>,
     prefixes: BTreeSet<IpNet>,
-    /// The lengths that prefixes have, so that an address is looked for by a few lookups instead of among all nodes' prefixes.
+    /// The lengths of the prefixes: an address is found by one lookup for each length, not by a
+    /// search of all nodes' prefixes.
     lengths: BTreeSet<u8>,
 }
 
 impl PodNetwork {
-    /// With what nodes and the operator tell, and without pods.
+    /// Makes the network from nodes and settings, without pods.
     pub(super) fn without_pods(snapshot: &Snapshot) -> Self {
         let nodes = &snapshot.state.nodes;
         let of_nodes = nodes
@@ -54,7 +56,7 @@ impl PodNetwork {
         }
     }
 
-    /// Takes a pod up as the snapshot has it, and gives the addresses that it concerns.
+    /// Indexes a pod as it is in the snapshot. Returns the addresses that it had and has.
     pub(super) fn update(&mut self, name: &ObjectName, snapshot: &Snapshot) -> Vec<IpAddr> {
         let mut concerned = self.addresses.remove(name).unwrap_or_default();
         for addr in &concerned {
@@ -75,28 +77,30 @@ impl PodNetwork {
         concerned
     }
 
-    /// Whether a Node object says that its node has the address.
+    /// Returns true if a Node object names the address.
     pub(super) fn is_announced(&self, addr: IpAddr) -> bool {
         self.announced.contains(&addr)
     }
 
-    /// Addresses of nodes, and prefixes of the pod network.
+    /// Returns the addresses of nodes and of this host.
     pub(super) fn nodes(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.nodes.iter().copied()
     }
 
-    /// The prefixes of the pod network.
+    /// Returns the prefixes of the pod network.
     pub(super) fn prefixes(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.prefixes.iter().copied()
     }
 
-    /// Whether the address is a pod's on the pod network: a known pod's, or within its prefixes and no node's.
+    /// Returns true if the address is on the pod network: a pod owns it, or it lies in a prefix and
+    /// is not a node's.
     pub(super) fn contains(&self, snapshot: &Snapshot, addr: IpAddr) -> bool {
         self.owner(snapshot, addr).is_some()
             || (!self.is_node(snapshot, addr) && self.is_inside(addr))
     }
 
-    /// V11: what the packet path has to know of one address beside its prefixes: a node's inside of them, or another node's pod's outside.
+    /// V11: returns the kind of a single address that differs from its prefixes: a node's inside of
+    /// them, or another node's pod's outside.
     pub(super) fn range(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<RangeKind> {
         let inside = self.is_inside(addr);
         let elsewhere = |pod: &Pod| pod.node.as_deref() != Some(&*snapshot.settings.node_name);
@@ -113,14 +117,16 @@ impl PodNetwork {
         }
     }
 
-    /// This node's pod at an address, with its device as far as that is found.
+    /// Returns the device of this node's pod at an address, [`IfIndex::NONE`] while that is not
+    /// found; `None` if there is no such pod.
     pub(super) fn local(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<IfIndex> {
         let (_, owner) = self.owner(snapshot, addr)?;
         let here = owner.node.as_deref() == Some(&*snapshot.settings.node_name);
         here.then(|| snapshot.links.pods.get(&addr).copied().unwrap_or_default())
     }
 
-    /// P20, P22: finished pods own nothing; of several, a running one, then the newest.
+    /// P20, P22: finished pods own nothing. Of several pods, a running one is the owner, then the
+    /// newest.
     pub(super) fn owner<'a>(
         &self,
         snapshot: &'a Snapshot,
@@ -147,7 +153,7 @@ impl PodNetwork {
             .any(|prefix| self.prefixes.contains(&prefix))
     }
 
-    /// The pods that say an address is theirs.
+    /// Returns the pods with this address in their status.
     pub(super) fn pods_at<'a>(
         &self,
         snapshot: &'a Snapshot,
@@ -175,7 +181,7 @@ mod tests {
         }
     }
 
-    /// With all pods, and their addresses.
+    /// A network with all pods, and their addresses.
     fn network(snapshot: &Snapshot) -> (PodNetwork, BTreeSet<IpAddr>) {
         let mut network = PodNetwork::without_pods(snapshot);
         let addresses = snapshot

@@ -1,6 +1,8 @@
-//! NetworkPolicies to rows and classes: remembers what each policy, rule and group of pods came to, so that a change costs what depends on it.
+//! The incremental compiler of NetworkPolicies, to rows and classes. It remembers the result for
+//! each policy, rule and group of pods, so that a change costs only its dependents.
 //!
-//! Of the policies only those count that select a pod of this node, and of their peers only what they mean in the cluster as it is now.
+//! Only policies that select a pod of this node count, and only those of their peers that exist in
+//! the cluster.
 
 mod alike;
 mod content;
@@ -32,7 +34,7 @@ use super::touched::Touched;
 use crate::contents::policies::{Class, Isolation, PodPolicy, Policies, PolicyDelta, Row};
 use crate::model::{ObjectName, Snapshot};
 
-/// Compiles policies, and remembers for the next time.
+/// Compiles policies, and remembers the result for the next time.
 #[derive(Debug, Default)]
 pub struct PolicyCompiler {
     policies: Policies,
@@ -49,23 +51,24 @@ pub struct PolicyCompiler {
 /// A policy that selects pods of this node.
 #[derive(Debug)]
 struct InForce {
-    /// The groups of theirs.
+    /// The groups of these pods.
     groups: BTreeSet<GroupId>,
     rules: Rules,
 }
 
 impl PolicyCompiler {
-    /// What the maps ought to hold, by the last [`Self::compile`].
+    /// Returns the contents of the policy tables, by the last [`Self::compile`].
     pub fn policies(&self) -> &Policies {
         &self.policies
     }
 
-    /// The prefixes that so many ipBlocks in force have that their addresses count as if none had them: that allows less (P34).
+    /// Returns the prefixes with more ipBlocks in force than a class holds. Their addresses count
+    /// as part of no block, which allows less (P34).
     pub fn crowded(&self) -> &BTreeSet<IpNet> {
         self.prefixes.crowded()
     }
 
-    /// The policies in force here that have ipBlocks around such a prefix.
+    /// Returns the policies in force here with ipBlocks around such a prefix.
     pub fn crowding<'a>(&'a self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a ObjectName> {
         let policies = self.in_force.keys().filter(|_| !self.crowded().is_empty());
         let around = |cidr: &IpNet| {
@@ -83,12 +86,13 @@ impl PolicyCompiler {
         })
     }
 
-    /// The pod on the pod network that owns an address (P22).
+    /// Returns the pod on the pod network that owns an address (P22).
     pub fn pod_at<'a>(&self, snapshot: &'a Snapshot, addr: IpAddr) -> Option<&'a ObjectName> {
         self.network.owner(snapshot, addr).map(|(name, _)| name)
     }
 
-    /// Brings the policies up to the snapshot, of which `touched` has changed since the last time, and says what changed in them.
+    /// Brings the policies in step with the snapshot, and returns the difference. `touched` names
+    /// all objects that changed since the last time.
     pub fn compile(&mut self, snapshot: &Snapshot, touched: &Touched) -> PolicyDelta {
         if !touched.everything {
             return self.follow(snapshot, touched);
@@ -149,7 +153,7 @@ impl PolicyCompiler {
         }
     }
 
-    /// Takes a pod up as the snapshot has it: among those that are like it, with the addresses that it says.
+    /// Indexes a pod as it is in the snapshot: its group and its addresses.
     fn pod(&mut self, name: &ObjectName, snapshot: &Snapshot, dirty: &mut Dirty) {
         dirty.addresses.extend(self.network.update(name, snapshot));
         dirty.pods.insert(name.clone());
@@ -179,7 +183,7 @@ impl PolicyCompiler {
         }
     }
 
-    /// P22: finds out whose the addresses are now.
+    /// P22: finds the owners of the addresses.
     fn give_addresses(&mut self, snapshot: &Snapshot, dirty: &mut Dirty) {
         for addr in &dirty.addresses {
             let owner = self
@@ -236,7 +240,8 @@ impl PolicyCompiler {
         }
     }
 
-    /// A pod of this node with a network of its own (P17, P20); before it has an address it has none here (P21).
+    /// Returns the policy of a pod of this node with a network of its own (P17, P20). A pod without
+    /// addresses has none yet (P21).
     fn pod_policy(&self, name: &ObjectName, snapshot: &Snapshot) -> Option<PodPolicy> {
         let group = self.groups.get(self.groups.of(name)?);
         let pod = snapshot
@@ -276,7 +281,7 @@ impl PolicyCompiler {
                 .chain(&dirty.addresses)
                 .map(|addr| IpNet::from(*addr)),
         );
-        // Two or three sorted runs.
+        // The list is two or three sorted runs.
         looked_at.sort();
         looked_at.dedup();
         let mut known = HashMap::new();
@@ -293,7 +298,7 @@ impl PolicyCompiler {
         let changed = news.iter().map(|(prefix, _)| *prefix).collect();
         let classes = &mut self.policies.classes;
         if classes.is_empty() {
-            // In order and all at once, which is faster.
+            // In order and at once, which is faster.
             *classes = news
                 .into_iter()
                 .filter_map(|(prefix, class)| Some((prefix, class?)))
@@ -310,7 +315,7 @@ impl PolicyCompiler {
         changed
     }
 
-    /// The class of a prefix, if it is another than that of the longest one around it.
+    /// Returns the class of a prefix, if it differs from that of the longest prefix around it.
     fn class(
         &mut self,
         prefix: IpNet,

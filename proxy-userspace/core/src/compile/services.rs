@@ -1,4 +1,5 @@
-//! Services to frontends and targets (V1-V7, V11), and who gets a frontend that two claim.
+//! Services to frontends and targets (V1-V7, V11), and the winner of a frontend that two Services
+//! claim.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,7 +17,8 @@ use crate::model::{
     TrafficPolicy, UnixTime,
 };
 
-/// V3: whom the load balancer IPs of a Service serve, of both families.
+/// V3: returns the clients that may use a Service's load balancer IPs, of both families; empty
+/// means all.
 pub(super) fn sources(snapshot: &Snapshot, service: &Service) -> Vec<IpNet> {
     if service.source_ranges.is_empty() {
         return Vec::new();
@@ -29,8 +31,8 @@ pub(super) fn sources(snapshot: &Snapshot, service: &Service) -> Vec<IpNet> {
         .collect()
 }
 
-/// Where the host itself has the load balancer's address, its packets to the Service come from there: they are allowed if the node's own
-/// address is.
+/// Returns the host's load balancer IPs if the node's own address is allowed: packets from the host
+/// to them have them as source.
 fn looped_back(snapshot: &Snapshot, service: &Service) -> Vec<IpNet> {
     let own = snapshot
         .state
@@ -52,7 +54,8 @@ fn looped_back(snapshot: &Snapshot, service: &Service) -> Vec<IpNet> {
     ips.map(|ip| IpNet::from(*ip)).collect()
 }
 
-/// V3: whether load balancer IPs of a family are for some sources only. A range of all addresses means no restriction.
+/// V3: returns true if load balancer IPs of a family are for some sources only. A range of all
+/// addresses is no restriction.
 fn is_restricted(service: &Service, v4: bool) -> bool {
     let mut ranges = service
         .source_ranges
@@ -62,7 +65,7 @@ fn is_restricted(service: &Service, v4: bool) -> bool {
     ranges.peek().is_some() && ranges.all(|range| range.prefix_len() > 0)
 }
 
-/// A Service with what its frontends depend on.
+/// A Service, with all that its frontends depend on.
 pub(super) struct Claimant<'a> {
     pub(super) name: &'a ObjectName,
     pub(super) service: &'a Service,
@@ -72,15 +75,15 @@ pub(super) struct Claimant<'a> {
     pub(super) snapshot: &'a Snapshot,
 }
 
-/// A service port's wish for a frontend.
+/// A service port's claim to a frontend.
 pub(super) struct Claim {
     pub(super) frontend: Frontend,
     pub(super) order: Order,
     pub(super) target: Target,
 }
 
-/// Of the claims to one frontend the least wins: cluster IPs before others, then the older Service, then the lesser name, then the order
-/// of the object's ports.
+/// The order of claims to one frontend, of which the least wins: cluster IPs before others, then
+/// the older Service, then the lesser name, then the order of the object's ports.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Order {
     rank: Rank,
@@ -89,7 +92,7 @@ pub(super) struct Order {
     number: usize,
 }
 
-/// Nobody takes a cluster IP away by naming it as an external one.
+/// Kinds of frontends. A Service cannot take another one's cluster IP by naming it as external IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     ClusterIp,
@@ -98,7 +101,7 @@ enum Rank {
     ExternalIp,
 }
 
-/// Every frontend that a Service asks for.
+/// Returns the frontends that a Service claims.
 pub(super) fn claims(claimant: &Claimant<'_>) -> Vec<Claim> {
     let mut claims = Vec::new();
     for cluster_ip in &claimant.service.cluster_ips {
@@ -109,7 +112,7 @@ pub(super) fn claims(claimant: &Claimant<'_>) -> Vec<Claim> {
     claims
 }
 
-/// The frontends of one port in the family of one cluster IP.
+/// Adds the frontends of one port in the family of one cluster IP.
 fn claim_port(
     claimant: &Claimant<'_>,
     cluster_ip: IpAddr,
@@ -194,7 +197,7 @@ fn claim_port(
     }
 }
 
-/// `namespace/name:port`, by the port's number where it has no name.
+/// Returns `namespace/name:port`, with the port's number if it has no name.
 pub fn service_port_name(name: &ObjectName, port: &ServicePort) -> Arc<str> {
     if port.name.is_empty() {
         format!("{name}:{}", port.port).into()
@@ -203,10 +206,11 @@ pub fn service_port_name(name: &ObjectName, port: &ServicePort) -> Arc<str> {
     }
 }
 
-/// The frontend's kind, the policy that applies to it, and what happens where Local finds nothing here.
+/// Returns the flags for the frontend's kind, its policy, and its refusal if Local finds no
+/// backend.
 fn flags(service: &Service, rank: Rank, refusal: LocalRefusal) -> u32 {
     let (kind, policy, refusal) = match rank {
-        // Pods retry, and an answer that says "refused" would be taken for the Service's.
+        // Pods retry; a refusal would be taken for the Service's own.
         Rank::ClusterIp => (
             ServiceFlags::CLUSTER_IP,
             service.internal_policy,
@@ -245,7 +249,7 @@ fn source_flag(service: &Service, rank: Rank, v4: bool) -> u32 {
     }
 }
 
-/// Who has a frontend, and who does not.
+/// Returns the target that wins a frontend, and the conflicts with the others.
 pub(super) fn settle(
     frontend: Frontend,
     claims: &BTreeMap<Order, Target>,
@@ -254,7 +258,7 @@ pub(super) fn settle(
     let Some((_, winner)) = all.next() else {
         return (None, Vec::new());
     };
-    // Its own second claim is the load balancer's address listed as an external IP too.
+    // A Service's own second claim is the load balancer's address, also listed as external IP.
     let losers = all.filter(|(_, target)| target.service != winner.service);
     let conflict = |(order, target): (&Order, &Target)| Conflict {
         frontend,

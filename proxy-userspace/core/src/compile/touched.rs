@@ -1,14 +1,16 @@
-//! What news may have changed, by name: what the compiler has to look at again.
+//! The objects that updates may have changed, which the compilers look at again.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::model::{Kind, Links, ObjectName, Update};
 
-/// What has changed in a snapshot since the last compile; naming too much costs time, too little is an error.
+/// Changes of a snapshot since the last compile. Naming too much costs time; naming too little is
+/// an error.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// What everything depends on: nodes, ranges, settings, this host's devices and addresses. The rest does not matter then.
+    /// Nodes, ranges, settings, or this host's devices or addresses have changed, on which
+    /// everything depends. The other fields do not matter then.
     pub everything: bool,
     /// Services.
     pub services: BTreeSet<ObjectName>,
@@ -20,12 +22,12 @@ pub struct Touched {
     pub namespaces: BTreeSet<ObjectName>,
     /// NetworkPolicies.
     pub policies: BTreeSet<ObjectName>,
-    /// Addresses whose device was found or lost.
+    /// Addresses that got or lost a device.
     pub addresses: BTreeSet<IpAddr>,
 }
 
 impl Touched {
-    /// Nothing is known of what changed.
+    /// Returns the value for unknown changes.
     pub fn everything() -> Self {
         Self {
             everything: true,
@@ -33,7 +35,7 @@ impl Touched {
         }
     }
 
-    /// Also what `more` has.
+    /// Adds the changes of `more`.
     pub fn extend(&mut self, more: Self) {
         let Self {
             everything,
@@ -53,7 +55,7 @@ impl Touched {
         self.addresses.extend(addresses);
     }
 
-    /// What a piece of news may change.
+    /// Adds the changes of an update.
     pub fn record(&mut self, update: &Update) {
         self.everything |= *update == Update::Synced;
         let Some(object) = update.object() else {
@@ -75,7 +77,7 @@ impl Touched {
         }
     }
 
-    /// What a new look at the host's network may change.
+    /// Adds the differences of the host's network.
     pub fn record_links(&mut self, before: &Links, after: &Links) {
         let differs = |addr: &&IpAddr| before.pods.get(*addr) != after.pods.get(*addr);
         self.addresses

@@ -1,4 +1,4 @@
-//! Which elements two contents differ in, by their keys.
+//! Differences of two contents, by the keys of their elements.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use proxy_common::net::IfIndex;
 use super::diff::changes;
 use super::{Contents, Frontend};
 
-/// Elements that have changed: added, gone, or with another value.
+/// Elements that were added, removed or changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
     /// Of `frontends`.
@@ -28,7 +28,7 @@ pub struct Delta {
 }
 
 impl Delta {
-    /// What differs.
+    /// Returns the difference of two contents.
     pub fn between(before: &Contents, after: &Contents) -> Self {
         Self {
             frontends: unlike(&before.frontends, &after.frontends),
@@ -45,7 +45,7 @@ impl Delta {
     }
 }
 
-/// The keys of the elements that two maps differ in.
+/// Returns the keys of the elements that differ between two maps.
 pub fn unlike<K: Ord + Clone, V: PartialEq>(
     before: &BTreeMap<K, V>,
     after: &BTreeMap<K, V>,
@@ -53,17 +53,17 @@ pub fn unlike<K: Ord + Clone, V: PartialEq>(
     changes(before, after).map(|(key, _)| key.clone()).collect()
 }
 
-/// Sets an element, or takes it away, and notes its key if that was news.
+/// Sets an element, or removes it, and adds its key to `changed` if that changed the map.
 pub fn set<K: Ord + Copy, V: PartialEq>(
     map: &mut BTreeMap<K, V>,
     key: K,
     value: Option<V>,
-    noted: &mut BTreeSet<K>,
+    changed: &mut BTreeSet<K>,
 ) {
     if map.get(&key) == value.as_ref() {
         return;
     }
-    noted.insert(key);
+    changed.insert(key);
     match value {
         Some(value) => _ = map.insert(key, value),
         None => _ = map.remove(&key),

@@ -1,9 +1,9 @@
-//! What differs between two ordered maps.
+//! Differences of two ordered maps.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-/// The keys whose values differ, in order, with the new value; `None` where the key is gone.
+/// Returns the keys with different values, in order, with the new value; `None` if the key is gone.
 pub fn changes<'a, K: Ord, V: PartialEq>(
     old: &'a BTreeMap<K, V>,
     new: &'a BTreeMap<K, V>,

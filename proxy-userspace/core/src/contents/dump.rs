@@ -1,4 +1,5 @@
-//! Contents for people: services with their frontends and backends, addresses, pods, devices, settings.
+//! Contents for people: services with their frontends and backends, addresses, pods, devices,
+//! settings.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,7 +42,7 @@ impl fmt::Display for Frontend {
 }
 
 impl Target {
-    /// The names of the flags that are set.
+    /// Returns the names of the flags that are set.
     pub fn flag_names(&self) -> Vec<&'static str> {
         names(self.flags, &SERVICE_FLAGS)
     }
@@ -149,7 +150,7 @@ fn device_words(device: &Device) -> String {
 type Group<'a> = (&'a str, bool, &'a Backends);
 
 impl Contents {
-    /// Frontends that lead to the same backends stand together.
+    /// Frontends with the same backends stand together.
     fn services(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut groups = BTreeMap::<Group, Vec<(&Frontend, &Target)>>::new();
         for (frontend, target) in &self.frontends {

@@ -1,4 +1,5 @@
-//! What the policy tables ought to hold, in symbols: rows of pods as rule sets, classes of addresses as sets of peers, no ids.
+//! The contents of the policy tables in symbols: pods' rows as sets of rules, classes of addresses
+//! as sets of peers, without ids.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,31 +11,32 @@ use proxy_common::net::{IfIndex, Protocol};
 use super::unlike;
 use crate::model::{ObjectName, PortRange};
 
-/// Everything about NetworkPolicy that the maps ought to hold on this node.
+/// The contents of the policy tables on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policies {
-    /// There is a NetworkPolicy somewhere in the cluster, so that a pod whose policy is not known yet is denied (P31).
+    /// True if there is a NetworkPolicy in the cluster: a pod with a policy that is not known yet
+    /// is denied (P31).
     pub exist: bool,
-    /// Every pod of this node that has a network of its own, isolated or not.
+    /// Every pod of this node with a network of its own, isolated or not.
     pub pods: BTreeMap<ObjectName, PodPolicy>,
-    /// The classes of addresses; the longest prefix counts, and what none covers has no class ([`Class::default`]). Pods stand here with
-    /// all bits of their addresses.
+    /// The classes of addresses. The longest prefix counts; an address without one has
+    /// [`Class::default`]. Addresses of pods are prefixes of full length.
     pub classes: BTreeMap<IpNet, Arc<Class>>,
 }
 
-/// The keys of the elements of [`Policies`] that two of them differ in.
+/// The keys of the elements that differ between two [`Policies`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicyDelta {
     /// Of `pods`.
     pub pods: BTreeSet<ObjectName>,
     /// Of `classes`.
     pub classes: BTreeSet<IpNet>,
-    /// `exist` differs.
+    /// True if `exist` differs.
     pub exist: bool,
 }
 
 impl PolicyDelta {
-    /// What differs.
+    /// Returns the difference.
     pub fn between(before: &Policies, after: &Policies) -> Self {
         Self {
             pods: unlike(&before.pods, &after.pods),
@@ -43,7 +45,7 @@ impl PolicyDelta {
         }
     }
 
-    /// Nothing differs.
+    /// Returns true if nothing differs.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -52,85 +54,88 @@ impl PolicyDelta {
 /// One pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodPolicy {
-    /// Its addresses that it owns (P22).
+    /// The addresses that it owns (P22).
     pub addresses: BTreeSet<IpAddr>,
     /// The host side of its veth; [`IfIndex::NONE`] while that is not found.
     pub device: IfIndex,
-    /// It may send with addresses that are not its own (P33: an annotation says so).
+    /// True if it may send with addresses that are not its own (P33), by an annotation.
     pub any_source: bool,
-    /// What may reach it.
+    /// Connections to it.
     pub ingress: Isolation,
-    /// What it may reach.
+    /// Connections from it.
     pub egress: Isolation,
 }
 
-/// Whether a pod is isolated in a direction (P3).
+/// The isolation of a pod in one direction (P3).
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isolation {
     /// No policy selects it for this direction.
     #[default]
     None,
-    /// Only what one of these rules allows; nothing where there are none.
+    /// These rules allow connections; without rules, nothing is allowed.
     Rules(Arc<Row>),
 }
 
-/// The rules that apply to a pod in one direction, joined by peers. Equal rows are one row in the kernel.
+/// The rules of a pod in one direction, joined by peers. Equal rows are one row in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Row {
-    /// The ports allowed to or from the peers of a rule; the pod's own named ports are numbers already (ingress, P15).
+    /// The ports allowed to or from the peers of a rule. The pod's own named ports are numbers
+    /// already (ingress, P15).
     pub rules: BTreeMap<Peers, Ports>,
 }
 
-/// The peers of one rule, by a keyed hash of what the rule says of them.
+/// The peers of one rule, as a keyed hash of their content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Peers(pub u128);
 
 impl Peers {
-    /// Those of a rule that names none: everybody (P6). Not a member of any [`Class`], for every address has it.
+    /// The peers of a rule without any: everybody (P6). Not an element of any [`Class`], since
+    /// every address has it.
     pub const EVERYBODY: Self = Self(0);
 }
 
-/// What is known of an address: which rules' peers it is, and what it calls its ports.
+/// The class of an address: the rules' peers that it belongs to, and its named ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Class {
     /// The rules' peers that it belongs to.
     pub peers: BTreeSet<Peers>,
-    /// Its numbers of the named ports that egress rules ask for (P15), with their protocol.
+    /// Its numbers for the named ports of egress rules (P15), with their protocol.
     pub named: BTreeMap<(Arc<str>, Protocol), BTreeSet<u16>>,
 }
 
-/// Some ports of some protocols, as rules say them.
+/// Ports of some protocols, as rules list them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ports {
-    /// Every protocol, also those without ports (P6, P26).
+    /// True for every protocol, including those without ports (P6, P26).
     pub everything: bool,
-    /// Every port of these protocols (P13).
+    /// Protocols with every port (P13).
     pub whole: BTreeSet<Protocol>,
     /// Ranges: sorted, and no two of a protocol touch.
     pub ranges: Vec<(Protocol, PortRange)>,
-    /// Names that the other end is to resolve (egress).
+    /// Names that the destination resolves (egress).
     pub named: BTreeSet<(Arc<str>, Protocol)>,
 }
 
-/// What policies say of a connection.
+/// The verdict of policies on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// The destination may be reached by the source.
+    /// True if the destination's policies allow it.
     pub ingress: bool,
-    /// The source may reach the destination.
+    /// True if the source's policies allow it.
     pub egress: bool,
 }
 
 impl Verdict {
-    /// A connection needs both (P1).
+    /// Returns true if both allow it (P1).
     pub fn allows(self) -> bool {
         self.ingress && self.egress
     }
 }
 
-/// Whether the policies of this node's pods allow a connection to a port of a protocol, port 0 where the protocol has none: ingress judged at
-/// the destination, egress at the source, and nothing at an end that is no pod of this node (P1). Not judged here is what does not
-/// depend on policies: the own node and the pod itself (P18, P19), neighbour discovery (P26).
+/// Returns the verdict of this node's pods' policies on a connection to a port of a protocol (port
+/// 0 if the protocol has none). Ingress is judged at the destination and egress at the source; an
+/// end that is not a pod of this node allows it (P1). Exceptions that do not depend on policies are
+/// not included: the own node and the pod itself (P18, P19), neighbour discovery (P26).
 pub fn verdict(
     policies: &Policies,
     from: IpAddr,
@@ -147,7 +152,7 @@ pub fn verdict(
     }
 }
 
-/// What is said of the longest prefix that covers another, or is it.
+/// Returns the value of the longest prefix that covers `prefix` or equals it.
 pub fn longest<T>(all: &BTreeMap<IpNet, T>, prefix: IpNet) -> Option<&T> {
     let around = (0..=prefix.prefix_len())
         .rev()
@@ -158,17 +163,17 @@ pub fn longest<T>(all: &BTreeMap<IpNet, T>, prefix: IpNet) -> Option<&T> {
 }
 
 impl Policies {
-    /// The class of an address, as the kernel finds it: that of the longest prefix; `None` where none has it.
+    /// Returns the class of an address, as the kernel finds it: that of the longest prefix.
     pub fn class_of(&self, addr: IpAddr) -> Option<&Arc<Class>> {
         self.class_of_prefix(IpNet::from(addr))
     }
 
-    /// The class of the longest prefix that covers another, or is it.
+    /// Returns the class of the longest prefix that covers `prefix` or equals it.
     pub fn class_of_prefix(&self, prefix: IpNet) -> Option<&Arc<Class>> {
         longest(&self.classes, prefix)
     }
 
-    /// The pod of this node that owns an address (P22).
+    /// Returns the pod of this node that owns an address (P22).
     pub fn pod_at(&self, addr: IpAddr) -> Option<(&ObjectName, &PodPolicy)> {
         self.pods
             .iter()
@@ -177,14 +182,14 @@ impl Policies {
 }
 
 impl PodPolicy {
-    /// Ingress, then egress.
+    /// Returns ingress, then egress.
     pub fn directions(&self) -> [&Isolation; 2] {
         [&self.ingress, &self.egress]
     }
 }
 
 impl Isolation {
-    /// Whether a port of a protocol is allowed towards an address of this class (P3, P4).
+    /// Returns true if a port of a protocol is allowed for an address of this class (P3, P4).
     pub fn allows(&self, class: Option<&Arc<Class>>, protocol: Protocol, port: u16) -> bool {
         match self {
             Self::None => true,
@@ -200,7 +205,7 @@ impl Isolation {
 }
 
 impl Row {
-    /// What the row allows towards addresses of a class: a union (P4), with all names resolved.
+    /// Returns the ports allowed for addresses of a class: a union (P4), with all names resolved.
     pub fn towards(&self, class: &Class) -> Ports {
         let applies = |peers: &Peers| *peers == Peers::EVERYBODY || class.peers.contains(peers);
         let mut all = Ports::default();
@@ -220,7 +225,7 @@ impl Row {
 }
 
 impl Ports {
-    /// Also what `more` has.
+    /// Adds the ports of `more`.
     pub fn add(&mut self, more: &Self) {
         self.everything |= more.everything;
         self.whole.extend(&more.whole);
@@ -229,7 +234,7 @@ impl Ports {
         self.normalise();
     }
 
-    /// The same with numbers for names; a name without a number is nothing.
+    /// Replaces names by numbers. A name without a number is removed.
     pub fn resolve(mut self, numbers: impl Fn(&(Arc<str>, Protocol)) -> Vec<u16>) -> Self {
         for name in std::mem::take(&mut self.named) {
             let ranges = numbers(&name).into_iter().map(|port| {
@@ -247,13 +252,14 @@ impl Ports {
         self
     }
 
-    /// Whether a port of a protocol is one of them; a protocol without ports asks for port 0.
+    /// Returns true if a port of a protocol is among them. A protocol without ports has port 0.
     pub fn have(&self, protocol: Protocol, port: u16) -> bool {
         let within = |(of, range): &(Protocol, PortRange)| *of == protocol && range.contains(port);
         self.everything || self.whole.contains(&protocol) || self.ranges.iter().any(within)
     }
 
-    /// Brings the ranges into their one form: what is contained elsewhere goes, what touches becomes one.
+    /// Brings the ranges into their normal form: contained ranges are removed, touching ones
+    /// joined.
     pub fn normalise(&mut self) {
         if self.everything {
             *self = Self {

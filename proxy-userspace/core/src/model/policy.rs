@@ -13,55 +13,56 @@ use super::{Labels, PortRange};
 pub struct NetworkPolicy {
     /// The pods of its namespace that it selects (P5).
     pub pods: Selector,
-    /// What may reach them: any of these; `None` if it says nothing of this direction (P2), empty if nothing may (P7).
+    /// Rules for connections to them; any of these allows. `None` if the policy does not cover this
+    /// direction (P2), empty if nothing is allowed (P7).
     pub ingress: Option<Vec<Rule>>,
-    /// What they may reach, likewise.
+    /// Rules for connections from them, likewise.
     pub egress: Option<Vec<Rule>>,
 }
 
 /// A rule: ports and peers (P6).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Any of these; empty is everybody, in or out of the cluster.
+    /// Any of these; empty means everybody, in or out of the cluster.
     pub peers: Vec<Peer>,
-    /// Any of these; empty is every port of every protocol.
+    /// Any of these; empty means every port of every protocol.
     pub ports: Vec<PolicyPort>,
 }
 
-/// Who is meant (P8).
+/// The peers of a rule (P8).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
-    /// Pods on the pod network (P10): of these namespaces, and with these labels.
+    /// Pods on the pod network (P10), by namespace and labels.
     Pods {
         /// Their namespaces.
         namespaces: Namespaces,
-        /// Their labels; all pods where no podSelector was given.
+        /// Their labels. Without a podSelector it selects all pods.
         pods: Selector,
     },
-    /// Addresses, whoever has them (P11).
+    /// Addresses, of pods or not (P11).
     Block {
-        /// Without host bits.
+        /// The block, without host bits.
         cidr: IpNet,
-        /// What is taken out of this one block; without host bits, and of its family.
+        /// Exceptions from this block only, without host bits, of its family.
         except: BTreeSet<IpNet>,
     },
 }
 
-/// Which namespaces a peer's pods may be of.
+/// The namespaces of a peer's pods.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Namespaces {
-    /// The policy's own: no namespaceSelector was given.
+    /// The policy's own: there is no namespaceSelector.
     Own,
     /// Those with these labels.
     Matching(Selector),
 }
 
-/// Which ports are meant (P13-P16).
+/// Ports of one protocol in a rule (P13-P16).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PolicyPort {
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
-    /// Which of its ports.
+    /// The ports.
     pub port: PortMatch,
 }
 
@@ -72,32 +73,32 @@ pub enum PortMatch {
     All,
     /// These numbers.
     Range(PortRange),
-    /// What the destination's containers call so (P15).
+    /// The destination's container ports of this name (P15).
     Named(Arc<str>),
 }
 
-/// A label selector: all of its requirements; without any it selects everything (P5, P9).
+/// A label selector: all of its requirements. Without any it selects everything (P5, P9).
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
-    /// Sorted; `matchLabels` are requirements of one value.
+    /// Sorted. `matchLabels` are requirements of one value.
     pub requirements: BTreeSet<Requirement>,
 }
 
-/// What a selector asks of one label (P9).
+/// A requirement on one label (P9).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Requirement {
-    /// The key is there with one of these values.
+    /// The key exists with one of these values.
     In(String, BTreeSet<String>),
-    /// The key is not there, or with none of these values.
+    /// The key does not exist, or has none of these values.
     NotIn(String, BTreeSet<String>),
-    /// The key is there.
+    /// The key exists.
     Exists(String),
-    /// The key is not there.
+    /// The key does not exist.
     DoesNotExist(String),
 }
 
 impl NetworkPolicy {
-    /// The cidrs of all ipBlocks.
+    /// Returns the CIDRs of all ipBlocks.
     pub fn blocks(&self) -> impl Iterator<Item = &IpNet> {
         let rules = self.ingress.iter().chain(&self.egress).flatten();
         rules
@@ -110,7 +111,7 @@ impl NetworkPolicy {
 }
 
 impl Selector {
-    /// Whether these labels are selected.
+    /// Returns true if these labels are selected.
     pub fn selects(&self, labels: &Labels) -> bool {
         self.requirements
             .iter()
@@ -119,7 +120,7 @@ impl Selector {
 }
 
 impl Requirement {
-    /// Whether these labels are as required.
+    /// Returns true if these labels meet the requirement.
     pub fn holds(&self, labels: &Labels) -> bool {
         match self {
             Self::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),

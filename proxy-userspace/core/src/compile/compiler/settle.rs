@@ -1,4 +1,4 @@
-//! Elements that several Services have a part in: frontends, source ranges, flags of addresses.
+//! Elements that depend on several Services: frontends, source ranges, flags of addresses.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -39,7 +39,8 @@ impl Compiler {
         }
     }
 
-    /// V3: the source ranges of the service ports that are served at load balancer IPs, each family by itself.
+    /// V3: source ranges of the service ports that are served at load balancer IPs, for each family
+    /// by itself.
     pub(super) fn settle_sources(&mut self, name: &ObjectName, delta: &mut Delta) {
         let after = self
             .services
@@ -91,7 +92,7 @@ impl Compiler {
             .collect()
     }
 
-    /// What an address is to this node: its own, one with nodePorts (V8), a cluster IP.
+    /// Returns the flags of an address: of this host, with nodePorts (V8), a cluster IP, ….
     pub(super) fn address(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<AddressFlags> {
         let at = |port| Frontend {
             addr,

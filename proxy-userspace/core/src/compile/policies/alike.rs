@@ -1,4 +1,5 @@
-//! Pods that are alike: of one namespace, with equal labels and equal names of ports. Selectors and names are judged once for all of them.
+//! Groups of pods that are alike: of one namespace, with equal labels and equal named ports.
+//! Selectors and port names are evaluated once for each group.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -15,11 +16,11 @@ use crate::model::{Labels, ObjectName, Pod, Snapshot};
 /// The label that every namespace has (P10).
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
-/// A group of pods that are alike. Which number a group has depends on history, so it never reaches output.
+/// A group of pods that are alike. Its number depends on history and must not reach output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct GroupId(usize);
 
-/// What pods have in common.
+/// The properties that the pods of a group share.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct Alike {
     pub(super) namespace: Arc<str>,
@@ -28,7 +29,7 @@ pub(super) struct Alike {
 }
 
 impl Alike {
-    /// Of a pod.
+    /// Returns those of a pod.
     pub(super) fn of(name: &ObjectName, pod: &Pod) -> Self {
         let mut named = Named::new();
         for port in &pod.ports {
@@ -47,21 +48,21 @@ impl Alike {
     }
 }
 
-/// Pods that are alike, and what has become of them.
+/// A group of pods that are alike.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) alike: Arc<Alike>,
-    /// How many pods it has.
+    /// Number of its pods.
     pods: usize,
-    /// Those of this node.
+    /// Its pods on this node.
     pub(super) local: BTreeSet<ObjectName>,
     /// The addresses that its pods own (P22).
     pub(super) addresses: BTreeSet<IpAddr>,
-    /// The numbers of the pod peers that mean them.
+    /// The numbers of the pod peers that select it.
     pub(super) meant_by: BTreeSet<usize>,
-    /// The policies that select them, where there is one of this node.
+    /// The policies that select it, if it has pods on this node.
     pub(super) policies: BTreeSet<ObjectName>,
-    /// What those come to.
+    /// The rows that result from these policies.
     pub(super) rows: Rows,
 }
 
@@ -85,31 +86,31 @@ pub(super) struct Groups {
     /// Groups by name of a port.
     naming: HashMap<(Arc<str>, Protocol), BTreeSet<GroupId>>,
     /// Groups that may have lost their last pod.
-    left: BTreeSet<GroupId>,
+    maybe_empty: BTreeSet<GroupId>,
 }
 
 impl Groups {
-    /// One of them.
+    /// Returns a group.
     pub(super) fn get(&self, id: GroupId) -> &Group {
         &self.all[id.0]
     }
 
-    /// One of them, to be changed.
+    /// Returns a group, to be changed.
     pub(super) fn get_mut(&mut self, id: GroupId) -> &mut Group {
         &mut self.all[id.0]
     }
 
-    /// The group of a pod on the pod network.
+    /// Returns the group of a pod on the pod network.
     pub(super) fn of(&self, pod: &ObjectName) -> Option<GroupId> {
         self.of.get(pod).copied()
     }
 
-    /// Those that have a port of this name.
+    /// Returns the groups that have a port of this name.
     pub(super) fn naming(&self, name: &(Arc<str>, Protocol)) -> impl Iterator<Item = GroupId> + '_ {
         self.naming.get(name).into_iter().flatten().copied()
     }
 
-    /// Those of a namespace.
+    /// Returns the groups of a namespace.
     pub(super) fn within(&self, namespace: &str) -> impl Iterator<Item = GroupId> + '_ {
         self.namespaces
             .get(namespace)
@@ -118,21 +119,21 @@ impl Groups {
             .copied()
     }
 
-    /// The labels of a group's namespace.
+    /// Returns the labels of a group's namespace.
     pub(super) fn namespace_labels(&self, namespace: &str) -> Option<&Labels> {
         self.namespaces
             .get(namespace)
             .map(|namespace| &namespace.labels)
     }
 
-    /// Takes a namespace up as the snapshot has it; gives the labels that it had, if they are others now.
+    /// Updates a namespace's labels from the snapshot. Returns the old labels if they have changed.
     pub(super) fn relabel(&mut self, name: &str, snapshot: &Snapshot) -> Option<Labels> {
         let namespace = self.namespaces.get_mut(name)?;
         let labels = namespace_labels(name, snapshot);
         (namespace.labels != labels).then(|| std::mem::replace(&mut namespace.labels, labels))
     }
 
-    /// Puts a pod among those that are like it; says which group that is, and whether it is new.
+    /// Puts a pod into its group. Returns the group, and whether it is new.
     pub(super) fn join(
         &mut self,
         pod: &ObjectName,
@@ -149,11 +150,11 @@ impl Groups {
         (id, newness)
     }
 
-    /// Takes a pod out of its group.
+    /// Removes a pod from its group.
     pub(super) fn leave(&mut self, pod: &ObjectName) {
         if let Some(id) = self.of.remove(pod) {
             self.all[id.0].pods -= 1;
-            self.left.insert(id);
+            self.maybe_empty.insert(id);
         }
     }
 
@@ -192,9 +193,9 @@ impl Groups {
         id
     }
 
-    /// Ends the groups that have no pod any more, and gives them.
+    /// Removes the groups without pods, and returns them.
     pub(super) fn end_empty(&mut self) -> Vec<(GroupId, Group)> {
-        let empty = std::mem::take(&mut self.left)
+        let empty = std::mem::take(&mut self.maybe_empty)
             .into_iter()
             .filter(|id| self.all[id.0].pods == 0);
         empty
@@ -229,7 +230,7 @@ impl Groups {
         group
     }
 
-    /// The groups that a pod peer means (P8, P9).
+    /// Returns the groups that a pod peer selects (P8, P9).
     pub(super) fn meant_by_peer(&self, peer: &PodPeer) -> BTreeSet<GroupId> {
         let labels = |id: &GroupId| &self.get(*id).alike.labels;
         if let Some(candidates) = self.candidates(peer) {
@@ -255,7 +256,8 @@ impl Groups {
             .is_some_and(|found| scope.has(namespace, &found.labels))
     }
 
-    /// A few groups that have all that a pod peer means; `None` if nothing tells them from all.
+    /// Returns a small set of groups that contains all that a pod peer selects; `None` if no index
+    /// narrows them down.
     fn candidates<'a>(
         &'a self,
         peer: &'a PodPeer,
@@ -286,12 +288,12 @@ impl Groups {
     }
 }
 
-/// Whether a group was there before.
+/// Tells new groups from known ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Newness {
-    /// It was.
+    /// The group existed before.
     Known,
-    /// It was not.
+    /// The group is new.
     New,
 }
 
@@ -304,7 +306,8 @@ fn forget<K: std::hash::Hash + Eq>(map: &mut HashMap<K, BTreeSet<GroupId>>, key:
     }
 }
 
-/// P10: with the name, also where the Namespace has not been heard of.
+/// P10: returns the labels of a namespace, with its name, even if the Namespace object is not
+/// known.
 fn namespace_labels(name: &str, snapshot: &Snapshot) -> Labels {
     let known = snapshot.state.namespaces.get(&ObjectName::cluster(name));
     let mut labels = known

@@ -1,4 +1,5 @@
-//! What the peers of a rule say, in its one form, and the keyed hash of it: policies that say the same share their peers.
+//! The content of a rule's peers in normal form, and its keyed hash: rules with equal content share
+//! their peers.
 
 use std::collections::BTreeSet;
 use std::hash::Hasher;
@@ -11,7 +12,7 @@ use crate::contents::policies::Peers;
 use crate::model::Labels;
 use crate::model::policy::{Namespaces, Peer, Requirement, Selector};
 
-/// The other half of the key: the settings' secret is half of one.
+/// Half of the key; the other half is the settings' secret.
 const KEY: u64 = u64::from_le_bytes(*b"peers v1");
 
 /// The peers of one rule: any of these.
@@ -23,7 +24,7 @@ pub(super) struct Content {
     pub(super) blocks: Vec<Block>,
 }
 
-/// Pods by labels, wherever the policy is that says so.
+/// Pods by labels, independent of the policy's namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PodPeer {
     /// Their namespaces.
@@ -41,16 +42,17 @@ pub(super) enum Scope {
     Matching(Selector),
 }
 
-/// An ipBlock: what is in `cidr` and in none of `except` (P11).
+/// An ipBlock: the addresses in `cidr` and in none of `except` (P11).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Block {
     pub(super) cidr: IpNet,
-    /// Within `cidr` and shorter than it; sorted, and none within another.
+    /// Within `cidr` and longer than it; sorted, and none within another.
     pub(super) except: Vec<IpNet>,
 }
 
 impl PodPeer {
-    /// Whether pods with these labels, in a namespace of this name and these labels, are meant.
+    /// Returns true if the peer selects pods with these labels, in a namespace of this name and
+    /// these labels.
     pub(super) fn means(
         &self,
         namespace: &str,
@@ -62,7 +64,7 @@ impl PodPeer {
 }
 
 impl Scope {
-    /// Whether a namespace is one of them.
+    /// Returns true if the namespace is one of them.
     pub(super) fn has(&self, namespace: &str, labels: &Labels) -> bool {
         match self {
             Self::Own(own) => **own == *namespace,
@@ -72,7 +74,8 @@ impl Scope {
 }
 
 impl Content {
-    /// What a rule of a policy in this namespace says; `None` for everybody (P6).
+    /// Returns the content of a rule's peers, for a policy in this namespace; `None` for everybody
+    /// (P6).
     pub(super) fn of(peers: &[Peer], namespace: &Arc<str>) -> Option<Self> {
         if peers.is_empty() {
             return None;
@@ -100,7 +103,8 @@ impl Content {
         Some(content)
     }
 
-    /// The name of these peers: the same for the same secret wherever and whenever it is computed, and never [`Peers::EVERYBODY`].
+    /// Returns the hash of these peers: equal for equal secrets, at any time and on any node, and
+    /// never [`Peers::EVERYBODY`].
     pub(super) fn peers(&self, secret: u64) -> Peers {
         let mut text = Text::default();
         text.list(&self.pods, |text, peer| {
@@ -120,7 +124,7 @@ impl Content {
     }
 }
 
-/// An ipBlock in its one form; `None` if its excepts leave nothing of it.
+/// Returns an ipBlock in normal form; `None` if its excepts cover all of it.
 fn block(cidr: IpNet, except: &BTreeSet<IpNet>) -> Option<Block> {
     if except.iter().any(|except| except.contains(&cidr)) {
         return None;
@@ -138,7 +142,7 @@ fn block(cidr: IpNet, except: &BTreeSet<IpNet>) -> Option<Block> {
     })
 }
 
-/// What is hashed, written so that different contents never read the same: lengths come before what they count.
+/// The hashed text. Different contents have different texts: a length precedes each list.
 #[derive(Default)]
 struct Text(Vec<u8>);
 

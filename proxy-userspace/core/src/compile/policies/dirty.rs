@@ -1,4 +1,4 @@
-//! The parts of the policies that one change makes the compiler look at again.
+//! The parts of the policies that the compiler computes again after a change.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -6,17 +6,17 @@ use std::net::IpAddr;
 use super::alike::GroupId;
 use crate::model::ObjectName;
 
-/// What is to be looked at again.
+/// The parts to compute again.
 #[derive(Default)]
 pub(super) struct Dirty {
-    /// Addresses whose owner may be another.
+    /// Addresses with a possibly different owner.
     pub(super) addresses: BTreeSet<IpAddr>,
-    /// Pods of this node, or not any more.
+    /// Pods that are or were on this node.
     pub(super) pods: BTreeSet<ObjectName>,
     /// Groups that got pods of this node, or lost some.
     pub(super) moved: BTreeSet<GroupId>,
-    /// Groups that other policies select.
+    /// Groups with different policies.
     pub(super) rows: BTreeSet<GroupId>,
-    /// Groups that are other peers.
+    /// Groups that belong to different peers.
     pub(super) classes: BTreeSet<GroupId>,
 }

@@ -11,7 +11,7 @@ use super::{InForce, PolicyCompiler};
 use crate::model::{NetworkPolicy, ObjectName, Snapshot};
 
 impl PolicyCompiler {
-    /// Takes a policy up as the snapshot has it.
+    /// Compiles a policy as it is in the snapshot.
     pub(super) fn policy(&mut self, name: &ObjectName, snapshot: &Snapshot, dirty: &mut Dirty) {
         let after = snapshot.state.policies.get(name).and_then(|policy| {
             let local = self
@@ -23,7 +23,7 @@ impl PolicyCompiler {
             let groups: BTreeSet<GroupId> = selected.collect();
             (!groups.is_empty()).then_some((policy, groups))
         });
-        // The new one comes into force before the old one leaves, so that what they share stays.
+        // The new version comes into force before the old one goes, so that shared parts stay.
         let after = after.map(|(policy, groups)| InForce {
             groups,
             rules: self.enforce(name, policy, snapshot, dirty),
@@ -47,7 +47,8 @@ impl PolicyCompiler {
         after.map(|after| self.in_force.insert(name.clone(), after));
     }
 
-    /// Looks which policies select a group that may have got its first pod of this node or lost the last; the touched ones know.
+    /// Finds the policies that select a group which may have got its first pod of this node or lost
+    /// the last one. The touched policies are compiled already.
     pub(super) fn select(
         &mut self,
         id: GroupId,
@@ -93,7 +94,7 @@ impl PolicyCompiler {
         }
     }
 
-    /// The rules of a policy come into force.
+    /// Brings the rules of a policy into force.
     pub(super) fn enforce(
         &mut self,
         name: &ObjectName,
@@ -135,7 +136,7 @@ impl PolicyCompiler {
         rules.all().for_each(|rule| self.peers.release(rule.peers));
     }
 
-    /// Policies without pods of this node, peers without rules, groups without pods.
+    /// Removes policies without pods of this node, peers without rules, and groups without pods.
     pub(super) fn end_unused(&mut self, dirty: &mut Dirty) {
         let unused: Vec<_> = self
             .in_force

@@ -1,4 +1,5 @@
-//! The peers that rules of this node's pods name: which pods each means, who uses it, and what that makes of a group of pods.
+//! The peers in rules of this node's pods: the groups of pods that each selects, its users, and the
+//! classes of groups that result.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use super::rules::Rules;
 use crate::contents::policies::{Class, Peers};
 use crate::model::{Labels, Settings};
 
-/// Everything that rules in force say of peers.
+/// The peers of all rules in force.
 #[derive(Debug, Default)]
 pub(super) struct PeersTable {
     records: BTreeMap<Peers, Record>,
@@ -21,20 +22,21 @@ pub(super) struct PeersTable {
     numbers: HashMap<Arc<PodPeer>, usize>,
     /// Peers that may have lost their last user.
     released: BTreeSet<Peers>,
-    /// The names of ports that egress rules ask their peers for, and how many rules do (P15).
+    /// The names of ports that egress rules ask their peers for, with the number of such rules
+    /// (P15).
     asked: HashMap<(Arc<str>, Protocol), BTreeMap<Peers, usize>>,
 }
 
 /// The peers of a rule.
 #[derive(Debug)]
 struct Record {
-    /// How many rules in force name them.
+    /// Number of rules in force with these peers.
     uses: usize,
     pods: Vec<usize>,
     blocks: Vec<Block>,
 }
 
-/// A pod peer, and whom it means.
+/// A pod peer, and the groups that it selects.
 #[derive(Debug)]
 struct Meant {
     peer: Arc<PodPeer>,
@@ -42,16 +44,16 @@ struct Meant {
     groups: BTreeSet<GroupId>,
 }
 
-/// What peers are part of, to be changed with them.
+/// Tables that change together with peers.
 pub(super) struct Parts<'a> {
     pub(super) groups: &'a mut Groups,
     pub(super) prefixes: &'a mut Prefixes,
-    /// Groups that are other peers now, or are asked for other names.
+    /// Groups that belong to different peers now, or are asked for different names.
     pub(super) changed: &'a mut BTreeSet<GroupId>,
 }
 
 impl PeersTable {
-    /// Names the peers of a rule that comes into force.
+    /// Adds a user of a rule's peers, and returns their hash.
     pub(super) fn acquire(
         &mut self,
         content: Option<Content>,
@@ -108,7 +110,8 @@ impl PeersTable {
         number
     }
 
-    /// The peers of a rule that is no more in force; they stay until [`Self::end_unused`], for they may come back with the next policy.
+    /// Removes a user of the peers. They stay until [`Self::end_unused`], since the next policy may
+    /// use them again.
     pub(super) fn release(&mut self, peers: Peers) {
         if let Some(record) = self.records.get_mut(&peers) {
             record.uses -= 1;
@@ -116,7 +119,7 @@ impl PeersTable {
         }
     }
 
-    /// Ends the peers that no rule names any more.
+    /// Removes the peers without users.
     pub(super) fn end_unused(&mut self, parts: &mut Parts<'_>) {
         for peers in std::mem::take(&mut self.released) {
             if self
@@ -147,7 +150,7 @@ impl PeersTable {
         }
     }
 
-    /// The names of ports that the rules ask for are asked for.
+    /// Adds the names of ports that the rules ask their peers for.
     pub(super) fn ask(&mut self, rules: &Rules, parts: &mut Parts<'_>) {
         for (name, peers) in rules.asked() {
             let asking = self
@@ -163,7 +166,7 @@ impl PeersTable {
         }
     }
 
-    /// They are no more.
+    /// Removes these names again.
     pub(super) fn ask_no_more(&mut self, rules: &Rules, parts: &mut Parts<'_>) {
         for (name, peers) in rules.asked() {
             let Some(asked) = self.asked.get_mut(name) else {
@@ -183,7 +186,7 @@ impl PeersTable {
         }
     }
 
-    /// The groups that these peers are, as far as they have a port of this name, are asked for it, or not any more.
+    /// Marks the groups of these peers that have a port of this name as changed.
     fn asked_anew(&self, name: &(Arc<str>, Protocol), peers: Peers, parts: &mut Parts<'_>) {
         let Some(record) = self.records.get(&peers) else {
             parts.changed.extend(parts.groups.naming(name));
@@ -204,7 +207,7 @@ impl PeersTable {
             .extend(by_labels.chain(by_blocks).filter(have));
     }
 
-    /// A group has begun.
+    /// Adds a new group to the peers that select it.
     pub(super) fn begin_group(&mut self, id: GroupId, groups: &mut Groups) {
         let alike = groups.get(id).alike.clone();
         let Some(labels) = groups.namespace_labels(&alike.namespace).cloned() else {
@@ -218,7 +221,7 @@ impl PeersTable {
         }
     }
 
-    /// A group has ended.
+    /// Removes a group from the peers that selected it.
     pub(super) fn end_group(&mut self, id: GroupId, group: &Group) {
         group
             .meant_by
@@ -226,7 +229,7 @@ impl PeersTable {
             .for_each(|number| _ = self.pods[*number].groups.remove(&id));
     }
 
-    /// A namespace had these labels, and has others now (P24).
+    /// Finds the peers that select a namespace's groups again, after its labels changed (P24).
     pub(super) fn relabelled(
         &mut self,
         namespace: &str,
@@ -262,7 +265,8 @@ impl PeersTable {
         }
     }
 
-    /// The class of the group's pods at addresses where the blocks alone come to `blocks` (P8, P11, P15).
+    /// Returns the class of the group's pods at addresses with the class `blocks` by ipBlocks alone
+    /// (P8, P11, P15).
     pub(super) fn class(&self, group: &Group, blocks: &Class) -> Class {
         let users = group
             .meant_by

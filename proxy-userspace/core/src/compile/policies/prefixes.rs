@@ -1,6 +1,8 @@
-//! The prefixes of ipBlocks and the addresses of pods in one order, and which blocks have each of them (P11).
+//! The prefixes of ipBlocks and the addresses of pods in one order, with the blocks around each
+//! (P11).
 //!
-//! In that order a prefix stands before those within it, and nothing else stands between: what a changed block concerns is one range.
+//! In this order a prefix stands directly before those within it, so that a changed block affects
+//! one range.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,77 +17,78 @@ use super::shared::Shared;
 use crate::contents::policies::{Class, Peers};
 use crate::model::Family;
 
-/// Looking for the prefixes around another takes about as long as walking past so many.
+/// A lookup of the prefixes around another takes about as long as a walk past so many prefixes.
 const AROUND: usize = 12;
 
-/// So many peers all classes of blocks have together at most, if not each so few as [`FEW`].
+/// The most peers that all classes of blocks have together, unless each has at most [`FEW`].
 const MOST: usize = 1 << 23;
-/// The fewest and the most peers that an address may be by blocks.
+/// The least value of the limit on peers that an address has by blocks.
 const FEW: usize = 128;
 const MANY: usize = 4096;
 
-/// Every cidr, every except, and every address that a pod owns.
+/// Every CIDR, every except, and every address that a pod owns.
 #[derive(Debug, Default)]
 pub(super) struct Prefixes {
     all: BTreeMap<IpNet, Prefix>,
-    /// How many prefixes with edges have a length.
+    /// Number of prefixes with edges, by length.
     lengths: BTreeMap<(Family, u8), usize>,
-    /// Prefixes within which blocks have come or gone.
+    /// Prefixes with blocks within that were added or removed.
     dirty: Vec<IpNet>,
     gone: Vec<IpNet>,
-    /// Prefixes that more blocks have than an address may be peers by; they count as if none had them, which allows less (P34).
+    /// Prefixes with more blocks than the limit. They count as part of no block, which allows less
+    /// (P34).
     crowded: BTreeSet<IpNet>,
-    /// How many an address may be, by the last walk, and how many there have been.
+    /// The limit on blocks at the last walk.
     limit: usize,
     deepest: usize,
-    /// What new prefixes are until the walk, so that they need no memory of their own for it.
+    /// The class of new prefixes until the walk, shared to save memory.
     nothing: Arc<Class>,
 }
 
-/// One of them.
+/// A prefix.
 #[derive(Debug)]
 pub(super) struct Prefix {
-    /// Where blocks begin to apply and cease to.
+    /// The blocks that begin or end here.
     edges: Vec<Edge>,
-    /// What blocks make of the longest prefix around it.
+    /// The class, by blocks, of the longest prefix around it.
     pub(super) above: Arc<Class>,
-    /// What blocks make of it.
+    /// Its own class by blocks.
     pub(super) blocks: Arc<Class>,
-    /// Whose address it is (P22).
+    /// The group that owns this address (P22).
     pub(super) owner: Option<GroupId>,
 }
 
-/// A block of a rule's peers, by its place among theirs.
+/// A block of a rule's peers, by its place in their list.
 type BlockId = (Peers, usize);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Edge {
-    /// Its cidr.
+    /// The CIDR of a block.
     Begin(BlockId),
     /// One of its excepts.
     End(BlockId),
 }
 
-/// A prefix whose inside is being walked.
+/// A prefix that the walk is inside of.
 struct Level {
-    /// `None` around all of the walk.
+    /// `None` for the level around the whole walk.
     prefix: Option<IpNet>,
     blocks: Vec<BlockId>,
     class: Arc<Class>,
 }
 
 impl Prefixes {
-    /// What is known of a prefix.
+    /// Returns a prefix.
     pub(super) fn get(&self, prefix: IpNet) -> Option<&Prefix> {
         self.all.get(&prefix)
     }
 
-    /// The prefixes that so many blocks have that they cannot be told apart (P34).
+    /// Returns the prefixes with more blocks than the limit (P34).
     pub(super) fn crowded(&self) -> &BTreeSet<IpNet> {
         &self.crowded
     }
 
-    /// Whose the addresses within a prefix are.
+    /// Returns the owners of the addresses within a prefix.
     pub(super) fn owners_within(&self, prefix: IpNet) -> impl Iterator<Item = GroupId> + '_ {
         let within = self
             .all
@@ -94,7 +97,7 @@ impl Prefixes {
         within.filter_map(|(_, within)| within.owner)
     }
 
-    /// The blocks of a rule's peers apply.
+    /// Adds the blocks of a rule's peers.
     pub(super) fn add(&mut self, peers: Peers, blocks: &[Block]) {
         for (at, edge) in edges(peers, blocks) {
             let nothing = || Prefix::of(&self.nothing);
@@ -108,7 +111,7 @@ impl Prefixes {
         self.dirty.extend(blocks.iter().map(|block| block.cidr));
     }
 
-    /// They do no more.
+    /// Removes the blocks of a rule's peers.
     pub(super) fn remove(&mut self, peers: Peers, blocks: &[Block]) {
         for (at, edge) in edges(peers, blocks) {
             let Some(prefix) = self.all.get_mut(&at) else {
@@ -140,7 +143,7 @@ impl Prefixes {
         }
     }
 
-    /// An address is these pods' now; gives whose it was.
+    /// Sets the owner of an address, and returns the previous one.
     pub(super) fn set_owner(
         &mut self,
         addr: IpAddr,
@@ -160,7 +163,8 @@ impl Prefixes {
         before
     }
 
-    /// The blocks that have all of the longest prefix around this one: as many lookups as prefixes have lengths.
+    /// Returns the blocks around the longest prefix that covers this one, by one lookup for each
+    /// length of prefixes.
     fn around(&self, at: IpNet) -> Vec<BlockId> {
         let (family, length) = length(at);
         let mut blocks = Vec::new();
@@ -176,7 +180,8 @@ impl Prefixes {
         blocks
     }
 
-    /// Brings all prefixes up to the blocks, and gives those that have changed or gone.
+    /// Computes the classes of all prefixes that changed blocks affect. Returns the prefixes that
+    /// have changed or gone.
     pub(super) fn settle(&mut self, classes: &mut Shared<Class>) -> Vec<IpNet> {
         let mut changed = std::mem::take(&mut self.gone);
         let mut dirty = std::mem::take(&mut self.dirty);
@@ -199,13 +204,14 @@ impl Prefixes {
         changed
     }
 
-    /// How many blocks an address may be of: the fewer the more prefixes there are, in powers of two, so that it rarely changes.
+    /// Returns the limit on blocks of an address. It falls as the number of prefixes grows, in
+    /// powers of two, so that it rarely changes.
     fn limit(&self) -> usize {
         let prefixes: usize = self.lengths.values().sum();
         (MOST / prefixes.next_power_of_two()).clamp(FEW, MANY)
     }
 
-    /// Walks a prefix and all within it, or everything.
+    /// Walks a prefix and all within it, or all prefixes.
     fn walk(
         &mut self,
         within: Option<IpNet>,
@@ -263,7 +269,7 @@ impl Prefixes {
 }
 
 impl Prefix {
-    /// Without edges and owner, in this class.
+    /// Returns a prefix of this class, without edges and owner.
     fn of(class: &Arc<Class>) -> Self {
         Self {
             edges: Vec::new(),
@@ -275,7 +281,7 @@ impl Prefix {
 }
 
 impl Edge {
-    /// Going inwards.
+    /// Crosses the edge inwards.
     fn cross(self, blocks: &mut Vec<BlockId>) {
         match self {
             Self::Begin(block) => blocks.push(block),
@@ -284,7 +290,8 @@ impl Edge {
     }
 }
 
-/// The class of addresses of which only blocks tell: that of none where there are more than can be told apart.
+/// Returns the class of addresses in these blocks: that of no block if there are more than the
+/// limit.
 fn class(blocks: &[BlockId], limit: usize) -> Class {
     let blocks = if blocks.len() > limit { &[] } else { blocks };
     Class {

@@ -1,4 +1,5 @@
-//! Rules of policies to rows of pods: ports in their one form, rules joined by peers, own names as numbers.
+//! Rules of policies to rows of pods: ports in normal form, rules joined by peers, the pod's own
+//! port names as numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use crate::model::policy::{PolicyPort, PortMatch};
 /// The numbers of a pod's named ports (P15).
 pub(super) type Named = BTreeMap<(Arc<str>, Protocol), BTreeSet<u16>>;
 
-/// A policy's rules with the names of their peers; `None` where it does not isolate (P2).
+/// A policy's rules, with the hashes of their peers; `None` for a direction that it does not
+/// isolate (P2).
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     pub(super) ingress: Option<Vec<Rule>>,
@@ -34,7 +36,7 @@ pub(super) enum Direction {
     Egress,
 }
 
-/// What the rows of a pod are.
+/// The rows of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rows {
     pub(super) ingress: Isolation,
@@ -42,12 +44,13 @@ pub(super) struct Rows {
 }
 
 impl Rules {
-    /// Of both directions.
+    /// Returns the rules of both directions.
     pub(super) fn all(&self) -> impl Iterator<Item = &Rule> {
         self.ingress.iter().chain(&self.egress).flatten()
     }
 
-    /// The names of ports that egress rules leave to the destination (P15), with the peers that are asked.
+    /// Returns the port names in egress rules, which the destination resolves (P15), with the peers
+    /// of the rule.
     pub(super) fn asked(&self) -> impl Iterator<Item = (&(Arc<str>, Protocol), Peers)> {
         self.egress
             .iter()
@@ -63,7 +66,7 @@ impl Rules {
     }
 }
 
-/// The ports of a rule (P6, P13-P15).
+/// Returns the ports of a rule (P6, P13-P15).
 pub(super) fn ports(listed: &[PolicyPort]) -> Ports {
     let mut ports = Ports {
         everything: listed.is_empty(),
@@ -80,7 +83,8 @@ pub(super) fn ports(listed: &[PolicyPort]) -> Ports {
     ports
 }
 
-/// The row of a pod that these policies select; `None` if none of them isolates it (P3, P4). A rule that comes to no port is left out.
+/// Returns the row of a pod that these policies select; `None` if none of them isolates it (P3,
+/// P4). Rules without ports are left out.
 pub(super) fn row<'a>(
     policies: impl Iterator<Item = &'a Rules>,
     direction: Direction,

@@ -1,4 +1,5 @@
-//! A large cluster: what compiling it takes from nothing, and what one change takes. A debug build has a tenth of it.
+//! Time to compile a large cluster from nothing, and after one change. A debug build has a tenth of
+//! it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -23,7 +24,7 @@ const NAMESPACES: u32 = SIZE.namespaces;
 /// Changes of each kind, every one in another namespace.
 const ROUNDS: u32 = if cfg!(debug_assertions) { 9 } else { 51 };
 
-/// Megabytes that the process has in memory.
+/// Returns the resident memory of the process, in megabytes.
 fn resident() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
     let pages = pages.and_then(|text| {
@@ -34,14 +35,15 @@ fn resident() -> usize {
     pages.unwrap_or_default() * 4096 / 1_000_000
 }
 
-/// A cluster, and how long each kind of change takes.
+/// A cluster, with its compiler.
 struct Measured {
     snapshot: Snapshot,
     compiler: PolicyCompiler,
 }
 
 impl Measured {
-    /// The medium and the longest time of some changes of one kind, and what the last of them changed.
+    /// Returns the median and the longest time of some changes of one kind, and the difference that
+    /// the last one made.
     fn change(
         &mut self,
         what: &str,
@@ -171,7 +173,7 @@ fn one_change_in_a_large_cluster_costs_only_what_depends_on_it() {
             .for_each(|rule| rule.peers.push(all.clone()));
         Object::NetworkPolicy(in_namespace(at(round), "policy-3".into()), policy)
     });
-    // Here there is no way around writing all pods' classes.
+    // Here all pods' classes have to be written.
     assert!(time < whole, "{time:?} of {whole:?}");
     measured.change("a namespace changes teams", |round| {
         let labels = Labels::from([("team".into(), format!("team-{}", (at(round) + 1) % TEAMS))]);

@@ -1,14 +1,14 @@
-//! Equal values in one allocation: classes and rows, so that pointers tell whether two are equal.
+//! Equal values in one allocation: classes and rows are equal if their pointers are.
 
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
-/// The values in use. Nothing here reaches output in the order of the hash table.
+/// The values in use. The order of the hash table must not reach output.
 #[derive(Debug)]
 pub(super) struct Shared<T> {
     all: HashSet<Arc<T>>,
-    /// At so many values those that nobody has any more are forgotten.
+    /// Number of values at which unused ones are removed.
     full: usize,
 }
 
@@ -22,7 +22,7 @@ impl<T: Hash + Eq> Default for Shared<T> {
 }
 
 impl<T: Hash + Eq> Shared<T> {
-    /// The one allocation of this value.
+    /// Returns the one allocation of this value.
     pub(super) fn get(&mut self, value: T) -> Arc<T> {
         if let Some(known) = self.all.get(&value) {
             return known.clone();
@@ -32,7 +32,7 @@ impl<T: Hash + Eq> Shared<T> {
         value
     }
 
-    /// Forgets what nobody has, from time to time: as often as it has become twice as many.
+    /// Removes unused values each time that the number of values has doubled.
     pub(super) fn sweep(&mut self) {
         if self.all.len() >= self.full {
             self.all.retain(|value| Arc::strong_count(value) > 1);

@@ -1,5 +1,5 @@
-//! The rules of NetworkPolicy on small clusters, and histories: what the compiler remembers is worth no more and no less than
-//! compiling from nothing.
+//! The rules of NetworkPolicy on small clusters, and histories: the incremental result equals that
+//! of compiling from nothing.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -144,7 +144,7 @@ fn container_port(container: &str, name: &str, port: u16, protocol: Protocol) ->
     }
 }
 
-/// A cluster, its compiler, and what is touched since that compiled.
+/// A cluster, its compiler, and the changes since it compiled.
 struct Cluster {
     snapshot: Snapshot,
     compiler: PolicyCompiler,
@@ -196,7 +196,7 @@ impl Cluster {
         self
     }
 
-    /// Compiles what was touched, and compares with compiling from nothing.
+    /// Compiles the changes, and compares with compiling from nothing.
     fn compile(&mut self) -> PolicyDelta {
         let before = self.compiler.policies().clone();
         let delta = self
@@ -216,7 +216,7 @@ impl Cluster {
         self.compiler.policies()
     }
 
-    /// Whether TCP to this port is allowed by both ends.
+    /// Returns true if both ends allow TCP to this port.
     fn allows(&mut self, from: &str, to: &str, port: u16) -> bool {
         verdict(self.policies(), addr(from), addr(to), TCP, port).allows()
     }
@@ -230,13 +230,13 @@ impl Cluster {
     }
 }
 
-/// `namespace/name`; the namespace is `shop` where there is none.
+/// `namespace/name`. The default namespace is `shop`.
 fn object(name: &str) -> ObjectName {
     let (namespace, name) = name.split_once('/').unwrap_or(("shop", name));
     ObjectName::new(namespace, name)
 }
 
-/// No prefix says what the longest one around it says.
+/// No prefix has the class of the longest prefix around it.
 fn assert_as_few_as_can_be(policies: &Policies) {
     for (prefix, class) in &policies.classes {
         let mut others = policies.clone();
@@ -248,7 +248,7 @@ fn assert_as_few_as_can_be(policies: &Policies) {
     }
 }
 
-/// What has not changed is where it was.
+/// Elements that have not changed keep their allocations.
 fn assert_same_allocations(before: &Policies, after: &Policies, delta: &PolicyDelta) {
     for (prefix, class) in before
         .classes
@@ -460,7 +460,8 @@ fn p11_an_except_narrows_its_own_entry_only() {
     assert_eq!(cluster.classes(), ["10.0.0.0/8", "10.1.0.0/16"]);
     assert!(cluster.allows("10.2.0.1", "10.244.1.2", 80));
     assert!(!cluster.allows("10.1.2.3", "10.244.1.2", 80), "pods too");
-    // Another entry of the same rule gives a part back; what says the same as around it is left out.
+    // Another entry of the same rule gives a part back. Prefixes with the class around them are
+    // left out.
     cluster.policy(
         "p",
         ingress(
@@ -485,7 +486,8 @@ fn p11_an_except_narrows_its_own_entry_only() {
     );
 }
 
-/// P34: 1,000 rules for nearly everybody, each with excepts of its own, do not make a class of nearly all rules for each except.
+/// P34: 1,000 rules for nearly everybody, each with excepts of its own, do not make a class of
+/// nearly all rules for each except.
 #[test]
 fn p34_an_address_is_not_the_peer_of_more_rules_than_there_is_room_for() {
     let everywhere = |number: u32| {
@@ -530,7 +532,7 @@ fn p34_an_address_is_not_the_peer_of_more_rules_than_there_is_room_for() {
         .map(|class| class.peers.len())
         .sum();
     assert!(peers < 1 << 23, "{peers} peers in all classes");
-    // What cannot be told apart is not let through, and said.
+    // Addresses of crowded prefixes are denied and reported.
     assert!(
         !cluster.allows("192.0.2.1", "10.244.0.1", 1) && cluster.allows("fd00::1", "10.244.0.1", 1)
     );
@@ -876,7 +878,7 @@ fn pods_that_are_alike_share_rows_and_classes() {
     assert!(classes.len() == 2 && Arc::ptr_eq(classes[0], classes[1]));
 }
 
-/// Bytes that decide what happens; when they are used up it is the first of everything.
+/// Bytes that decide each choice. When they are used up, the first option is taken.
 struct Dice<'a>(std::slice::Iter<'a, u8>);
 
 impl Dice<'_> {
