@@ -1,7 +1,7 @@
-//! From symbols to ids: turns contents into writes, and is the only one that knows ids, generations, slots and grace periods.
+//! Turns contents in symbols into writes, and owns ids, generations, slots and grace periods.
 //!
-//! `place` puts the new and takes the old frontends away; `retire` takes away slots and names that nothing refers to any more,
-//! and may only run once no packet that began before the last write is still under way.
+//! `place` adds new frontends and removes old ones. `retire` removes slots and names without users;
+//! it may run only when no packet is left that began before the last write.
 
 mod actual;
 mod elements;
@@ -18,7 +18,8 @@ pub use elements::{EndpointAt, Entry, Key, Side, Slot, SlotKey, Write};
 use crate::contents::{Contents, Delta};
 use plan::Plan;
 
-/// The writes that turn `actual` into `contents`, in the order in which they are safe; none if they are equal in symbols.
+/// Returns the writes that turn `actual` into `contents`, in a safe order; none if they are equal
+/// in symbols.
 pub fn place(contents: &Contents, actual: &Actual) -> Vec<Write> {
     let mut plan = Plan::new(contents, actual);
     contents
@@ -35,7 +36,8 @@ pub fn place(contents: &Contents, actual: &Actual) -> Vec<Write> {
     plan.writes()
 }
 
-/// The same as [`place`] if `actual` held other contents until now, from which these differ by `delta`: only that is looked at.
+/// As [`place`], if `contents` differ by `delta` from those that `actual` was brought to: only
+/// these elements are compared.
 pub fn place_delta(delta: &Delta, contents: &Contents, actual: &Actual) -> Vec<Write> {
     let mut plan = Plan::new(contents, actual);
     delta
@@ -52,7 +54,7 @@ pub fn retire(actual: &Actual) -> Vec<Write> {
     retire_those(&actual.idle(), actual)
 }
 
-/// The same of those only that were idle before and still are.
+/// Deletes those that were idle at an earlier time and still are.
 pub fn retire_those(idle: &Idle, actual: &Actual) -> Vec<Write> {
     let slots = actual
         .idle_slots(idle)

@@ -1,4 +1,4 @@
-//! Histories: what the compiler remembers is worth no more and no less than compiling from nothing.
+//! Histories: the incremental result equals that of compiling from nothing.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,7 +16,7 @@ use crate::model::{
 };
 use crate::place::{Actual, place, place_delta};
 
-/// Bytes that decide what happens; when they are used up it is the first of everything.
+/// Bytes that decide each choice. When they are used up, the first option is taken.
 struct Dice<'a>(std::slice::Iter<'a, u8>);
 
 impl Dice<'_> {
@@ -36,7 +36,7 @@ impl Dice<'_> {
         ObjectName::new("shop", self.pick(&["a", "b", "c", "d"]))
     }
 
-    /// Few addresses, so that they meet: of pods, nodes, cluster IPs and load balancers alike.
+    /// Few addresses, shared by pods, nodes, cluster IPs and load balancers, so that they collide.
     fn address(&mut self) -> IpAddr {
         let host = self.below(12);
         if self.below(4) == 0 {
@@ -150,7 +150,7 @@ fn node(dice: &mut Dice) -> Node {
     }
 }
 
-/// Something happens to the cluster or on this host, and `touched` is told as the agent would.
+/// Changes the cluster or the host, and records the change in `touched` as the agent does.
 fn happen(dice: &mut Dice, snapshot: &mut Snapshot, touched: &mut Touched) {
     let reference = |object: Object| object.reference();
     let object = match dice.below(12) {
@@ -311,7 +311,8 @@ fn slice_of(service: &ObjectName, n: u32, count: u32) -> EndpointSlice {
     }
 }
 
-/// One changed Service among 10,000: two frontends are looked at and written, and it takes a small part of the time of all.
+/// One changed Service among 10,000: two frontends are computed and written, in a small part of the
+/// time of all.
 #[test]
 fn one_changed_service_of_10_000_costs_only_itself() {
     const SERVICES: u32 = 10_000;

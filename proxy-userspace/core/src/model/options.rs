@@ -1,4 +1,5 @@
-//! Options of Services, set by flags for all and by annotations for one; the annotations that are read.
+//! Options of Services, set by flags for all and by annotations for one; all annotations that are
+//! read.
 
 use std::fmt;
 

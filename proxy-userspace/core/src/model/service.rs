@@ -13,7 +13,7 @@ use super::{Labels, Pod, ServiceAnnotations, UnixTime};
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// Whether this proxy serves it (V1).
+    /// [`Proxied::Yes`] if this proxy serves it (V1).
     pub proxied: Proxied,
     /// Its cluster IPs, at most one of each family; a family without one is not served. A Service
     /// of another proxy has them, too.
@@ -45,7 +45,7 @@ pub struct Service {
     pub created: Option<UnixTime>,
 }
 
-/// Whether this proxy serves a Service, or why it does not (V1).
+/// The reason why this proxy serves a Service or does not (V1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxied {
     /// Served: it has a cluster IP.

@@ -141,7 +141,7 @@ pub(super) fn put<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, name: K, objec
     Changed::from(changed)
 }
 
-/// Whether an update changed an input of `compile`.
+/// The effect of an update on the inputs of `compile`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Changed {

@@ -1,4 +1,4 @@
-//! What the kernel holds, with ids, generations and slots: a mirror that each applied write keeps true.
+//! A mirror of the kernel's Service maps, with ids, generations and slots.
 
 mod apply;
 mod idle;
@@ -16,7 +16,7 @@ use super::label::label;
 use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target, unlike};
 use crate::model::Algorithm;
 
-/// What the kernel holds.
+/// The contents of the kernel's Service maps.
 #[derive(Clone, Default, Debug)]
 pub struct Actual {
     services: BTreeMap<Frontend, Service>,
@@ -27,9 +27,9 @@ pub struct Actual {
     ranges: BTreeMap<IpNet, RangeKind>,
     addresses: BTreeMap<IpAddr, AddressFlags>,
     pods: BTreeMap<IpAddr, LocalPod>,
-    /// Which element of `ROWS` each pod's address is to name.
+    /// The pod_id that each pod's address is to have: the index of the pod's element in `ROWS`.
     pod_ids: BTreeMap<IpAddr, u32>,
-    /// Addresses whose pod_id has changed and is not written yet.
+    /// Addresses with a changed pod_id that is not written yet.
     moved: BTreeSet<IpAddr>,
     devices: BTreeMap<IfIndex, Device>,
     names: BTreeMap<u32, Arc<str>>,
@@ -38,17 +38,17 @@ pub struct Actual {
     frontends: BTreeMap<u32, BTreeSet<Frontend>>,
     /// The inverse of `names`.
     ids: BTreeMap<Arc<str>, u32>,
-    /// How many frontends refer to a generation; it is absent if none does.
+    /// Number of frontends of each generation. Generations without any are absent.
     users: BTreeMap<(Side, u32), u32>,
-    /// Generations with slots or endpoints to which no frontend refers.
+    /// Generations with slots or endpoints, but without frontends.
     idle: BTreeSet<(Side, u32)>,
-    /// Above every id seen so far.
+    /// Greater than every id seen so far.
     next_id: u32,
-    /// Above every generation seen so far.
+    /// Greater than every generation seen so far.
     next_generation: u32,
 }
 
-/// Generations and names that nothing referred to at some moment.
+/// Generations and names without frontends at some time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Idle {
     generations: BTreeSet<(Side, u32)>,
@@ -56,32 +56,32 @@ pub struct Idle {
 }
 
 impl Actual {
-    /// The elements of `SERVICES*`.
+    /// Returns the elements of `SERVICES*`.
     pub fn services(&self) -> &BTreeMap<Frontend, Service> {
         &self.services
     }
 
-    /// The elements of `PODS*`.
+    /// Returns the elements of `PODS*`.
     pub fn pods(&self) -> &BTreeMap<IpAddr, LocalPod> {
         &self.pods
     }
 
-    /// The element of `CONFIG`.
+    /// Returns the element of `CONFIG`.
     pub fn config(&self) -> Config {
         self.config
     }
 
-    /// The name of a service port's id.
+    /// Returns the name of a service port, by its id.
     pub fn name(&self, id: u32) -> Option<&Arc<str>> {
         self.names.get(&id)
     }
 
-    /// The id of a service port by its name.
+    /// Returns the id of a service port, by its name.
     pub fn id_of(&self, name: &str) -> Option<u32> {
         self.id(&label(name))
     }
 
-    /// The slots of a generation in order.
+    /// Returns the slots of a generation in order.
     pub fn slots(&self, side: Side, generation: u32) -> impl Iterator<Item = (u32, Slot)> + '_ {
         let key = |slot| SlotKey {
             side,
@@ -93,7 +93,7 @@ impl Actual {
             .map(|(key, slot)| (key.slot, *slot))
     }
 
-    /// The parts of a generation's tables of Maglev.
+    /// Returns the chunks of a generation's Maglev tables.
     pub(super) fn chunks(
         &self,
         side: Side,
@@ -109,7 +109,8 @@ impl Actual {
             .filter(move |(key, _)| Side::from(*key) == side)
     }
 
-    /// The same in symbols. A slot that is missing is left out, so that damage does not compare equal to what ought to be.
+    /// Returns the contents in symbols. A missing slot is left out, so that damaged maps do not
+    /// compare equal to intended ones.
     pub fn contents(&self) -> Contents {
         Contents {
             frontends: self
@@ -137,7 +138,7 @@ impl Actual {
             .collect()
     }
 
-    /// Says which policy the pod at an address is to have; it is written with the address.
+    /// Sets the pod_id for an address; it is written with the address.
     pub fn assign(&mut self, addr: IpAddr, pod_id: u32) {
         let before = if pod_id == 0 {
             self.pod_ids.remove(&addr)
@@ -153,7 +154,7 @@ impl Actual {
         self.pod_ids.get(&addr).copied().unwrap_or_default()
     }
 
-    /// Addresses whose policy was assigned anew since they were written.
+    /// Returns the addresses with a changed pod_id that is not written yet.
     pub(super) fn moved(&self) -> impl Iterator<Item = &IpAddr> {
         self.moved.iter()
     }
@@ -162,7 +163,7 @@ impl Actual {
         &self.sources
     }
 
-    /// The facts, which have the same form in symbols and in the kernel, that are not as in the contents.
+    /// Returns the differences of facts, which have the same form in symbols and in the kernel.
     pub(super) fn facts_unlike(&self, contents: &Contents) -> Delta {
         Delta {
             ranges: unlike(&self.ranges, &contents.ranges),
@@ -177,7 +178,7 @@ impl Actual {
         self.ids.get(label).copied()
     }
 
-    /// The generations that a service port uses for one family.
+    /// Returns the generations that a service port uses for one family.
     pub(super) fn generations(&self, id: u32, side: Side) -> impl Iterator<Item = u32> + '_ {
         let frontends = self.frontends.get(&id).into_iter().flatten();
         frontends
@@ -186,7 +187,7 @@ impl Actual {
             .map(|s| s.generation)
     }
 
-    /// Whether a generation's endpoint leads to a slot that holds it.
+    /// Returns true if a generation's endpoint refers to a slot with this backend.
     pub(super) fn finds(&self, side: Side, generation: u32, addr: SocketAddr) -> bool {
         let Some(&slot) = self.endpoints.get(&EndpointAt { generation, addr }) else {
             return false;
@@ -215,7 +216,7 @@ impl Actual {
         })
     }
 
-    /// Ids from here on have not been given out.
+    /// Returns the least id above all that were used.
     pub fn next_id(&self) -> u32 {
         self.next_id
     }

@@ -9,7 +9,7 @@ use proxy_common::service::{Config, MaglevChunk, MaglevKey, Service};
 
 use crate::contents::Frontend;
 
-/// An address family: each has maps of its own.
+/// An address family: each has its own maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Side {
     /// IPv4.
@@ -34,10 +34,10 @@ impl From<&MaglevKey> for Side {
     }
 }
 
-/// Where a backend lies.
+/// The key of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SlotKey {
-    /// Whose map.
+    /// The family of the map.
     pub side: Side,
     /// Unique across services and families.
     pub generation: u32,
@@ -45,23 +45,23 @@ pub struct SlotKey {
     pub slot: u32,
 }
 
-/// What lies in a slot.
+/// A backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Slot {
-    /// Where the backend listens.
+    /// Its address and port.
     pub addr: SocketAddr,
     /// Bits of `BackendFlags`.
     pub flags: u16,
-    /// The key's generation again; a reader notices by it that the element was reused.
+    /// The key's generation again; a reader compares it to notice that the element was reused.
     pub generation: u32,
 }
 
-/// A backend of a generation, to find its slot by: the inverse of [`SlotKey`].
+/// A backend of a generation: the key of its slot's number, the inverse of [`SlotKey`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct EndpointAt {
     /// Unique across services and families.
     pub generation: u32,
-    /// Where the backend listens.
+    /// Its address and port.
     pub addr: SocketAddr,
 }
 
@@ -76,7 +76,7 @@ pub enum Entry {
     Endpoint(EndpointAt, u32),
     /// Of `MAGLEV`.
     Maglev(MaglevKey, Box<MaglevChunk>),
-    /// Of `SOURCES*`: a prefix of the sources that the service port of an id serves.
+    /// Of `SOURCES*`: a prefix of clients that the service port of an id serves.
     Source(u32, IpNet),
     /// Of `RANGES*`.
     Range(IpNet, RangeKind),
@@ -88,7 +88,7 @@ pub enum Entry {
     Device(IfIndex, Device),
     /// Of `NAMES`.
     Name(u32, Arc<str>),
-    /// The one of `CONFIG`.
+    /// The element of `CONFIG`.
     Config(Config),
 }
 

@@ -1,12 +1,13 @@
-//! Names of Services as the map `NAMES` holds them.
+//! Names of service ports as the map `NAMES` holds them.
 
 use std::borrow::Cow;
 use std::hash::Hasher;
 
-/// The longest text that a `Name` holds.
+/// The longest text that a `Name` holds, in bytes.
 const LABEL: usize = 188;
 
-/// The service's name as `NAMES` can hold it. What is too long ends in a hash of the whole, so that two never become one.
+/// Returns the name as `NAMES` can hold it. A name that is too long ends in a hash of the whole, so
+/// that two different names stay different.
 pub fn label(service: &str) -> Cow<'_, str> {
     if service.len() <= LABEL {
         return Cow::Borrowed(service);

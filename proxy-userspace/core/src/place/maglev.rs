@@ -1,5 +1,6 @@
-//! Maglev (Eisenbud et al., NSDI 2016, section 3.4): which backend each entry of a table has, by what the backends are and nothing else, so that all
-//! nodes agree, and most entries stay as they are when a backend comes or goes.
+//! Maglev tables (Eisenbud et al., NSDI 2016, section 3.4): the backend of each entry depends on
+//! the set of backends only, so that all nodes agree, and few entries change when a backend comes
+//! or goes.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash as _, Hasher as _};
@@ -12,7 +13,7 @@ use super::elements::Side;
 use crate::contents::Backends;
 use crate::model::Algorithm;
 
-/// The parts of the tables by which backends are chosen from either set, where Maglev is wanted.
+/// Returns the chunks of the tables of both sets of backends, if the algorithm is Maglev.
 pub fn chunks(
     side: Side,
     generation: u32,
@@ -36,7 +37,7 @@ pub fn chunks(
         MaglevKey::CLUSTER,
         both.iter().chain(cluster_only).collect::<Vec<_>>(),
     )];
-    // The same set has one table.
+    // Equal sets have one table.
     if !(local_only.is_empty() && cluster_only.is_empty()) {
         sets.push((0, local_only.iter().chain(both).collect()));
     }
@@ -63,11 +64,13 @@ pub fn chunks(
     all
 }
 
-/// The backend that each of `entries`, a prime number, has, as an index into `backends`; nothing without backends. Those that do not fit have none.
+/// Returns the backend of each of `entries` (a prime number), as an index into `backends`; no
+/// entries without backends. Backends that do not fit into the table have no entry.
 ///
-/// Backends take turns to claim the next free entry in an order of their own, so that their shares differ by one entry at most.
+/// Backends take turns to claim their next free entry, each in its own order, so that their shares
+/// differ by at most one entry.
 fn table(backends: &[SocketAddr], entries: usize) -> Vec<u16> {
-    // Neither who is in it nor whose turn it is first may depend on the order in which somebody lists them.
+    // Neither the members nor the turns may depend on the order of the list.
     let mut turns: Vec<u16> = (0..=u16::MAX).take(backends.len()).collect();
     turns.sort_by_key(|index| backends[usize::from(*index)]);
     turns.truncate(entries);
@@ -89,7 +92,7 @@ fn table(backends: &[SocketAddr], entries: usize) -> Vec<u16> {
     table.into_iter().flatten().collect()
 }
 
-/// The order in which a backend wants the entries: all of them, for their number is a prime.
+/// The order in which a backend claims entries. It visits all of them, since their number is prime.
 struct Order {
     next: usize,
     skip: usize,
@@ -151,7 +154,7 @@ mod tests {
         assert!(whole(&[]).is_empty());
     }
 
-    /// The paper's figures 10 and 11: besides the entries of the one that left only few get another backend.
+    /// The paper's figures 10 and 11: besides the entries of the backend that left, few change.
     #[test]
     fn few_entries_change_hands_when_a_backend_leaves() {
         for count in [3, 10, 50] {
@@ -181,7 +184,7 @@ mod tests {
         }
     }
 
-    /// Not even the order in which they are listed matters.
+    /// The order of the list does not matter either.
     #[test]
     fn all_nodes_have_the_same_table() {
         let ours = backends(20);

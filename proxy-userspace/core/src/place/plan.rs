@@ -1,4 +1,4 @@
-//! The writes of one step, collected by kind so that they come out in the safe order.
+//! The writes of one step, collected by kind and returned in a safe order.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,7 +51,8 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// First facts, then what services refer to, then services; then the same backwards for what is gone.
+    /// Returns the writes: first facts, then elements that services refer to, then services; for
+    /// removed elements in the opposite order.
     pub fn writes(self) -> Vec<Write> {
         [
             self.facts,
@@ -65,7 +66,7 @@ impl<'a> Plan<'a> {
         .concat()
     }
 
-    /// Plans what one frontend needs to be as the contents say.
+    /// Plans the writes for one frontend.
     pub fn frontend(&mut self, frontend: Frontend) {
         let is = self.actual.services().get(&frontend);
         let contents = self.contents;
@@ -82,7 +83,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Plans the settings, and the facts that differ.
+    /// Plans the settings and the facts that differ.
     pub fn facts(&mut self, unlike: &Delta) {
         let contents = self.contents;
         if self.actual.config() != contents.config {
@@ -107,7 +108,7 @@ impl<'a> Plan<'a> {
             .for_each(|key| self.fact(*key, contents.addresses.get(key)));
     }
 
-    /// Plans one source range that was added or has gone.
+    /// Plans one source range that was added or removed.
     pub fn source(&mut self, source: &'a (Arc<str>, IpNet)) {
         let (service, range) = source;
         if self.contents.sources.contains(source) {
@@ -118,7 +119,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Plans who is served at load balancer IPs: what is allowed anew before the services, what is not any more after them.
+    /// Plans the source ranges: new ones are written before the services, removed ones after them.
     pub fn sources(&mut self) {
         let contents = self.contents;
         let ought: BTreeSet<_> = contents
@@ -138,7 +139,7 @@ impl<'a> Plan<'a> {
         );
     }
 
-    /// A pod's address with its device, and with the slot that its policy was given.
+    /// Plans a pod's address with its device and its pod_id.
     fn pod(&mut self, addr: IpAddr) {
         let ought = self.contents.pods.get(&addr).map(|device| LocalPod {
             device: *device,
@@ -183,7 +184,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The id of a service port: the one that the kernel knows its name by, else a new one.
+    /// Returns the id of a service port: that of its name in the kernel, else a new one.
     fn id(&mut self, service: &'a str) -> u32 {
         let label = label(service);
         if let Some(id) = self
@@ -201,7 +202,8 @@ impl<'a> Plan<'a> {
         id
     }
 
-    /// The generation that holds `backends`: one that the service port has already, else new slots.
+    /// Returns a generation that holds `backends`: one that the service port has already, else new
+    /// slots.
     fn generation(
         &mut self,
         frontend: Frontend,
@@ -272,7 +274,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The slots of a list: local-only, both, cluster-only (V7).
+/// Returns the slots of a list: local-only, both, cluster-only (V7).
 fn slots(backends: &Backends, generation: u32) -> impl Iterator<Item = Slot> + '_ {
     let Backends {
         local_only,
@@ -288,7 +290,8 @@ fn slots(backends: &Backends, generation: u32) -> impl Iterator<Item = Slot> + '
     local_only.iter().chain(both).chain(cluster_only).map(slot)
 }
 
-/// A number that is neither 0 nor in use; numbers given back are not met again before the counter has gone round.
+/// Returns a number that is neither 0 nor in use. Freed numbers are not reused before the counter
+/// wraps around.
 fn fresh(next: &mut u32, used: impl Fn(u32) -> bool) -> u32 {
     loop {
         let number = *next;

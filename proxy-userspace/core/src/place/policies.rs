@@ -1,7 +1,8 @@
-//! NetworkPolicy from symbols to the numbers of the kernel's tables, and the order of writes in which no packet gets a verdict that neither
-//! the old nor the new state gives (P32).
+//! Turns NetworkPolicy in symbols into writes of the kernel's tables, in an order in which every
+//! packet gets the verdict of the old or of the new state (P32).
 //!
-//! Every agent has tables of its own, which its programs use from their first packet on: nothing is taken over from an earlier one.
+//! Each agent has its own tables, which its programs use from their first packet on: nothing is
+//! taken over from an earlier agent.
 
 mod directory;
 mod matrix;
@@ -32,7 +33,7 @@ use crate::model::ObjectName;
 
 pub use write::{PolicyWrite, Room};
 
-/// A mirror of the policy tables, and who has which number in them.
+/// A mirror of the policy tables, with the numbers of pods, rows and classes.
 #[derive(Debug, Default)]
 pub struct PolicyTables {
     directory: Directory,
@@ -41,15 +42,16 @@ pub struct PolicyTables {
     classes: BTreeMap<IpNet, u32>,
     pods: BTreeMap<ObjectName, Known>,
     pod_ids: PodIds,
-    /// Classes that addresses ought to have, and what they are found as for want of room (P34).
+    /// Pairs of classes: that of addresses without room in the tables, and the one that is found
+    /// for them instead (P34).
     misled: BTreeSet<(u32, u32)>,
-    /// While such are written: the classes as which addresses may be found meanwhile.
+    /// While such a change is written: the classes that addresses may have meanwhile.
     met: BTreeSet<u32>,
-    /// Whose policy could not be represented (P34).
+    /// The pods with a policy that could not be represented (P34).
     closed: BTreeSet<ObjectName>,
 }
 
-/// A pod as it is in the tables.
+/// A pod in the tables.
 #[derive(Debug)]
 struct Known {
     pod_id: u32,
@@ -58,7 +60,7 @@ struct Known {
 }
 
 impl PolicyTables {
-    /// Empty tables of this size.
+    /// Makes empty tables of this size.
     pub fn with_room(room: Room) -> Self {
         Self {
             directory: Directory::new(room),
@@ -67,7 +69,7 @@ impl PolicyTables {
         }
     }
 
-    /// Pods get the pod_ids that their addresses have here, if those are free.
+    /// Gives pods the pod_ids that their addresses have in `before`, if these are free.
     #[must_use]
     pub fn with_pod_ids(self, before: BTreeMap<IpAddr, u32>) -> Self {
         Self {
@@ -76,10 +78,13 @@ impl PolicyTables {
         }
     }
 
-    /// The writes that bring the tables from what they hold to `policies`, which differ by `delta`; the mirror is brought there at once.
+    /// Returns the writes that bring the tables to `policies`, which differ by `delta` from their
+    /// present state. The mirror changes at once.
     ///
-    /// First what nobody is led to yet, then addresses' classes, then pods' rows, then what nobody is led to any more. Where pods get
-    /// other rows and addresses other classes, these go by way of classes that mean the old one to the old rows and the new one to the new rows.
+    /// First come elements that are not referred to yet, then addresses' classes, then pods' rows,
+    /// then elements that are not referred to any more. If pods get other rows and addresses get
+    /// other classes in one change, the addresses pass through bridges: classes that equal the old
+    /// class in the old rows and the new class in the new rows.
     pub fn place(&mut self, policies: &Policies, delta: &PolicyDelta) -> Vec<PolicyWrite> {
         let mut writes = Vec::new();
         let leaving = if delta.classes.is_empty() {
@@ -107,7 +112,8 @@ impl PolicyTables {
         steps.met.extend(self.classes_met(&moves));
         self.move_addresses(moves, &mut steps.moves);
         self.directory.place_lost(&mut steps.moves);
-        // Rows that have to be closed are known to be so before an address moves, and open again only after.
+        // Rows that have to be closed are found before an address moves; they open again only
+        // after.
         let misled = self.directory.misled();
         let overflows = self.directory.overflows();
         if overflows {
@@ -119,7 +125,7 @@ impl PolicyTables {
             );
             self.met = std::mem::take(&mut steps.met);
         }
-        self.tell_moved_rows(&mut writes);
+        self.write_moved_rows(&mut writes);
         self.correct(&mut steps.flips);
         writes.append(&mut steps.bridges);
         if leaving.is_empty() {
@@ -133,12 +139,12 @@ impl PolicyTables {
         self.matrix.end_parting();
         if overflows {
             (self.misled, self.met) = (misled, BTreeSet::new());
-            self.tell_moved_rows(&mut writes);
+            self.write_moved_rows(&mut writes);
         }
         writes
     }
 
-    /// The rows that pods leave for others, with those pods and the direction.
+    /// Returns the rows that pods leave for others, with these pods and the direction.
     fn leaving(&self, policies: &Policies, delta: &PolicyDelta) -> Leaving {
         let mut leaving = Leaving::new();
         for name in &delta.pods {
@@ -165,7 +171,8 @@ impl PolicyTables {
         leaving
     }
 
-    /// Rows that some pods leave are theirs alone from here on: who stays, or joins, gets the same rules at another place.
+    /// Reserves the rows that some pods leave for these pods: other pods with equal rules get a
+    /// copy at another place.
     fn part(&mut self, leaving: &Leaving, writes: &mut Vec<PolicyWrite>) {
         leaving.keys().for_each(|row| self.matrix.part(row));
         for (name, known) in &self.pods {
@@ -181,7 +188,7 @@ impl PolicyTables {
         }
     }
 
-    /// Gives the classes numbers; tells which prefixes get which, and which they had.
+    /// Numbers the classes. Returns the prefixes with their old and new classes.
     fn number_classes(
         &mut self,
         policies: &Policies,
@@ -216,7 +223,8 @@ impl PolicyTables {
         met
     }
 
-    /// Leads addresses to classes that are the old one to rows that pods are leaving, and the new one to all others.
+    /// Moves addresses to bridges: the old class to rows that pods are leaving, the new class to
+    /// all others.
     fn bridge(
         &mut self,
         policies: &Policies,
@@ -245,7 +253,7 @@ impl PolicyTables {
             .for_each(|bridge| self.matrix.end_bridge(bridge));
     }
 
-    /// What a prefix's addresses have been, and what they will be.
+    /// Returns the old and the new class of a prefix's addresses.
     fn bridge_key(&self, policies: &Policies, prefix: IpNet) -> (u32, Arc<Class>) {
         (
             self.class_before(prefix),
@@ -256,7 +264,7 @@ impl PolicyTables {
         )
     }
 
-    /// The class that a prefix's addresses have until now, as far as no longer prefix has them.
+    /// Returns the present class of a prefix's addresses that have no longer prefix.
     fn class_before(&self, prefix: IpNet) -> u32 {
         symbolic::longest(&self.classes, prefix)
             .copied()
@@ -281,7 +289,7 @@ impl PolicyTables {
         }
     }
 
-    /// No packet is left that began before the last writes: what rested may be used again.
+    /// Frees the resting elements. No packet may be left that began before the last writes.
     pub fn rest(&mut self) -> Vec<PolicyWrite> {
         let mut writes = Vec::new();
         self.directory.rest(&mut writes);
@@ -290,33 +298,35 @@ impl PolicyTables {
         self.matrix.reopen(&mut writes);
         self.misled = self.directory.misled();
         self.pod_ids.rest();
-        self.tell_moved_rows(&mut writes);
+        self.write_moved_rows(&mut writes);
         writes
     }
 
-    /// Whether something waits for [`Self::rest`].
+    /// Returns true if an element waits for [`Self::rest`].
     pub fn is_resting(&self) -> bool {
         self.directory.is_resting() || self.matrix.is_resting() || !self.pod_ids.resting.is_empty()
     }
 
-    /// The pod_id of each address of a pod of this node.
+    /// Returns the pod_id of each address of this node's pods.
     pub fn pod_ids(&self) -> impl Iterator<Item = (IpAddr, u32)> + '_ {
         self.pods
             .values()
             .flat_map(|pod| pod.policy.addresses.iter().map(|addr| (*addr, pod.pod_id)))
     }
 
-    /// The pod_id of a pod of this node.
+    /// Returns the pod_id of a pod of this node.
     pub fn pod_id(&self, pod: &ObjectName) -> Option<u32> {
         self.pods.get(pod).map(|pod| pod.pod_id)
     }
 
-    /// The pods that are isolated from everybody because their policy could not be represented (P34).
+    /// Returns the pods that are isolated from everybody because their policy could not be
+    /// represented (P34).
     pub fn closed(&self) -> &BTreeSet<ObjectName> {
         &self.closed
     }
 
-    /// Before new classes are numbered: rows that end before them get a longer place, and their pods are told.
+    /// Before new classes are numbered: moves rows that are too short for them to a longer place,
+    /// and writes the new places to their pods.
     fn make_room(
         &mut self,
         policies: &Policies,
@@ -340,7 +350,7 @@ impl PolicyTables {
             .collect();
         let wanted = self.matrix.classes_with(new.len() + bridges.len());
         if self.matrix.make_room(wanted, writes) {
-            self.tell_moved_rows(writes);
+            self.write_moved_rows(writes);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Random histories against a model of the kernel that knows nothing of ids.
+//! Random histories against a model of the kernel without ids.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,7 +17,7 @@ use super::{
 use crate::contents::{Backends, Contents, Delta, Endpoint, Frontend, Target};
 use crate::model::Algorithm;
 
-/// The maps alone, without any of the bookkeeping of [`Actual`].
+/// The maps alone, without the indexes of [`Actual`].
 #[derive(Clone, Default)]
 struct Kernel {
     services: BTreeMap<Frontend, Service>,
@@ -90,7 +90,7 @@ impl Kernel {
         }
     }
 
-    /// What an agent that starts now finds.
+    /// Returns the state that a restarted agent reads.
     fn read(&self) -> Actual {
         let services = self.services.iter().map(|(k, v)| Entry::Service(*k, *v));
         let backends = self.backends.iter().map(|(k, v)| Entry::Backend(*k, *v));
@@ -126,7 +126,8 @@ impl Kernel {
             .collect()
     }
 
-    /// Whatever a packet can meet: each service's slots are all there, belong to it alone, and its name is known.
+    /// Checks all that a packet can meet: each service's slots exist and belong to it alone, and
+    /// its name is known.
     fn check(&self) {
         let mut owners = BTreeMap::new();
         for (frontend, service) in &self.services {
@@ -173,7 +174,7 @@ impl Kernel {
         }
     }
 
-    /// The tables of either set, where there are such, are whole and name backends of the set.
+    /// Checks that the Maglev tables of both sets, if any, are whole and name backends of the set.
     fn check_tables(&self, frontend: &Frontend, service: &Service, side: Side) {
         let Service {
             generation,
@@ -213,7 +214,7 @@ impl Kernel {
         }
     }
 
-    /// Applies the writes one by one; each frontend leads to its old or to its new backends at any time.
+    /// Applies the writes one by one. At any time each frontend has its old or its new backends.
     fn follow(&mut self, writes: &[Write], new: &Contents) {
         let old = self.read().contents();
         for write in writes {
@@ -331,14 +332,14 @@ prop_compose! {
     }
 }
 
-/// How the agent comes to its next step.
+/// The state of the agent before its next step.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// It knows what it wrote last.
+    /// It knows its last writes.
     Onwards,
     /// It was restarted.
     Restart,
-    /// It was restarted, after it had died in the middle of the last writes.
+    /// It was restarted after it had died in the middle of the last writes.
     Crash(prop::sample::Index),
 }
 
@@ -350,7 +351,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// One step of an agent's life: plans, applies all or a part, retires what is idle.
+/// One step of an agent's life: it plans, applies all or a part, and retires idle elements.
 fn live(kernel: &mut Kernel, mirror: &mut Actual, before: &Contents, next: &Contents, step: Step) {
     let writes = match step {
         Step::Onwards => place_delta(&Delta::between(before, next), next, mirror),
@@ -417,7 +418,7 @@ proptest! {
     }
 }
 
-/// A newer agent over the maps of one that knew of no such endpoints.
+/// A newer agent adopts the maps of one that wrote no endpoints.
 #[test]
 fn endpoints_that_were_never_written_are_added() {
     let mut kernel = Kernel::default();

@@ -1,5 +1,5 @@
-//! A large cluster: pods of many Deployments, policies that select them, and blocks all over the world. Whoever includes this file has `model` in
-//! scope.
+//! A large cluster: pods of many Deployments, policies that select them, and blocks all over the
+//! world. The file that includes this one has `model` in scope.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -12,30 +12,31 @@ use super::model::{
     ContainerPort, Labels, Namespace, NetworkPolicy, ObjectName, Phase, Pod, PortRange, Snapshot,
 };
 
-/// Deployments of a namespace; each has one pod on this node, so that every policy is in force here: more than any node has.
+/// Deployments of a namespace. Each has one pod on this node, so that every policy is in force
+/// here: more than any real node has.
 pub const APPS: u32 = 5;
-/// Of each.
+/// Pods of each Deployment.
 pub const PODS_OF_AN_APP: u32 = 20;
-/// Each for a Deployment.
+/// Policies of a namespace, each for one Deployment.
 pub const POLICIES_OF_A_NAMESPACE: u32 = 10;
-/// Namespaces are of one each.
+/// Number of teams; each namespace belongs to one.
 pub const TEAMS: u32 = 10;
 
-/// How large.
+/// The size of the cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
-    /// How many; each has so many pods and policies.
+    /// Number of namespaces; each has so many pods and policies.
     pub namespaces: u32,
-    /// Of each policy; a tenth of them excepts.
+    /// Number of prefixes of each policy; a tenth of them are excepts.
     pub cidrs: u32,
 }
 
-/// The name of an object of a namespace.
+/// Returns the name of an object of a namespace.
 pub fn in_namespace(namespace: u32, name: String) -> ObjectName {
     ObjectName::new(&format!("namespace-{namespace}"), &name)
 }
 
-/// One pod of a Deployment.
+/// Returns one pod of a Deployment.
 pub fn pod(namespace: u32, app: u32, n: u32) -> Pod {
     let number = (namespace * APPS + app) * PODS_OF_AN_APP + n;
     let labels = [
@@ -68,14 +69,14 @@ pub fn pod(namespace: u32, app: u32, n: u32) -> Pod {
     }
 }
 
-/// What has a label.
+/// Returns a selector of one label.
 pub fn one(key: &str, value: &str) -> Selector {
     Selector {
         requirements: BTreeSet::from([Requirement::In(key.into(), BTreeSet::from([value.into()]))]),
     }
 }
 
-/// The n-th prefix of all, somewhere in the world; every tenth is a wide one with an except.
+/// Returns the n-th prefix, somewhere in the world. Every tenth is a wide one with an except.
 pub fn block(n: u32) -> Peer {
     let random = n.wrapping_mul(0x9e37_79b1);
     let length = if n.is_multiple_of(10) {
@@ -93,10 +94,10 @@ pub fn block(n: u32) -> Peer {
     }
 }
 
-/// One policy of a namespace.
+/// Returns one policy of a namespace.
 pub fn policy(namespace: u32, n: u32, cidrs: u32) -> NetworkPolicy {
     let number = namespace * POLICIES_OF_A_NAMESPACE + n;
-    // Of eleven prefixes ten are cidrs.
+    // Of eleven prefixes ten are CIDRs.
     let mut blocks = (0..cidrs * 10 / 11).map(|i| block(number * cidrs + i));
     let from = blocks.by_ref().take(cidrs as usize / 2).collect();
     let own = |app: u32| Peer::Pods {
@@ -132,7 +133,7 @@ pub fn policy(namespace: u32, n: u32, cidrs: u32) -> NetworkPolicy {
         peers: vec![own((n + 3) % APPS)],
         ports: ports.clone(),
     }];
-    // No peers would be everybody.
+    // A rule without peers would allow everybody.
     if cidrs > 0 {
         ingress.push(Rule { peers: from, ports });
         egress.push(Rule {
@@ -147,7 +148,7 @@ pub fn policy(namespace: u32, n: u32, cidrs: u32) -> NetworkPolicy {
     }
 }
 
-/// All of it.
+/// Returns the whole cluster.
 pub fn cluster(size: Size) -> Snapshot {
     let mut snapshot = Snapshot::default();
     snapshot.settings.node_name = "here".into();

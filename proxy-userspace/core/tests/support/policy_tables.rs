@@ -1,4 +1,5 @@
-//! Policy tables in memory: takes the same writes as the kernel's maps. Whoever includes this file has `PolicyWrite` in scope.
+//! Policy tables in memory: they take the same writes as the kernel's maps. The file that includes
+//! this one has `PolicyWrite` in scope.
 
 use std::net::IpAddr;
 
@@ -8,7 +9,7 @@ use proxy_ebpf::fake::Memory;
 
 use super::PolicyWrite;
 
-/// Makes a write in the tables of both families.
+/// Applies a write to the tables of both families.
 pub fn write(write: &PolicyWrite, v4: &mut Memory<V4>, v6: &mut Memory<V6>) {
     match write {
         PolicyWrite::Set(number, set) => {

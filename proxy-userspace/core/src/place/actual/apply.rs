@@ -1,4 +1,4 @@
-//! Keeps the mirror true: each applied write, with the indexes that depend on it.
+//! Keeps the mirror in step with the kernel: each applied write, and the indexes that depend on it.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ impl FromIterator<Entry> for Actual {
 }
 
 impl Actual {
-    /// Notes a write that the kernel has taken.
+    /// Records a write that the kernel has taken.
     pub fn apply(&mut self, write: Write) {
         match write {
             Write::Put(entry) => self.put(entry),
@@ -25,7 +25,7 @@ impl Actual {
         }
     }
 
-    /// Keeps ids up to `id` from being given out: something outside the service maps still refers to them.
+    /// Reserves ids up to `id`, which something outside the Service maps still refers to.
     pub fn reserve_id(&mut self, id: u32) {
         self.next_id = after(self.next_id, id);
     }
@@ -36,7 +36,7 @@ impl Actual {
             Entry::Backend(key, slot) => self.put_backend(key, slot),
             Entry::Endpoint(endpoint, slot) => self.put_endpoint(endpoint, slot),
             Entry::Maglev(key, chunk) => {
-                self.note_generation((Side::from(&key), key.generation));
+                self.record_generation((Side::from(&key), key.generation));
                 self.maglev.insert(key, *chunk);
             }
             Entry::Source(id, range) => _ = self.sources.insert((id, range)),
@@ -110,15 +110,15 @@ impl Actual {
 
     fn put_backend(&mut self, key: SlotKey, slot: Slot) {
         self.backends.insert(key, slot);
-        self.note_generation((key.side, key.generation));
+        self.record_generation((key.side, key.generation));
     }
 
     fn put_endpoint(&mut self, endpoint: EndpointAt, slot: u32) {
         self.endpoints.insert(endpoint, slot);
-        self.note_generation((endpoint.addr.ip().into(), endpoint.generation));
+        self.record_generation((endpoint.addr.ip().into(), endpoint.generation));
     }
 
-    fn note_generation(&mut self, generation: (Side, u32)) {
+    fn record_generation(&mut self, generation: (Side, u32)) {
         self.next_generation = after(self.next_generation, generation.1);
         if !self.users.contains_key(&generation) {
             self.idle.insert(generation);
@@ -163,7 +163,7 @@ impl Actual {
     }
 }
 
-/// The next number to give out, once `seen` is known to be in use; 0 stands for "wrapped around".
+/// Returns the next unused number after `seen`; 0 means that it wrapped around.
 fn after(next: u32, seen: u32) -> u32 {
     if seen >= next {
         seen.wrapping_add(1)

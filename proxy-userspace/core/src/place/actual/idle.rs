@@ -6,7 +6,7 @@ use super::{Actual, Idle};
 use crate::place::elements::{EndpointAt, SlotKey};
 
 impl Actual {
-    /// What no frontend refers to now.
+    /// Returns the generations and names that no frontend refers to now.
     pub fn idle(&self) -> Idle {
         Idle {
             generations: self.idle.clone(),

@@ -1,4 +1,5 @@
-//! Where addresses' classes are found: IPv4 in a directory of nodes, the rest in a hash of single addresses and a trie of prefixes.
+//! The lookup of addresses' classes: for IPv4 a directory of nodes, for the rest a hash of single
+//! addresses and tries of prefixes.
 
 mod block;
 mod trie;
@@ -13,28 +14,29 @@ use super::resting::Resting;
 use super::write::{PolicyWrite, Room};
 use crate::contents::policies::longest;
 
-/// A mirror of the tables that lead from addresses to classes.
+/// A mirror of the tables that map addresses to classes.
 #[derive(Debug)]
 pub struct Directory {
     room: Room,
     nodes: Vec<Node>,
     free: Vec<u32>,
-    /// Nodes that a packet may still be in.
+    /// Nodes that a packet may still be reading.
     resting: Resting<u32>,
     v4: BTreeMap<Block, u32>,
-    /// Blocks for which there was no node.
+    /// Blocks without room for a node.
     elsewhere: BTreeSet<Block>,
-    /// What `PREFIXES4` has for them.
+    /// The elements of `PREFIXES4` for these blocks.
     trie: BTreeMap<Block, u32>,
-    /// What it has besides: of blocks that have a node now, or nothing finer, in which a packet may still be.
+    /// Other elements of it: of blocks that got a node, or lost all finer prefixes, while packets
+    /// may still be reading them.
     leaving: BTreeSet<Block>,
     late: Resting<Block>,
-    /// What there was no room for anywhere (P34).
+    /// Prefixes without room in any table (P34).
     lost4: BTreeSet<Block>,
     lost6: BTreeMap<IpNet, u32>,
-    /// Something had no room since [`Self::begin`].
+    /// A prefix had no room since [`Self::begin`].
     overflows: bool,
-    /// IPv6's single addresses in the hash, and the rest of it in the trie.
+    /// Single addresses of IPv6 in the hash, and its other prefixes in the trie.
     exact: BTreeMap<IpNet, u32>,
     v6: BTreeMap<IpNet, u32>,
 }
@@ -46,7 +48,7 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// Everything has no class.
+    /// Makes tables without classes.
     pub fn new(room: Room) -> Self {
         Self {
             room,
@@ -66,7 +68,7 @@ impl Directory {
         }
     }
 
-    /// Gives a prefix a class, or takes it away.
+    /// Sets the class of a prefix, or removes it.
     pub fn set(&mut self, prefix: IpNet, class: Option<u32>, writes: &mut Vec<PolicyWrite>) {
         match prefix {
             IpNet::V4(prefix) => self.set_v4(prefix, class, writes),
@@ -74,7 +76,8 @@ impl Directory {
         }
     }
 
-    /// Where there was no room for a prefix: the class that its addresses ought to have, and the one that is found for them.
+    /// Returns, for each prefix without room, the class of its addresses and the class that is
+    /// found for them instead.
     pub fn misled(&self) -> BTreeSet<(u32, u32)> {
         let four = self.lost4.iter().map(|(addr, bits)| {
             let around = (WIDTHS[0]..=*bits)
@@ -96,17 +99,17 @@ impl Directory {
             .collect()
     }
 
-    /// A change begins.
+    /// Begins a change.
     pub fn begin(&mut self) {
         self.overflows = !(self.lost4.is_empty() && self.lost6.is_empty());
     }
 
-    /// Whether something had no room since then, if only for a while.
+    /// Returns true if a prefix had no room since the change began, if only for a while.
     pub fn overflows(&self) -> bool {
         self.overflows
     }
 
-    /// No packet is left that began before the last writes: what it may have been in is free.
+    /// Frees the resting elements. No packet may be left that began before the last writes.
     pub fn rest(&mut self, writes: &mut Vec<PolicyWrite>) {
         self.free.extend(self.resting.rested());
         for block in self.late.rested() {
@@ -116,7 +119,7 @@ impl Directory {
         }
     }
 
-    /// Whether something waits for [`Self::rest`].
+    /// Returns true if an element waits for [`Self::rest`].
     pub fn is_resting(&self) -> bool {
         !self.resting.is_empty() || !self.late.is_empty()
     }
@@ -130,7 +133,7 @@ impl Directory {
         self.repaint(first(addr, bits), last(addr, bits), writes);
     }
 
-    /// Brings the words of all blocks in step that have one of these addresses.
+    /// Updates the words of all blocks with an address in this range.
     fn repaint(&mut self, low: u32, high: u32, writes: &mut Vec<PolicyWrite>) {
         let mut block = low >> 16;
         while block <= high >> 16 {
@@ -143,7 +146,7 @@ impl Directory {
             let class = Word::class(self.longest(base, 0, 16, NO_CLASS));
             while block <= alike {
                 let until = alike.min(block | 0xff);
-                let plain = self.fill_plain(block >> 8, block as u8, until as u8, class, writes);
+                let plain = self.fill_words(block >> 8, block as u8, until as u8, class, writes);
                 if plain == 0 {
                     break;
                 }
@@ -152,8 +155,9 @@ impl Directory {
         }
     }
 
-    /// The last address of the last block that has the same classes as the one at `base`, but for what is finer in that one: until the next prefix
-    /// begins, or this one's longest ends.
+    /// Returns the last address of the last block with the same class as the block at `base`, apart
+    /// from finer prefixes in that one. It ends where the next prefix begins or the longest one
+    /// around `base` ends.
     fn alike_until(&self, level: usize, base: u32) -> u32 {
         let bits = WIDTHS[level];
         let own = last(base, bits);
@@ -174,8 +178,9 @@ impl Directory {
         begins.min(longest.map_or(u32::MAX, |bits| last(base, bits)))
     }
 
-    /// Gives words of a node a class, as far as none of them leads anywhere; how many.
-    fn fill_plain(
+    /// Sets words of a node to a class, up to the first word that leads to a node or to the trie.
+    /// Returns the number of words.
+    fn fill_words(
         &mut self,
         node: u32,
         from: u8,
@@ -201,7 +206,8 @@ impl Directory {
         plain as u32
     }
 
-    /// The class of the longest of the prefixes with `from..=to` bits that have an address; `inherited` if there is none.
+    /// Returns the class of the longest prefix around an address with `from..=to` bits; `inherited`
+    /// if there is none.
     fn longest(&self, addr: u32, from: u8, to: u8, inherited: u32) -> u32 {
         let around = (from..=to)
             .rev()
@@ -209,7 +215,7 @@ impl Directory {
         around.copied().unwrap_or(inherited)
     }
 
-    /// What the word of a block ought to be, with the nodes behind it as they ought to be wherever `dirty` reaches.
+    /// Returns the word for a block. Updates the nodes behind it for the addresses in `dirty`.
     fn paint(
         &mut self,
         level: usize,
@@ -268,7 +274,7 @@ impl Directory {
         }
     }
 
-    /// Brings the words of a node in step that have one of these addresses.
+    /// Updates the words of a node with an address in this range.
     fn paint_within(
         &mut self,
         level: usize,
@@ -287,7 +293,7 @@ impl Directory {
             let mut done = byte(base);
             if byte(alike) > done {
                 let class = Word::class(self.longest(base, WIDTHS[level - 1] + 1, bits, inherited));
-                done += self.fill_plain(node, done + 1, byte(alike), class, writes) as u8;
+                done += self.fill_words(node, done + 1, byte(alike), class, writes) as u8;
             }
             if done >= byte(dirty.1) {
                 return;
@@ -296,7 +302,7 @@ impl Directory {
         }
     }
 
-    /// Writes a new node for a block: nobody is led to it yet.
+    /// Fills a new node for a block, which nothing refers to yet.
     fn fill(
         &mut self,
         level: usize,
@@ -331,7 +337,7 @@ impl Directory {
         Word::node(node)
     }
 
-    /// The word of a block as it is; a class where its parent has no node.
+    /// Returns the present word of a block; the default class if its parent has no node.
     fn word(&self, level: usize, base: u32) -> Word {
         let [a, b, c, d] = base.to_be_bytes();
         let root = self.nodes[usize::from(a)][usize::from(b)];
@@ -363,7 +369,7 @@ impl Directory {
         })
     }
 
-    /// A node that nothing leads to any more, and those behind it.
+    /// Frees a node that nothing refers to any more, and those behind it.
     fn abandon(&mut self, node: u32, level: usize) {
         if level < WIDTHS.len() - 1 {
             let behind: Vec<_> = self.nodes[node as usize]

@@ -1,4 +1,5 @@
-//! The verdicts: rows of port sets by class, in chunks of the matrix or, where there is no room, in a hash.
+//! The verdicts: rows of port sets by class, in chunks of the matrix or, if there is no room, in a
+//! hash.
 
 mod fill;
 
@@ -17,28 +18,29 @@ use crate::contents::policies::{self as symbolic, Class, Peers};
 pub struct Matrix {
     sets: Sets,
     rows: HashMap<Arc<symbolic::Row>, Placed>,
-    /// Classes by number; those that are free have none.
+    /// Classes by number; `None` for free numbers.
     classes: Vec<Option<Arc<Class>>>,
     ids: HashMap<Arc<Class>, (u32, u32)>,
     /// The numbers of the classes that have these peers.
     by_peers: HashMap<Peers, BTreeSet<u32>>,
     free_classes: Vec<u32>,
-    /// For how many classes rows get room: for those that come with the same change, too.
+    /// Number of classes that new rows get room for, including those of the present change.
     room: u32,
-    /// Chunks in use, or not to be used.
+    /// Chunks that are in use, or reserved.
     used: Vec<bool>,
     hashed: usize,
     next_hashed: u32,
-    /// Rows that pods leave in this change, with them still on it.
+    /// Rows that pods leave in this change. The pods still use them.
     leaving: Vec<(Arc<symbolic::Row>, Placed)>,
     resting: AtRest,
 }
 
-/// What nothing refers to any more, and a packet may still be using.
+/// Elements that nothing refers to any more, but that packets may still be reading.
 #[derive(Debug, Default)]
 struct AtRest {
     classes: Resting<u32>,
-    /// Classes that come later are nothing to them: a packet that finds such a one finds its pod's new row, too.
+    /// They need no verdicts on later classes: a packet that finds a later class finds its pod's
+    /// new row, too.
     rows: Resting<Placed>,
     sets: Resting<u32>,
 }
@@ -48,7 +50,7 @@ struct AtRest {
 struct Placed {
     place: Place,
     users: u32,
-    /// The number of the set by class, where there is one.
+    /// The number of the set for each class that has one.
     verdicts: BTreeMap<u32, u32>,
 }
 
@@ -87,7 +89,7 @@ impl Default for Matrix {
 }
 
 impl Matrix {
-    /// No rows, and so many chunks.
+    /// Makes tables without rows, with so many chunks.
     pub fn new(chunks: u32) -> Self {
         let mut used = vec![false; chunks as usize];
         used[..2].fill(true);
@@ -108,7 +110,8 @@ impl Matrix {
         }
     }
 
-    /// The number of a class, for one more prefix; where it is new, all rows get their verdict on it first.
+    /// Returns the number of a class, for one more prefix. A new class gets its verdict in all rows
+    /// first.
     pub fn class(&mut self, class: &Arc<Class>, writes: &mut Vec<PolicyWrite>) -> u32 {
         if let Some((id, users)) = self.ids.get_mut(class) {
             *users += 1;
@@ -148,7 +151,7 @@ impl Matrix {
         self.leaving = leaving;
     }
 
-    /// One prefix less has a class.
+    /// Removes one prefix from the users of a class.
     pub fn drop_class(&mut self, id: u32) {
         let Some(class) = self.classes.get(id as usize).cloned().flatten() else {
             return;
@@ -163,7 +166,7 @@ impl Matrix {
         }
     }
 
-    /// The place of a row, for one more pod and direction; where it is new it is filled first.
+    /// Returns the place of a row, for one more pod and direction. A new row is filled first.
     pub fn row(&mut self, row: &Arc<symbolic::Row>, writes: &mut Vec<PolicyWrite>) -> Row {
         if row.rules.is_empty() {
             return Row::CLOSED;
@@ -178,7 +181,7 @@ impl Matrix {
         number
     }
 
-    /// One pod and direction less has a row.
+    /// Removes one pod and direction from the users of a row.
     pub fn drop_row(&mut self, row: &Arc<symbolic::Row>) {
         let Some(placed) = self.rows.get_mut(row) else {
             return;
@@ -191,20 +194,21 @@ impl Matrix {
         }
     }
 
-    /// Pods are leaving a row, and still on it; who asks for it gets another place.
+    /// Reserves a row for the pods that leave it. The next user of an equal row gets another place.
     pub fn part(&mut self, row: &Arc<symbolic::Row>) {
         self.leaving
             .extend(self.rows.remove(row).map(|placed| (row.clone(), placed)));
     }
 
-    /// Nobody will be on them any more.
+    /// Frees the rows that were reserved for pods that leave.
     pub fn end_parting(&mut self) {
         self.resting
             .rows
             .extend(self.leaving.drain(..).map(|(_, placed)| placed));
     }
 
-    /// A number that means the class `before` to rows that pods are leaving, and the class `after` to all others.
+    /// Returns a number that equals the class `before` in rows that pods are leaving, and the class
+    /// `after` in all others.
     pub fn bridge(
         &mut self,
         before: u32,
@@ -223,20 +227,20 @@ impl Matrix {
         id
     }
 
-    /// No address has the number any more.
+    /// Frees a bridge, which no address has any more.
     pub fn end_bridge(&mut self, id: u32) {
         self.resting.classes.push(id);
     }
 
-    /// Where a row is now.
+    /// Returns the place of a row.
     pub fn where_is(&self, row: &Arc<symbolic::Row>) -> Row {
         self.rows
             .get(row)
             .map_or(Row::CLOSED, |placed| placed.place.row())
     }
 
-    /// Gives rows that have no room for another class a larger place, and tells whether there were any: their pods have to be told before an
-    /// address gets that class.
+    /// Moves rows that are too short for `classes` to a larger place. Returns true if there were
+    /// any: the new places must be written to their pods before an address gets such a class.
     pub fn make_room(&mut self, classes: u32, writes: &mut Vec<PolicyWrite>) -> bool {
         self.room = classes;
         let small = self
@@ -255,25 +259,25 @@ impl Matrix {
         !small.is_empty()
     }
 
-    /// How many classes there will be with `more` new ones.
+    /// Returns the number of classes after `more` new ones.
     pub fn classes_with(&self, more: usize) -> u32 {
         (self.classes.len() + more.saturating_sub(self.free_classes.len())) as u32
     }
 
-    /// Whether a class has a number already.
+    /// Returns true if a class has a number already.
     pub fn knows(&self, class: &Arc<Class>) -> bool {
         self.ids.contains_key(class)
     }
 
-    /// Whether a row had to be closed for want of room (P34).
+    /// Returns true if a row is closed for want of room (P34).
     pub fn is_closed(&self, row: &Arc<symbolic::Row>) -> bool {
         self.rows
             .get(row)
             .is_some_and(|placed| matches!(placed.place, Place::Closed))
     }
 
-    /// Whether a row's verdicts on these classes are not all the same.
-    pub fn tells_apart<'a>(
+    /// Returns true if a row has different verdicts on these classes.
+    pub fn differs_on<'a>(
         &self,
         row: &Arc<symbolic::Row>,
         classes: impl IntoIterator<Item = &'a u32>,
@@ -289,7 +293,7 @@ impl Matrix {
             .is_some_and(|first| verdicts.any(|verdict| verdict != first))
     }
 
-    /// Looks whether there is room by now for rows that had to be closed; their pods have to be told.
+    /// Tries again to place rows that were closed. The new places must be written to their pods.
     pub fn reopen(&mut self, writes: &mut Vec<PolicyWrite>) {
         let closed = self
             .rows
@@ -304,7 +308,7 @@ impl Matrix {
         }
     }
 
-    /// No packet is left that began before the last writes.
+    /// Frees the resting elements. No packet may be left that began before the last writes.
     pub fn rest(&mut self, writes: &mut Vec<PolicyWrite>) {
         let AtRest {
             classes,
@@ -352,7 +356,7 @@ impl Matrix {
         }
     }
 
-    /// Whether something waits for [`Self::rest`].
+    /// Returns true if an element waits for [`Self::rest`].
     pub fn is_resting(&self) -> bool {
         let AtRest {
             classes,

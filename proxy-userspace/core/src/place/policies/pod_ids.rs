@@ -1,4 +1,4 @@
-//! The elements of `ROWS` that pods have: each pod's pod_id.
+//! The pod_ids of pods: the indexes of their elements in `ROWS`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,16 +7,16 @@ use proxy_common::policy::MAX_PODS;
 
 use super::resting::Resting;
 
-/// The slot of the pods for which there is none: nothing is let through to and from them (P34).
+/// The pod_id of all pods for which there is no other: nothing is allowed to and from them (P34).
 pub(super) const NO_ROOM: u32 = MAX_PODS - 1;
 
-/// Which elements of `ROWS` are in use.
+/// The pod_ids in use.
 #[derive(Debug)]
 pub(super) struct PodIds {
     free: Vec<u32>,
     pub(super) resting: Resting<u32>,
     next: u32,
-    /// Which pod_ids addresses had with an earlier agent.
+    /// The pod_ids that addresses had with an earlier agent.
     before: BTreeMap<IpAddr, u32>,
     taken: BTreeSet<u32>,
 }
@@ -34,7 +34,7 @@ impl Default for PodIds {
 }
 
 impl PodIds {
-    /// Returns the pod_ids with those that addresses had with an earlier agent.
+    /// Makes them with the pod_ids that addresses had with an earlier agent.
     pub(super) fn with_earlier(before: BTreeMap<IpAddr, u32>) -> Self {
         Self {
             before,
@@ -42,7 +42,7 @@ impl PodIds {
         }
     }
 
-    /// A pod_id for a pod, if there is one: that which one of its addresses had before, else any.
+    /// Returns a free pod_id: that which one of the addresses had before, else any.
     pub(super) fn take(&mut self, addresses: &BTreeSet<IpAddr>) -> Option<u32> {
         let had = addresses.iter().find_map(|addr| self.before.remove(addr));
         let pod_id = had

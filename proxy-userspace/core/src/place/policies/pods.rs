@@ -13,14 +13,15 @@ use super::{Known, PolicyTables};
 use crate::contents::policies::{self as symbolic, Isolation, PodPolicy};
 use crate::model::ObjectName;
 
-/// Its rows.
+/// The rows of [`NO_ROOM`].
 const CLOSED: PodRows = PodRows {
     ingress: Row::CLOSED,
     egress: Row::CLOSED,
 };
 
 impl PolicyTables {
-    /// What pods were to flip to was found out before the last classes came, for which their rows may have been closed.
+    /// Corrects pods' new rows, which were computed before the last classes came and may have been
+    /// closed since.
     pub(super) fn correct(&self, flips: &mut [PolicyWrite]) {
         let known: BTreeMap<u32, PodRows> = self
             .pods
@@ -37,8 +38,8 @@ impl PolicyTables {
         }
     }
 
-    /// Pods whose rows have another place than they know.
-    pub(super) fn tell_moved_rows(&mut self, writes: &mut Vec<PolicyWrite>) {
+    /// Writes the rows of pods that have moved to another place.
+    pub(super) fn write_moved_rows(&mut self, writes: &mut Vec<PolicyWrite>) {
         let mut pods = std::mem::take(&mut self.pods);
         for (name, known) in &mut pods {
             let rows = self.rows_of(&known.policy);
@@ -78,7 +79,8 @@ impl PolicyTables {
                 .filter(|pod_id| *pod_id != NO_ROOM)
                 .or_else(|| self.pod_ids.take(&policy.addresses));
             let (pod_id, rows) = pod_id.map_or((NO_ROOM, CLOSED), |pod_id| (pod_id, rows));
-            // A node has room for more pods than the kubelet runs; what has none is told like what cannot be represented.
+            // A node has room for more pods than the kubelet runs. A pod beyond that is reported
+            // like one with a policy that cannot be represented.
             if pod_id == NO_ROOM || self.is_closed(policy) {
                 self.closed.insert(name.clone());
             }
@@ -138,12 +140,12 @@ impl PolicyTables {
         }
     }
 
-    /// Where a pod's rows are.
+    /// Returns the places of a pod's rows.
     pub(super) fn rows_of(&self, policy: &PodPolicy) -> PodRows {
         let row = |isolation: &Isolation| match isolation {
             Isolation::None => Row::OPEN,
             Isolation::Rules(row)
-                if self.is_misled(row) || self.matrix.tells_apart(row, &self.met) =>
+                if self.is_misled(row) || self.matrix.differs_on(row, &self.met) =>
             {
                 Row::CLOSED
             }
@@ -155,14 +157,15 @@ impl PolicyTables {
         }
     }
 
-    /// Whether a row says something else of an address than of the class as which that is found.
+    /// Returns true if a row has different verdicts on an address's class and on the one that is
+    /// found for it instead.
     pub(super) fn is_misled(&self, row: &Arc<symbolic::Row>) -> bool {
         self.misled
             .iter()
-            .any(|(wanted, found)| self.matrix.tells_apart(row, [wanted, found]))
+            .any(|(wanted, found)| self.matrix.differs_on(row, [wanted, found]))
     }
 
-    /// Whether there is no room for what a pod's policies say. Then nobody is let through (P34).
+    /// Returns true if there is no room for a pod's policies. Then nothing is allowed (P34).
     pub(super) fn is_closed(&self, policy: &PodPolicy) -> bool {
         let closed = |isolation: &Isolation| match isolation {
             Isolation::None => false,

@@ -1,6 +1,6 @@
-//! What nothing refers to any more, and a packet that is under way may still be using.
+//! Elements that nothing refers to any more, but that packets may still be reading.
 
-/// Two ages of such things: what has rested through a whole period is free.
+/// Two generations of such elements. They are free after a whole period.
 #[derive(Debug)]
 pub struct Resting<T> {
     young: Vec<T>,
@@ -17,18 +17,18 @@ impl<T> Default for Resting<T> {
 }
 
 impl<T> Resting<T> {
-    /// Something goes to rest.
+    /// Adds an element.
     pub fn push(&mut self, thing: T) {
         self.young.push(thing);
     }
 
-    /// A period is over: gives what has rested since before it began.
+    /// Ends a period. Returns the elements that were added before it began.
     pub fn rested(&mut self) -> Vec<T> {
         let young = std::mem::take(&mut self.young);
         std::mem::replace(&mut self.old, young)
     }
 
-    /// Nothing is at rest.
+    /// Returns true if there are none.
     pub fn is_empty(&self) -> bool {
         self.young.is_empty() && self.old.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Sets of ports by number: equal ones are one, and long ones hang together.
+//! Sets of ports by number. Equal sets are one; long ones are chained.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,7 +20,7 @@ pub struct Sets {
 struct Known {
     ports: Ports,
     users: u64,
-    /// The numbers of the sets that hang behind.
+    /// The numbers of the sets that are chained behind.
     more: Vec<u32>,
 }
 
@@ -36,7 +36,7 @@ impl Default for Sets {
 }
 
 impl Sets {
-    /// The number of a set, for one more element; `None` if there is no room.
+    /// Returns the number of a set, for one more element; `None` if there is no room.
     pub fn number(&mut self, ports: &Ports, writes: &mut Vec<PolicyWrite>) -> Option<u32> {
         if ports.everything {
             return Some(PortSet::ALL);
@@ -96,7 +96,7 @@ impl Sets {
         Some(number)
     }
 
-    /// Sets that have rested.
+    /// Frees sets that have rested.
     pub fn put_back(&mut self, sets: Vec<u32>) {
         self.free.extend(sets);
     }
@@ -111,14 +111,15 @@ impl Sets {
         })
     }
 
-    /// One element more has a set.
+    /// Adds one element to the users of a set.
     pub fn again(&mut self, number: u32) {
         if let Some(known) = self.sets.get_mut(&number) {
             known.users += 1;
         }
     }
 
-    /// One element less has a set; with the last one it is `gone`, with those behind it.
+    /// Removes one element from the users of a set. With the last one, the set and those behind it
+    /// are added to `gone`.
     pub fn drop(&mut self, number: u32, gone: &mut impl Extend<u32>) {
         let Some(known) = self.sets.get_mut(&number) else {
             return;

@@ -9,10 +9,10 @@ use super::write::PolicyWrite;
 use crate::contents::policies::Row;
 use crate::model::ObjectName;
 
-/// Rows that pods leave: which pods, and in which direction.
+/// Rows that pods leave, with these pods and the direction (0 ingress, 1 egress).
 pub(super) type Leaving = BTreeMap<Arc<Row>, BTreeSet<(ObjectName, usize)>>;
 
-/// A prefix, the class that it had of its own, and the one that it gets.
+/// A prefix, with its own old and new class.
 pub(super) struct Move {
     pub(super) prefix: IpNet,
     pub(super) before: Option<u32>,
@@ -20,8 +20,8 @@ pub(super) struct Move {
 }
 
 impl Move {
-    /// Longer prefixes are put before shorter ones, and shorter ones taken away before longer: so that no address falls to a prefix which it is
-    /// taken out of.
+    /// Longer prefixes are added before shorter ones, and shorter ones removed before longer, so
+    /// that no address falls to a prefix that excludes it.
     pub(super) fn order(&self) -> (bool, u8) {
         let length = self.prefix.prefix_len();
         match self.after {
@@ -31,13 +31,13 @@ impl Move {
     }
 }
 
-/// Writes that come after all that nobody is led to yet.
+/// Writes in order, after those of elements that are not referred to yet.
 #[derive(Default)]
 pub(super) struct Steps {
     pub(super) bridges: Vec<PolicyWrite>,
     pub(super) moves: Vec<PolicyWrite>,
     pub(super) flips: Vec<PolicyWrite>,
     pub(super) ends: Vec<PolicyWrite>,
-    /// The classes as which addresses may be found on the way.
+    /// The classes that addresses may have during the change.
     pub(super) met: BTreeSet<u32>,
 }

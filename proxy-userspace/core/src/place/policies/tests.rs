@@ -1,5 +1,5 @@
-//! The tables give the verdicts that the symbols give, at each single write on the way from one state to the next (P32), by the functions that the
-//! kernel runs.
+//! The tables give the verdicts of the symbols after each single write from one state to the next
+//! (P32), by the functions that the kernel runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ use crate::model::{ObjectName, PortRange};
 #[path = "../../../tests/support/policy_tables.rs"]
 mod policy_tables;
 
-/// The tables, what they hold, and the state that they were brought to.
+/// The tables, their contents, and the state that they were brought to.
 #[derive(Default)]
 struct World {
     tables: PolicyTables,
@@ -30,7 +30,7 @@ struct World {
     policies: Policies,
 }
 
-/// A question: which pod, in which direction, about whom.
+/// A connection of a pod, in one direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Question {
     pod: ObjectName,
@@ -54,8 +54,9 @@ impl World {
         self.policies = policies;
     }
 
-    /// The same, each single write being held against both states: where they agree on a question, so do the tables, or the pod is closed,
-    /// before or after it (P34). Where they do not, any verdict is one of theirs.
+    /// As `bring_to`, but checks each single write against both states. If they agree on a
+    /// question, so do the tables, or the pod is closed before or after it (P34). If they do not,
+    /// any verdict is one of theirs.
     fn bring_agreeing(&mut self, policies: Policies) {
         let before = self.policies.clone();
         let closed_before = self.tables.closed().clone();
@@ -73,7 +74,7 @@ impl World {
         });
         let agreed: Vec<_> = agreed.filter(|(old, new, _)| old == new).collect();
         self.bring_watched(policies, |world, write| {
-            // While a change is written that has no room, more pods may be closed.
+            // While a change without room is written, more pods may be closed.
             let tables = &world.tables;
             let closed = |pod| {
                 tables.directory.overflows()
@@ -97,7 +98,7 @@ impl World {
         }
     }
 
-    /// What the tables say.
+    /// The verdict of the tables.
     fn answer(&self, question: &Question) -> bool {
         let pod_id = self.tables.pod_id(&question.pod).expect("a pod_id");
         let rows = self.v4.rows.get(&pod_id).copied().unwrap_or_default();
@@ -127,7 +128,7 @@ impl World {
     }
 }
 
-/// What a state says.
+/// The verdict of a state.
 fn said(policies: &Policies, question: &Question) -> bool {
     let pod = &policies.pods[&question.pod];
     let isolation = if question.ingress {
@@ -269,7 +270,8 @@ fn pod(number: u32, ingress: Isolation, egress: Isolation) -> (ObjectName, PodPo
     (ObjectName::new("shop", &number.to_string()), policy)
 }
 
-/// Directories with room for everything, for some, and for nothing, so that the trie has the rest; and tries that overflow (P34).
+/// Directories with room for all, some or no prefixes (the trie has the rest), and tries that
+/// overflow (P34).
 fn room() -> impl Strategy<Value = Room> {
     let nodes = prop_oneof![Just(NODES), ROOTS..ROOTS + 3];
     let prefixes = prop_oneof![2 => Just(1000usize), 1 => 0..8usize];
@@ -284,8 +286,8 @@ fn room() -> impl Strategy<Value = Room> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// P32: after every single write each pod's verdicts are those of the old state or of the new one, and nothing is let through where neither
-    /// does so. P34: what is not let through although both do is a pod's that is closed.
+    /// P32: after every single write each pod's verdicts are those of the old or of the new state,
+    /// and nothing is allowed that both deny. P34: only pods that are closed deny what both allow.
     #[test]
     fn p32_no_write_shows_a_verdict_of_neither_state(
         room in room(),
@@ -299,7 +301,7 @@ proptest! {
                 world.agrees();
             }
         }
-        // The overflow ends with what it came of.
+        // The overflow ends with its cause.
         world.bring_to(Policies { classes: BTreeMap::new(), ..world.policies.clone() });
         (0..3).for_each(|_| world.rest());
         assert!(world.tables.closed().is_empty());
@@ -310,7 +312,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// P32: also while the classes outgrow a chunk of the matrix, in the midst of a change, and nothing has rested.
+    /// P32, also while the classes outgrow a chunk of the matrix within one change and nothing has
+    /// rested.
     #[test]
     fn p32_rows_have_room_for_the_classes_that_come_with_them(
         history in proptest::collection::vec(policies(), 4..8),
@@ -341,7 +344,7 @@ fn tcp(first: u16, last: u16) -> Ports {
     }
 }
 
-/// Prefixes of all lengths, also the one of everything, put and taken in any order.
+/// Prefixes of all lengths, including 0, added and removed in any order.
 #[test]
 fn p11_the_longest_prefix_counts() {
     let all = [
@@ -383,7 +386,8 @@ fn p11_the_longest_prefix_counts() {
     }
 }
 
-/// More prefixes than the directory has nodes, and more classes than a chunk has: slower ways, and the same verdicts.
+/// More prefixes than the directory has nodes, and more classes than a chunk has: slower ways, the
+/// same verdicts.
 #[test]
 fn what_has_no_room_in_arrays_goes_to_the_trie_and_to_longer_rows() {
     let mut world = World::default();
@@ -429,14 +433,14 @@ fn what_has_no_room_in_arrays_goes_to_the_trie_and_to_longer_rows() {
         assert_eq!(world.answer(&question), number % 2 == 0, "{question:?}");
         assert_eq!(world.answer(&question), said(&world.policies, &question));
     }
-    // Everything goes again, and so does what it was put into.
+    // All elements are freed again.
     world.bring_to(Policies::default());
     (0..6).for_each(|_| world.rest());
     assert!(world.v4.prefixes.is_empty() && world.v4.veths.is_empty());
     assert!(!world.tables.is_resting());
 }
 
-/// Rows beyond the matrix are hashed; sets with many ranges hang together.
+/// Rows beyond the matrix are hashed. Sets with many ranges are chained.
 #[test]
 fn rows_beyond_the_matrix_are_hashed_and_long_sets_are_chained() {
     let mut world = World::default();
@@ -504,7 +508,7 @@ fn rows_beyond_the_matrix_are_hashed_and_long_sets_are_chained() {
     }
 }
 
-/// P34: what cannot be represented lets nobody through, and is said.
+/// P34: a policy that cannot be represented allows nothing, and is reported.
 #[test]
 fn p34_what_cannot_be_represented_is_closed_and_said() {
     let ranges = PortSet::RANGES as u16 * PortSet::CHAIN as u16 + 1;
@@ -556,8 +560,8 @@ fn p34_what_cannot_be_represented_is_closed_and_said() {
     assert!(!world.answer(&ask("0", 1)) && world.answer(&ask("1", 80)));
 }
 
-/// P34: where prefixes have no room, only those pods are closed whose policies say something else of them than of what is found instead; and
-/// they open again when there is room.
+/// P34: if prefixes have no room, only pods are closed with different verdicts on them and on the
+/// class found instead. They open again when there is room.
 #[test]
 fn p34_an_overflow_of_prefixes_closes_the_pods_that_need_them_until_it_ends() {
     let room = Room {
@@ -597,7 +601,7 @@ fn p34_an_overflow_of_prefixes_closes_the_pods_that_need_them_until_it_ends() {
             .collect::<Vec<_>>()
     };
     assert_eq!(closed(&world), [""; 0]);
-    // There is room for four of IPv6; and for two more of IPv4, beside the block itself and what it has.
+    // There is room for four of IPv6, and for two more of IPv4 beside the block and its prefixes.
     let six = (1..8).map(|n| prefix(&format!("2001:db8:0:{n}::/64")));
     let four = (1..4).map(|n| prefix(&format!("10.0.{n}.0/24")));
     for many in [six.collect::<Vec<_>>(), four.collect()] {
@@ -607,7 +611,7 @@ fn p34_an_overflow_of_prefixes_closes_the_pods_that_need_them_until_it_ends() {
         world.bring_to(policies.clone());
         world.agrees();
         assert_eq!(closed(&world), ["shop/0"]);
-        // One that had room goes, and one that had none gets it.
+        // A prefix with room goes, and one without gets its room.
         policies.classes.remove(&many[0]);
         world.bring_to(policies.clone());
         world.agrees();

@@ -14,7 +14,7 @@ use proxy_common::policy::{
 pub enum PolicyWrite {
     /// Of `PORTSETS`.
     Set(u32, PortSet),
-    /// Of `MATRIX`, whole: a row that nobody has yet.
+    /// Of `MATRIX`, whole: part of a row that nothing refers to yet.
     Chunk(u32, Box<Chunk>),
     /// One verdict in `MATRIX`.
     Verdict {
@@ -29,19 +29,19 @@ pub enum PolicyWrite {
     Hashed(VerdictKey, u32),
     /// Removes from `VERDICTS`.
     Unhash(VerdictKey),
-    /// Of `CLASSES4`, whole: a node that nothing leads to yet.
+    /// Of `CLASSES4`, whole: a node that nothing refers to yet.
     Node(u32, Box<Node>),
     /// One word in `CLASSES4`: its node, its byte.
     Word(u32, u8, Word),
-    /// Words side by side in one node of `CLASSES4`, which become equal.
+    /// Adjacent words in one node of `CLASSES4`, which become equal.
     Words {
         /// The node.
         node: u32,
         /// The first word's byte.
         from: u8,
-        /// How many.
+        /// Number of words.
         len: u16,
-        /// What they become.
+        /// The new value of the words.
         word: Word,
     },
     /// Of `CLASSES6`.
@@ -60,7 +60,7 @@ pub enum PolicyWrite {
     DeleteVeth(IfIndex),
 }
 
-/// How much the tables take.
+/// The sizes of the tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Room {
     /// Nodes of `CLASSES4`, roots included.
@@ -74,7 +74,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// What 100,000 prefixes take.
+    /// Enough for 100,000 prefixes.
     pub const LARGE: Self = Self {
         nodes: NODES_LARGE,
         chunks: CHUNKS_LARGE,

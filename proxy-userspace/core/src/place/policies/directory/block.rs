@@ -6,13 +6,13 @@ use ipnet::IpNet;
 
 use crate::place::policies::write::PolicyWrite;
 
-/// The bits that are behind by each level of the directory.
+/// The prefix length at the end of each level of the directory.
 pub(super) const WIDTHS: [u8; 3] = [16, 24, 32];
 
-/// A block of IPv4: its first address and its bits.
+/// A block of IPv4: its first address and its prefix length.
 pub(super) type Block = (u32, u8);
 
-/// The first address of a block.
+/// Returns the first address of a block.
 pub(super) fn first(addr: u32, bits: u8) -> u32 {
     if bits == 0 {
         0
@@ -21,7 +21,7 @@ pub(super) fn first(addr: u32, bits: u8) -> u32 {
     }
 }
 
-/// The last address of a block.
+/// Returns the last address of a block.
 pub(super) fn last(addr: u32, bits: u8) -> u32 {
     if bits == 0 {
         u32::MAX

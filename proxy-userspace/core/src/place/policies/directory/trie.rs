@@ -1,4 +1,4 @@
-//! The prefixes in the tries: all of IPv6, and blocks of IPv4 that no node has room for.
+//! The prefixes in the tries: all of IPv6, and blocks of IPv4 that have no room for a node.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::block::{Block, WIDTHS, delete, first, last, network};
 use crate::place::policies::write::PolicyWrite;
 
 impl Directory {
-    /// Tries again to place what had no room.
+    /// Tries again to place prefixes without room.
     pub fn place_lost(&mut self, writes: &mut Vec<PolicyWrite>) {
         for (prefix, class) in self.lost6.clone() {
             if self.v6.len() >= self.room.prefixes && self.exact.len() >= self.room.exact {
@@ -31,7 +31,7 @@ impl Directory {
         }
     }
 
-    /// Whether the trie has room for so many.
+    /// Returns true if the trie has room for so many more elements.
     pub(super) fn trie_has(&self, room: usize) -> bool {
         self.trie.len() + self.leaving.len() + room <= self.room.prefixes
     }
@@ -65,8 +65,8 @@ impl Directory {
         }
     }
 
-    /// Brings the trie's part of a block in step, which is looked up there, wherever `dirty` reaches. What goes is taken away at once, for
-    /// its addresses would be taken for what they were.
+    /// Updates the trie's elements of a block that is looked up there, for the addresses in
+    /// `dirty`. Removed prefixes are deleted at once, or lookups would still find their class.
     pub(super) fn keep_in_trie(
         &mut self,
         base: u32,
@@ -118,7 +118,8 @@ impl Directory {
         }
     }
 
-    /// A block is not looked up in the trie from now on, but for those within it that are.
+    /// Marks the elements of a block as leaving, since it is no longer looked up in the trie.
+    /// Blocks within it that still are keep theirs.
     pub(super) fn leave_trie(&mut self, base: u32, bits: u8) {
         let within = (base, bits)..=(last(base, bits), 32);
         let Self {

@@ -12,7 +12,8 @@ use crate::place::policies::write::PolicyWrite;
 
 const VERDICTS: usize = VERDICTS_MAX as usize;
 
-/// Rows that would take a larger part of all chunks are hashed, so that no few take all.
+/// Rows that would take a larger part of all chunks (1 in so many) are hashed, so that a few rows
+/// cannot take all.
 const LONGEST: usize = 8;
 
 impl Matrix {
@@ -71,7 +72,8 @@ impl Matrix {
         }
     }
 
-    /// A row that has no room. Sets that only its verdicts have are free at once: no packet was led to them.
+    /// Closes a row that has no room. Sets that only its verdicts use are free at once: no packet
+    /// has read them.
     pub(super) fn nowhere(&mut self, users: u32, verdicts: &BTreeMap<u32, u32>) -> Placed {
         let mut unseen = Vec::new();
         verdicts
@@ -104,7 +106,7 @@ impl Matrix {
         Place::Hashed(row)
     }
 
-    /// One row's verdict on a new class.
+    /// Adds the verdict of one row on a new class.
     pub(super) fn fill(
         &mut self,
         row: &symbolic::Row,
@@ -117,7 +119,7 @@ impl Matrix {
             id < placed.place.capacity(),
             "every row that pods are on was given room"
         );
-        // Most classes are nothing to most rows, and have never been.
+        // Most classes do not concern most rows.
         let concerns = |peers: &Peers| *peers == Peers::EVERYBODY || class.peers.contains(peers);
         if !placed.verdicts.contains_key(&id) && !row.rules.keys().any(concerns) {
             return;
@@ -155,7 +157,7 @@ impl Matrix {
                     set,
                 ));
             }
-            // What cannot be said of one class closes the row (P34).
+            // A verdict that has no room closes the row (P34).
             (_, set) => {
                 set.into_iter()
                     .for_each(|set| self.sets.drop(set, &mut self.resting.sets));
@@ -179,7 +181,7 @@ impl Matrix {
             .for_each(|before| self.sets.drop(before, &mut self.resting.sets));
     }
 
-    /// The classes that a row may have a verdict on.
+    /// Returns the classes that a row may have a verdict on.
     pub(super) fn concerned(&self, row: &symbolic::Row) -> BTreeSet<u32> {
         if row.rules.contains_key(&Peers::EVERYBODY) {
             return (0..self.classes.len() as u32).collect();
@@ -192,7 +194,7 @@ impl Matrix {
             .collect()
     }
 
-    /// So many chunks side by side; the first of them.
+    /// Returns the first of so many adjacent free chunks.
     pub(super) fn chunks(&mut self, len: u32) -> Option<u32> {
         let len = len as usize;
         if len > self.used.len() / LONGEST {
@@ -207,12 +209,12 @@ impl Matrix {
     }
 }
 
-/// One row's verdicts by which of its rules apply: most classes agree.
+/// One row's verdicts by the rules that apply: most classes share them.
 struct Memo<'a> {
     row: &'a symbolic::Row,
     named: bool,
     known: HashMap<Vec<u64>, u32>,
-    /// Every verdict so far could be said.
+    /// True while every verdict had room.
     fits: bool,
 }
 
@@ -227,7 +229,8 @@ impl<'a> Memo<'a> {
         }
     }
 
-    /// The number of the set that the row allows towards a class, for one more element; `None` if there is no room for it.
+    /// Returns the number of the set that the row allows for a class, for one more element; `None`
+    /// if there is no room.
     fn towards(
         &mut self,
         class: &Class,
