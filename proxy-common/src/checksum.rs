@@ -2,8 +2,8 @@
 
 /// Adds two 32-bit partial sums in one's complement.
 ///
-/// The sum is folded so far that nothing is carried: the compiler makes a branch of a carry, and the
-/// branches of several carries are more paths than old verifiers walk.
+/// The sum is folded so far that nothing is carried: the compiler makes a branch of a carry, and
+/// the branches of several carries are more paths than old verifiers walk.
 #[inline(always)]
 pub const fn sum_add(a: u32, b: u32) -> u32 {
     partial(a as u64 + b as u64)

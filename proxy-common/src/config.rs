@@ -18,14 +18,15 @@ pub struct Config {
     pub opening_timeout: u32,
     /// Seconds that an answered UDP flow lives after its last packet (V18).
     pub udp_timeout: u32,
-    /// Smallest MTU of all devices, in bytes without the link-layer header: a packet that is no larger
-    /// fits through any.
+    /// Smallest MTU of all devices, in bytes without the link-layer header: a packet that is no
+    /// larger fits through any.
     pub least_mtu: u32,
     /// Bits: [`Config::THROUGH_STACK`], [`Config::POLICY`], [`Config::DENY_UNKNOWN`],
     /// [`Config::REJECT_DENIED`].
     pub flags: u32,
-    /// The gate: the device by which packets of this host's processes to Services come to the programs
-    /// if sockets have no hooks (V21), else [`IfIndex::NONE`]. Added at the end of the layout.
+    /// The gate: the device by which packets of this host's processes to Services come to the
+    /// programs if sockets have no hooks (V21), else [`IfIndex::NONE`]. Added at the end of the
+    /// layout.
     pub gate: IfIndex,
     /// Always zero.
     pub zero: u32,

@@ -1,5 +1,5 @@
-//! Flows: connections as the flow tables have them. The key is the packet as it arrives, the value is
-//! how to send it on.
+//! Flows: connections as the flow tables have them. The key is the packet as it arrives, the value
+//! is how to send it on.
 
 use crate::net::{Address, IfIndex, Port, Protocol};
 
@@ -97,14 +97,15 @@ crate::numbered! {
         Neighbour = 2,
         /// Out of the gate [`Flow::device`], to a process of this host.
         Gate = 3,
-        /// Unchanged but encapsulated, by the route through [`Flow::device`], to the backend's node,
-        /// which answers the client directly (direct server return).
+        /// Unchanged but encapsulated, by the route through [`Flow::device`], to the backend's
+        /// node, which answers the client directly (direct server return).
         Dsr = 4,
     }
 }
 
 impl Way {
-    /// Returns true if the stack forwards the packet: it decrements the TTL, so the rewrite does not.
+    /// Returns true if the stack forwards the packet: it decrements the TTL, so the rewrite does
+    /// not.
     #[inline(always)]
     pub const fn is_to_stack(self) -> bool {
         matches!(self, Self::Stack | Self::Gate)
@@ -155,8 +156,8 @@ impl Role {
     pub const ENCAPSULATED: u8 = 64;
 }
 
-/// A fragmented datagram. Key of `FRAGMENTS*`; the value is [`fragment_ports`] of its first fragment
-/// (P27).
+/// A fragmented datagram. Key of `FRAGMENTS*`; the value is [`fragment_ports`] of its first
+/// fragment (P27).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FragmentKey<A> {

@@ -1,5 +1,5 @@
-//! Names of the kernel maps, spelled once for the programs that define them and the agent that opens
-//! them. Names of pinned maps are paths in the state directory, and do not change.
+//! Names of the kernel maps, spelled once for the programs that define them and the agent that
+//! opens them. Names of pinned maps are paths in the state directory, and do not change.
 
 /// The names of a map that each address family has one of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,7 +36,8 @@ names! {
         SERVICES,
         /// Slots: [`crate::service::BackendKey`] to [`crate::service::Backend`].
         BACKENDS,
-        /// Slots by endpoint, the inverse of `BACKENDS`: [`crate::service::EndpointKey`] to the slot.
+        /// Slots by endpoint, the inverse of `BACKENDS`: [`crate::service::EndpointKey`] to the
+        /// slot.
         SLOTS,
         /// loadBalancerSourceRanges: a trie of [`crate::service::SourceKey`].
         SOURCES,

@@ -26,7 +26,8 @@ impl AddressFlags {
     }
 }
 
-/// The kind of a prefix's addresses; value of the `RANGES` maps, in which the longest prefix counts.
+/// The kind of a prefix's addresses; value of the `RANGES` maps, in which the longest prefix
+/// counts.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct RangeKind(pub u32);
@@ -81,8 +82,9 @@ pub struct Device {
     pub mtu: u32,
     /// Bits: [`Device::XDP_TARGET`], [`Device::HAS_PODS`].
     pub flags: u32,
-    /// This node's IPv6 address in the cluster: the source of encapsulated packets, whichever device
-    /// they leave by; zero if none. Added at the end of the layout: earlier agents write zero.
+    /// This node's IPv6 address in the cluster: the source of encapsulated packets, whichever
+    /// device they leave by; zero if none. Added at the end of the layout: earlier agents write
+    /// zero.
     pub node6: Addr6,
     /// This node's IPv4 address in the cluster; zero if none.
     pub node4: Addr4,

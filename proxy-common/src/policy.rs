@@ -78,11 +78,11 @@ const _: () = assert!(size_of::<VerdictKey>() == 8);
 /// Class of the addresses that no peer matches, except peers that match all addresses.
 pub const NO_CLASS: u32 = 0;
 
-/// A word of `CLASSES4`, the directory of IPv4's classes: the class of all addresses below it, or the
-/// number of the next node.
+/// A word of `CLASSES4`, the directory of IPv4's classes: the class of all addresses below it, or
+/// the number of the next node.
 ///
-/// A node has 256 words. The lookup begins at the node whose number is the first byte of the address,
-/// at the word of the second byte. At each further node the next byte chooses the word.
+/// A node has 256 words. The lookup begins at the node whose number is the first byte of the
+/// address, at the word of the second byte. At each further node the next byte chooses the word.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Word(pub u32);

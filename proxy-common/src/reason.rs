@@ -1,5 +1,5 @@
-//! Drop reasons and counters: one list for the error value, the index in `COUNTERS`, the name and the
-//! sentence.
+//! Drop reasons and counters: one list for the error value, the index in `COUNTERS`, the name and
+//! the sentence.
 
 use crate::flow::FlowKey;
 use crate::net::Address;
@@ -89,12 +89,13 @@ counted! {
         ForgedSource = "forged_source",
         /// The pod behind the device is not known yet, and there are NetworkPolicies (P31).
         PodUnknown = "pod_unknown",
-        /// A fragment for a cluster IP or an isolated pod, of a datagram whose first fragment was not
-        /// seen (P27).
+        /// A fragment for a cluster IP or an isolated pod, of a datagram whose first fragment was
+        /// not seen (P27).
         FragmentUnknown = "fragment_unknown",
         /// Another node encapsulated the packet for a backend that no Service has on this node.
         NotServedHere = "not_served_here",
-        /// A process of this host sent the packet to the Service ranges, but it cannot be translated.
+        /// A process of this host sent the packet to the Service ranges, but it cannot be
+        /// translated.
         LeftInGate = "left_in_gate",
     }
 }

@@ -3,7 +3,8 @@
 pub use crate::config::Config;
 use crate::net::{Port, Protocol};
 
-/// A frontend: the address and port that clients use. Key of `SERVICES*`. A nodePort has address zero.
+/// A frontend: the address and port that clients use. Key of `SERVICES*`. A nodePort has address
+/// zero.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ServiceKey<A> {
@@ -36,9 +37,9 @@ impl<A> ServiceKey<A> {
 ///
 /// The backends of a service port are slots 0.. of one generation, ordered local-only, both,
 /// cluster-only (V7). So the sets for policy Local and Cluster are two intervals: Local is
-/// `0..local_len`, Cluster is `cluster_first..cluster_first + cluster_len`. A change of backends makes
-/// a new generation: its slots are written, then this value is replaced, then the old slots are
-/// removed.
+/// `0..local_len`, Cluster is `cluster_first..cluster_first + cluster_len`. A change of backends
+/// makes a new generation: its slots are written, then this value is replaced, then the old slots
+/// are removed.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Service {
@@ -79,8 +80,8 @@ impl ServiceFlags {
     pub const EXTERNAL_IP: u32 = 4;
     /// The frontend is a load balancer IP.
     pub const LOAD_BALANCER: u32 = 8;
-    /// The frontend's traffic policy is Local. Unless it is a cluster IP, this holds for clients from
-    /// outside only.
+    /// The frontend's traffic policy is Local. Unless it is a cluster IP, this holds for clients
+    /// from outside only.
     pub const LOCAL: u32 = 16;
     /// If Local has no backend but Cluster has: drop instead of reject.
     pub const LOCAL_DROP: u32 = 32;
@@ -106,8 +107,8 @@ pub struct MaglevKey {
 const _: () = assert!(size_of::<MaglevKey>() == 8);
 
 impl MaglevKey {
-    /// The set for policy Cluster, also used for policy Local if both are equal. Without this bit: the
-    /// set for policy Local.
+    /// The set for policy Cluster, also used for policy Local if both are equal. Without this bit:
+    /// the set for policy Local.
     pub const CLUSTER: u16 = 1;
     /// The set of the Service's IPv6 backends.
     pub const V6: u16 = 2;
@@ -152,14 +153,15 @@ pub struct Backend<A> {
     pub port: Port,
     /// Bits of [`BackendFlags`].
     pub flags: u16,
-    /// Generation of the key: preallocated hashes reuse elements at once, and a reader notices it by
-    /// this.
+    /// Generation of the key: preallocated hashes reuse elements at once, and a reader notices it
+    /// by this.
     pub generation: u32,
 }
 const _: () = assert!(size_of::<Backend<crate::net::Addr4>>() == 12);
 const _: () = assert!(size_of::<Backend<crate::net::Addr6>>() == 24);
 
-/// An endpoint in one generation. Key of `SLOTS*`, the inverse of `BACKENDS*`; the value is the slot.
+/// An endpoint in one generation. Key of `SLOTS*`, the inverse of `BACKENDS*`; the value is the
+/// slot.
 ///
 /// It shows if an endpoint may still be used: for a SYN on an old flow (V17), for affinity (V13).
 #[repr(C)]

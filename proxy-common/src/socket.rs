@@ -63,8 +63,8 @@ pub struct Peer<A> {
 const _: () = assert!(size_of::<Peer<crate::net::Addr4>>() == 12);
 const _: () = assert!(size_of::<Peer<crate::net::Addr6>>() == 24);
 
-/// Value of the programs' global `NETNS` for the initial network namespace. Other values are cookies
-/// of namespaces.
+/// Value of the programs' global `NETNS` for the initial network namespace. Other values are
+/// cookies of namespaces.
 pub const INITIAL_NETNS: u64 = 0;
 
 /// Number of entries of `PEERS*`. A TCP socket takes one, a UDP socket two for each address.

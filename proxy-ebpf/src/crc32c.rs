@@ -1,15 +1,18 @@
-//! The change of an SCTP packet's checksum that a change of its first bytes makes: CRC32c is linear, so that the rest need not be read.
+//! CRC32c of SCTP: the change of the checksum for a change of the packet's first bytes. CRC32c is
+//! linear, so the rest of the packet is not read.
 
 /// The polynomial, reflected (RFC 9260, appendix A).
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
-/// How many bits the length of a packet has.
+/// Number of bits of a packet's length.
 const LENGTH_BITS: usize = 16;
 
-/// What 2^k bytes of zero make of a remainder, by its bytes: few loads, for the verifier follows each on every way that leads here.
+/// The remainder after 2^k more zero bytes, by k and by byte of the remainder before. It takes few
+/// loads, because the verifier follows each on every path that leads here.
 static LONGER: [[[u32; 256]; 4]; LENGTH_BITS] = {
     let mut tables = [[[0; 256]; 4]; LENGTH_BITS];
-    // x^8, and from there on the squares; the first bit of a reflected polynomial is the highest one.
+    // x^8, and from there on the squares; the first bit of a reflected polynomial is the highest
+    // one.
     let (mut power, mut k) = (1 << 23, 0);
     while k < LENGTH_BITS {
         let mut byte = 0;
@@ -28,15 +31,16 @@ static LONGER: [[[u32; 256]; 4]; LENGTH_BITS] = {
     tables
 };
 
-/// What the first four bytes of a packet of `len` bytes, at most 65,535, contribute to its checksum, where all others are zero: the
-/// exclusive or of two such packets' first words gives that of their checksums. All words are little-endian.
+/// Returns the contribution of the first four bytes of a packet to its checksum. The packet has
+/// `len` bytes, at most 65,535. Called with the exclusive or of two first words, it returns the
+/// exclusive or of the two checksums. All words are little-endian.
 #[inline(always)]
 pub fn contribution(first: u32, len: u32) -> u32 {
     let (mut remainder, mut k) = (first, 0);
     while k < LENGTH_BITS {
         let [a, b, c, d] = remainder.to_le_bytes().map(usize::from);
         let longer = LONGER[k][0][a] ^ LONGER[k][1][b] ^ LONGER[k][2][c] ^ LONGER[k][3][d];
-        // Without a branch: its two ways would be followed sixteen times over.
+        // Without a branch, whose two paths the verifier would follow sixteen times.
         let wanted = 0_u32.wrapping_sub(len >> k & 1);
         remainder = (longer & wanted) | (remainder & !wanted);
         k += 1;
@@ -44,7 +48,7 @@ pub fn contribution(first: u32, len: u32) -> u32 {
     remainder
 }
 
-/// The product of two remainders.
+/// Returns the product of two remainders.
 const fn multiply(a: u32, b: u32) -> u32 {
     let (mut product, mut shifted, mut bit) = (0, b, 0);
     while bit < 32 {
@@ -60,7 +64,7 @@ mod tests {
     use super::*;
     use std::vec;
 
-    /// Against an implementation of others.
+    /// Compared with an independent implementation.
     #[test]
     fn a_changed_word_changes_the_checksum_by_its_contribution() {
         for len in [12_usize, 13, 16, 100, 255, 256, 1480, 8980, 65_515] {

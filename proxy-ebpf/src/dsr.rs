@@ -1,8 +1,9 @@
-//! Direct server return: what a client outside sends to this node goes as it came to the node of its backend, in a packet of this node's own, and is
-//! answered from there.
+//! Direct server return: this node encapsulates a client's packet and sends it to the node of its
+//! backend, which answers the client directly.
 //!
-//! The carrying packet is for the backend itself, so that it goes the way that packets to the backend go, and names its port: the two nodes need not
-//! choose alike. An established connection's packets are not touched before the node that has the backend.
+//! The outer packet has the backend's address as destination, so that it goes the way of packets to
+//! the backend. Its header also has the backend's port, so that the two nodes need not choose the
+//! same backend. The inner packet is not translated before it is on the backend's node.
 
 use proxy_common::flow::{Flow, Way};
 use proxy_common::net::{Address as _, IfIndex};
@@ -16,7 +17,7 @@ use crate::{Action, Packet, Scratch, Stage, Tables};
 /// Bytes of an ICMP header.
 const ICMP: u32 = 8;
 
-/// Sends a packet on its way to the node of its flow's backend.
+/// Encapsulates a packet, with the backend of its flow as destination.
 #[inline(always)]
 pub fn encapsulate<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
@@ -32,13 +33,15 @@ pub fn encapsulate<F: Ip, P: Packet, T: Tables<F>>(
     Ok(())
 }
 
-/// Whether packets that leave by `device` may carry others: this node needs an address that is known, and the others room that they may count on.
+/// Returns true if encapsulated packets may leave by `device`: this node's address is known, and
+/// the MTU leaves room for the smallest MTU that the inner packet may count on.
 #[inline(always)]
 pub fn can_encapsulate<F: Ip>(device: &Device) -> bool {
     F::node(device) != F::Addr::ZERO && device.mtu >= F::LEAST_MTU + F::OVERHEAD
 }
 
-/// Whether what was found behind an IP header is a packet of another node for a backend here, or an error about one of this node's.
+/// Returns true if a parsed exception is a packet that another node encapsulated for a backend
+/// here, or an ICMP error about a packet that this node encapsulated.
 #[inline(always)]
 pub fn is_for_us<F: Ip, T: Tables<F>>(tables: &T, scratch: &Scratch<F>, kind: Other) -> bool {
     let key = &scratch.headers.key;
@@ -49,7 +52,7 @@ pub fn is_for_us<F: Ip, T: Tables<F>>(tables: &T, scratch: &Scratch<F>, kind: Ot
         Other::Packet => {
             tables.address(&key.src).has(AddressFlags::NODE) && tables.pod(&key.dst).is_some()
         }
-        // The key is turned round.
+        // The key of an error is that of the opposite direction.
         Other::Error => tables
             .address(&key.dst)
             .has(AddressFlags::NODE | AddressFlags::HOST),
@@ -57,9 +60,11 @@ pub fn is_for_us<F: Ip, T: Tables<F>>(tables: &T, scratch: &Scratch<F>, kind: Ot
     }
 }
 
-/// Takes what a packet carries out of it: [`Stage::FindFlow`] for the client's packet, whose backend is in the scratch.
+/// Replaces a packet by the one that it contains: [`Stage::FindFlow`] for the client's packet; the
+/// scratch then has its backend.
 ///
-/// Of an error only the quoted packet is left, as if it had come now and did not fit: its client is told.
+/// Of an ICMP error only the quoted packet is left, as if it had come now and were too big: its
+/// client gets the error.
 #[inline(always)]
 pub fn decapsulate<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
@@ -80,12 +85,13 @@ pub fn decapsulate<F: Ip, P: Packet, T: Tables<F>>(
     scratch.port = port;
     scratch.encapsulated = 1;
     scratch.exception = 0;
-    // What becomes of it if nobody here wants it: it was for no other node's stack than that of its sender.
+    // The reason if it is not served here: this host's stack must not get the packet.
     scratch.reason = Reason::NotServedHere;
     Stage::FindFlow
 }
 
-/// How the client of a packet that was carried here is told: he is not behind who carried it.
+/// Returns where to send an ICMP error for a packet that another node encapsulated: along the route
+/// to the client.
 #[inline(always)]
 pub fn answer_way<F: Ip, T: Tables<F>>(
     tables: &T,
@@ -100,6 +106,7 @@ pub fn answer_way<F: Ip, T: Tables<F>>(
         })
 }
 
+/// Handles an ICMP error about a packet that this node encapsulated.
 #[inline(always)]
 fn too_big<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,

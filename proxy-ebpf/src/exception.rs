@@ -145,7 +145,8 @@ fn error<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, scratch: &mut Scratch<F>) 
 }
 
 /// P27: drops a fragment whose first one was not seen if it is for a cluster IP, or if the pod is
-/// isolated. A fragment for this host's own address is left to its stack, which waits for the first.
+/// isolated. A fragment for this host's own address is left to its stack, which waits for the
+/// first.
 #[inline(always)]
 fn lost<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, scratch: &mut Scratch<F>) -> Stage {
     let for_service = !hook.is_egress()
@@ -224,7 +225,8 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
 }
 
 proxy_common::numbered! {
-    /// How a packet goes on that leaves the stack and is not restored by [`crate::forward::restore`].
+    /// How a packet goes on that leaves the stack and is not restored by
+    /// [`crate::forward::restore`].
     pub enum Egress: u32, else Other {
         /// It belongs to no flow that went through the stack: [`crate::process::enter`].
         Other = 0,

@@ -1,14 +1,15 @@
-//! The host's side of the two traits: a packet in a vector, tables in ordered maps. For tests, fuzzers and `portway explain`.
+//! The traits on the host: tables in ordered maps, and packets in vectors. For tests and fuzzers.
+
+mod packet;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::vec::Vec;
 
-use proxy_common::checksum::checksum_update;
 use proxy_common::config::Config;
 use proxy_common::flow::{Flow, FlowKey, FragmentKey};
-use proxy_common::net::{Address, Family, IfIndex, V6};
+use proxy_common::net::{Address, Family, IfIndex};
 use proxy_common::node::{AddressFlags, Device, LocalPod, RangeKind, Veth};
 use proxy_common::policy::{CHUNK_CLASSES, PodRows, PortSet, VerdictKey, Word};
 use proxy_common::reason::{Counter, Reason};
@@ -20,139 +21,58 @@ use proxy_common::service::{
 use proxy_common::net::{Port, Protocol};
 use proxy_common::socket::{Peer, PeerKey};
 
+pub use packet::Bytes;
+
 use crate::socket::Sockets;
-use crate::{Change, Insert, NotPromoted, Packet, Refused, Route, Table, Tables, Verdicts, Wire};
-
-/// A packet in memory, with all checksums finished.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bytes {
-    /// From the link-layer header on.
-    pub bytes: Vec<u8>,
-    /// This host has made it.
-    pub from_host: bool,
-}
-
-impl Bytes {
-    /// A packet that came in by a device.
-    pub fn received(bytes: Vec<u8>) -> Self {
-        Self {
-            bytes,
-            from_host: false,
-        }
-    }
-}
-
-impl Packet for Bytes {
-    fn load<T: Wire>(&self, offset: u32) -> Option<T> {
-        let bytes = self.bytes.get(offset as usize..)?.get(..size_of::<T>())?;
-        // SAFETY: as many bytes as a T has, and any bytes are a T.
-        Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
-    }
-    fn store<T: Wire>(&mut self, offset: u32, value: &T) -> Option<()> {
-        let bytes = self
-            .bytes
-            .get_mut(offset as usize..)?
-            .get_mut(..size_of::<T>())?;
-        // SAFETY: as many bytes as a T has.
-        unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(*value) };
-        Some(())
-    }
-    fn fix_checksum(&mut self, offset: u32, change: Change) -> Option<()> {
-        let old = u16::from_ne_bytes(self.load(offset)?);
-        if change.udp && old == 0 {
-            return Some(());
-        }
-        let fix = |checksum, diff| match checksum_update(checksum, diff) {
-            0 if change.udp => 0xffff,
-            new => new,
-        };
-        self.store(
-            offset,
-            &fix(fix(old, change.addresses), change.ports).to_ne_bytes(),
-        )
-    }
-    fn account(&mut self, _change: u32) {}
-    fn truncate(&mut self, len: u32) -> Option<()> {
-        self.bytes.resize(len as usize, 0);
-        Some(())
-    }
-    fn insert(&mut self, room: u32) -> Option<()> {
-        let at = crate::parse::LINK as usize;
-        self.bytes
-            .splice(at..at, core::iter::repeat_n(0, room as usize));
-        Some(())
-    }
-    fn encapsulate(&mut self, room: u32, _v6: bool) -> Option<()> {
-        self.insert(room)
-    }
-    fn decapsulate(&mut self, room: u32) -> Option<()> {
-        let (at, room) = (crate::parse::LINK as usize, room as usize);
-        let v6 = crate::parse::ethertype(self)? == V6::ETHERTYPE;
-        let least = if v6 { 40 } else { 20 };
-        if self.bytes.len() < at + room + least {
-            return None;
-        }
-        self.bytes.drain(at..at + room);
-        Some(())
-    }
-    fn segment(&self) -> u32 {
-        0
-    }
-    fn was_received(&self) -> bool {
-        !self.from_host
-    }
-    fn is_answer_of_ours(&self) -> bool {
-        false
-    }
-}
+use crate::{Insert, NotPromoted, Refused, Route, Table, Tables, Verdicts};
 
 /// A table of flows.
 pub type Flows<F> = BTreeMap<FlowKey<<F as Family>::Addr>, Flow<<F as Family>::Addr>>;
 
-/// Whom clients stay with, by client and service port.
+/// Affinity by client and service port.
 pub type Affinities<F> = BTreeMap<AffinityKey<<F as Family>::Addr>, Affinity<<F as Family>::Addr>>;
 
-/// What is remembered of sockets.
+/// Addresses of sockets.
 pub type Peers<F> = BTreeMap<PeerKey<<F as Family>::Addr>, Peer<<F as Family>::Addr>>;
 
-/// The tables of one family in memory; every field is the test's to fill and to read.
+/// The tables of one family in memory; tests write and read every field.
 #[derive(Clone, Debug)]
 pub struct Memory<F: Family> {
     /// Frontends.
     pub services: BTreeMap<ServiceKey<F::Addr>, Service>,
-    /// Slots.
+    /// Backends by generation and slot.
     pub backends: BTreeMap<BackendKey, Backend<F::Addr>>,
-    /// Source ranges by service port: prefixes of addresses, in bits.
+    /// Source ranges by service port; prefix lengths in bits of the address.
     pub sources: BTreeSet<(SourceKey<F::Addr>, u32)>,
-    /// `MAGLEV`.
+    /// Maglev tables.
     pub maglev: BTreeMap<MaglevKey, MaglevChunk>,
-    /// What addresses are by their prefixes, these in bits.
+    /// Kinds of prefixes, by address and length in bits.
     pub ranges: BTreeMap<(F::Addr, u32), RangeKind>,
-    /// Whom clients stay with.
+    /// Affinity.
     pub affinity: RefCell<Affinities<F>>,
-    /// What addresses are.
+    /// Bits of addresses.
     pub addresses: BTreeMap<F::Addr, AddressFlags>,
-    /// Local pods.
+    /// Pods of this node.
     pub pods: BTreeMap<F::Addr, LocalPod>,
-    /// Policies by slot.
+    /// Rows by pod id.
     pub rows: BTreeMap<u32, PodRows>,
-    /// Devices whose pods are known.
+    /// Devices of known pods.
     pub veths: BTreeMap<IfIndex, Veth>,
     /// The directory of classes, by node and byte.
     pub directory: BTreeMap<(u32, u8), Word>,
     /// Classes of single addresses.
     pub exact: BTreeMap<F::Addr, u32>,
-    /// Classes of prefixes, these in bits.
+    /// Classes of prefixes, by address and length in bits.
     pub prefixes: BTreeMap<(F::Addr, u32), u32>,
     /// Numbers of port sets, by chunk and class within it.
     pub matrix: BTreeMap<(u32, u32), u16>,
-    /// Numbers of port sets of rows without chunks.
+    /// Numbers of port sets, of rows without chunks.
     pub verdicts: BTreeMap<VerdictKey, u32>,
     /// Sets of ports by number.
     pub port_sets: BTreeMap<u32, PortSet>,
     /// Ports of fragmented datagrams.
     pub fragments: RefCell<BTreeMap<FragmentKey<F::Addr>, u32>>,
-    /// Connections that were denied, in order.
+    /// Denied connections, in order.
     pub denied: RefCell<Vec<(FlowKey<F::Addr>, Reason)>>,
     /// Devices.
     pub devices: BTreeMap<IfIndex, Device>,
@@ -162,27 +82,27 @@ pub struct Memory<F: Family> {
     pub config: Config,
     /// Jiffies.
     pub now: u32,
-    /// What the next call for randomness returns; counts up.
+    /// The next random number; each call increments it.
     pub random: Cell<u32>,
     /// Turns taken, by counter.
     pub turns: RefCell<BTreeMap<u8, u32>>,
-    /// How many refusals are left.
+    /// Number of ICMP errors that may still be sent.
     pub refusals: Cell<u32>,
     /// Established flows.
     pub established: RefCell<Flows<F>>,
     /// Half-open flows.
     pub opening: RefCell<Flows<F>>,
-    /// How many flows `established` takes.
+    /// Capacity of `established`.
     pub capacity: usize,
-    /// Lookups of flows so far.
+    /// Number of lookups of flows so far.
     pub lookups: Cell<u32>,
-    /// What was counted.
+    /// Counters.
     pub counted: RefCell<BTreeMap<Counter, u32>>,
-    /// What is remembered of sockets.
+    /// Addresses of sockets.
     pub peers: RefCell<Peers<F>>,
-    /// Addresses and ports that sockets of this host have.
+    /// Addresses and ports of this host's sockets.
     pub taken: BTreeSet<(Protocol, F::Addr, Port)>,
-    /// Packets that were answered instead of sent on.
+    /// Number of answered packets, by reason.
     pub answered: RefCell<BTreeMap<Reason, u32>>,
 }
 
@@ -244,7 +164,7 @@ impl<F: Family> Memory<F> {
             Table::Opening => &self.opening,
         }
     }
-    /// The inverse of `backends`.
+    /// Returns the inverse of `backends`.
     pub fn slots(&self) -> BTreeMap<EndpointKey<F::Addr>, u32> {
         let mut slots = BTreeMap::new();
         for (key, backend) in &self.backends {
@@ -254,15 +174,16 @@ impl<F: Family> Memory<F> {
         }
         slots
     }
-    /// How many packets were answered for `reason`.
+    /// Returns the number of packets that were answered for `reason`.
     pub fn answered(&self, reason: Reason) -> u32 {
         self.answered.borrow().get(&reason).copied().unwrap_or(0)
     }
-    /// How often `counter` was counted.
+    /// Returns the value of `counter`.
     pub fn counted(&self, counter: Counter) -> u32 {
         self.counted.borrow().get(&counter).copied().unwrap_or(0)
     }
-    /// A service port with `backends` (all of them for both policies), and its frontends with their flags.
+    /// Adds a service port with `backends`, all of them for both policies, and its frontends with
+    /// their flags.
     pub fn serve(
         &mut self,
         id: u32,
@@ -360,7 +281,7 @@ impl<F: Family> Tables<F> for Memory<F> {
         is_mate.then_some(table)
     }
     fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
-        // Like the kernel's: the half-open entry is changed in place, then copied.
+        // As in the kernel: the half-open entry is changed in place, then copied.
         self.touch_flow(Table::Opening, key, now, state);
         let flow = *self.opening.borrow().get(key).ok_or(NotPromoted::Gone)?;
         self.insert_flow(Table::Established, key, &flow, Insert::Any)
@@ -488,7 +409,7 @@ impl<F: Family> Sockets<F> for Memory<F> {
     }
 }
 
-/// What the longest prefix says that has an address.
+/// Returns the value of the longest prefix that contains an address.
 fn longest<A: Address, V: Copy>(prefixes: &BTreeMap<(A, u32), V>, addr: &A) -> Option<V> {
     let around = prefixes
         .iter()
@@ -498,7 +419,7 @@ fn longest<A: Address, V: Copy>(prefixes: &BTreeMap<(A, u32), V>, addr: &A) -> O
         .map(|(_, value)| *value)
 }
 
-/// Whether an address begins with the first `bits` of another.
+/// Returns true if an address begins with the first `bits` of another.
 fn within<A: Address>(range: &A, bits: u32, addr: &A) -> bool {
     let number = |addr: &A| match addr.ip() {
         IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
@@ -507,7 +428,8 @@ fn within<A: Address>(range: &A, bits: u32, addr: &A) -> bool {
     bits == 0 || (number(range) ^ number(addr)) >> (128 - bits.min(128)) == 0
 }
 
-/// What `bpf_fib_lookup` does not look up, as source or destination (the kernel's `rt6_need_strict`).
+/// Returns true for an address that `bpf_fib_lookup` does not look up, as source or destination
+/// (the kernel's `rt6_need_strict`).
 fn stays_on_link(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(_) => false,

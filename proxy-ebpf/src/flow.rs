@@ -1,36 +1,34 @@
-//! The life of a connection: found, opened, promoted when the backend answers, ended.
+//! The life of a flow: it is found, opened, promoted when the backend answers, and ended.
 
-use proxy_common::checksum::hash3;
+mod claim;
+
 use proxy_common::config::Config;
 use proxy_common::flow::{Flow, FlowKey, Hook, Role, State, Way};
 use proxy_common::net::{Address, Family, Port};
 use proxy_common::reason::{Counter, Reason};
 use proxy_common::service::{Backend, Service};
 
+use claim::{Closed, claim, claim_key};
+
 use crate::parse::{Headers, Ip};
 use crate::plan::Plan;
 use crate::service;
-use crate::{Insert, NotPromoted, Refused, Scratch, Table, Tables};
+use crate::{Insert, NotPromoted, Scratch, Table, Tables};
 
-/// How many of the tries go on from the last port that was given to a connection with the same backend.
-const IN_TURN: u32 = 8;
-
-/// How many source ports are tried before a new flow is given up: with 25,000 of 28,976 in use, one in 10^8 finds none (V12).
-const PORT_ATTEMPTS: u32 = 128;
-
-/// What the flow tables say of a packet.
+/// The result of a lookup.
 pub enum Found {
-    /// A flow that is rewritten at this hook.
+    /// The packet has a flow that is rewritten at this hook.
     Ours,
-    /// A flow that is rewritten at another hook: hands off.
+    /// The packet has a flow that is rewritten at another hook.
     Elsewhere,
-    /// One that is over (V17), in this table.
+    /// The packet has a flow that is over (V17), in this table.
     Over(Table),
-    /// None.
+    /// The packet has no flow.
     None,
 }
 
-/// Looks a packet up and leaves its flow in `flow`: one lookup for an established flow, a second one while it is half-open.
+/// Finds the flow of a packet and copies it into `flow`: one lookup for an established flow, two
+/// for a half-open one. Promotes and touches the flow as the packet demands.
 #[inline(always)]
 pub fn find<F: Ip, T: Tables<F>>(
     tables: &T,
@@ -50,11 +48,12 @@ pub fn find<F: Ip, T: Tables<F>>(
     if flow.is(Role::FORWARD)
         && !flow.is(Role::INNER)
         && headers.opens()
-        && over(tables, table, headers, flow, &mate, age)
+        && is_over(tables, table, headers, flow, &mate, age)
     {
         return Found::Over(table);
     }
-    // The client has connected to the backend itself, from the port that it asked the Service from before.
+    // The client connects to the backend itself, from the port of an earlier connection to the
+    // Service.
     if table == Table::Established
         && flow.is(Role::REPLY)
         && headers.accepts()
@@ -63,15 +62,15 @@ pub fn find<F: Ip, T: Tables<F>>(
         return Found::Over(table);
     }
     match table {
-        Table::Established => note(tables, headers, flow, &mate, now),
+        Table::Established => touch(tables, headers, flow, &mate, now),
         Table::Opening if flow.is(Role::REPLY) && !headers.reset() => {
             promote(tables, &headers.key, &mate, now)
         }
-        // The backend answers past this node: that the client goes on tells of it.
-        Table::Opening if flow.way == Way::Dsr as u8 && goes_on(headers) => {
+        // Replies do not pass this node: that the client goes on shows that the backend answered.
+        Table::Opening if flow.way == Way::Dsr as u8 && confirms_answer(headers) => {
             promote(tables, &mate, &headers.key, now)
         }
-        // A client that is never answered (syslog, metrics) keeps its backend for as long as it goes on.
+        // A client that is never answered (syslog, metrics) keeps its backend while it sends.
         Table::Opening
             if !headers.key.protocol.has_handshake()
                 && age >= tables.config().unwrap_or_default().hz =>
@@ -84,13 +83,13 @@ pub fn find<F: Ip, T: Tables<F>>(
     Found::Ours
 }
 
-/// Whether a packet of a flow that is open already is its client's second word.
+/// Returns true if the client's packet shows that the backend answered: it is not the first one.
 #[inline(always)]
-fn goes_on<F: Ip>(headers: &Headers<F>) -> bool {
+fn confirms_answer<F: Ip>(headers: &Headers<F>) -> bool {
     !headers.key.protocol.has_handshake() || !headers.opens() && !headers.reset()
 }
 
-/// Ends the flow in the scratch, whichever table has it.
+/// Removes the flow in the scratch from both tables.
 #[inline(always)]
 pub fn end<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
     scratch.reply = scratch.flow.mate(scratch.headers.key.protocol);
@@ -98,7 +97,8 @@ pub fn end<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
     tables.remove_flow(Table::Established, &scratch.headers.key);
 }
 
-/// Removes both entries of a flow: the other one only if it is this flow's, for the LRU may have evicted it and another taken its key.
+/// Removes both entries of a flow. The mate is removed only if it is this flow's: the LRU may have
+/// evicted it, and another flow taken its key.
 #[inline(always)]
 pub fn forget<F: Family, T: Tables<F>>(
     tables: &T,
@@ -112,10 +112,11 @@ pub fn forget<F: Family, T: Tables<F>>(
     }
 }
 
-/// V17: whether a packet that may open a flow begins a new connection on the tuple of one that is over, or whose backend has left. A
-/// half-open one is over too where the LRU has evicted its other half.
+/// V17: returns true if a packet that may open a flow opens a new connection on the tuple of a flow
+/// that is over, or that has lost its backend. A half-open flow is over, too, if the LRU evicted
+/// its mate.
 #[inline(always)]
-fn over<F: Ip, T: Tables<F>>(
+fn is_over<F: Ip, T: Tables<F>>(
     tables: &T,
     table: Table,
     headers: &Headers<F>,
@@ -132,28 +133,29 @@ fn over<F: Ip, T: Tables<F>>(
         Table::Established if !headers.key.protocol.has_handshake() => {
             age > config.udp_timeout.wrapping_mul(config.hz)
         }
-        // Of a backend that answers past this node the end is never seen.
+        // The backend's FIN does not pass this node.
         Table::Established if flow.way == Way::Dsr as u8 => {
             flow.state & (State::FIN_BOTH | State::RESET) != 0
         }
         Table::Established => State::closed(flow.state),
     };
-    // What other nodes send here they have looked after themselves.
+    // The node that encapsulates has checked the backend.
     if flow.is(Role::ENCAPSULATED) {
         return over;
     }
     if over || flow.is(Role::UNTRANSLATED) {
-        // A Service may have come since, whose clients ask again.
+        // A Service for the destination may have been created since.
         let asks = headers.key.protocol.has_handshake() || table == Table::Opening;
         return over || asks && !matches!(service::select(tables, &headers.key), Ok(None));
     }
-    // UDP flows whose backend has left are ended by the agent, at once (V14).
+    // UDP flows that lost their backend are ended by the agent, at once (V14).
     headers.key.protocol.has_handshake() && !service::still_leads_to(tables, &headers.key, flow)
 }
 
-/// Keeps both entries of an established flow alive (V18), at most once a second, and records FIN and RST in them.
+/// Touches both entries of an established flow, at most once a second (V18), and records FIN and
+/// RST in them.
 #[inline(always)]
-fn note<F: Ip, T: Tables<F>>(
+fn touch<F: Ip, T: Tables<F>>(
     tables: &T,
     headers: &Headers<F>,
     flow: &Flow<F::Addr>,
@@ -171,16 +173,16 @@ fn note<F: Ip, T: Tables<F>>(
             State::FIN_REPLY
         };
     }
-    // A closed flow has no news: its other half may be another's by now, who needed its port.
-    let news = !State::closed(flow.state) && state & !flow.state != 0;
-    if news || now.wrapping_sub(flow.seen) >= tables.config().unwrap_or_default().hz {
+    // A closed flow is left alone: another flow may have taken its mate's port by now.
+    let changed = !State::closed(flow.state) && state & !flow.state != 0;
+    if changed || now.wrapping_sub(flow.seen) >= tables.config().unwrap_or_default().hz {
         tables.touch_flow(Table::Established, &headers.key, now, state);
         tables.touch_flow(Table::Established, mate, now, state);
     }
 }
 
-/// The backend has answered: both entries move to the table that no flood can evict. The reply's goes first, so that no forward
-/// packet finds an established flow whose replies nobody knows.
+/// Moves both entries to the table of established flows, which no flood can evict: the backend has
+/// answered. The reply's goes first, so that no established flow is without its reply's entry.
 #[inline(always)]
 fn promote<F: Family, T: Tables<F>>(
     tables: &T,
@@ -192,7 +194,7 @@ fn promote<F: Family, T: Tables<F>>(
         .promote_flow(reply, now, State::REPLIED)
         .and_then(|()| tables.promote_flow(forward, now, State::REPLIED));
     if let Err(why) = both {
-        // Two answers at once: the other one has moved both, and only then was this one's gone.
+        // Two replies at once: the other packet has moved both entries.
         if why == NotPromoted::Gone && tables.state(forward).is_some() {
             return;
         }
@@ -207,9 +209,11 @@ fn promote<F: Family, T: Tables<F>>(
     tables.count(Counter::Established);
 }
 
-/// Opens a flow: claims the reply's key, which makes the source port unique per backend (V12), then records the forward direction.
+/// Opens a flow: claims the reply's key, which makes the source port unique per backend (V12), then
+/// inserts the forward entry.
 ///
-/// The client's own port is kept where the source is not masqueraded and no other connection has the same reply.
+/// The client's port is kept if the source is not masqueraded, and no other flow has the reply's
+/// key.
 #[inline(always)]
 pub fn open<F: Family, T: Tables<F>>(
     tables: &T,
@@ -275,8 +279,8 @@ pub fn open<F: Family, T: Tables<F>>(
     Ok(())
 }
 
-/// Follows a connection that is not translated. Where its reply's key is another's, or the table full, it goes unfollowed: its packets are
-/// judged each by itself.
+/// Opens a flow for a connection that is not translated. If another flow has the reply's key, or
+/// the table is full, the connection is not followed: each packet is judged by itself.
 #[inline(always)]
 pub fn follow<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
     let Scratch {
@@ -305,8 +309,9 @@ pub fn follow<F: Family, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
     }
 }
 
-/// Opens the flow that begins where the one in the scratch ends, which leads through the stack: on its way out the packet gets the address
-/// in the scratch as its source, and the reply loses it on its way in. If that cannot be, both are forgotten.
+/// Opens the flow that masquerades after the stack, where the flow in the scratch ends: on the way
+/// out the packet gets the scratch's address as source, and on the way in the reply loses it. If
+/// that fails, both flows are removed.
 #[inline(always)]
 pub fn open_inner<F: Family, T: Tables<F>>(
     tables: &T,
@@ -351,7 +356,8 @@ pub fn open_inner<F: Family, T: Tables<F>>(
     Ok(())
 }
 
-/// The port that an inner flow of this key had until now: it is over, since the one before it is opened anew. 0 if there was none.
+/// Removes the inner flow of this key, whose outer flow is opened anew, and returns its port; 0 if
+/// there is none.
 #[inline(always)]
 fn outgoing_port<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Port {
     match tables.flow(key) {
@@ -361,139 +367,4 @@ fn outgoing_port<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) ->
         }
         _ => Port::default(),
     }
-}
-
-/// Takes a key for the reply that no connection has: with the client's own port where the source is kept, else with one of the
-/// masquerade range.
-///
-/// Its ports are given out in turn, from a keyed start for each backend (RFC 6056, 3.3.4): a backend that closed a connection keeps its
-/// port in TIME_WAIT for a minute, and would not answer the SYN of another. It does answer the same client's next one on the same tuple, whose
-/// timestamps go on, so that keeps its port. Where most are taken, at random, also those of closed connections.
-#[inline(always)]
-fn claim<F: Family, T: Tables<F>>(
-    tables: &T,
-    key: &mut FlowKey<F::Addr>,
-    flow: &Flow<F::Addr>,
-    forward: &FlowKey<F::Addr>,
-    before: Port,
-    config: &Config,
-) -> Result<(), Reason> {
-    if !flow.is(Role::MASQUERADE)
-        && (claim_key(tables, key, flow, Closed::Keep) || claim_own(tables, key, flow, forward))
-    {
-        return Ok(());
-    }
-    if config.masquerade_len == 0 {
-        return Err(Reason::NoMasqueradePort);
-    }
-    if before.number().wrapping_sub(config.masquerade_first) < config.masquerade_len {
-        key.dport = before;
-        if claim_key(tables, key, flow, Closed::Keep) {
-            return Ok(());
-        }
-    }
-    let start = hash3(
-        key.src.fold(),
-        key.sport.word(),
-        u32::from(key.protocol.0),
-        config.secret,
-    );
-    let mut random = tables.random();
-    let mut attempt = 0;
-    while attempt < PORT_ATTEMPTS {
-        let closed;
-        (key.dport, closed) = if attempt < IN_TURN {
-            // The next in turn has rested longest: where all still rest, it is taken before any other.
-            let closed = if attempt < IN_TURN / 2 {
-                Closed::Keep
-            } else {
-                Closed::Replace
-            };
-            (port_in_turn(config, start, tables.turn(start)), closed)
-        } else {
-            // Multiplied, not stepped: two that meet at one port must part again, or the taken ports grow together (Numerical Recipes' generator).
-            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (port_by(config, random), Closed::Replace)
-        };
-        if claim_key(tables, key, flow, closed) {
-            return Ok(());
-        }
-        attempt += 1;
-    }
-    Err(Reason::NoMasqueradePort)
-}
-
-/// Takes the reply's key back where it was the same connection's, whose other half the LRU has evicted.
-#[inline(always)]
-fn claim_own<F: Family, T: Tables<F>>(
-    tables: &T,
-    key: &FlowKey<F::Addr>,
-    flow: &Flow<F::Addr>,
-    forward: &FlowKey<F::Addr>,
-) -> bool {
-    match tables.flow(key) {
-        Some((Table::Opening, there))
-            if there.is(Role::REPLY) && there.mate(forward.protocol) == *forward =>
-        {
-            tables
-                .insert_flow(Table::Opening, key, flow, Insert::Any)
-                .is_ok()
-        }
-        _ => false,
-    }
-}
-
-/// The port of the masquerade range that is `turn` after the start.
-#[inline(always)]
-fn port_in_turn(config: &Config, start: u32, turn: u32) -> Port {
-    let step = start.wrapping_add(turn) % u32::from(config.masquerade_len);
-    Port::new(config.masquerade_first.wrapping_add(step as u16))
-}
-
-/// A port of the masquerade range, chosen by a random number.
-#[inline(always)]
-fn port_by(config: &Config, random: u32) -> Port {
-    let step = (u64::from(random) * u64::from(config.masquerade_len)) >> 32;
-    Port::new(config.masquerade_first.wrapping_add(step as u16))
-}
-
-/// Takes a reply's key if neither table has it. `Opening` comes first: promotion inserts into `Established` before it removes from
-/// `Opening`, so a key that moves meanwhile is seen in one of them.
-#[inline(always)]
-fn claim_key<F: Family, T: Tables<F>>(
-    tables: &T,
-    key: &FlowKey<F::Addr>,
-    reply: &Flow<F::Addr>,
-    closed: Closed,
-) -> bool {
-    match tables.insert_flow(Table::Opening, key, reply, Insert::New) {
-        Ok(()) => {}
-        Err(Refused::Exists | Refused::Full) => return false,
-    }
-    let Some(state) = tables.state(key) else {
-        return true;
-    };
-    let replace = closed == Closed::Replace && key.protocol.has_handshake() && State::closed(state);
-    // The forward half of a replaced connection stays until it is swept, or its client comes again: it is closed, and leads nowhere else.
-    tables.remove_flow(
-        if replace {
-            Table::Established
-        } else {
-            Table::Opening
-        },
-        key,
-    );
-    if replace {
-        tables.count(Counter::ClosedReplaced);
-    }
-    replace
-}
-
-/// What a connection that both ends have closed is to one that needs a port.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Closed {
-    /// As good as any other.
-    Keep,
-    /// Nothing.
-    Replace,
 }

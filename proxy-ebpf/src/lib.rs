@@ -1,7 +1,7 @@
 //! The packet path: decides for each packet where it goes, and rewrites it.
 //!
-//! The library is pure and `no_std`. It reaches the kernel through two traits, [`Packet`] (the bytes
-//! of one packet) and [`Tables`] (maps, routes, time, randomness). The binary `portway-ebpf`
+//! The library is pure and `no_std`. It reaches the kernel through two traits, [`Packet`] (the
+//! bytes of one packet) and [`Tables`] (maps, routes, time, randomness). The binary `portway-ebpf`
 //! (`main.rs`, `kernel/`) implements them with the kernel's helpers; the module `fake` (feature
 //! `fake`) implements them in memory for tests and fuzzers.
 //!
@@ -22,7 +22,7 @@
 //! |---|---|
 //! | [`stages`] | the table of stages, and their order ([`serve`]) |
 //! | [`scratch`] | the state that stages hand on |
-//! | [`admission`] | which pod a packet belongs to, and whether its source is its own (P18, P31, P33) |
+//! | [`admission`] | the pod of a packet, and the check of its source (P18, P31, P33) |
 //! | [`parse`] | from bytes to headers |
 //! | [`forward`] | from headers to a flow; sending packets of a flow on |
 //! | [`exception`] | fragments, extension headers, ICMP, other protocols |

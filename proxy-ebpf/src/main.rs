@@ -232,8 +232,8 @@ where
     }
 }
 
-/// Gives user space the clock of the flow tables: low 32 bits of jiffies in `cb[0]`. Never attached,
-/// only run by `BPF_PROG_TEST_RUN`.
+/// Gives user space the clock of the flow tables: low 32 bits of jiffies in `cb[0]`. Never
+/// attached, only run by `BPF_PROG_TEST_RUN`.
 #[classifier]
 pub fn now(context: TcContext) -> i32 {
     trace(context.skb.skb, jiffies(), 0);

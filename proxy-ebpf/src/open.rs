@@ -1,4 +1,5 @@
-//! The opening of a flow: selects the Service, chooses the backend, plans the way, records the flow.
+//! The opening of a flow: selects the Service, chooses the backend, plans the way, records the
+//! flow.
 
 use proxy_common::flow::Hook;
 use proxy_common::net::{Address as _, IfIndex};

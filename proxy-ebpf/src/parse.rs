@@ -1,4 +1,4 @@
-//! From bytes to headers: the only file beside `rewrite` that knows IPv4 from IPv6.
+//! From bytes to headers. Only this module and `rewrite` distinguish IPv4 from IPv6.
 
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -14,7 +14,8 @@ use others::{Icmp, Walked};
 /// Bytes of the link-layer header: Ethernet without tags.
 pub const LINK: u32 = EthHdr::LEN as u32;
 
-/// FIN in the fourteenth byte of a TCP header. What of SCTP means the same is told by the same bits: see [`association`].
+/// FIN in the fourteenth byte of a TCP header. SCTP chunks are mapped to the same bits: see
+/// [`association`].
 const FIN: u8 = 1;
 /// SYN.
 const SYN: u8 = 2;
@@ -22,10 +23,10 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 /// ACK.
 const ACK: u8 = 16;
-/// In [`Headers::flags`] of what is neither TCP nor SCTP: it answers, and so opens no flow.
+/// In [`Headers::flags`] of other protocols: the packet is an answer, and opens no flow.
 pub(crate) const ANSWER: u8 = 1;
 
-/// A family's header, read: what both have in common.
+/// An IP header: the fields that both families have.
 #[derive(Clone, Copy)]
 pub struct Network<F: Family> {
     /// Source address.
@@ -36,39 +37,42 @@ pub struct Network<F: Family> {
     pub protocol: Protocol,
     /// Time to live or hop limit.
     pub ttl: u8,
-    /// The bytes around time to live that a rewrite needs: for IPv4 the header checksum in memory order.
+    /// IPv4: the header checksum, in memory order.
     pub check: u16,
-    /// Bytes from the link-layer header's end to the transport header.
+    /// Length in bytes, up to the transport header.
     pub len: u32,
-    /// Bytes of the whole packet without the link-layer header, as the header says.
+    /// Length of the whole packet in bytes, without the link-layer header.
     pub total: u32,
-    /// Part of a fragmented datagram.
+    /// True for a fragment.
     pub fragment: bool,
 }
 
-/// What only parsing and rewriting know of a family.
+/// The parts of parsing and rewriting that differ between the families.
 pub trait Ip: Family {
-    /// The number of the family's ICMP.
+    /// Protocol number of the family's ICMP.
     const ICMP: Protocol;
-    /// The protocol of a packet that carries one of the family.
+    /// Protocol number in the outer header of an encapsulated packet.
     const ENCAPSULATION: Protocol;
-    /// Bytes that encapsulation adds to a packet.
+    /// Number of bytes that encapsulation adds to a packet.
     const OVERHEAD: u32;
-    /// The least MTU that a link has to have.
+    /// Smallest MTU that a link may have.
     const LEAST_MTU: u32;
-    /// Reads the header at `offset`, and what follows it until the transport header; `Err` if the frame ends in it.
+    /// Reads the IP header at `offset` and the extension headers behind it; `Err` if the frame ends
+    /// in them.
     fn walk<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason>;
-    /// The same of a packet that an ICMP error quotes.
+    /// Reads the IP header at `offset` of a packet that an ICMP error quotes.
     fn step<P: Packet>(packet: &P, offset: u32) -> Result<Walked<Self>, Reason>;
-    /// What a message of the family's ICMP is, by its type and its time to live.
+    /// Returns the kind of an ICMP message, by its type and TTL.
     fn icmp(kind: u8, ttl: u8) -> Icmp;
-    /// Whether an address is of one link only, or none at all: not a pod's own, but what it may send with (P33).
+    /// Returns true for a link-local or unspecified address: not a pod's own, but it may send from
+    /// it (P33).
     fn is_link_local(addr: Self::Addr) -> bool;
-    /// The bytes of an address, for the directory of classes.
+    /// Returns the bytes of an address, for the directory of classes.
     fn octets(addr: Self::Addr) -> [u8; 4];
-    /// Reads the header behind the link-layer header; `Err` if the frame ends in it, `None` if it is none of this family.
+    /// Reads the IP header behind the link-layer header; `Err` if the frame ends in it, `None` if
+    /// it is not of this family.
     fn read<P: Packet>(packet: &P) -> Result<Option<Network<Self>>, Reason>;
-    /// Writes addresses and time to live; the header checksum follows.
+    /// Writes addresses and TTL, and corrects the header checksum.
     fn write<P: Packet>(
         packet: &mut P,
         headers: &Headers<Self>,
@@ -76,8 +80,8 @@ pub trait Ip: Family {
         dst: Self::Addr,
         ttl: u8,
     ) -> Option<()>;
-    /// Writes other addresses into the header at `at`, and takes `hops` from its time to live; gives the partial sum of what a checksum over
-    /// the whole header misses now.
+    /// Writes addresses into the IP header at `at` and subtracts `hops` from its TTL. Returns the
+    /// partial sum by which a checksum over the whole header must change.
     fn readdress<P: Packet>(
         packet: &mut P,
         at: u32,
@@ -85,20 +89,22 @@ pub trait Ip: Family {
         after: [Self::Addr; 2],
         hops: u8,
     ) -> Option<u32>;
-    /// Turns the packet into an ICMP error to its sender, from the address that it was sent to; `mtu` is for [`Answer::TooBig`].
+    /// Turns the packet into an ICMP error to its sender, from the address that it was sent to.
+    /// `mtu` is for [`Answer::TooBig`].
     fn answer<P: Packet>(
         packet: &mut P,
         headers: &Headers<Self>,
         answer: Answer,
         mtu: u32,
     ) -> Option<()>;
-    /// Whether an address is one host's, so that an ICMP error may be sent to it.
+    /// Returns true for a unicast address that is not loopback: an ICMP error may be sent to it.
     fn is_host(addr: Self::Addr) -> bool;
-    /// The address of a device that masquerade gives what leaves by it; zero if none.
+    /// Returns the address that masquerade uses for packets that leave by a device; zero if none.
     fn masquerade(device: &proxy_common::node::Device) -> Self::Addr;
-    /// The address that the cluster knows this node by; zero if none.
+    /// Returns this node's address in the cluster; zero if none.
     fn node(device: &proxy_common::node::Device) -> Self::Addr;
-    /// Puts the packet of `len` bytes into one of this node's to a backend, whose port stands where the header has room for a number of the sender's choice.
+    /// Encapsulates the packet of `len` bytes in one from `src` to a backend. The backend's port is
+    /// in a header field that the sender may choose.
     fn encapsulate<P: Packet>(
         packet: &mut P,
         len: u32,
@@ -106,31 +112,32 @@ pub trait Ip: Family {
         backend: Self::Addr,
         port: Port,
     ) -> Option<()>;
-    /// The port in the header of such a packet.
+    /// Returns the backend's port in the outer header of an encapsulated packet.
     fn encapsulated_port<P: Packet>(packet: &P) -> Option<Port>;
-    /// The MTU that an ICMP message tells, by its first eight bytes, if that is what it is about.
+    /// Returns the MTU in the first eight bytes of an ICMP message, if it is a "too big" error.
     fn too_big(icmp: [u8; 8]) -> Option<u32>;
 }
 
-/// An unfragmented TCP, UDP or SCTP packet.
+/// The headers of a packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Headers<F: Family> {
-    /// The connection that it belongs to.
+    /// The key of the packet's flow.
     pub key: FlowKey<F::Addr>,
     /// Time to live or hop limit.
     pub ttl: u8,
-    /// TCP flags, the header's thirteenth byte; 0 for UDP.
+    /// TCP flags; SCTP's chunk type as TCP flags; 0 for UDP.
     pub flags: u8,
-    /// IPv4: the header checksum in memory order.
+    /// IPv4: the header checksum, in memory order.
     pub check: u16,
-    /// Offset of the transport header from the start of the frame.
+    /// Offset of the transport header in the frame, in bytes.
     pub transport: u32,
-    /// Bytes without the link-layer header.
+    /// Length in bytes, without the link-layer header.
     pub len: u32,
 }
 
 impl<F: Ip> Headers<F> {
-    /// Whether the packet may open a flow: a TCP SYN without ACK or an SCTP INIT (V16), and anything else that is no answer.
+    /// Returns true if the packet may open a flow: a TCP SYN without ACK, an SCTP INIT (V16), and a
+    /// packet of another protocol that is not an answer.
     #[inline(always)]
     pub fn opens(&self) -> bool {
         if self.key.protocol.has_handshake() {
@@ -139,34 +146,36 @@ impl<F: Ip> Headers<F> {
             self.flags & ANSWER == 0
         }
     }
-    /// A TCP SYN with ACK, an SCTP INIT ACK: the answer to one that opened a connection.
+    /// Returns true for a TCP SYN with ACK and an SCTP INIT ACK.
     #[inline(always)]
     pub fn accepts(&self) -> bool {
         self.key.protocol.has_handshake() && self.flags & (SYN | ACK) == SYN | ACK
     }
-    /// A TCP FIN.
+    /// Returns true for a TCP FIN.
     #[inline(always)]
     pub fn fin(&self) -> bool {
         self.key.protocol == Protocol::TCP && self.flags & FIN != 0
     }
-    /// The last word of a TCP or SCTP client but for acknowledgements, if the other end is never heard.
+    /// Returns true for a TCP FIN and an SCTP SHUTDOWN ACK: only acknowledgements follow it in its
+    /// direction.
     #[inline(always)]
     pub fn closes(&self) -> bool {
         self.key.protocol.has_handshake() && self.flags & FIN != 0
     }
-    /// A TCP RST; of SCTP an ABORT or SHUTDOWN COMPLETE.
+    /// Returns true for a TCP RST, an SCTP ABORT and an SCTP SHUTDOWN COMPLETE.
     #[inline(always)]
     pub fn reset(&self) -> bool {
         self.key.protocol.has_handshake() && self.flags & RST != 0
     }
-    /// Bytes without the link-layer header of the largest packet that this one is cut into.
+    /// Returns the length in bytes, without the link-layer header, of the largest segment that this
+    /// packet is cut into.
     #[inline(always)]
     pub fn largest<P: Packet>(&self, packet: &P) -> u32 {
         let segment = packet.segment();
         if segment == 0 {
             return self.len;
         }
-        // SCTP is cut where its sender has put pieces together, which knows the way.
+        // SCTP is cut at the pieces that its sender, which observes the path MTU, has put together.
         if self.key.protocol == Protocol::SCTP {
             return 0;
         }
@@ -180,13 +189,13 @@ impl<F: Ip> Headers<F> {
     }
 }
 
-/// The EtherType of a frame in host order; `None` if it is too short to have one.
+/// Returns the EtherType of a frame in host order; `None` if the frame is too short.
 #[inline(always)]
 pub fn ethertype<P: Packet>(packet: &P) -> Option<u16> {
     packet.load::<[u8; 2]>(12).map(u16::from_be_bytes)
 }
 
-/// What an SCTP packet does to its association, by the type of its first chunk, in the words of TCP.
+/// Returns the TCP flags that correspond to the first chunk of an SCTP packet.
 #[inline(always)]
 pub(crate) const fn association(chunk: u8) -> u8 {
     match chunk {
@@ -196,14 +205,14 @@ pub(crate) const fn association(chunk: u8) -> u8 {
         2 => SYN | ACK,
         // ABORT, SHUTDOWN COMPLETE.
         6 | 14 => RST,
-        // SHUTDOWN ACK: the last word of who did not begin the end.
+        // SHUTDOWN ACK: sent by the end that did not begin the shutdown.
         8 => ACK | FIN,
         _ => ACK,
     }
 }
 
-/// Reads the headers of a TCP, UDP or SCTP packet of family `F`; `None` for anything else; fragments and extension
-/// headers are counted.
+/// Parses the headers of a TCP, UDP or SCTP packet; `None` for an exception. Counts fragments and
+/// extension headers.
 #[inline(always)]
 pub fn headers<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
@@ -219,7 +228,7 @@ pub fn headers<F: Ip, P: Packet, T: Tables<F>>(
     let transport = LINK + network.len;
     let (sport, dport, flags) = match network.protocol {
         Protocol::TCP => {
-            // Through the checksum, which the rewrite needs.
+            // Up to and with the checksum, which the rewrite needs.
             let tcp: [u8; 18] = packet.load(transport).ok_or(Reason::Truncated)?;
             (
                 Port::from_bytes([tcp[0], tcp[1]]),
@@ -262,7 +271,8 @@ pub fn headers<F: Ip, P: Packet, T: Tables<F>>(
     }))
 }
 
-/// Whether an IPv6 header's next header is one before the transport's: hop-by-hop, routing, authentication, destination options, mobility.
+/// Returns true if a next header is an extension header: hop-by-hop, routing, authentication,
+/// destination options, mobility.
 #[inline(always)]
 const fn extension(next: Protocol) -> bool {
     matches!(next.0, 0 | 43 | 51 | 60 | 135)
@@ -289,7 +299,7 @@ pub(crate) fn read4<P: Packet>(packet: &P) -> Result<Option<Network<V4>>, Reason
     }))
 }
 
-/// Reads an IPv6 header; a packet with extension headers shows their number as protocol, and so is none of ours.
+/// Reads an IPv6 header; the protocol is that of the first extension header, if there is one.
 #[inline(always)]
 pub(crate) fn read6<P: Packet>(packet: &P) -> Result<Option<Network<V6>>, Reason> {
     /// The fragment header's number.

@@ -1,4 +1,5 @@
-//! How a new flow will go, both directions at once ("one way for both directions"): by where its backend is, and who asks for it.
+//! The plan of a new flow: the hooks and ways of both directions, by the place of the backend and
+//! the origin of the client.
 
 use proxy_common::config::Config;
 use proxy_common::flow::{FlowKey, Hook, Way};
@@ -10,19 +11,21 @@ use proxy_common::service::{Backend, BackendFlags};
 use crate::parse::Ip;
 use crate::{Tables, dsr, process};
 
-/// How a new flow will go, both directions at once ("one way for both directions").
+/// The plan of a new flow, for both directions.
 #[derive(Clone, Copy)]
 pub struct Plan<A> {
-    /// How the client's packets will go.
+    /// The leg of the client's packets.
     pub(crate) forward: Leg,
-    /// How the backend's will.
+    /// The leg of the backend's packets.
     pub(crate) reply: Leg,
-    /// The address that replaces the client's; zero if that is kept. No `Option`: kernels before 6.3 refuse to copy what one leaves undefined.
+    /// The address that replaces the client's; zero if the client's is kept. Not an `Option`:
+    /// kernels before 6.3 refuse to copy its undefined bytes.
     pub(crate) masquerade: A,
-    /// Replaced not here, but by a flow of its own on the way out of the stack.
+    /// True if a second flow masquerades, on the way out of the stack.
     pub(crate) later: bool,
 }
 
+/// The plan of one direction.
 #[derive(Clone, Copy)]
 pub(crate) struct Leg {
     pub(crate) hooks: u8,
@@ -31,22 +34,22 @@ pub(crate) struct Leg {
 }
 
 impl<A: Copy> Plan<A> {
-    /// Whether a second flow masquerades, with [`Self::masquerade`].
+    /// Returns true if a second flow masquerades, with [`Self::masquerade`].
     #[inline(always)]
     pub fn has_inner(&self) -> bool {
         self.later
     }
-    /// The address that replaces the client's; zero if that is kept.
+    /// Returns the address that replaces the client's; zero if the client's is kept.
     #[inline(always)]
     pub fn masquerade(&self) -> A {
         self.masquerade
     }
-    /// How the client's packets will go.
+    /// Returns the way of the client's packets.
     #[inline(always)]
     pub fn way(&self) -> Way {
         self.forward.way
     }
-    /// The device that they will go to, if not up the stack.
+    /// Returns the device of that way; none if it is the stack.
     #[inline(always)]
     pub fn device(&self) -> IfIndex {
         self.forward.device
@@ -60,7 +63,8 @@ impl Leg {
     }
 }
 
-/// Chooses the way by where the backend is: a pod of this node, this host, or beyond a route (V9, V10, V12).
+/// Plans a flow by the place of its backend: a pod of this node, this host, or behind a route (V9,
+/// V10, V12).
 #[inline(always)]
 pub fn plan<F: Ip, T: Tables<F>>(
     tables: &T,
@@ -80,7 +84,7 @@ pub fn plan<F: Ip, T: Tables<F>>(
         if pod.device == IfIndex::NONE {
             return Err(Reason::PodDeviceUnknown);
         }
-        // The stack would take a pod's packet to itself for one with a forged source.
+        // The stack would drop a pod's packet to itself as one with a forged source.
         if firewall && backend.addr != key.src {
             return Ok(through_stack(hook, out));
         }
@@ -88,7 +92,7 @@ pub fn plan<F: Ip, T: Tables<F>>(
             Hook::FromDevice => Way::Neighbour,
             Hook::FromPod | Hook::ToPod | Hook::ToDevice => Way::Pod,
         };
-        // V10: a pod that reaches itself sees the address that it asked for as the client.
+        // V10: a pod that reaches itself gets the address that it asked for as the client's.
         let masquerade = if backend.addr == key.src {
             key.dst
         } else {
@@ -130,7 +134,7 @@ pub fn plan<F: Ip, T: Tables<F>>(
         && is_outside(tables, &key.src)
     {
         let forward = Leg::new(hook as u8, Way::Dsr, route.device);
-        // Nothing of it comes back here.
+        // Replies do not pass this node.
         return Ok(Plan {
             forward,
             reply: Leg::new(0, Way::Stack, IfIndex::NONE),
@@ -143,7 +147,8 @@ pub fn plan<F: Ip, T: Tables<F>>(
         return Err(Reason::NoMasqueradeAddress);
     }
     if firewall {
-        // An address of this host in the source would not get in; it is put there where the packet gets out.
+        // The stack would drop a packet with an address of this host as source: masquerade on the
+        // way out.
         return Ok(Plan {
             masquerade,
             later: true,
@@ -158,14 +163,16 @@ pub fn plan<F: Ip, T: Tables<F>>(
     })
 }
 
-/// Whether a client is neither a pod nor a node of the cluster: these expect their answers from whom they asked, and the way that they came.
+/// Returns true if a client is neither a pod nor a node of the cluster. Pods and nodes expect
+/// replies by the way of their requests.
 #[inline(always)]
 fn is_outside<F: Ip, T: Tables<F>>(tables: &T, client: &F::Addr) -> bool {
     tables.range(client) != RangeKind::PODS
         && tables.address(client).0 & (AddressFlags::NODE | AddressFlags::HOST) == 0
 }
 
-/// The same for what another node has sent here encapsulated: the reply goes straight to the client, from the address that this asked.
+/// Plans a flow whose packets another node encapsulates: replies go to the client directly, from
+/// the frontend's address.
 #[inline(always)]
 pub fn for_encapsulated<F: Ip, T: Tables<F>>(
     tables: &T,
@@ -174,7 +181,7 @@ pub fn for_encapsulated<F: Ip, T: Tables<F>>(
     backend: &Backend<F::Addr>,
     config: &Config,
 ) -> Result<Plan<F::Addr>, Reason> {
-    // P18: no node sends such here.
+    // P18: no node encapsulates packets of such clients.
     if !is_outside(tables, &key.src) || tables.pod(&key.src).is_some() {
         return Err(Reason::ForgedSource);
     }
@@ -199,7 +206,8 @@ pub fn for_encapsulated<F: Ip, T: Tables<F>>(
     })
 }
 
-/// The same for a process of this host that no hook of sockets serves: its packets come by the gate, and what answers goes out of it.
+/// Plans a flow of a process of this host whose socket has no hook: its packets come by the gate,
+/// and replies leave by the gate.
 #[inline(always)]
 pub fn for_process<F: Ip, T: Tables<F>>(
     tables: &T,
@@ -213,7 +221,7 @@ pub fn for_process<F: Ip, T: Tables<F>>(
         if pod.device == IfIndex::NONE {
             return Err(Reason::PodDeviceUnknown);
         }
-        // V21: nobody but this host has such addresses.
+        // V21: loopback addresses do not leave the host.
         let masquerade = if key.src.is_loopback() {
             own_address(tables, device)?
         } else {
@@ -228,7 +236,8 @@ pub fn for_process<F: Ip, T: Tables<F>>(
         });
     }
     let reply = Leg::new(hook, Way::Gate, home);
-    // Another process of this host sees the address that was asked for as its client, or its answers would not come by the gate.
+    // The backend is another process of this host: it gets the frontend's address as the client's,
+    // so that its replies come by the gate.
     if tables.address(&backend.addr).has(AddressFlags::HOST) {
         let masquerade = if key.dst.is_loopback() {
             own_address(tables, device)?
@@ -242,7 +251,7 @@ pub fn for_process<F: Ip, T: Tables<F>>(
             later: false,
         });
     }
-    // The kernel looks up no route from loopback.
+    // The kernel looks up no route from a loopback address.
     let src = if key.src.is_loopback() {
         own_address(tables, device)?
     } else {
@@ -260,7 +269,7 @@ pub fn for_process<F: Ip, T: Tables<F>>(
     })
 }
 
-/// The address of this host that what leaves by a device gets (V12).
+/// Returns the address of this host for packets that leave by a device (V12).
 #[inline(always)]
 fn own_address<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex) -> Result<F::Addr, Reason> {
     match tables
@@ -272,6 +281,7 @@ fn own_address<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex) -> Result<F::Ad
     }
 }
 
+/// Plans a flow whose packets the stack forwards or delivers.
 #[inline(always)]
 fn through_stack<A: Address>(hook: Hook, back: Hook) -> Plan<A> {
     let leg = |hook: Hook| Leg::new(hook as u8, Way::Stack, IfIndex::NONE);

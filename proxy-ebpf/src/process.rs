@@ -1,5 +1,5 @@
-//! Processes of this host where no hooks of sockets serve them (V21): which of their packets, on the way out by loopback or a node device, go into
-//! the gate, and by which device comes what goes back to them.
+//! Processes of this host whose sockets have no hooks (V21): the packets that go into the gate on
+//! their way out by loopback or a node device, and the way of replies to the process.
 
 use proxy_common::flow::{FlowKey, Hook};
 use proxy_common::net::{Address as _, Family, IfIndex, Protocol};
@@ -11,7 +11,7 @@ use crate::parse::{self, Ip};
 use crate::socket::Sockets;
 use crate::{Action, Packet, Scratch, Tables, rewrite, service};
 
-/// A packet that this host sends goes into the gate where it asks for a Service, or belongs to who did.
+/// Sends a packet of this host into the gate if it is for a Service, or belongs to a flow of such.
 #[inline(always)]
 pub fn enter<F: Ip, P: Packet, T: Sockets<F>>(
     packet: &mut P,
@@ -19,7 +19,7 @@ pub fn enter<F: Ip, P: Packet, T: Sockets<F>>(
     scratch: &mut Scratch<F>,
 ) -> Result<Action, Reason> {
     let gate = tables.config().unwrap_or_default().gate;
-    // What was received is on its way to somebody else, or comes out of the gate.
+    // A received packet is being forwarded, or comes from the gate.
     if gate == IfIndex::NONE || packet.was_received() || !is_for_service(packet, tables, scratch) {
         return Ok(Action::Untouched);
     }
@@ -27,6 +27,7 @@ pub fn enter<F: Ip, P: Packet, T: Sockets<F>>(
     Ok(Action::Enter(gate))
 }
 
+/// Parses a packet into the scratch, and returns true if it is for the gate.
 #[inline(always)]
 fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(
     packet: &P,
@@ -40,7 +41,7 @@ fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(
             true
         }
         Ok(None) => match others(packet, tables, scratch) {
-            // In the gate the first fragment may still wait.
+            // The first fragment may not have passed the gate yet.
             Ok(Other::Packet | Other::First | Other::Later) => true,
             Ok(Other::Error) => false,
             Ok(Other::Exempt | Other::LostFragment) | Err(_) => return false,
@@ -48,7 +49,7 @@ fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(
         Err(_) => return false,
     };
     let opens = may_ask && scratch.headers.opens();
-    // Whoever listens there by now is not hidden by what was before.
+    // A socket that listens there by now takes the packet, whatever flow was there before.
     if opens && scratch.headers.key.dst.is_loopback() {
         return is_service_request(tables, &scratch.headers.key);
     }
@@ -59,8 +60,9 @@ fn is_for_service<F: Ip, P: Packet, T: Sockets<F>>(
         || opens && is_service_request(tables, &scratch.headers.key)
 }
 
-/// Whether a process of this host asks for what is a Service's to answer, if only by a refusal. By loopback addresses nodePorts are served where nobody listens; of SCTP the kernel
-/// does not tell whether somebody does.
+/// Returns true if a process of this host opens a connection that a Service serves or refuses. At
+/// loopback addresses nodePorts are served if no socket listens; for SCTP the kernel has no lookup
+/// of sockets.
 #[inline(always)]
 fn is_service_request<F: Family, T: Sockets<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
     match service::select_here(tables, key) {
@@ -72,17 +74,18 @@ fn is_service_request<F: Family, T: Sockets<F>>(tables: &T, key: &FlowKey<F::Add
     }
 }
 
-/// Whether a process of this host has sent it, with an address of this host: who has a device on top of a node device (macvlan), a proxy that
-/// plays its client, and who has this host for a router, have others.
+/// Returns true if the source is an address of this host. It is not for a device on top of a node
+/// device (macvlan), for a transparent proxy, and for hosts that this host routes for.
 #[inline(always)]
 pub fn has_own_source<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
-    // An address of loopback itself is not known, but nobody else could ask it by loopback.
+    // Loopback addresses are not in the map, but only this host uses them.
     let known =
         || tables.address(&key.src).0 & (AddressFlags::HOST | AddressFlags::NODE_PORTS) != 0;
     key.src.is_loopback() || key.src == key.dst || known()
 }
 
-/// What becomes of a packet that nothing was to be done with: out of the gate the stack would send it there again and again.
+/// Lets a packet pass as it came. A packet from the gate is dropped: the stack would send it into
+/// the gate again and again.
 #[inline(always)]
 pub fn pass<F: Family>(scratch: &Scratch<F>) -> Result<Action, Reason> {
     if scratch.by_gate != 0 {
@@ -92,15 +95,17 @@ pub fn pass<F: Family>(scratch: &Scratch<F>) -> Result<Action, Reason> {
     }
 }
 
-/// Whether a packet from outside plays one of this host to itself, as none can be that comes from elsewhere: the kernel calls it a martian.
+/// Returns true if a packet from outside has a loopback address as destination: a martian, in the
+/// kernel's words.
 #[inline(always)]
 pub fn is_martian<F: Family>(scratch: &Scratch<F>) -> bool {
     scratch.headers.key.dst.is_loopback() && scratch.by_gate == 0
 }
 
-/// By which device what answers comes to a process that asked an address. The Service ranges are routed by the gate, and the kernel takes what has
-/// these addresses by no other device where it filters strictly. The host's own addresses it takes by loopback only; those that are elsewhere
-/// by loopback too.
+/// Returns the device by which replies reach a process that asked for an address. The Service
+/// ranges are routed by the gate, and a strict reverse path filter accepts their addresses from no
+/// other device. The host's own addresses are accepted by loopback only, and others by loopback,
+/// too.
 #[inline(always)]
 pub fn reply_device<F: Family, T: Tables<F>>(
     tables: &T,
@@ -112,10 +117,11 @@ pub fn reply_device<F: Family, T: Tables<F>>(
     if routed { gate } else { IfIndex::LOOPBACK }
 }
 
-/// How a process is told that its packet is not sent on.
+/// Returns the way of an ICMP error to a process.
 ///
-/// Of IPv6 the kernel heeds what a packet to an own address may have only where that is less than the MTU of the device that has the address
-/// (`rt6_insert_exception`); one byte less makes fragments of the same size.
+/// For an own IPv6 address, the kernel accepts a path MTU only if it is less than the MTU of the
+/// device that has the address (`rt6_insert_exception`); one byte less makes fragments of the same
+/// size.
 #[inline(always)]
 pub fn answer_way<F: Ip, T: Tables<F>>(
     tables: &T,
@@ -129,7 +135,7 @@ pub fn answer_way<F: Ip, T: Tables<F>>(
     to_process(device)
 }
 
-/// The way to a process by this device.
+/// Returns the way to a process by this device.
 #[inline(always)]
 pub fn to_process(device: IfIndex) -> Action {
     if device == IfIndex::LOOPBACK {
@@ -139,7 +145,7 @@ pub fn to_process(device: IfIndex) -> Action {
     }
 }
 
-/// Gives a frame the link-layer address that the gate or loopback has.
+/// Gives a frame the link-layer addresses of the gate or of loopback.
 #[inline(always)]
 pub fn address_link<P: Packet>(packet: &mut P, device: IfIndex) -> Result<(), Reason> {
     let [a, b, c, d, e, f] = if device == IfIndex::LOOPBACK {

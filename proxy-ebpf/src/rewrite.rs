@@ -1,27 +1,31 @@
-//! The only place that writes packet bytes: the rewrite of a flow's packets, and the refusals that tell a client at once.
+//! Writing packet bytes, which happens only here: the rewrite of a flow's packets, and ICMP errors.
 
-mod families;
+mod icmp;
+mod v4;
+mod v6;
+
+pub use icmp::answer;
+use icmp::quote;
 
 use proxy_common::checksum::{checksum_update, sum_add, sum_diff};
 use proxy_common::flow::{Flow, Way, fragment_ports};
 use proxy_common::net::{Address, Family, Protocol};
-use proxy_common::reason::{Answer, Counter, Reason};
+use proxy_common::reason::Reason;
 
 use crate::crc32c::contribution;
 use crate::parse::{Headers, Ip, LINK};
-use crate::{Action, Change, Packet, Scratch, Tables};
+use crate::{Change, Packet, Scratch};
 
 /// Bytes of an ICMP or ICMPv6 header.
 const ICMP: u32 = 8;
-/// Time to live of the packets that we make.
+/// TTL of the packets that we make.
 const TTL: u8 = 64;
-/// What a refusal quotes of TCP: through the checksum, which a device may still have to fill in. Of SCTP that is the header and an INIT's
-/// tag, without which its sender does not believe it.
-const QUOTED_TCP: u32 = 20;
-/// What a refusal quotes of UDP: its header.
-const QUOTED_UDP: u32 = 8;
+/// The bits of a traffic class that encapsulation copies. Congestion marks are not copied: the node
+/// that decapsulates would lose them (RFC 6040, 4.3).
+const DSCP: u8 = 0xfc;
 
-/// Gives a packet the addresses and ports of its flow. Where we, not the stack, send it on, its time to live goes down by one.
+/// Gives a packet the addresses and ports of its flow. Decrements the TTL if we, not the stack,
+/// send the packet on.
 #[inline(always)]
 pub fn apply<F: Ip, P: Packet>(
     packet: &mut P,
@@ -31,7 +35,7 @@ pub fn apply<F: Ip, P: Packet>(
 ) -> Result<(), Reason> {
     let ttl = match way {
         Way::Stack | Way::Gate | Way::Dsr => headers.ttl,
-        // Checked before: 1 and 0 do not get here.
+        // `may_forward` has refused 1 and 0.
         Way::Pod | Way::Neighbour => headers.ttl.wrapping_sub(1),
     };
     let key = &headers.key;
@@ -64,7 +68,8 @@ pub fn apply<F: Ip, P: Packet>(
         .ok_or(Reason::RewriteFailed)
 }
 
-/// The partial sum of a change of IPv6's hop limit; IPv4's header has a checksum for that.
+/// Returns the partial sum of a change of IPv6's hop limit; 0 for IPv4, whose header has a
+/// checksum.
 #[inline(always)]
 fn hops<F: Family>(from: u8, to: u8) -> u32 {
     let word = |ttl: u8| u32::from(u16::from_ne_bytes([0, ttl]));
@@ -89,7 +94,7 @@ pub fn addresses<F: Ip, P: Packet>(
         headers.ttl.wrapping_sub(1)
     };
     F::write(packet, headers, flow.src, flow.dst, ttl).ok_or(Reason::RewriteFailed)?;
-    // The checksum that compensates the addresses is in the first one.
+    // The checksum that compensates the change of addresses is in the first fragment.
     if F::V6 {
         let key = &headers.key;
         let addresses = sum_add(
@@ -101,7 +106,8 @@ pub fn addresses<F: Ip, P: Packet>(
     Ok(())
 }
 
-/// Gives a fragment of an IPv4 datagram another number; the header checksum follows. IPv6 has enough of them.
+/// Adds `move_by` to the identification of an IPv4 fragment, and corrects the header checksum.
+/// IPv6's identifications are long enough.
 #[inline(always)]
 pub fn renumber<F: Family, P: Packet>(packet: &mut P, move_by: u16) -> Result<(), Reason> {
     if F::V6 {
@@ -121,10 +127,12 @@ pub fn renumber<F: Family, P: Packet>(packet: &mut P, move_by: u16) -> Result<()
         .ok_or(Reason::RewriteFailed)
 }
 
-/// Gives an ICMP error about a packet of a flow the addresses and ports by which its receiver knows the packet.
+/// Translates an ICMP error about a packet of a flow, so that the quoted packet has the addresses
+/// and ports that the receiver sent it with.
 ///
-/// The error of an end of the flow comes from the address that stands for that end; a router keeps its own. A quoted checksum of TCP or UDP follows;
-/// SCTP's stays as it was, for nobody who has not all of the packet can verify or correct it.
+/// An error from an end of the flow gets the translated address of that end as source; a router
+/// keeps its own. The quoted checksum of TCP or UDP is corrected. SCTP's is not: nobody can verify
+/// it without the whole packet.
 #[inline(always)]
 pub fn error<F: Ip, P: Packet>(
     packet: &mut P,
@@ -168,7 +176,8 @@ pub fn error<F: Ip, P: Packet>(
         .ok_or(Reason::RewriteFailed)
 }
 
-/// Corrects the quoted checksum for a change of ports, and for that of the addresses; gives what its own change is to the checksum over it.
+/// Corrects the quoted checksum for the change of ports and addresses. Returns the partial sum by
+/// which the checksum over the quote must change.
 #[inline(always)]
 fn quoted_checksum<F: Ip, P: Packet>(
     packet: &mut P,
@@ -186,7 +195,7 @@ fn quoted_checksum<F: Ip, P: Packet>(
         return Some(0);
     }
     let at = quoted + if udp { 6 } else { 16 };
-    // TCP's may be cut off; of UDP, 0 means that there is none.
+    // TCP's may be cut off; UDP's 0 means that there is none.
     let Some(check) = packet
         .load::<[u8; 2]>(at)
         .map(u16::from_ne_bytes)
@@ -204,7 +213,8 @@ fn quoted_checksum<F: Ip, P: Packet>(
     Some(sum_diff(check.into(), now.into()))
 }
 
-/// The outer header, the quoted one, which goes the other way, and the checksum over both.
+/// Writes the addresses of the outer header and of the quoted one, whose direction is reversed, and
+/// corrects the checksum over both.
 #[inline(always)]
 fn readdress<F: Ip, P: Packet>(
     packet: &mut P,
@@ -245,9 +255,10 @@ fn readdress<F: Ip, P: Packet>(
     )
 }
 
-/// Corrects SCTP's checksum for a change of ports; no address counts in it.
+/// Corrects SCTP's checksum, which does not cover addresses, for a change of ports.
 ///
-/// 0 means that the device computes it, and stays: of finished checksums one in 4 billion is 0, and that packet is lost.
+/// 0 means that the device computes it, and is kept. One of 4 billion computed checksums is 0, too;
+/// that packet is lost.
 #[inline(always)]
 fn fix_crc<F: Family, P: Packet>(
     packet: &mut P,
@@ -267,119 +278,8 @@ fn fix_crc<F: Family, P: Packet>(
     packet.store(at, &[crc ^ contribution(u32::from_le(change), len).to_le()])
 }
 
-/// Gives a frame its next hop: destination and source MAC.
+/// Writes destination and source MAC of a frame.
 #[inline(always)]
 pub fn link<P: Packet>(packet: &mut P, addresses: &[u8; 12]) -> Result<(), Reason> {
     packet.store(0, addresses).ok_or(Reason::RewriteFailed)
-}
-
-/// Answers a packet that is not sent on with an ICMP error, where its source and the limit allow it.
-#[inline(always)]
-pub fn answer<F: Ip, P: Packet, T: Tables<F>>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &Scratch<F>,
-    answer: Answer,
-    back: Action,
-) -> Result<Action, Reason> {
-    let headers = &scratch.headers;
-    let src = headers.key.src;
-    // A process is told by loopback, which is nobody else's.
-    let may_be_told = F::is_host(src) || src.is_loopback() && matches!(back, Action::Enter(_));
-    if !may_be_told {
-        return Err(Reason::NotAnswerable);
-    }
-    if !tables.may_answer() {
-        return Err(Reason::RejectRateLimited);
-    }
-    F::answer(packet, headers, answer, scratch.mtu)
-        .and_then(|()| turn_back(packet))
-        .ok_or(Reason::RewriteFailed)?;
-    tables.count_answered(scratch.reason);
-    tables.count(Counter::Rejected);
-    Ok(back)
-}
-
-/// Swaps the link-layer addresses.
-#[inline(always)]
-fn turn_back<P: Packet>(packet: &mut P) -> Option<()> {
-    let [a, b, c]: [u32; 3] = packet.load(0)?;
-    let (a, b, c) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes());
-    packet.store(
-        0,
-        &[
-            b[2], b[3], c[0], c[1], c[2], c[3], a[0], a[1], a[2], a[3], b[0], b[1],
-        ],
-    )
-}
-
-/// What an ICMP error quotes, cut out of the packet.
-struct Quote {
-    /// Bytes of the quoted transport header.
-    len: u32,
-    /// Its partial sum, as it will be when it is sent.
-    sum: u32,
-}
-
-/// Cuts the packet behind the transport header that will be quoted.
-///
-/// A device, or the kernel on its way there, may still have to fill in the quoted checksum (CHECKSUM_PARTIAL): the kernel then
-/// refuses to cut before that field. What it will write makes the quoted header sum up to the complement of what stands there now.
-#[inline(always)]
-fn quote<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>) -> Option<Quote> {
-    if headers.key.protocol == Protocol::UDP {
-        let words: [u32; 2] = packet.load(headers.transport)?;
-        let unfinished = cut(packet, headers, 6, QUOTED_UDP)?;
-        if !unfinished {
-            packet.store(headers.transport, &words)?;
-        }
-        let field = u32::from(u16::from_ne_bytes([
-            words[1].to_ne_bytes()[2],
-            words[1].to_ne_bytes()[3],
-        ]));
-        let sum = if unfinished {
-            !field
-        } else {
-            sum_add(words[0], words[1])
-        };
-        return Some(Quote {
-            len: QUOTED_UDP,
-            sum,
-        });
-    }
-    let words: [u32; 5] = packet.load(headers.transport)?;
-    // What the device will make of an SCTP packet's checksum cannot be known here.
-    if headers.key.protocol == Protocol::SCTP && words[2] == 0 {
-        return None;
-    }
-    let unfinished = cut(packet, headers, 16, QUOTED_TCP)?;
-    if !unfinished {
-        packet.store(headers.transport, &words)?;
-    }
-    let field = u32::from(u16::from_ne_bytes([
-        words[4].to_ne_bytes()[0],
-        words[4].to_ne_bytes()[1],
-    ]));
-    let sum = if unfinished {
-        !field
-    } else {
-        words.iter().fold(0, |sum, word| sum_add(sum, *word))
-    };
-    Some(Quote {
-        len: QUOTED_TCP,
-        sum,
-    })
-}
-
-/// Cuts to `len` bytes of the transport header, whose checksum lies at `checksum`; tells whether that is still to be filled in.
-#[inline(always)]
-fn cut<F: Ip, P: Packet>(
-    packet: &mut P,
-    headers: &Headers<F>,
-    checksum: u32,
-    len: u32,
-) -> Option<bool> {
-    let unfinished = packet.truncate(headers.transport + checksum).is_none();
-    packet.truncate(headers.transport + len)?;
-    Some(unfinished)
 }

@@ -1,4 +1,5 @@
-//! What the library asks of its surroundings: the bytes of a packet, and the tables. In the kernel the files of `kernel/` answer, on the host `fake`.
+//! The seams: the traits that the library's surroundings implement, `kernel/` in the kernel and
+//! `fake` on the host.
 
 use core::ops::Deref;
 
@@ -17,46 +18,49 @@ use crate::policy::has;
 
 /// The bytes of one packet, from its link-layer header on.
 pub trait Packet {
-    /// `T` at `offset` bytes; `None` beyond the end.
+    /// Loads a `T` at `offset` bytes; `None` beyond the end.
     fn load<T: Wire>(&self, offset: u32) -> Option<T>;
-    /// Writes `value` at `offset` bytes; `None` beyond the end.
+    /// Stores `value` at `offset` bytes; `None` beyond the end.
     fn store<T: Wire>(&mut self, offset: u32, value: &T) -> Option<()>;
-    /// Corrects the TCP or UDP checksum at `offset` for a change of addresses and of ports, given as partial sums.
+    /// Corrects the TCP or UDP checksum at `offset` bytes for a change of addresses and ports.
     fn fix_checksum(&mut self, offset: u32, change: Change) -> Option<()>;
-    /// Tells the kernel, where it keeps a sum of the whole packet, of a change (a partial sum) that no checksum in the packet compensates.
+    /// Corrects the kernel's sum of the whole packet, if it keeps one, by a partial sum: for a
+    /// change that no checksum in the packet compensates.
     fn account(&mut self, change: u32);
     /// Cuts the packet to `len` bytes; `None` if the kernel refuses.
     fn truncate(&mut self, len: u32) -> Option<()>;
-    /// Makes `room` bytes between the link-layer header and what follows it.
+    /// Inserts `room` bytes behind the link-layer header.
     fn insert(&mut self, room: u32) -> Option<()>;
-    /// The same for the header of a packet that carries this one, IPv6's or IPv4's; `None` where it cannot be, as of one that already carries another.
+    /// Inserts `room` bytes for an outer IPv6 or IPv4 header; `None` if the kernel refuses, as for
+    /// a packet that is already encapsulated.
     fn encapsulate(&mut self, room: u32, v6: bool) -> Option<()>;
-    /// Takes `room` bytes away from behind the link-layer header; at least the IP header of the packet must be left.
+    /// Removes `room` bytes behind the link-layer header; at least an IP header must be left.
     fn decapsulate(&mut self, room: u32) -> Option<()>;
-    /// Bytes of payload of each of the packets that this one will be cut into (GSO); 0 if it goes as it is.
+    /// Returns the payload bytes of each segment that this packet will be cut into (GSO); 0 if it
+    /// is not.
     fn segment(&self) -> u32;
-    /// Whether it came in by a device; else this host has made it.
+    /// Returns true if a device received the packet, false if this host has made it.
     fn was_received(&self) -> bool;
-    /// Whether it is an answer that we have made of another packet, on its way back.
+    /// Returns true if the packet is an answer that a program made of another packet.
     fn is_answer_of_ours(&self) -> bool;
 }
 
-/// What a checksum has to be corrected for.
+/// The change that a checksum is corrected for.
 #[derive(Clone, Copy)]
 pub struct Change {
-    /// Partial sum of the change of addresses (they count through the pseudo header).
+    /// Partial sum of the change of addresses, which are part of the pseudo header.
     pub addresses: u32,
     /// Partial sum of the change of ports.
     pub ports: u32,
-    /// UDP: 0 means "no checksum" and stays so, and is never the result.
+    /// UDP: checksum 0 means that there is none, and is never the result.
     pub udp: bool,
-    /// IPv6: no header checksum compensates the addresses.
+    /// IPv6: no header checksum compensates the change of addresses.
     pub v6: bool,
-    /// Partial sum of the change of what no checksum in the packet covers: IPv6's hop limit.
+    /// Partial sum of the change that no checksum in the packet covers: IPv6's hop limit.
     pub uncovered: u32,
 }
 
-/// Plain bytes: what may be copied from and to a packet.
+/// Plain bytes, which may be copied from and to a packet.
 ///
 /// # Safety
 /// Any bytes are a value, and there is no padding.
@@ -73,7 +77,7 @@ unsafe impl Wire for network_types::ip::Ipv6Hdr {}
 // SAFETY: repr(C, packed), byte arrays and a u16.
 unsafe impl Wire for network_types::eth::EthHdr {}
 
-/// Where a flow lives.
+/// A table of flows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Table {
     /// Answered flows: a plain hash that the agent sweeps.
@@ -82,7 +86,7 @@ pub enum Table {
     Opening,
 }
 
-/// Why a flow could not be inserted.
+/// The reason for which a flow was not inserted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
     /// The key is taken.
@@ -91,7 +95,7 @@ pub enum Refused {
     Full,
 }
 
-/// Why a flow could not be promoted.
+/// The reason for which a flow was not promoted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotPromoted {
     /// The LRU has evicted it.
@@ -100,46 +104,47 @@ pub enum NotPromoted {
     Full,
 }
 
-/// Whether an entry that is there already is replaced.
+/// The treatment of an entry that exists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Insert {
-    /// Only where there is none.
+    /// Keep it, and fail.
     New,
-    /// In any case.
+    /// Replace it.
     Any,
 }
 
-/// Where the kernel's routes lead.
+/// A route of the kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Route {
     /// The device to leave by.
     pub device: IfIndex,
-    /// Destination and source MAC, where the neighbour is resolved.
+    /// Destination and source MAC, if the neighbour is resolved.
     pub neighbour: Option<[u8; 12]>,
 }
 
-/// What NetworkPolicy says: of the programs' lookups those that the agent's commands make as well.
+/// Lookups of NetworkPolicy, which the agent's commands make, too.
 pub trait Verdicts<F: Family> {
-    /// A set of ports, in place or read.
+    /// A reference to a set of ports, in place or copied.
     type Ports<'a>: Deref<Target = PortSet>
     where
         Self: 'a;
 
-    /// The policy of the pod of a slot.
+    /// Returns the rows of a pod by its id.
     fn rows(&self, pod_id: u32) -> PodRows;
-    /// A word of the directory of classes.
+    /// Returns a word of the directory of classes.
     fn word(&self, node: u32, byte: u8) -> Word;
-    /// The class of just this address.
+    /// Returns the class of a single address, if it has one of its own.
     fn exact_class(&self, addr: &F::Addr) -> Option<u32>;
-    /// The class of the longest prefix that has an address.
+    /// Returns the class of the longest prefix that contains an address.
     fn prefix_class(&self, addr: &F::Addr) -> u32;
-    /// The number of the ports that a row allows towards a class, the row being named by its first chunk.
+    /// Returns the number of the port set of a class, in the row that begins at `chunk`.
     fn verdict(&self, chunk: u32, class: u32) -> u32;
-    /// The same of a row that has no chunks.
+    /// Returns the number of the port set of a class, in a row without chunks.
     fn hashed_verdict(&self, key: &VerdictKey) -> u32;
-    /// A set of ports.
+    /// Returns a set of ports.
     fn ports(&self, set: u32) -> Option<Self::Ports<'_>>;
-    /// Whether a set of ports has a port: [`crate::policy::has`], which the kernel's binary runs as a subprogram.
+    /// Returns true if a set of ports contains a port: [`crate::policy::has`], which the kernel's
+    /// binary runs as a subprogram.
     #[inline(always)]
     fn have(&self, set: u32, protocol: Protocol, port: u16) -> bool
     where
@@ -149,19 +154,21 @@ pub trait Verdicts<F: Family> {
     }
 }
 
-/// All that is looked up, recorded, timed or random.
+/// The maps, routes, clock and randomness.
 pub trait Tables<F: Family>: Verdicts<F> {
-    /// The entry of a flow: the established one, else the half-open one.
+    /// Returns the entry of a flow: the established one, else the half-open one.
     fn flow(&self, key: &FlowKey<F::Addr>) -> Option<(Table, Flow<F::Addr>)>;
-    /// The same, with the entry left in `into`: the stack has no room for another.
+    /// Copies the entry of a flow to `into`: the stack has no room for another one.
     fn copy_flow(&self, key: &FlowKey<F::Addr>, into: &mut Flow<F::Addr>) -> Option<Table>;
-    /// Bits of `State` of an established flow's entry.
+    /// Returns the `State` bits of an established flow's entry.
     fn state(&self, key: &FlowKey<F::Addr>) -> Option<u8>;
-    /// The table that has the entry of `mate`, if that is the other direction of `key`; while a flow is promoted the two are apart.
+    /// Returns the table that has the entry of `mate`, if that entry is the other direction of
+    /// `key`. While a flow is promoted, its entries are in different tables.
     fn table_of_mate(&self, key: &FlowKey<F::Addr>, mate: &FlowKey<F::Addr>) -> Option<Table>;
-    /// Copies a half-open flow's entry to the established ones, with this time and further bits of `State`.
+    /// Copies a half-open flow's entry to the established ones, with this time (jiffies) and
+    /// further `State` bits.
     fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted>;
-    /// Records a flow.
+    /// Inserts an entry of a flow.
     fn insert_flow(
         &self,
         table: Table,
@@ -169,58 +176,59 @@ pub trait Tables<F: Family>: Verdicts<F> {
         flow: &Flow<F::Addr>,
         how: Insert,
     ) -> Result<(), Refused>;
-    /// Forgets a flow.
+    /// Removes an entry of a flow.
     fn remove_flow(&self, table: Table, key: &FlowKey<F::Addr>);
-    /// Notes the time (jiffies) and further bits of `State` in a flow's entry, if it is there.
+    /// Sets the time (jiffies) and further `State` bits in a flow's entry, if it exists.
     fn touch_flow(&self, table: Table, key: &FlowKey<F::Addr>, now: u32, state: u8);
-    /// A frontend.
+    /// Returns the service port of a frontend.
     fn service(&self, key: &ServiceKey<F::Addr>) -> Option<Service>;
-    /// A backend.
+    /// Returns the backend of a slot.
     fn backend(&self, key: &BackendKey) -> Option<Backend<F::Addr>>;
-    /// The slot of an endpoint, if the generation has it.
+    /// Returns the slot of an endpoint, if the generation has it.
     fn slot(&self, key: &EndpointKey<F::Addr>) -> Option<u32>;
-    /// An entry of a part of Maglev's table, if there is such a part.
+    /// Returns an entry of a part of a Maglev table, if the part exists.
     fn maglev(&self, key: &MaglevKey, entry: u32) -> Option<u16>;
-    /// Whether a client is in the source ranges of a service port (V3).
+    /// Returns true if a client is in the source ranges of a service port (V3).
     fn is_source(&self, key: &SourceKey<F::Addr>) -> bool;
-    /// What the longest prefix says that has an address.
+    /// Returns the kind of the longest prefix that contains an address.
     fn range(&self, addr: &F::Addr) -> RangeKind;
-    /// The endpoint that a client stays with (V13).
+    /// Returns the endpoint that a client has affinity to (V13).
     fn affinity(&self, key: &AffinityKey<F::Addr>) -> Option<Affinity<F::Addr>>;
-    /// Lets a client stay with an endpoint.
+    /// Records the endpoint that a client has affinity to.
     fn stick(&self, key: &AffinityKey<F::Addr>, affinity: &Affinity<F::Addr>);
-    /// What an address is to this node.
+    /// Returns the bits of an address.
     fn address(&self, addr: &F::Addr) -> AddressFlags;
-    /// A pod of this node.
+    /// Returns the pod of this node that has an address.
     fn pod(&self, addr: &F::Addr) -> Option<LocalPod>;
-    /// A device that packets leave by.
+    /// Returns a device that packets leave by.
     fn device(&self, device: IfIndex) -> Option<Device>;
-    /// The agent's settings.
+    /// Returns the settings.
     fn config(&self) -> Option<Config>;
-    /// The kernel's route from `src` to `dst` for packets that arrived by `device`.
+    /// Looks up the kernel's route from `src` to `dst` for packets that arrived by `device`.
     fn route(&self, device: IfIndex, src: &F::Addr, dst: &F::Addr) -> Option<Route>;
-    /// Low 32 bits of jiffies.
+    /// Returns the low 32 bits of jiffies.
     fn now(&self) -> u32;
-    /// 32 random bits.
+    /// Returns 32 random bits.
     fn random(&self) -> u32;
-    /// How often this was asked before, roughly: for one of 256 counters (the low byte of `counter`) that packets of all CPUs share.
+    /// Increments one of 256 shared counters (the low byte of `counter`) and returns the old value;
+    /// concurrent increments may be lost.
     fn turn(&self, counter: u32) -> u32;
-    /// Whether one more ICMP error may be sent: those that we make are rate-limited.
+    /// Takes a token for one ICMP error; returns false if the rate limit is reached.
     fn may_answer(&self) -> bool;
-    /// Counts.
+    /// Increments a counter.
     fn count(&self, counter: Counter);
-    /// Counts a packet that was answered instead of sent on; those that are dropped the hook counts.
+    /// Counts a packet that was answered instead of sent on. The hook counts dropped ones.
     fn count_answered(&self, reason: Reason);
-    /// The pod behind a device, if that is known.
+    /// Returns the pod behind a device, if it is known.
     fn veth(&self, device: IfIndex) -> Option<Veth>;
-    /// The ports of a datagram whose first fragment was seen.
+    /// Returns the ports of a datagram, if its first fragment was seen.
     fn fragment(&self, key: &FragmentKey<F::Addr>) -> Option<u32>;
-    /// Remembers the ports of a datagram by its first fragment.
+    /// Records the ports of a datagram by its first fragment.
     fn record_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32);
-    /// A connection was denied: told once in a while for each client, server and port.
+    /// Reports a denied connection: once in a while for each client, server and port.
     fn report_denied(&self, key: &FlowKey<F::Addr>, reason: Reason);
-    /// For the log: a flow was opened by a packet of `key`.
+    /// Logs that a packet of `key` opened a flow.
     fn log_opened(&self, key: &FlowKey<F::Addr>, flow: &Flow<F::Addr>);
-    /// For the log: a packet of `key` is not sent on.
+    /// Logs that a packet of `key` is not sent on.
     fn log_stopped(&self, key: &FlowKey<F::Addr>, reason: Reason);
 }

@@ -1,4 +1,4 @@
-//! From a destination to a backend: which frontend was meant, which interval of slots applies, which slot it is.
+//! From a destination to a backend: the frontend, the interval of slots that applies, the slot.
 
 use proxy_common::checksum::hash3;
 use proxy_common::config::Config;
@@ -13,7 +13,7 @@ use proxy_common::service::{
 
 use crate::{Stage, Tables};
 
-/// Where the client of a new connection is, as far as traffic policies care (V9, V11).
+/// The place of the client of a new connection, which traffic policies depend on (V9, V11).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Client {
     /// A pod or a process of this node: an external traffic policy does not bind it.
@@ -23,7 +23,7 @@ pub enum Client {
 }
 
 impl Client {
-    /// Returns where the client of a packet is that was met at `hook`.
+    /// Returns the place of the client of a packet at `hook`.
     #[inline(always)]
     pub const fn at(hook: Hook) -> Self {
         match hook {
@@ -33,10 +33,11 @@ impl Client {
     }
 }
 
-/// The frontend that a packet's destination names: an address's own, or a nodePort where nodePorts are served (V8).
+/// Returns the service port of a packet's destination: of the address and port, or of the nodePort
+/// if nodePorts are served at the address (V8).
 ///
-/// A cluster IP without such a port is an error, and so is an address of the Service ranges that no Service has; any other address
-/// without is nobody's business.
+/// An unknown port of a cluster IP is an error, and so is an address of the Service ranges that no
+/// Service has. Any other address returns `None`.
 #[inline(always)]
 pub fn select<F: Family, T: Tables<F>>(
     tables: &T,
@@ -52,7 +53,7 @@ pub fn select<F: Family, T: Tables<F>>(
     if address.has(AddressFlags::CLUSTER_IP) {
         return Err(Reason::UnknownPort);
     }
-    // V20: an address of this host is the host's, even one of the Service ranges.
+    // V20: an address of this host is delivered to the host, even if it is in the Service ranges.
     let taken = AddressFlags::HOST | AddressFlags::FOREIGN;
     if address.0 & taken == 0 && tables.range(&key.dst) == RangeKind::SERVICES {
         Err(Reason::NoSuchService)
@@ -61,7 +62,8 @@ pub fn select<F: Family, T: Tables<F>>(
     }
 }
 
-/// The same for a process of this host: V21, nodePorts are served on loopback addresses too.
+/// Returns the service port for a packet of a process of this host: nodePorts are also served at
+/// loopback addresses (V21).
 #[inline(always)]
 pub fn select_here<F: Family, T: Tables<F>>(
     tables: &T,
@@ -74,12 +76,14 @@ pub fn select_here<F: Family, T: Tables<F>>(
     }
 }
 
+/// Returns the service port of a nodePort.
 #[inline(always)]
 fn by_node_port<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> Option<Service> {
     tables.service(&ServiceKey::new(F::Addr::ZERO, key.dport, key.protocol))
 }
 
-/// The frontend that a packet's destination names on another node, whose address it may be.
+/// Returns the service port for a packet that another node encapsulated: its destination may be a
+/// nodePort of that node.
 #[inline(always)]
 pub fn select_elsewhere<F: Family, T: Tables<F>>(
     tables: &T,
@@ -90,7 +94,7 @@ pub fn select_elsewhere<F: Family, T: Tables<F>>(
         .or_else(|| by_node_port(tables, key))
 }
 
-/// The backend that another node has chosen, if the Service has it.
+/// Returns the backend that another node chose, if the Service has it.
 #[inline(always)]
 pub fn backend_at<F: Family, T: Tables<F>>(
     tables: &T,
@@ -104,8 +108,8 @@ pub fn backend_at<F: Family, T: Tables<F>>(
     backend(tables, service, slot)
 }
 
-/// V17: whether what a flow's packets ask for still leads to the flow's backend, for a client of some hook: a slot that only policy Local has leads
-/// nobody where no policy is Local.
+/// V17: returns true if the frontend of a flow still leads to the flow's backend, for any client. A
+/// slot that is only in the set for policy Local counts only if the frontend's policy is Local.
 #[inline(always)]
 pub fn still_leads_to<F: Family, T: Tables<F>>(
     tables: &T,
@@ -125,8 +129,8 @@ pub fn still_leads_to<F: Family, T: Tables<F>>(
     }
 }
 
-/// V16: a TCP packet that is no SYN and has no flow is never balanced. On a cluster IP it can mean nothing else and is dropped; on an
-/// address of the host it may answer a connection of the host's own.
+/// V16: a TCP packet that is not a SYN and has no flow is never balanced. To a cluster IP it is
+/// dropped. To an address of the host it passes: it may be a reply to a connection of the host.
 #[inline(always)]
 pub fn not_opening(service: &Service) -> Result<Stage, Reason> {
     if service.has(ServiceFlags::CLUSTER_IP) {
@@ -136,8 +140,9 @@ pub fn not_opening(service: &Service) -> Result<Stage, Reason> {
     }
 }
 
-/// The backend for a new connection: the one that the client, who need not be the packet's source, stays with (V13), else one by a keyed hash of the connection, so that every
-/// program on the path agrees (V15).
+/// Chooses the backend of a new connection: the one that the client has affinity to (V13), else by
+/// a keyed hash of the connection (V15). `affine` is the client of the affinity, which need not be
+/// the packet's source.
 #[inline(always)]
 pub fn choose<F: Family, T: Tables<F>>(
     tables: &T,
@@ -185,7 +190,8 @@ pub fn choose<F: Family, T: Tables<F>>(
     Ok(backend)
 }
 
-/// V13: the slot of the endpoint that the client stays with, while its time has not run out and the endpoint is in the set that applies.
+/// V13: returns the slot of the endpoint that the client has affinity to, if the affinity has not
+/// expired, and the endpoint is in the set that applies.
 #[inline(always)]
 pub(crate) fn affine_slot<F: Family, T: Tables<F>>(
     tables: &T,
@@ -210,7 +216,8 @@ pub(crate) fn affine_slot<F: Family, T: Tables<F>>(
     }
 }
 
-/// The slot that a hash of the connection says. Where all nodes are to choose alike, neither a node's own key counts nor, by a nodePort, its address.
+/// Returns the slot by a hash of the connection. With Maglev all nodes choose the same: the hash
+/// has neither the node's key nor, for a nodePort, the node's address.
 #[inline(always)]
 fn choice<F: Family, T: Tables<F>>(
     tables: &T,
@@ -244,7 +251,7 @@ fn choice<F: Family, T: Tables<F>>(
     }
 }
 
-/// What Maglev's table has for a hash. `None` where a part of it is missing or is being replaced.
+/// Returns the slot by Maglev's table; `None` if a part of the table is missing or being replaced.
 #[inline(always)]
 fn by_maglev<F: Family, T: Tables<F>>(
     tables: &T,
@@ -269,12 +276,13 @@ fn by_maglev<F: Family, T: Tables<F>>(
     }
 }
 
-/// One of so many, all as likely.
+/// Scales a hash to a number below `of`.
 #[inline(always)]
 fn scale(hash: u32, of: u32) -> u32 {
     ((u64::from(hash) * u64::from(of)) >> 32) as u32
 }
 
+/// Returns the backend of a slot.
 #[inline(always)]
 pub(crate) fn backend<F: Family, T: Tables<F>>(
     tables: &T,
@@ -285,14 +293,15 @@ pub(crate) fn backend<F: Family, T: Tables<F>>(
         generation: service.generation,
         slot,
     });
-    // A preallocated hash reuses elements at once: the generation tells whether this is still the slot that was meant.
+    // A preallocated hash reuses elements at once: the generation shows if this is the wanted slot.
     found
         .filter(|backend| backend.generation == service.generation)
         .ok_or(Reason::BackendMissing)
 }
 
-/// The slots that may serve a client of `hook`: first and number (V5, V7, V11 and the table of verdicts). An external policy of Local is
-/// for clients outside; pods of other nodes are none of these.
+/// Returns the slots that may serve a client: first and number (V5, V7, V11 and the table of
+/// verdicts). An external policy of Local holds for clients outside the cluster; pods of other
+/// nodes are inside.
 #[inline(always)]
 pub(crate) fn interval<F: Family, T: Tables<F>>(
     tables: &T,

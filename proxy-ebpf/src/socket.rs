@@ -1,6 +1,7 @@
-//! Sockets of this node's own processes: sent to a backend when they connect or send, so that no packet of theirs is rewritten (V13, V21).
+//! Sockets of this node's processes: they are sent to a backend when they connect or send, so that
+//! none of their packets is rewritten (V13, V21).
 //!
-//! Owns what is remembered of them. Knows nothing of network namespaces: the hooks leave sockets of others alone before they ask here.
+//! Owns `PEERS*`. The hooks have checked the network namespace before they call these functions.
 
 use proxy_common::checksum::hash3;
 use proxy_common::flow::FlowKey;
@@ -14,31 +15,31 @@ use proxy_common::socket::{Peer, PeerKey};
 use crate::Tables;
 use crate::service::{self, Client};
 
-/// What a process asks of a socket: to reach an address.
+/// The request of a process: a socket is to reach an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ask<A> {
     /// The address.
     pub addr: A,
     /// Its port.
     pub port: Port,
-    /// TCP or UDP; sockets of other protocols are nobody's business.
+    /// The protocol; only TCP and UDP are served.
     pub protocol: Protocol,
     /// The kernel's cookie of the socket, low word first.
     pub cookie: [u32; 2],
 }
 
-/// What is asked of the surroundings beside [`Tables`].
+/// Lookups of sockets, in addition to [`Tables`].
 pub trait Sockets<F: Family>: Tables<F> {
-    /// What is remembered of a socket.
+    /// Returns the other address of a socket.
     fn peer(&self, key: &PeerKey<F::Addr>) -> Option<Peer<F::Addr>>;
-    /// Remembers it.
+    /// Records the other address of a socket.
     fn remember(&self, key: &PeerKey<F::Addr>, peer: &Peer<F::Addr>);
-    /// Whether a socket of this host takes a TCP segment or UDP datagram with this source and destination.
+    /// Returns true if a socket of this host takes a TCP segment or UDP datagram of this key.
     fn is_taken(&self, key: &FlowKey<F::Addr>) -> bool;
 }
 
-/// connect, and sendmsg with an address: the address to use instead, or `None` where it is no Service's. An error means that the process is
-/// to be told at once (table of verdicts).
+/// Handles connect, and sendmsg with an address: returns the backend's address, or `None` if the
+/// address is no Service's. An error fails the system call at once (table of verdicts).
 #[inline(always)]
 pub fn direct<F: Family, T: Sockets<F>>(
     tables: &T,
@@ -50,7 +51,7 @@ pub fn direct<F: Family, T: Sockets<F>>(
     let Some(service) = select(tables, ask)? else {
         return Ok(None);
     };
-    // Where its own address is in the ranges, so are the load balancer's (V3): by these it would come to itself.
+    // V3: the agent adds the load balancer's address to ranges that contain this node's address.
     if service.has(ServiceFlags::SOURCE_RANGES)
         && !tables.is_source(&SourceKey {
             service: service.id,
@@ -59,17 +60,18 @@ pub fn direct<F: Family, T: Sockets<F>>(
     {
         return Err(Reason::SourceNotAllowed);
     }
-    // V11: a process of this node reaches what a pod of it reaches.
+    // V11: a process of this node reaches the same backends as a pod of this node.
     let slots = service::interval(tables, &service, Client::Local, &F::Addr::ZERO)?;
-    if let Some(kept) = kept(tables, ask, &service, slots) {
-        return Ok(Some(kept));
+    if let Some(before) = backend_before(tables, ask, &service, slots) {
+        return Ok(Some(before));
     }
     let backend = choose(tables, ask, &service, slots)?;
     remember(tables, ask, &service, &backend);
     Ok(Some((backend.addr, backend.port)))
 }
 
-/// recvmsg and getpeername: whom the process believes to talk to, where the kernel names a backend.
+/// Handles recvmsg and getpeername: returns the address that the process asked for, in place of a
+/// backend's.
 #[inline(always)]
 pub fn asked<F: Family, T: Sockets<F>>(
     tables: &T,
@@ -81,7 +83,8 @@ pub fn asked<F: Family, T: Sockets<F>>(
     Some((peer.addr, peer.port))
 }
 
-/// The frontend that is asked. V21: by loopback addresses, which the unspecified one means too, nodePorts are served where nobody listens.
+/// Returns the service port that is asked for. V21: at loopback addresses, and at the unspecified
+/// one, nodePorts are served if no socket listens.
 #[inline(always)]
 fn select<F: Family, T: Sockets<F>>(
     tables: &T,
@@ -104,7 +107,7 @@ fn select<F: Family, T: Sockets<F>>(
     } else {
         ask.addr
     };
-    // From a port that nobody has: one that listens takes it, or a UDP socket that is bound.
+    // From port 0, which no connection has: only a listening or bound socket takes it.
     let key = FlowKey::new(ask.protocol, F::Addr::LOOPBACK, Port::NONE, at, ask.port);
     if tables.is_taken(&key) {
         Ok(None)
@@ -113,9 +116,10 @@ fn select<F: Family, T: Sockets<F>>(
     }
 }
 
-/// A UDP socket's datagrams to one address keep their backend for as long as it may be used: the socket is their connection.
+/// Returns the backend that a UDP socket already uses for the address, if it may still be used: the
+/// socket is the connection.
 #[inline(always)]
-fn kept<F: Family, T: Sockets<F>>(
+fn backend_before<F: Family, T: Sockets<F>>(
     tables: &T,
     ask: &Ask<F::Addr>,
     service: &Service,
@@ -126,7 +130,7 @@ fn kept<F: Family, T: Sockets<F>>(
     }
     let peer = tables.peer(&PeerKey::asked(ask.cookie, ask.addr, ask.port))?;
     let slot = tables.slot(&EndpointKey::new(service.generation, peer.addr, peer.port))?;
-    // Another address that the socket asked may have led to the same backend, or newer entries needed the room.
+    // The entry may be evicted, or belong to another address that led to the same backend.
     let back = tables.peer(&PeerKey::backend(ask.cookie, peer.addr, peer.port))?;
     let whole = back.addr == ask.addr && back.port == ask.port && back.service == service.id;
     if whole && slot.wrapping_sub(first) < len {
@@ -136,7 +140,8 @@ fn kept<F: Family, T: Sockets<F>>(
     }
 }
 
-/// The backend that the node stays with (V13), else one by a keyed hash of the socket (V15).
+/// Chooses the backend that the node has affinity to (V13), else one by a keyed hash of the socket
+/// (V15).
 #[inline(always)]
 fn choose<F: Family, T: Sockets<F>>(
     tables: &T,
@@ -148,7 +153,7 @@ fn choose<F: Family, T: Sockets<F>>(
     if service.affinity == 0 {
         return service::backend(tables, service, by_hash(ask, slots, config.secret));
     }
-    // All processes of the node are one client, whatever source address their packets will have.
+    // All processes of the node are one client, whichever source address they use.
     let node = AffinityKey {
         client: F::Addr::ZERO,
         service: service.id,
@@ -170,6 +175,7 @@ fn choose<F: Family, T: Sockets<F>>(
     Ok(backend)
 }
 
+/// Returns the slot by a keyed hash of the socket and the address.
 #[inline(always)]
 fn by_hash<A: Address>(ask: &Ask<A>, (first, len): (u32, u32), secret: u64) -> u32 {
     let [low, high] = ask.cookie;
@@ -182,6 +188,7 @@ fn by_hash<A: Address>(ask: &Ask<A>, (first, len): (u32, u32), secret: u64) -> u
     first + ((u64::from(hash) * u64::from(len)) >> 32) as u32
 }
 
+/// Records both addresses of a socket.
 #[inline(always)]
 fn remember<F: Family, T: Sockets<F>>(
     tables: &T,

@@ -90,10 +90,10 @@ macro_rules! stages {
 macro_rules! declare {
     (
         {}
-        steps { $($(#[doc = $step_doc:literal])* $step:ident = $step_number:literal => $step_fn:ident
-            at [$($step_hook:ident)*]: |$($step_arg:ident),*| $step_run:expr;)* }
-        ends { $($(#[doc = $end_doc:literal])* $end:ident = $end_number:literal => $end_fn:ident
-            at [$($end_hook:ident)*]: |$($end_arg:ident),*| $end_run:expr;)* }
+        steps { $($(#[doc = $step_doc:literal])* $step:ident = $step_number:literal =>
+            $step_fn:ident at [$($step_hook:ident)*]: |$($step_arg:ident),*| $step_run:expr;)* }
+        ends { $($(#[doc = $end_doc:literal])* $end:ident = $end_number:literal =>
+            $end_fn:ident at [$($end_hook:ident)*]: |$($end_arg:ident),*| $end_run:expr;)* }
     ) => {
         proxy_common::numbered! {
             /// The next stage of a packet.

@@ -1,4 +1,5 @@
-//! What XDP does: sends on what leaves the node again, and decides before it writes. All else goes on untouched, and tc finishes it.
+//! XDP: forwards packets of established flows that leave the node again. It decides before it
+//! writes; all other frames pass untouched to tc.
 
 use proxy_common::flow::{Flow, Hook, Way};
 use proxy_common::net::{Address as _, IfIndex};
@@ -9,7 +10,7 @@ use crate::forward::way;
 use crate::parse::{self, Headers, Ip};
 use crate::{Action, Packet, Scratch, Tables, flow, rewrite};
 
-/// A frame that `device` received, before the stack: XDP. Only flows that leave the node again; everything else is left to tc.
+/// Handles a frame that `device` received, before the stack has it.
 #[inline(always)]
 pub fn xdp<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
@@ -21,14 +22,14 @@ pub fn xdp<F: Ip, P: Packet, T: Tables<F>>(
     };
     let mut flow = Scratch::<F>::NO_FLOW;
     match flow::find(tables, &headers, Hook::FromDevice, &mut flow) {
-        // What plays this host to itself is left to its stack, which drops it.
+        // A forged packet to a loopback address is left to the stack, which drops it.
         flow::Found::Ours if headers.key.dst.is_loopback() => Ok(Action::Untouched),
         flow::Found::Ours => forward(packet, tables, device, &headers, &flow),
         flow::Found::Elsewhere | flow::Found::Over(_) | flow::Found::None => Ok(Action::Untouched),
     }
 }
 
-/// XDP decides before it writes: without a resolved next hop the frame goes on untouched, and tc finishes it.
+/// Forwards a frame. If the next hop is not resolved, the frame is left to tc, untouched.
 #[inline(always)]
 fn forward<F: Ip, P: Packet, T: Tables<F>>(
     packet: &mut P,
@@ -48,7 +49,8 @@ fn forward<F: Ip, P: Packet, T: Tables<F>>(
     Ok(Action::Transmit(out))
 }
 
-/// The device and the MAC addresses by which XDP can send packets of `flow` on; `None` where only tc can.
+/// Returns the device and the MAC addresses by which XDP can send packets of `flow` on; `None` if
+/// only tc can.
 #[inline(always)]
 fn next_hop<F: Ip, T: Tables<F>>(
     tables: &T,

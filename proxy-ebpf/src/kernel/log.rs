@@ -12,7 +12,10 @@ use super::tables::{Kernel, OPENED, STOPPED};
 
 /// Makes the logger of one family. User space replaces the numbers of the message by words.
 macro_rules! logger {
-    ($log:ident, family: $family:ty, addr: $addr:ty, bytes: $bytes:ty, subprogram: $write:ident) => {
+    (
+        $log:ident,
+        family: $family:ty, addr: $addr:ty, bytes: $bytes:ty, subprogram: $write:ident
+    ) => {
         /// Logs the record of a packet, if the log's level is debug.
         #[inline(always)]
         pub fn $log(skb: *mut __sk_buff) {

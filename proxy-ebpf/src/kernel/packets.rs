@@ -1,4 +1,4 @@
-//! Packets as the kernel gives them: socket buffers at tc, frames at XDP. Like `main.rs`, of the binary and not of the library.
+//! Packets in the kernel: socket buffers at tc, frames at XDP.
 
 use core::mem::MaybeUninit;
 use core::ptr;
@@ -13,14 +13,15 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use proxy_common::checksum::{checksum_update, sum_add};
 use proxy_ebpf::{Change, Packet, Wire};
 
-/// The mark of the answers that we make, by which our other hooks know them; packets lose it when they leave the namespace.
+/// The mark of the answers that we make, by which other hooks recognize them. Packets lose it when
+/// they leave the namespace.
 pub const ANSWER_MARK: u32 = 0x706f_7274;
-/// `BPF_F_IPV6` of `bpf_l4_csum_replace`, younger than the bindings.
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace`, newer than the bindings.
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// A socket buffer, by the kernel's helpers: they know paged data and unfinished checksums.
+/// A socket buffer. The kernel's helpers handle paged data and unfinished checksums.
 pub struct Skb<'a> {
-    /// Of the running program.
+    /// Context of the running program.
     pub context: &'a TcContext,
 }
 
@@ -43,7 +44,8 @@ impl Packet for Skb<'_> {
         };
         let pseudo = mangled | u64::from(BPF_F_PSEUDO_HDR);
         let addresses = u64::from(change.addresses);
-        // Kernels that know BPF_F_IPV6 need it for packets whose checksum the device has verified; others refuse it.
+        // Kernels that have BPF_F_IPV6 need it for packets with a checksum that the device
+        // verified; others refuse it.
         let done = change.v6
             && self
                 .context
@@ -54,7 +56,8 @@ impl Packet for Skb<'_> {
                 .l4_csum_replace(offset, 0, addresses, pseudo)
                 .ok()?;
         }
-        // Where the kernel keeps a sum of the whole packet (CHECKSUM_COMPLETE), that must not miss what no checksum compensates.
+        // If the kernel keeps a sum of the whole packet (CHECKSUM_COMPLETE), it must include the
+        // change that no checksum compensates.
         let missed = if change.v6 && !done {
             sum_add(change.addresses, change.uncovered)
         } else {
@@ -69,7 +72,8 @@ impl Packet for Skb<'_> {
     }
     #[inline(always)]
     fn account(&mut self, change: u32) {
-        // SAFETY: the context of this program. It refuses where there is no such sum, and then nothing is missed.
+        // SAFETY: the context of this program. The call fails if there is no such sum, which is
+        // right.
         unsafe { bpf_csum_update(self.context.skb.skb, change) };
     }
     #[inline(always)]
@@ -129,30 +133,38 @@ impl Packet for Skb<'_> {
     }
 }
 
-/// The index of the device at which a socket buffer meets a program.
+/// Returns the index of the device at which a socket buffer meets a program.
 #[inline(always)]
 pub fn ifindex(context: &TcContext) -> u32 {
     // SAFETY: the context of this program.
     unsafe { (*context.skb.skb).ifindex }
 }
 
-/// A frame in XDP, by direct access: the helpers that copy are younger than the oldest kernel that we run on.
+/// A frame in XDP, by direct access: the helpers that copy are newer than the oldest kernel that
+/// we run on.
 pub struct Frame<'a> {
-    /// Of the running program.
+    /// Context of the running program.
     pub context: &'a XdpContext,
 }
 
 impl Frame<'_> {
-    /// A pointer to `len` bytes at `offset`, checked against the frame's end.
+    /// Returns a pointer to `len` bytes at `offset`; `None` beyond the frame's end.
     #[inline(always)]
     fn at(&self, offset: u32, len: usize) -> Option<*mut u8> {
         let (start, end) = (self.context.data(), self.context.data_end());
         let mut position = u64::from(offset);
         let mut address = start as u64;
-        // SAFETY: arithmetic on registers. The verifier has to see a bounded offset added to the packet pointer in just this form;
-        // plain Rust lets LLVM move the bound to a copy of the register.
+        // SAFETY: arithmetic on registers. The verifier has to see a bounded offset added to the
+        // packet pointer in just this form; plain Rust lets LLVM move the bound to a copy of the
+        // register.
         unsafe {
-            core::arch::asm!("{0} &= 2047", "{1} += {0}", inout(reg) position, inout(reg) address, options(pure, nomem, nostack));
+            core::arch::asm!(
+                "{0} &= 2047",
+                "{1} += {0}",
+                inout(reg) position,
+                inout(reg) address,
+                options(pure, nomem, nostack)
+            );
         }
         let _bounded = position;
         if address as usize + len > end {

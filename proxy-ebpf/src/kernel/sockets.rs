@@ -122,8 +122,8 @@ impl Kernel {
     }
 }
 
-/// Returns true if the socket is in the network namespace that we serve: the hooks meet those of all
-/// processes below the cgroup.
+/// Returns true if the socket is in the network namespace that we serve: the hooks meet those of
+/// all processes below the cgroup.
 #[inline(always)]
 fn is_ours(context: &SockAddrContext) -> bool {
     // SAFETY: a global of this program, which the loader has set.

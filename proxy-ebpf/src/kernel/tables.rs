@@ -189,7 +189,8 @@ where
     #[inline(always)]
     fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
         let flow = Self::opening().get_ptr_mut(key).ok_or(NotPromoted::Gone)?;
-        // SAFETY: as above; the kernel copies the value out of the element before this program ends.
+        // SAFETY: as above; the kernel copies the value out of the element before this program
+        // ends.
         unsafe {
             (*flow).seen = now;
             (*flow).state |= state;
@@ -315,7 +316,8 @@ where
     #[inline(always)]
     fn route(&self, device: IfIndex, src: &F::Addr, dst: &F::Addr) -> Option<Route> {
         let fib = FIB.get_ptr_mut(0)?;
-        // SAFETY: this CPU's own element: tc and XDP programs of one CPU do not interrupt each other.
+        // SAFETY: this CPU's own element: tc and XDP programs of one CPU do not interrupt each
+        // other.
         let fib = unsafe { &mut *fib };
         // SAFETY: plain integers.
         *fib = unsafe { zeroed() };

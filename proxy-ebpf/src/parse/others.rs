@@ -1,4 +1,4 @@
-//! Reads what is no whole TCP segment, UDP datagram or SCTP packet right behind the IP header: fragments, extension headers, ICMP (P25-P27).
+//! Parses exceptions: fragments, extension headers, ICMP and other protocols (P25-P27).
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use proxy_common::flow::{FlowKey, FragmentKey, fragment_ports};
@@ -8,28 +8,29 @@ use proxy_common::reason::Reason;
 use super::{ANSWER, Headers, Ip, LINK, association};
 use crate::{Packet, Scratch, Tables};
 
-/// How many extension headers are walked; a packet with more is dropped.
+/// Maximum number of extension headers; a packet with more is dropped.
 const EXTENSIONS: u32 = 8;
 
-/// What such a packet is.
+/// The kind of an exception.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Other {
-    /// A whole one of a connection, or of something like it: the key says which.
+    /// A whole packet; the key has its connection.
     Packet = 0,
-    /// An ICMP error: the key is that of the packet that it is about, turned round, so that both go the same way.
+    /// An ICMP error; the key is that of the quoted packet, reversed, so that it is the key of
+    /// packets that go in the error's direction.
     Error = 1,
-    /// Neighbour discovery or multicast listener discovery, which no policy concerns (P26).
+    /// Neighbour or multicast listener discovery, which policies do not concern (P26).
     Exempt = 2,
-    /// A fragment whose first one was not seen: the key has no ports.
+    /// A fragment whose first one was not seen; the key has no ports.
     LostFragment = 3,
-    /// The first fragment of a packet of a connection.
+    /// The first fragment of a packet.
     First = 4,
-    /// Another fragment of one.
+    /// Another fragment of a packet.
     Later = 5,
 }
 
-/// An IP header and what follows until the transport header.
+/// An IP header and its extension headers.
 #[derive(Clone, Copy)]
 pub struct Walked<F: Family> {
     /// Source address.
@@ -42,19 +43,20 @@ pub struct Walked<F: Family> {
     pub ttl: u8,
     /// IPv4: the header checksum in memory order.
     pub check: u16,
-    /// It is a fragment.
+    /// True for a fragment.
     pub fragment: bool,
-    /// It is a fragment, and not the first.
+    /// True for a fragment that is not the first.
     pub later: bool,
-    /// The datagram's number, in memory order; 0 if it is none of fragments.
+    /// The identification of a fragmented datagram, in memory order; else 0.
     pub id: u32,
-    /// Offset of the transport header from the start of the frame.
+    /// Offset of the transport header in the frame, in bytes.
     pub transport: u32,
-    /// Bytes of the whole packet without the link-layer header.
+    /// Length of the whole packet in bytes, without the link-layer header.
     pub len: u32,
 }
 
-/// Reads what [`super::headers`] leaves alone into the scratch; of an ICMP error its own key is left in [`Scratch::reply`].
+/// Parses a packet for which [`super::headers`] returns `None`. The own key of an ICMP error goes
+/// to [`Scratch::reply`].
 #[inline(always)]
 pub fn others<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,
@@ -113,7 +115,7 @@ fn set_ports<F: Family>(headers: &mut Headers<F>, ports: u32) {
     headers.key.dport = Port::from_bytes([c, d]);
 }
 
-/// Reads the transport header: ports, or what stands for them.
+/// Reads the transport header's ports, or numbers that serve as ports.
 #[inline(always)]
 fn transport<F: Ip, P: Packet>(
     packet: &P,
@@ -147,7 +149,8 @@ fn transport<F: Ip, P: Packet>(
     Ok(Other::Packet)
 }
 
-/// ICMP: an echo's number is the port of who asks, so that its answer is the other direction of the same flow.
+/// Reads an ICMP header. The identifier of an echo serves as the requester's port, so that the
+/// reply is the other direction of the same flow.
 #[inline(always)]
 fn icmp<F: Ip, P: Packet>(
     packet: &P,
@@ -164,7 +167,7 @@ fn icmp<F: Ip, P: Packet>(
         }
         Icmp::Error => {
             headers.flags = ANSWER;
-            // What quotes nothing that can be read is about nobody's packet.
+            // Without a readable quote it belongs to no flow.
             let Ok(inner) = F::step(packet, headers.transport + 8) else {
                 return Ok(Other::Packet);
             };
@@ -181,7 +184,8 @@ fn icmp<F: Ip, P: Packet>(
     Ok(Other::Packet)
 }
 
-/// The ports of a quoted packet, turned round; none where the quote is too short. Gives where they are, if they are any.
+/// Reads the ports of a quoted packet, reversed. Returns their offset; 0 if there are none, or the
+/// quote is too short.
 #[inline(always)]
 fn quoted_ports<F: Ip, P: Packet>(packet: &P, quoted: &Walked<F>, headers: &mut Headers<F>) -> u32 {
     if quoted.protocol == F::ICMP {
@@ -208,14 +212,14 @@ fn quoted_ports<F: Ip, P: Packet>(packet: &P, quoted: &Walked<F>, headers: &mut 
     0
 }
 
-/// What an ICMP or ICMPv6 message is to us.
+/// The kind of an ICMP or ICMPv6 message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Icmp {
     /// An echo request.
     Request,
     /// An echo reply.
     Answer,
-    /// It is about another packet, which it quotes.
+    /// An error, which quotes another packet.
     Error,
     /// Neighbour or multicast listener discovery (P26).
     Neighbour,
@@ -223,7 +227,7 @@ pub enum Icmp {
     Other,
 }
 
-/// ICMP's types.
+/// Returns the kind of an ICMP type.
 #[inline(always)]
 pub(crate) const fn icmp4(kind: u8) -> Icmp {
     match kind {
@@ -234,7 +238,8 @@ pub(crate) const fn icmp4(kind: u8) -> Icmp {
     }
 }
 
-/// ICMPv6's types; neighbour discovery is what it says only with a hop limit that no router has touched.
+/// Returns the kind of an ICMPv6 type. Neighbour discovery has hop limit 255, which shows that no
+/// router has forwarded it.
 #[inline(always)]
 pub(crate) const fn icmp6(kind: u8, ttl: u8) -> Icmp {
     match kind {
@@ -247,6 +252,7 @@ pub(crate) const fn icmp6(kind: u8, ttl: u8) -> Icmp {
     }
 }
 
+/// Reads an IPv4 header.
 #[inline(always)]
 pub(crate) fn walk4<P: Packet>(packet: &P, at: u32) -> Result<Walked<V4>, Reason> {
     let ip: Ipv4Hdr = packet.load(at).ok_or(Reason::Truncated)?;
@@ -274,7 +280,8 @@ pub(crate) fn walk4<P: Packet>(packet: &P, at: u32) -> Result<Walked<V4>, Reason
     })
 }
 
-/// Of a quoted packet: past a fragment header, but no other; one walk of them is as much as the verifier takes.
+/// Reads the header of a quoted packet and a fragment header, but no other extension header: the
+/// verifier accepts only one walk.
 #[inline(always)]
 pub(crate) fn step6<P: Packet>(packet: &P, at: u32) -> Result<Walked<V6>, Reason> {
     let mut walked = base6(packet, at)?;
@@ -284,6 +291,7 @@ pub(crate) fn step6<P: Packet>(packet: &P, at: u32) -> Result<Walked<V6>, Reason
     Ok(walked)
 }
 
+/// Reads an IPv6 header and its extension headers.
 #[inline(always)]
 pub(crate) fn walk6<P: Packet>(packet: &P, at: u32) -> Result<Walked<V6>, Reason> {
     let mut walked = base6(packet, at)?;
@@ -306,7 +314,7 @@ pub(crate) fn walk6<P: Packet>(packet: &P, at: u32) -> Result<Walked<V6>, Reason
             }
             FRAGMENT => {
                 fragment6(packet, &mut walked)?;
-                // Behind a later one nothing more can be read.
+                // A later fragment has no further headers.
                 if walked.later {
                     return Ok(walked);
                 }
