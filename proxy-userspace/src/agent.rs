@@ -23,7 +23,7 @@ use crate::cli::print::PinArgs;
 use crate::cli::status;
 use crate::cni;
 use crate::dataplane::{Clock, Dataplane, Options, StateDir, XdpChoice, hz};
-use crate::flows::{self, Law};
+use crate::flows::{self, SweepRules};
 use crate::foreign;
 use crate::gate;
 use crate::health::{Vitals, serve_health, serve_services};
@@ -77,26 +77,26 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     };
     tell_way(&service);
     let metrics = Arc::new(Metrics::default());
-    let (tell_serving, serving) = watch::channel(None);
-    let (tell_vitals, vitals) = watch::channel(Vitals::starting(Instant::now()));
-    let (tell_wanted, wanted) = watch::channel(Wanted {
+    let (serving_tx, serving) = watch::channel(None);
+    let (vitals_tx, vitals) = watch::channel(Vitals::starting(Instant::now()));
+    let (wanted_tx, wanted) = watch::channel(Wanted {
         devices,
         ..Wanted::default()
     });
-    let (tell_found, found) = watch::channel(None);
+    let (found_tx, found) = watch::channel(None);
     let mut tasks = JoinSet::new();
-    let law = Law {
+    let rules = SweepRules {
         timeouts: service.timeouts,
         hz: service.hz,
         serving: None,
-        direct: Law::DIRECT,
+        dsr: SweepRules::DSR,
     };
     let clock = Clock::from_pins(&StateDir::at(&state_dir))?;
-    let (tell_left, left) = mpsc::unbounded_channel();
+    let (left_tx, left) = mpsc::unbounded_channel();
     let sweep = flows::run(
         plane.open_maps()?,
         clock,
-        law,
+        rules,
         serving,
         left,
         metrics.clone(),
@@ -107,7 +107,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     });
     let loads_only = once.is_some();
     let status = status_once(once, vitals.clone(), state_dir);
-    tasks.spawn(links::run(wanted, tell_found, known_pods(&actual)));
+    tasks.spawn(links::run(wanted, found_tx, known_pods(&actual)));
     if let Some(bind) = health_bind {
         tasks.spawn(keep_health(bind, vitals.clone(), metrics.clone()));
     }
@@ -117,11 +117,11 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     if let Some(log) = plane.take_log() {
         tasks.spawn(log.run());
     }
-    let (tell_given, given) = watch::channel(cni::Given::new());
-    tasks.spawn(cni::run(cni_results, tell_given));
-    let (tell_denied, denied) = mpsc::channel(DENIALS);
+    let (given_tx, given) = watch::channel(cni::Given::new());
+    tasks.spawn(cni::run(cni_results, given_tx));
+    let (denied_tx, denied) = mpsc::channel(DENIALS);
     if let Some(denials) = plane.take_denials() {
-        tasks.spawn(denials.run(tell_denied));
+        tasks.spawn(denials.run(denied_tx));
     }
     let (reports, Audience { checks, node_ports }) =
         Reports::new(events.clone(), metrics.clone(), Timestamp::now());
@@ -129,10 +129,10 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     tasks.spawn(shadow::run(node_ports, events));
     let gate = keep_gate(&mut tasks, loads_only);
     let outputs = Outputs {
-        wanted: tell_wanted,
-        serving: tell_serving,
-        left: tell_left,
-        vitals: tell_vitals,
+        wanted: wanted_tx,
+        serving: serving_tx,
+        left: left_tx,
+        vitals: vitals_tx,
         gate,
         reports,
         metrics,
@@ -167,14 +167,14 @@ fn tell_way(service: &Settings) {
     }
 }
 
-/// V21: who wishes for a gate. Where programs are loaded only, nobody hears that.
+/// V21: who specs for a gate. Where programs are loaded only, nobody hears that.
 fn keep_gate(
     tasks: &mut JoinSet<Result<()>>,
     loads_only: bool,
-) -> watch::Sender<Option<gate::Wish>> {
-    let (gate, wishes) = watch::channel(None);
+) -> watch::Sender<Option<gate::GateSpec>> {
+    let (gate, specs) = watch::channel(None);
     if !loads_only {
-        tasks.spawn(gate::run(wishes));
+        tasks.spawn(gate::run(specs));
     }
     gate
 }

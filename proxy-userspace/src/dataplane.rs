@@ -42,7 +42,7 @@ pub use cgroups::{Cgroup, CgroupChoice};
 pub use clock::{Clock, hz};
 pub use denials::{Denials, Denied};
 pub use flowtable::FlowTable;
-pub use hooks::{Hook, Point, program_id};
+pub use hooks::{AttachPoint, Attachment, program_id};
 pub use maps::{FamilyMaps, Maps};
 pub use packet_log::PacketLog;
 pub use peers::PeerTable;
@@ -66,12 +66,12 @@ use hooks::Hooks;
 use object::{Migration, OBJECT};
 use statedir::Lock;
 
-/// The tc programs; each carries the name of its [`Point`].
-const CLASSIFIERS: [Point; 4] = [
-    Point::ToPod,
-    Point::ToDevice,
-    Point::FromPod,
-    Point::FromDevice,
+/// The tc programs; each carries the name of its [`AttachPoint`].
+const CLASSIFIERS: [AttachPoint; 4] = [
+    AttachPoint::ToPod,
+    AttachPoint::ToDevice,
+    AttachPoint::FromPod,
+    AttachPoint::FromDevice,
 ];
 /// The XDP program for kernels and devices with frames of several buffers, and the one for others.
 const XDP_PROGRAMS: [&str; 2] = ["portway_xdp_frags", "portway_xdp"];
@@ -293,8 +293,8 @@ impl Dataplane {
 
     /// The flags of a device as they follow from what is attached there.
     pub fn device_flags(&self, device: IfIndex) -> u32 {
-        let native = Hook {
-            point: Point::XdpNative,
+        let native = Attachment {
+            point: AttachPoint::XdpNative,
             device,
         };
         if self.hooks.attached().contains(&native) {
@@ -310,7 +310,7 @@ impl Dataplane {
     }
 
     /// The hooks at which programs run.
-    pub fn hooks(&self) -> &BTreeSet<Hook> {
+    pub fn hooks(&self) -> &BTreeSet<Attachment> {
         self.hooks.attached()
     }
 }
@@ -338,36 +338,44 @@ fn part_of(write: &Write) -> Option<(Side, u32)> {
 }
 
 /// Which programs belong where.
-fn wanted_hooks(found: &Found, xdp: XdpChoice) -> BTreeMap<Hook, String> {
-    let mut points: Vec<(Point, IfIndex)> = Vec::new();
-    for device in found.links.pods.values().chain(&found.strangers) {
-        points.extend([(Point::FromPod, *device), (Point::ToPod, *device)]);
+fn wanted_hooks(found: &Found, xdp: XdpChoice) -> BTreeMap<Attachment, String> {
+    let mut points: Vec<(AttachPoint, IfIndex)> = Vec::new();
+    for device in found.links.pods.values().chain(&found.unclaimed) {
+        points.extend([
+            (AttachPoint::FromPod, *device),
+            (AttachPoint::ToPod, *device),
+        ]);
     }
     for (device, driver) in &found.drivers {
-        points.push((Point::ToDevice, *device));
+        points.push((AttachPoint::ToDevice, *device));
         if *driver != Driver::Loopback {
-            points.push((Point::FromDevice, *device));
+            points.push((AttachPoint::FromDevice, *device));
         }
         points.extend(xdp_point(xdp, *driver).map(|point| (point, *device)));
     }
-    let named = |(point, device)| Some((Hook { point, device }, found.names.get(&device)?.clone()));
+    let named = |(point, device)| {
+        Some((
+            Attachment { point, device },
+            found.names.get(&device)?.clone(),
+        ))
+    };
     points.into_iter().filter_map(named).collect()
 }
 
 /// Native XDP belongs on cards: over a veth it breaks partial checksums and segmentation offload.
-fn xdp_point(xdp: XdpChoice, driver: Driver) -> Option<Point> {
+fn xdp_point(xdp: XdpChoice, driver: Driver) -> Option<AttachPoint> {
     match (xdp, driver) {
         (XdpChoice::Off, _)
         | (_, Driver::Tunnel | Driver::Loopback)
         | (XdpChoice::Auto, Driver::Software) => None,
-        (XdpChoice::Auto, Driver::Card) | (XdpChoice::Native, _) => Some(Point::XdpNative),
-        (XdpChoice::Generic, _) => Some(Point::XdpGeneric),
+        (XdpChoice::Auto, Driver::Card) | (XdpChoice::Native, _) => Some(AttachPoint::XdpNative),
+        (XdpChoice::Generic, _) => Some(AttachPoint::XdpGeneric),
     }
 }
 
 /// What a process on this host sends over a veth carries half a checksum, which XDP cannot tell from a whole one.
-fn warn_of_partial_checksums(hook: Hook, found: &Found) {
-    let xdp = matches!(hook.point, Point::XdpNative | Point::XdpGeneric);
+fn warn_of_partial_checksums(hook: Attachment, found: &Found) {
+    let xdp = matches!(hook.point, AttachPoint::XdpNative | AttachPoint::XdpGeneric);
     if xdp && found.drivers.get(&hook.device) == Some(&Driver::Software) {
         let device = found
             .names

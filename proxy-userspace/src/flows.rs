@@ -95,7 +95,7 @@ impl Ended {
 
 /// What a flow is judged by.
 #[derive(Clone, Debug)]
-pub struct Law {
+pub struct SweepRules {
     /// Seconds by kind (V18).
     pub timeouts: Timeouts,
     /// Jiffies in a second.
@@ -103,14 +103,14 @@ pub struct Law {
     /// Where UDP flows may lead; before the first sync nobody knows.
     pub serving: Option<Arc<Serving>>,
     /// Seconds of connections whose backends answer past this node (direct server return): nobody tells when such a one resets them.
-    pub direct: u32,
+    pub dsr: u32,
 }
 
-impl Law {
-    /// [`Law::direct`] where there is room: longer than two hours, after which TCP asks whether the other end is there.
-    pub const DIRECT: u32 = 10_800;
+impl SweepRules {
+    /// [`SweepRules::dsr`] where there is room: longer than two hours, after which TCP asks whether the other end is there.
+    pub const DSR: u32 = 10_800;
     /// The same in a full table.
-    const LEAST_DIRECT: u32 = 600;
+    const LEAST_DSR: u32 = 600;
     /// Such a connection whose client has closed it: the backend may still send, and is only known to while the client acknowledges.
     const LEAST_HALF_CLOSED: u32 = 10;
 }
@@ -138,8 +138,8 @@ struct Walked {
     ended: u64,
 }
 
-impl Law {
-    /// The law for a table that has so many entries: closed connections make room for others, the sooner the fuller it is beyond half,
+impl SweepRules {
+    /// The rules for a table that has so many entries: closed connections make room for others, the sooner the fuller it is beyond half,
     /// at three quarters at once. The rest is for what begins until the next sweep.
     pub fn for_table(&self, in_use: u64) -> Self {
         let quarter = u64::from(TABLE_ENTRIES / 4);
@@ -153,7 +153,7 @@ impl Law {
         };
         Self {
             timeouts,
-            direct: less(self.direct).max(Self::LEAST_DIRECT),
+            dsr: less(self.dsr).max(Self::LEAST_DSR),
             ..self.clone()
         }
     }
@@ -207,7 +207,7 @@ impl Law {
                     .saturating_mul(2)
                     .max(Self::LEAST_HALF_CLOSED),
             ),
-            _ => usual.min(self.direct),
+            _ => usual.min(self.dsr),
         }
     }
 
@@ -233,7 +233,7 @@ pub fn age(now: u32, seen: u32) -> u32 {
 pub async fn run(
     mut maps: Maps,
     clock: Clock,
-    mut law: Law,
+    mut rules: SweepRules,
     mut serving: watch::Receiver<Option<Arc<Serving>>>,
     mut left: mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
     metrics: Arc<Metrics>,
@@ -241,8 +241,8 @@ pub async fn run(
     let (mut swept, mut first) = (Swept::default(), None);
     let (mut sockets, mut looks) = (Sockets::default(), LOOKS);
     loop {
-        law.serving = serving.borrow_and_update().clone();
-        match sweep(&mut maps, &clock, &law, swept, &metrics).await {
+        rules.serving = serving.borrow_and_update().clone();
+        match sweep(&mut maps, &clock, &rules, swept, &metrics).await {
             Ok(now) => {
                 swept = now;
                 metrics.flows_evicted(swept.lost.saturating_sub(*first.get_or_insert(swept.lost)));
@@ -252,7 +252,7 @@ pub async fn run(
                 "cannot sweep the flow tables; trying again"
             ),
         }
-        if let (Some(serving), 1..) = (&law.serving, looks) {
+        if let (Some(serving), 1..) = (&rules.serving, looks) {
             match sockets.end(&mut maps, serving, &metrics) {
                 Ok(_) => looks -= 1,
                 Err(error) => warn!(
@@ -309,7 +309,7 @@ fn end_in<A: Address>(
 pub async fn sweep(
     maps: &mut Maps,
     clock: &Clock,
-    law: &Law,
+    rules: &SweepRules,
     before: Swept,
     metrics: &Metrics,
 ) -> Result<Swept> {
@@ -320,8 +320,8 @@ pub async fn sweep(
     // Two entries each, of whichever family.
     let come = 2 * counted_in(&counters, Counter::Established).saturating_sub(before.established);
     let (law4, law6) = (
-        law.for_table(before.v4 + come),
-        law.for_table(before.v6 + come),
+        rules.for_table(before.v4 + come),
+        rules.for_table(before.v6 + come),
     );
     let established4 = walk(&mut v4.flows, clock, &law4, metrics)
         .await
@@ -329,10 +329,10 @@ pub async fn sweep(
     let established6 = walk(&mut v6.flows, clock, &law6, metrics)
         .await
         .context("FLOWS6")?;
-    let opening4 = walk(&mut v4.opening, clock, law, metrics)
+    let opening4 = walk(&mut v4.opening, clock, rules, metrics)
         .await
         .context("OPENING4")?;
-    let opening6 = walk(&mut v6.opening, clock, law, metrics)
+    let opening6 = walk(&mut v6.opening, clock, rules, metrics)
         .await
         .context("OPENING6")?;
     metrics.flows_in_use("ipv4", "established", established4.left);
@@ -368,7 +368,7 @@ fn counted_in(counters: &[u64], counter: Counter) -> u64 {
 async fn walk<A: Address>(
     table: &mut impl FlowTable<A>,
     clock: &Clock,
-    law: &Law,
+    rules: &SweepRules,
     metrics: &Metrics,
 ) -> Result<Walked> {
     let (mut walk, mut walked) = (Walk::default(), Walked::default());
@@ -376,13 +376,13 @@ async fn walk<A: Address>(
         walked.left += flows.len() as u64;
         let now = clock.now()?;
         for (key, flow) in flows {
-            if law
+            if rules
                 .judge(key.protocol, &flow, age(now, flow.seen))
                 .is_none()
             {
                 continue;
             }
-            if let Some((ended, entries)) = end(table, &key, now, law)? {
+            if let Some((ended, entries)) = end(table, &key, now, rules)? {
                 walked.ended += entries;
                 metrics.flow_ended(ended);
                 debug!(?key, ended = ended.name(), "a flow has ended");
@@ -400,7 +400,7 @@ fn end<A: Address>(
     table: &mut impl FlowTable<A>,
     key: &FlowKey<A>,
     now: u32,
-    law: &Law,
+    rules: &SweepRules,
 ) -> Result<Option<(Ended, u64)>> {
     let Some(mut flow) = table.get(key)? else {
         return Ok(None);
@@ -415,7 +415,7 @@ fn end<A: Address>(
         flow.state |= mate.state;
         youngest = youngest.min(age(now, mate.seen));
     }
-    let Some(ended) = law.judge(key.protocol, &flow, youngest) else {
+    let Some(ended) = rules.judge(key.protocol, &flow, youngest) else {
         return Ok(None);
     };
     table.delete(key)?;

@@ -39,7 +39,7 @@ const REFRESH: Duration = Duration::from_secs(60);
 
 /// What goes by the gate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wish {
+pub struct GateSpec {
     /// Whether there is to be one: not where processes are served by their sockets.
     pub open: bool,
     /// The Service ranges.
@@ -50,7 +50,7 @@ pub struct Wish {
     pub mtu: u32,
 }
 
-impl Wish {
+impl GateSpec {
     /// All Service ranges among these, for a node with such links and addresses.
     pub fn of(ranges: &BTreeMap<IpNet, RangeKind>, links: &Links, sources: &[IpAddr]) -> Self {
         let services =
@@ -72,20 +72,20 @@ impl Wish {
     }
 }
 
-/// Makes the gate as it is wished, whenever that changes, until nobody wishes any more. What fails is said, and tried again.
+/// Makes the gate as it is wished, whenever that changes, until nobody specs any more. What fails is said, and tried again.
 ///
 /// # Errors
 /// Only where netlink cannot be reached at all.
-pub async fn run(mut wishes: watch::Receiver<Option<Wish>>) -> Result<()> {
+pub async fn run(mut specs: watch::Receiver<Option<GateSpec>>) -> Result<()> {
     let (connection, handle, _) = new_connection().context("open a netlink socket")?;
     let task = tokio::spawn(connection);
     let (mut pause, mut done) = (REFRESH, None);
-    // Who wishes no more has closed it; a pause that is over is a reason to look after what was made.
-    while !matches!(timeout(pause, wishes.changed()).await, Ok(Err(_))) {
-        let Some(wish) = wishes.borrow_and_update().clone() else {
+    // Who specs no more has closed it; a pause that is over is a reason to look after what was made.
+    while !matches!(timeout(pause, specs.changed()).await, Ok(Err(_))) {
+        let Some(spec) = specs.borrow_and_update().clone() else {
             continue;
         };
-        if let Err(error) = bring(&handle, &wish).await {
+        if let Err(error) = bring(&handle, &spec).await {
             warn!(
                 error = format!("{error:#}"),
                 "processes of this node do not reach Services; trying again"
@@ -93,14 +93,14 @@ pub async fn run(mut wishes: watch::Receiver<Option<Wish>>) -> Result<()> {
             pause = RETRY;
             continue;
         }
-        if done.as_ref() != Some(&wish) && wish.open {
+        if done.as_ref() != Some(&spec) && spec.open {
             info!(
-                ranges = wish.ranges.len(),
+                ranges = spec.ranges.len(),
                 "processes of this node reach Services by packets, through {ENTRY}"
             );
             loopback::warn_of_filter();
         }
-        (pause, done) = (REFRESH, Some(wish));
+        (pause, done) = (REFRESH, Some(spec));
     }
     task.abort();
     Ok(())
@@ -118,8 +118,8 @@ pub async fn remove() -> Result<()> {
     done
 }
 
-async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
-    if !wish.open {
+async fn bring(handle: &Handle, spec: &GateSpec) -> Result<()> {
+    if !spec.open {
         return remove_by(handle).await;
     }
     let entry = match index_of(handle, ENTRY).await? {
@@ -140,8 +140,8 @@ async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
     let there = routes(handle, entry)
         .await
         .with_context(|| format!("list the routes by {ENTRY}"))?;
-    for range in &wish.ranges {
-        let request = handle.route().add(route(*range, entry, wish)).replace();
+    for range in &spec.ranges {
+        let request = handle.route().add(route(*range, entry, spec)).replace();
         request
             .execute()
             .await
@@ -149,7 +149,7 @@ async fn bring(handle: &Handle, wish: &Wish) -> Result<()> {
     }
     for message in there {
         let to = crate::links::destination(&message);
-        if to.is_some_and(|to| !wish.ranges.contains(&to)) {
+        if to.is_some_and(|to| !spec.ranges.contains(&to)) {
             handle
                 .route()
                 .del(message)
@@ -243,8 +243,8 @@ async fn routes(handle: &Handle, entry: u32) -> Result<Vec<RouteMessage>> {
     Ok(found)
 }
 
-fn route(range: IpNet, entry: u32, wish: &Wish) -> RouteMessage {
-    let source = wish
+fn route(range: IpNet, entry: u32, spec: &GateSpec) -> RouteMessage {
+    let source = spec
         .sources
         .iter()
         .find(|source| source.is_ipv4() == range.addr().is_ipv4());
@@ -271,7 +271,7 @@ fn route(range: IpNet, entry: u32, wish: &Wish) -> RouteMessage {
     };
     message
         .attributes
-        .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(wish.mtu)]));
+        .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(spec.mtu)]));
     message
 }
 
@@ -282,11 +282,11 @@ mod tests {
     use ipnet::IpNet;
     use rtnetlink::{Handle, LinkUnspec, new_connection};
 
-    use super::{ENTRY, EXIT, Wish, bring, index_of, remove, remove_by, routes};
+    use super::{ENTRY, EXIT, GateSpec, bring, index_of, remove, remove_by, routes};
     use crate::links::destination;
     use crate::testing::Namespace;
 
-    fn wish(ranges: &[&str]) -> Wish {
+    fn spec(ranges: &[&str]) -> GateSpec {
         let ranges = ranges
             .iter()
             .map(|range| range.parse().expect("a range"))
@@ -294,7 +294,7 @@ mod tests {
         let sources = ["192.0.2.1", "2001:db8::1"]
             .map(|source| source.parse().expect("an address"))
             .into();
-        Wish {
+        GateSpec {
             open: true,
             ranges,
             sources,
@@ -335,17 +335,17 @@ mod tests {
         host.block_on(async {
             let (connection, handle, _) = new_connection().expect("netlink");
             let task = tokio::spawn(connection);
-            bring(&handle, &Wish::default())
+            bring(&handle, &GateSpec::default())
                 .await
                 .expect("nothing to do");
             assert_eq!(lets_in(), ["0", "0"]);
             let (both, other) = (
-                wish(&["10.96.0.0/12", "fd00:10:96::/112"]),
-                wish(&["10.97.0.0/16", "fd00:10:96::/112"]),
+                spec(&["10.96.0.0/12", "fd00:10:96::/112"]),
+                spec(&["10.97.0.0/16", "fd00:10:96::/112"]),
             );
-            for wish in [&both, &both, &other] {
-                bring(&handle, wish).await.expect("a gate");
-                assert_eq!(lead_to(&handle).await, wish.ranges);
+            for spec in [&both, &both, &other] {
+                bring(&handle, spec).await.expect("a gate");
+                assert_eq!(lead_to(&handle).await, spec.ranges);
             }
             // Somebody sets it down, and so takes its routes away.
             for name in [ENTRY, EXIT] {
@@ -361,9 +361,9 @@ mod tests {
             assert_eq!(lead_to(&handle).await, other.ranges);
             assert_eq!(lets_in(), ["1", "1"]);
             // No range is known: nodePorts are served.
-            bring(&handle, &wish(&[])).await.expect("a gate");
+            bring(&handle, &spec(&[])).await.expect("a gate");
             assert_eq!(lead_to(&handle).await, BTreeSet::new());
-            bring(&handle, &Wish::default()).await.expect("no gate");
+            bring(&handle, &GateSpec::default()).await.expect("no gate");
             assert_eq!(index_of(&handle, EXIT).await.expect("an answer"), None);
             assert_eq!(lets_in(), ["0", "0"]);
             remove().await.expect("it is gone already");
@@ -386,7 +386,7 @@ mod tests {
             let (connection, handle, _) = new_connection().expect("netlink");
             let task = tokio::spawn(connection);
             for _ in 0..2 {
-                bring(&handle, &wish(&[])).await.expect("a gate");
+                bring(&handle, &spec(&[])).await.expect("a gate");
                 assert_eq!(lets_in(), ["1", "1"]);
             }
             remove_by(&handle).await.expect("no gate");

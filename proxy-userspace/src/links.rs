@@ -4,7 +4,7 @@
 
 mod facts;
 mod netlink;
-mod strangers;
+mod unclaimed;
 mod wiring;
 
 #[cfg(test)]
@@ -62,7 +62,7 @@ pub struct Found {
     /// Names of node devices and of the pods' devices.
     pub names: BTreeMap<IfIndex, String>,
     /// Devices that are pods' by their looks, and nobody knows whose yet (P31).
-    pub strangers: BTreeSet<IfIndex>,
+    pub unclaimed: BTreeSet<IfIndex>,
     /// Every device of this host.
     pub present: BTreeSet<IfIndex>,
     /// Node devices by what XDP can do there, and loopback where processes go by a gate.

@@ -27,7 +27,7 @@ use crate::cni;
 use crate::compile::{Compiler, Touched};
 use crate::dataplane::{Dataplane, Denied, wait_for_programs};
 use crate::flows::Serving;
-use crate::gate::Wish;
+use crate::gate::GateSpec;
 use crate::health::{NodeVitals, Vitals};
 use crate::links::{Found, Wanted};
 use crate::metrics::{Metrics, Pass};
@@ -73,7 +73,7 @@ pub struct Outputs {
     /// What health is judged by.
     pub vitals: watch::Sender<Vitals>,
     /// By what processes of this node reach Services where their sockets do not.
-    pub gate: watch::Sender<Option<Wish>>,
+    pub gate: watch::Sender<Option<GateSpec>>,
     /// What follows for others.
     pub reports: Reports,
     /// What is counted.
@@ -421,20 +421,20 @@ impl Sync {
 
     /// V21: whether the hooks of sockets serve is known when they were to be attached.
     fn ask_for_gate(&self) {
-        let wish = match self.plane.sockets().why_not() {
+        let spec = match self.plane.sockets().why_not() {
             Some(_) => {
                 let sources = &self.outputs.wanted.borrow().node_addresses;
-                Wish::of(
+                GateSpec::of(
                     &self.compiler.contents().ranges,
                     &self.snapshot.links,
                     sources,
                 )
             }
-            None => Wish::default(),
+            None => GateSpec::default(),
         };
         self.outputs
             .gate
-            .send_if_modified(|before| before.replace(wish.clone()) != Some(wish));
+            .send_if_modified(|before| before.replace(spec.clone()) != Some(spec));
     }
 
     fn look_at_links(&mut self, found: &Found) {

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::print::{PinArgs, device_name, lines, print, table};
 use crate::dataplane::{
-    FlowTable, Hook, Maps, StateDir, Verified, names_in, program_id, programs_in, socket_hooks,
-    sockets_of,
+    Attachment, FlowTable, Maps, StateDir, Verified, names_in, program_id, programs_in,
+    socket_hooks, sockets_of,
 };
 use crate::foreign::{self, Foreign};
 
@@ -36,7 +36,7 @@ enum Agent {
 }
 
 struct Attached {
-    hook: Hook,
+    hook: Attachment,
     device: String,
     by: &'static str,
     program: Option<u32>,
@@ -102,7 +102,7 @@ fn read(dir: &StateDir) -> Result<Status> {
     })
 }
 
-fn attached(dir: &StateDir, hook: Hook) -> Result<Attached> {
+fn attached(dir: &StateDir, hook: Attachment) -> Result<Attached> {
     let by = match (
         hook.point.is_xdp(),
         dir.hooks().join(hook.to_string()).is_dir(),

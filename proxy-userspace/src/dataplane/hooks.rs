@@ -27,7 +27,7 @@ const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// What meets packets where, in the order in which they are attached: who reverses a translation comes before who makes it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Point {
+pub enum AttachPoint {
     /// tc egress of the host side of a pod's veth.
     ToPod,
     /// tc egress of a node device.
@@ -42,7 +42,7 @@ pub enum Point {
     XdpNative,
 }
 
-impl Point {
+impl AttachPoint {
     /// Every point.
     pub const ALL: [Self; 6] = [
         Self::ToPod,
@@ -92,27 +92,27 @@ enum How {
 
 /// A program's place: a point of a device. Its text is the name of the pin.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Hook {
+pub struct Attachment {
     /// Which point.
-    pub point: Point,
+    pub point: AttachPoint,
     /// Of which device.
     pub device: IfIndex,
 }
 
-impl fmt::Display for Hook {
+impl fmt::Display for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.point.name(), self.device.0)
     }
 }
 
-impl FromStr for Hook {
+impl FromStr for Attachment {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let (name, device) = text
             .rsplit_once('-')
             .with_context(|| format!("{text} names no hook"))?;
-        let point = Point::ALL
+        let point = AttachPoint::ALL
             .into_iter()
             .find(|point| point.name() == name)
             .with_context(|| format!("{text} names no hook"))?;
@@ -140,9 +140,9 @@ pub struct Hooks {
     dir: StateDir,
     flavour: Flavour,
     xdp_program: &'static str,
-    attached: BTreeSet<Hook>,
+    attached: BTreeSet<Attachment>,
     /// With the kernel's words.
-    refused: BTreeMap<Hook, String>,
+    refused: BTreeMap<Attachment, String>,
 }
 
 impl Hooks {
@@ -158,7 +158,7 @@ impl Hooks {
     }
 
     /// The hooks at which this agent's programs run.
-    pub fn attached(&self) -> &BTreeSet<Hook> {
+    pub fn attached(&self) -> &BTreeSet<Attachment> {
         &self.attached
     }
 
@@ -174,14 +174,14 @@ impl Hooks {
     pub fn update(
         &mut self,
         ebpf: &mut Ebpf,
-        wanted: &BTreeMap<Hook, String>,
+        wanted: &BTreeMap<Attachment, String>,
         present: &BTreeSet<IfIndex>,
     ) -> Result<Vec<anyhow::Error>> {
         self.refused.retain(|hook, _| wanted.contains_key(hook));
         self.attached.retain(|hook| present.contains(&hook.device));
         let mut errors = Vec::new();
         for name in names_in(&self.dir.hooks())? {
-            let hook: Hook = name.parse()?;
+            let hook: Attachment = name.parse()?;
             let kept = wanted.contains_key(&hook) || hook.point.is_pods();
             if !kept || !present.contains(&hook.device) {
                 errors.extend(self.detach(hook).err());
@@ -219,7 +219,7 @@ impl Hooks {
         self.flavour = Flavour::Clsact;
     }
 
-    fn attach(&mut self, ebpf: &mut Ebpf, hook: Hook, device: &str) -> Result<()> {
+    fn attach(&mut self, ebpf: &mut Ebpf, hook: Attachment, device: &str) -> Result<()> {
         let pin = self.dir.hooks().join(hook.to_string());
         match hook.point.how() {
             How::Xdp(mode) => attach_xdp(program(ebpf, self.xdp_program)?, mode, hook.device, &pin),
@@ -308,7 +308,7 @@ impl Hooks {
     }
 
     /// Takes our program off a hook. A device that is gone took its hooks along.
-    fn detach(&mut self, hook: Hook) -> Result<()> {
+    fn detach(&mut self, hook: Attachment) -> Result<()> {
         detach(&self.dir, hook)?;
         self.attached.remove(&hook);
         info!(device = hook.device.0, hook = hook.point.name(), "detached");
@@ -317,7 +317,7 @@ impl Hooks {
 }
 
 /// Takes whatever an agent has put there off a hook.
-pub fn detach(dir: &StateDir, hook: Hook) -> Result<()> {
+pub fn detach(dir: &StateDir, hook: Attachment) -> Result<()> {
     let pin = dir.hooks().join(hook.to_string());
     if let (true, How::Tc(kind)) = (pin.is_dir(), hook.point.how())
         && let Ok(device) = nix::net::if_::if_indextoname(hook.device.0)
@@ -332,7 +332,7 @@ pub fn detach(dir: &StateDir, hook: Hook) -> Result<()> {
 }
 
 /// Gives the program at a hook, if it is pinned.
-pub fn program_id(dir: &StateDir, hook: Hook) -> Option<u32> {
+pub fn program_id(dir: &StateDir, hook: Attachment) -> Option<u32> {
     let link = PinnedLink::from_pin(dir.hooks().join(hook.to_string())).ok()?;
     Some(FdLink::from(link).info().ok()?.program_id())
 }

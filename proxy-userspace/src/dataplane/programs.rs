@@ -7,7 +7,7 @@ use aya::maps::MapInfo;
 use aya::programs::{ProgramInfo, loaded_programs};
 
 use super::statedir::{StateDir, names_in};
-use super::{CLASSIFIERS, Point, XDP_PROGRAMS, clock, sockets};
+use super::{AttachPoint, CLASSIFIERS, XDP_PROGRAMS, clock, sockets};
 
 /// The kernel keeps so many bytes of a program's name.
 const NAME: usize = 15;
@@ -71,7 +71,7 @@ impl From<&ProgramInfo> for Verified {
 /// The name that the kernel has cut off.
 fn full_name(kernel: &str) -> String {
     let ours = CLASSIFIERS
-        .map(Point::name)
+        .map(AttachPoint::name)
         .into_iter()
         .chain(XDP_PROGRAMS)
         .chain(sockets::PROGRAMS)

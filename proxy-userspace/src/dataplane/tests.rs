@@ -13,7 +13,8 @@ use proxy_common::net::{Addr4, AddressFlags, Device, IfIndex, Port, Protocol, Ra
 use proxy_common::service::{Config, Service, ServiceKey};
 
 use super::{
-    CgroupChoice, Clock, Dataplane, Maps, Options, Point, StateDir, Walk, XdpChoice, hz, unload,
+    AttachPoint, CgroupChoice, Clock, Dataplane, Maps, Options, StateDir, Walk, XdpChoice, hz,
+    unload,
 };
 use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
 use crate::links::{Driver, Found};
@@ -431,11 +432,11 @@ fn a_restart_replaces_programs_in_their_places() {
         assert_eq!(
             points,
             [
-                Point::ToPod,
-                Point::ToDevice,
-                Point::FromPod,
-                Point::FromDevice,
-                Point::XdpNative
+                AttachPoint::ToPod,
+                AttachPoint::ToDevice,
+                AttachPoint::FromPod,
+                AttachPoint::FromDevice,
+                AttachPoint::XdpNative
             ]
         );
         assert!(
@@ -512,7 +513,7 @@ fn a_hook_that_was_refused_is_told_of_once_and_tried_again() {
             plane
                 .hooks()
                 .iter()
-                .any(|hook| hook.point == Point::XdpNative)
+                .any(|hook| hook.point == AttachPoint::XdpNative)
         );
     });
 }

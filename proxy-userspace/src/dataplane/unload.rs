@@ -9,7 +9,7 @@ use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, new_connection};
 use tracing::{info, warn};
 
-use super::hooks::{Hook, detach};
+use super::hooks::{Attachment, detach};
 use super::sockets;
 use super::statedir::{StateDir, names_in, remove};
 use crate::gate;
@@ -29,7 +29,7 @@ pub async fn unload(root: &Path) -> Result<()> {
     }
     sockets::detach(&dir)?;
     for name in names_in(&dir.hooks())? {
-        match name.parse::<Hook>() {
+        match name.parse::<Attachment>() {
             Ok(hook) => detach(&dir, hook)?,
             Err(error) => warn!("{error:#}"),
         }

@@ -18,12 +18,12 @@ fn timeouts() -> Timeouts {
     }
 }
 
-fn law(serving: Option<Serving>) -> Law {
-    Law {
+fn rules(serving: Option<Serving>) -> SweepRules {
+    SweepRules {
         timeouts: timeouts(),
         hz: HZ,
         serving: serving.map(Arc::new),
-        direct: Law::DIRECT,
+        dsr: SweepRules::DSR,
     }
 }
 
@@ -79,9 +79,9 @@ fn serving() -> Serving {
 fn v18_each_kind_lives_as_long_as_its_timeout() {
     let lives = |protocol, state, seconds: u32| {
         let [(_, flow), _] = connection(protocol, 1, [0, 0], state);
-        let law = law(None);
-        assert_eq!(law.judge(protocol, &flow, seconds * HZ - 1), None);
-        law.judge(protocol, &flow, seconds * HZ)
+        let rules = rules(None);
+        assert_eq!(rules.judge(protocol, &flow, seconds * HZ - 1), None);
+        rules.judge(protocol, &flow, seconds * HZ)
     };
     assert_eq!(
         lives(Protocol::TCP, State::REPLIED, 86_400),
@@ -104,9 +104,9 @@ fn v18_each_kind_lives_as_long_as_its_timeout() {
 /// Of a backend that answers past this node neither FIN nor RST is seen.
 #[test]
 fn v18_connections_that_are_answered_elsewhere_live_by_what_their_client_says() {
-    let judge = |law: &Law, protocol, state, seconds: u32| {
+    let judge = |rules: &SweepRules, protocol, state, seconds: u32| {
         let [(_, flow), _] = connection(protocol, 1, [0, 0], state);
-        law.judge(
+        rules.judge(
             protocol,
             &Flow {
                 way: Way::Dsr as u8,
@@ -115,8 +115,8 @@ fn v18_connections_that_are_answered_elsewhere_live_by_what_their_client_says() 
             seconds * HZ,
         )
     };
-    let (empty, full) = (law(None), law(None).for_table(u64::from(TABLE_ENTRIES)));
-    for (law, protocol, state, seconds, ended) in [
+    let (empty, full) = (rules(None), rules(None).for_table(u64::from(TABLE_ENTRIES)));
+    for (rules, protocol, state, seconds, ended) in [
         (&empty, Protocol::TCP, State::REPLIED, 10_800, Ended::Idle),
         (&full, Protocol::SCTP, State::REPLIED, 600, Ended::Idle),
         (
@@ -144,12 +144,12 @@ fn v18_connections_that_are_answered_elsewhere_live_by_what_their_client_says() 
         (&full, Protocol::UDP, State::REPLIED, 120, Ended::Idle),
     ] {
         assert_eq!(
-            judge(law, protocol, state, seconds - 1),
+            judge(rules, protocol, state, seconds - 1),
             None,
             "{protocol:?} {state}"
         );
         assert_eq!(
-            judge(law, protocol, state, seconds),
+            judge(rules, protocol, state, seconds),
             Some(ended),
             "{protocol:?} {state}"
         );
@@ -158,22 +158,26 @@ fn v18_connections_that_are_answered_elsewhere_live_by_what_their_client_says() 
 
 #[test]
 fn closed_flows_go_the_sooner_the_fuller_the_table_is() {
-    let law = Law {
+    let rules = SweepRules {
         timeouts: Timeouts::default(),
-        ..law(None)
+        ..rules(None)
     };
-    let eighths = |n: u64| law.for_table(u64::from(TABLE_ENTRIES) / 8 * n).timeouts;
+    let eighths = |n: u64| rules.for_table(u64::from(TABLE_ENTRIES) / 8 * n).timeouts;
     assert_eq!(
         [0, 4, 5, 6, 8].map(|n| eighths(n).tcp_closed),
         [60, 60, 30, 0, 0]
     );
-    assert_eq!(law.for_table(u64::MAX).timeouts.tcp_closed, 0);
-    let direct = |n: u64| law.for_table(u64::from(TABLE_ENTRIES) / 8 * n).direct;
+    assert_eq!(rules.for_table(u64::MAX).timeouts.tcp_closed, 0);
+    let direct = |n: u64| rules.for_table(u64::from(TABLE_ENTRIES) / 8 * n).dsr;
     assert_eq!(
         [0, 4, 5, 6, 8].map(direct),
         [10_800, 10_800, 5_400, 600, 600]
     );
-    assert_eq!(eighths(8).tcp, law.timeouts.tcp, "those that are open stay");
+    assert_eq!(
+        eighths(8).tcp,
+        rules.timeouts.tcp,
+        "those that are open stay"
+    );
 }
 
 #[test]
@@ -190,10 +194,10 @@ fn v18_flows_of_which_nothing_is_known_were_evicted() {
 
 #[test]
 fn v14_udp_flows_end_with_their_backend_and_tcp_flows_do_not() {
-    let law = law(Some(serving()));
+    let rules = rules(Some(serving()));
     let judge = |protocol, service, dst| {
         let [(_, flow), _] = connection(protocol, 1, [0, 0], State::REPLIED);
-        law.judge(
+        rules.judge(
             protocol,
             &Flow {
                 service,
@@ -223,7 +227,7 @@ fn v14_udp_flows_end_with_their_backend_and_tcp_flows_do_not() {
 #[test]
 fn v14_nothing_ends_before_the_first_sync() {
     let [(_, flow), _] = connection(Protocol::UDP, 1, [0, 0], State::REPLIED);
-    assert_eq!(law(None).judge(Protocol::UDP, &flow, 0), None);
+    assert_eq!(rules(None).judge(Protocol::UDP, &flow, 0), None);
 }
 
 #[test]
@@ -234,7 +238,7 @@ fn jiffies_may_wrap_and_a_note_from_the_future_is_no_age() {
 
 /// Runs a sweep over these connections; gives the client ports of those that are left, by direction.
 fn survivors(
-    law: Law,
+    rules: SweepRules,
     make: impl Fn(u32) -> Vec<[(FlowKey<Addr4>, Flow<Addr4>); 2]> + Send + 'static,
 ) -> Vec<u16> {
     let node = Namespace::new();
@@ -257,7 +261,7 @@ fn survivors(
         sweep(
             &mut maps,
             &clock,
-            &law,
+            &rules,
             Swept::default(),
             &Metrics::default(),
         )
@@ -281,7 +285,7 @@ fn survivors(
 
 #[test]
 fn a_packet_in_either_direction_keeps_both_entries() {
-    let left = survivors(law(None), |now| {
+    let left = survivors(rules(None), |now| {
         let (old, new) = (now.wrapping_sub(200 * HZ), now.wrapping_sub(HZ));
         let udp = |port, seen| connection(Protocol::UDP, port, seen, State::REPLIED);
         vec![udp(1, [old, old]), udp(2, [old, new]), udp(3, [new, old])]
@@ -291,7 +295,7 @@ fn a_packet_in_either_direction_keeps_both_entries() {
 
 #[test]
 fn an_entry_without_its_other_half_ends_by_its_own_time() {
-    let left = survivors(law(None), |now| {
+    let left = survivors(rules(None), |now| {
         let [forward, _] = connection(
             Protocol::UDP,
             1,
@@ -309,7 +313,7 @@ fn both_directions_of_a_udp_flow_go_with_its_backend() {
     let mut gone = serving();
     gone.endpoints.clear();
     gone.endpoints.insert(1, BTreeSet::new());
-    let left = survivors(law(Some(gone)), |now| {
+    let left = survivors(rules(Some(gone)), |now| {
         vec![
             connection(Protocol::UDP, 1, [now; 2], State::REPLIED),
             connection(Protocol::TCP, 2, [now; 2], State::REPLIED),

@@ -12,7 +12,7 @@ use tracing::{debug, info};
 
 use super::facts::{Facts, Kind, Link, Mac, Neighbour, Preferred, Route, Via};
 use super::netlink::Netlink;
-use super::strangers::strangers;
+use super::unclaimed::unclaimed;
 use super::{Driver, Found, Wanted};
 use crate::{gate, model};
 
@@ -150,7 +150,7 @@ impl Wiring {
             .iter()
             .filter_map(|index| Some((*index, device(facts, wanted, &self.pods, *index)?)))
             .collect();
-        let strangers = strangers(facts, wanted, &self.pods, &ours);
+        let unclaimed = unclaimed(facts, wanted, &self.pods, &ours);
         // V21: processes ask nodePorts of this host by it.
         ours.extend(
             gate.and(
@@ -167,14 +167,14 @@ impl Wiring {
             names: ours
                 .iter()
                 .chain(self.pods.values())
-                .chain(&strangers)
+                .chain(&unclaimed)
                 .filter_map(name)
                 .collect(),
             drivers: ours
                 .iter()
                 .filter_map(|index| Some((*index, driver(facts.links.get(index)?))))
                 .collect(),
-            strangers,
+            unclaimed,
             links: model::Links {
                 pods: self.pods.clone(),
                 devices,

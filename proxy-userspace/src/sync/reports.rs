@@ -43,8 +43,8 @@ struct Pending {
 impl Reports {
     /// Nothing is reported yet; the agent starts at `now`.
     pub fn new(events: Events, metrics: Arc<Metrics>, now: Timestamp) -> (Self, Audience) {
-        let (tell_checks, checks) = watch::channel(Checks::default());
-        let (tell_node_ports, node_ports) = watch::channel(NodePorts::default());
+        let (checks_tx, checks) = watch::channel(Checks::default());
+        let (node_ports_tx, node_ports) = watch::channel(NodePorts::default());
         let pending = Pending {
             endpoints: 0,
             services: 0,
@@ -52,8 +52,8 @@ impl Reports {
         };
         let (warnings, closed) = (Warnings::new(events.clone()), Warnings::new(events));
         let reports = Self {
-            checks: tell_checks,
-            node_ports: tell_node_ports,
+            checks: checks_tx,
+            node_ports: node_ports_tx,
             warnings,
             closed,
             metrics,
@@ -85,7 +85,7 @@ impl Reports {
             .trigger
             .into_iter()
             .for_each(|trigger| triggers.wait(trigger));
-        self.tell_pending();
+        self.report_pending();
         self.metrics.queued(seconds(now));
     }
 
@@ -98,10 +98,10 @@ impl Reports {
             );
         }
         (self.pending.endpoints, self.pending.services) = (0, 0);
-        self.tell_pending();
+        self.report_pending();
     }
 
-    fn tell_pending(&self) {
+    fn report_pending(&self) {
         self.metrics
             .pending(Counted::Endpoints, self.pending.endpoints);
         self.metrics

@@ -115,10 +115,10 @@ impl Agent {
         })
         .expect("open the data plane");
         let actual = plane.read().expect("read");
-        let (tell_serving, serving) = watch::channel(None);
-        let (tell_vitals, vitals) = watch::channel(Vitals::default());
-        let (tell_wanted, wanted) = watch::channel(Wanted::default());
-        let (tell_found, found) = watch::channel(None);
+        let (serving_tx, serving) = watch::channel(None);
+        let (vitals_tx, vitals) = watch::channel(Vitals::default());
+        let (wanted_tx, wanted) = watch::channel(Wanted::default());
+        let (found_tx, found) = watch::channel(None);
         let (updates, inbox) = mpsc::channel(100);
         let earlier = actual
             .pods()
@@ -126,7 +126,7 @@ impl Agent {
             .map(|(addr, pod)| (*addr, pod.device))
             .collect();
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(links::run(wanted, tell_found, earlier));
+        tasks.spawn(links::run(wanted, found_tx, earlier));
         let settings = Settings {
             node_name: "n1".into(),
             hz: 250,
@@ -136,11 +136,11 @@ impl Agent {
         let metrics = Arc::<Metrics>::default();
         let (reports, _) = Reports::new(Events::default(), metrics.clone(), Timestamp::now());
         let outputs = Outputs {
-            wanted: tell_wanted,
-            serving: tell_serving,
+            wanted: wanted_tx,
+            serving: serving_tx,
             left: mpsc::unbounded_channel().0,
             gate: watch::channel(None).0,
-            vitals: tell_vitals,
+            vitals: vitals_tx,
             reports,
             metrics,
         };
@@ -390,7 +390,7 @@ fn a_device_that_is_found_just_as_objects_change_gets_its_programs() {
         })
         .expect("open the data plane");
         let actual = plane.read().expect("read");
-        let (tell_wanted, wanted) = watch::channel(Wanted::default());
+        let (wanted_tx, wanted) = watch::channel(Wanted::default());
         let metrics = Arc::<Metrics>::default();
         let (reports, _) = Reports::new(Events::default(), metrics.clone(), Timestamp::now());
         let (serving, vitals) = (
@@ -399,7 +399,7 @@ fn a_device_that_is_found_just_as_objects_change_gets_its_programs() {
         );
         let gate = watch::channel(None).0;
         let outputs = Outputs {
-            wanted: tell_wanted,
+            wanted: wanted_tx,
             serving,
             left: mpsc::unbounded_channel().0,
             vitals,
@@ -428,8 +428,8 @@ fn a_device_that_is_found_just_as_objects_change_gets_its_programs() {
             .for_each(|update| _ = sync.take(update));
         sync.ask_links();
 
-        let (tell_found, mut looked) = watch::channel(None);
-        let looking = tokio::spawn(links::run(wanted, tell_found, BTreeMap::new()));
+        let (found_tx, mut looked) = watch::channel(None);
+        let looking = tokio::spawn(links::run(wanted, found_tx, BTreeMap::new()));
         let whole = looked.wait_for(|found: &Option<Found>| {
             found
                 .as_ref()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use portway::compile::compile;
 use portway::contents::Frontend;
-use portway::flows::{Law, Serving};
+use portway::flows::{Serving, SweepRules};
 use portway::model::{Snapshot, Timeouts};
 use portway::place::{Actual, place};
 use portway::sync::serving_endpoints;
@@ -48,11 +48,11 @@ fn check_case(case: &UdpCase, tally: &mut Tally) -> Result<()> {
         endpoints,
         unknown_from: actual.next_id(),
     });
-    let law = Law {
+    let rules = SweepRules {
         timeouts: Timeouts::default(),
         hz: 1000,
         serving: Some(serving.clone()),
-        direct: Law::DIRECT,
+        dsr: SweepRules::DSR,
     };
     for flow in &case.flows {
         let protocol = protocol(&flow.protocol)?;
@@ -70,7 +70,7 @@ fn check_case(case: &UdpCase, tally: &mut Tally) -> Result<()> {
             &format!("{}: {flow:?}", case.name),
             Weight::Binding,
             &owed,
-            &judge(&law, protocol, flow, service),
+            &judge(&rules, protocol, flow, service),
         );
     }
     Ok(())
@@ -95,18 +95,18 @@ fn service_of(flow: &UdpFlow, protocol: Protocol, actual: &Actual) -> u32 {
 }
 
 /// What the sweep would do with the flow, which has just seen a packet.
-fn judge(law: &Law, protocol: Protocol, flow: &UdpFlow, service: u32) -> Fate {
+fn judge(rules: &SweepRules, protocol: Protocol, flow: &UdpFlow, service: u32) -> Fate {
     let backend = SocketAddr::new(
         flow.reply_src,
         flow.reply_src_port.unwrap_or(flow.orig_dst_port),
     );
     let ended = match backend.ip() {
-        IpAddr::V4(ip) => law.judge(
+        IpAddr::V4(ip) => rules.judge(
             protocol,
             &entry(Addr4::from(ip), backend.port(), service),
             0,
         ),
-        IpAddr::V6(ip) => law.judge(
+        IpAddr::V6(ip) => rules.judge(
             protocol,
             &entry(Addr6::from(ip), backend.port(), service),
             0,

@@ -12,7 +12,7 @@ use super::facts::{Facts, Kind, Link, Route, Via};
 /// pods' prefixes, and veths with a route to one such address. `ours` are node devices, which never are.
 ///
 /// What a user has wired by himself (another bridge, other addresses) is none of them.
-pub fn strangers(
+pub fn unclaimed(
     facts: &Facts,
     wanted: &Wanted,
     pods: &BTreeMap<IpAddr, IfIndex>,
@@ -147,7 +147,7 @@ mod tests {
             .iter()
             .map(|(addr, device)| (addr.parse().expect("an address"), IfIndex(*device)))
             .collect();
-        strangers(facts, wanted, &pods, &BTreeSet::from([IfIndex(2)]))
+        unclaimed(facts, wanted, &pods, &BTreeSet::from([IfIndex(2)]))
             .into_iter()
             .map(|index| index.0)
             .collect()
