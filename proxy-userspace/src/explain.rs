@@ -1,6 +1,7 @@
 //! `portway explain`: which NetworkPolicies judge a connection, which rule allows it or why none does. Asks the objects, and on a node
 //! with an agent also that one's tables in the kernel.
 
+mod display;
 mod ends;
 mod held;
 mod judge;

@@ -3,7 +3,7 @@
 //! Walks the tables in slices, so that neither the kernel nor the agent notices; an entry that looks dead is read again, with its
 //! other direction, before both go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,82 +16,16 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 use crate::dataplane::{Clock, FlowTable, Maps, Walk};
+use crate::ended::Ended;
 use crate::metrics::Metrics;
 use crate::model::Timeouts;
+use crate::serving::Serving;
 use crate::sockets::Sockets;
 
 /// Pause between two sweeps.
 const PAUSE: Duration = Duration::from_secs(3);
 /// How often sockets are looked at after backends have changed: one may just have been sent to a backend that went.
 const LOOKS: u32 = 2;
-
-/// Where the UDP flows of each service port may lead (V14).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Serving {
-    /// The endpoints that serve, by the id of the service port.
-    pub endpoints: BTreeMap<u32, BTreeSet<SocketAddr>>,
-    /// Ids from here on were given out later than this was made: nothing is known about them.
-    pub unknown_from: u32,
-}
-
-impl Serving {
-    /// The same, and what `other` allows too: for as long as the kernel may hold either.
-    pub fn or(mut self, other: &Self) -> Self {
-        for (id, endpoints) in &other.endpoints {
-            self.endpoints.entry(*id).or_default().extend(endpoints);
-        }
-        self.unknown_from = self.unknown_from.min(other.unknown_from);
-        self
-    }
-
-    /// Whether a flow of a service port may lead to a backend.
-    pub fn allows(&self, service: u32, backend: SocketAddr) -> bool {
-        // A flow that no Service opened is none that a Service's backends could end.
-        service == 0
-            || service >= self.unknown_from
-            || self
-                .endpoints
-                .get(&service)
-                .is_some_and(|endpoints| endpoints.contains(&backend))
-    }
-}
-
-/// Why a flow ended.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Ended {
-    /// No packet for too long.
-    Idle,
-    /// No answer for too long.
-    Unanswered,
-    /// Both ends have closed, or one has reset it.
-    Closed,
-    /// UDP, and its backend does not serve any more (V14).
-    BackendGone,
-    /// Half-open, and newer ones needed the room.
-    Evicted,
-}
-
-impl Ended {
-    /// Every reason.
-    pub const ALL: &[Self] = &[
-        Self::Idle,
-        Self::Unanswered,
-        Self::Closed,
-        Self::BackendGone,
-        Self::Evicted,
-    ];
-
-    /// A stable name for metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::Unanswered => "unanswered",
-            Self::Closed => "closed",
-            Self::BackendGone => "backend_gone",
-            Self::Evicted => "evicted",
-        }
-    }
-}
 
 /// What a flow is judged by.
 #[derive(Clone, Debug)]

@@ -148,7 +148,7 @@ async fn bring(handle: &Handle, spec: &GateSpec) -> Result<()> {
             .with_context(|| format!("route {range} by {ENTRY}"))?;
     }
     for message in there {
-        let to = crate::links::destination(&message);
+        let to = crate::links::facts::destination(&message);
         if to.is_some_and(|to| !spec.ranges.contains(&to)) {
             handle
                 .route()
@@ -237,7 +237,7 @@ async fn routes(handle: &Handle, entry: u32) -> Result<Vec<RouteMessage>> {
         let all: Vec<RouteMessage> = handle.route().get(question).execute().try_collect().await?;
         found.extend(
             all.into_iter()
-                .filter(|message| crate::links::leaves_by(message, entry)),
+                .filter(|message| crate::links::facts::leaves_by(message, entry)),
         );
     }
     Ok(found)
@@ -283,7 +283,7 @@ mod tests {
     use rtnetlink::{Handle, LinkUnspec, new_connection};
 
     use super::{ENTRY, EXIT, GateSpec, bring, index_of, remove, remove_by, routes};
-    use crate::links::destination;
+    use crate::links::facts::destination;
     use crate::testing::Namespace;
 
     fn spec(ranges: &[&str]) -> GateSpec {

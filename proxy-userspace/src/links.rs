@@ -2,7 +2,7 @@
 //!
 //! Asks rtnetlink in the network namespace of the process and nobody else: neither the CNI nor sysfs.
 
-mod facts;
+pub(crate) mod facts;
 mod netlink;
 mod unclaimed;
 mod wiring;
@@ -22,7 +22,6 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, warn};
 
 use crate::model;
-pub use facts::{destination, leaves_by};
 use netlink::{Neighbours, Netlink};
 use wiring::Wiring;
 

@@ -15,7 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::compile::NoLocalEndpoints;
 use crate::dataplane::Maps;
-use crate::flows::Ended;
+use crate::ended::Ended;
 use crate::model::{Connection, Family};
 
 pub use serve::serve_metrics;

@@ -13,8 +13,9 @@ use proxy_common::socket::PeerKey;
 use tracing::{debug, info, warn};
 
 use crate::dataplane::{Maps, PeerTable};
-use crate::flows::{Ended, Serving};
+use crate::ended::Ended;
 use crate::metrics::Metrics;
+use crate::serving::Serving;
 
 /// Ends sockets, and says once if the kernel refuses.
 #[derive(Debug, Default)]

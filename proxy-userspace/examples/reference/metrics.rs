@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use portway::compile::NoLocalEndpoints;
-use portway::flows::Ended;
+use portway::ended::Ended;
 use portway::metrics::{Format, Metrics};
 
 use super::table::{code, table};
