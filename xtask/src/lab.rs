@@ -8,6 +8,7 @@ pub mod controlplane;
 pub mod counters;
 pub mod dns;
 pub mod facts;
+mod family;
 pub mod haproxy;
 pub mod hold;
 pub mod host;

@@ -4,6 +4,7 @@
 
 mod apt;
 mod component;
+mod found;
 mod go;
 mod rust;
 
@@ -13,7 +14,8 @@ pub use go::go;
 pub use rust::{Core, TARGET, Toolchain, kernel_toolchain};
 
 use anyhow::{Context, Result, bail};
-use component::{Bringer, Found};
+use component::Bringer;
+use found::Found;
 
 /// Install what building, lab and tests need on this host
 #[derive(clap::Args)]

@@ -1,5 +1,7 @@
 //! How flows are judged, and sweeps over real tables.
 
+use std::collections::BTreeMap;
+
 use proxy_common::net::{Addr4, IfIndex, Port};
 
 use super::*;

@@ -16,10 +16,10 @@ use portway::contents::{Backends, Contents, Endpoint, Frontend, Target};
 use portway::dataplane::{
     CgroupChoice, Dataplane, Options, StateDir, XdpChoice, socket_hooks, sockets_of, unload,
 };
-use portway::flows::Serving;
 use portway::links::Found;
 use portway::metrics::Metrics;
 use portway::place::{Actual, place};
+use portway::serving::Serving;
 use portway::sockets::Sockets;
 use proxy_common::net::{AddressFlags, Protocol};
 use proxy_common::reason::{Counter, Reason};

@@ -161,9 +161,10 @@ fn narrow(router: &Namespace) -> Result<()> {
 
 /// Lets the backends answer SCTP.
 fn associate(lab: &Lab) -> Result<()> {
-    scene::SCTP_SERVERS
-        .iter()
-        .try_for_each(|(pod, port)| lab.pod(pod).map(|pod| sctp::start(pod, *port)))
+    scene::SCTP_SERVERS.iter().try_for_each(|(pod, port)| {
+        lab.pod(pod)
+            .map(|pod| sctp::start(pod.name(), pod.ns(), *port))
+    })
 }
 
 impl DataPlane {

@@ -7,8 +7,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::family::Family;
 use super::probe::PATIENCE;
-use super::topology::Family;
 
 /// A name and one of its addresses, written `NAME=ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

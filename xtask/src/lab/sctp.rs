@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::facts::Facts;
-use super::node::Pod;
+use super::netns::Namespace;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -128,11 +128,12 @@ impl Raw {
     }
 }
 
-/// Lets a pod answer associations at `port`, by both families and for as long as this process lives.
-pub fn start(pod: &Pod, port: u16) {
+/// Answers associations at `port` in the namespace of the pod `name`, by both families, until this
+/// process ends.
+pub fn start(name: &str, ns: &Namespace, port: u16) {
     for v4 in [true, false] {
-        let name = pod.name().to_owned();
-        _ = pod.ns().start(move || Ok(serve(&name, port, v4)?));
+        let name = name.to_owned();
+        _ = ns.start(move || Ok(serve(&name, port, v4)?));
     }
 }
 

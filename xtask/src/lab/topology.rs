@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub use super::family::Family;
+
 use super::dns::Record;
 
 /// How pods are wired to their node.
@@ -249,20 +251,6 @@ impl PodSpec {
         self.network = Network::Host;
         self
     }
-}
-
-/// An address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Both families.
-    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 }
 
 /// The two addresses of a host.

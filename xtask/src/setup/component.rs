@@ -1,5 +1,6 @@
 //! What a host needs: each component's name, what it is needed for, how it is found and what brings it.
 
+use super::found::Found;
 use super::{go, rust};
 use crate::sh::find_program;
 
@@ -62,9 +63,6 @@ pub(super) enum Bringer {
     /// The Go module proxy's toolchain, where apt's Go is too old.
     Go,
 }
-
-/// What was found, in words.
-pub(super) struct Found(pub String);
 
 impl Component {
     /// All of them, in the order in which they are reported.

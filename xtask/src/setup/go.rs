@@ -1,6 +1,6 @@
 //! Go of the version that Kubernetes is written in: the host's where it is new enough, else a toolchain from the module proxy.
 
-use super::component::Found;
+use super::found::Found;
 use crate::sh;
 use anyhow::{Context, Result, anyhow};
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 mod toolchain;
 
 use super::apt;
-use super::component::Found;
+use super::found::Found;
 use crate::sh;
 use anyhow::{Context, Result, anyhow, bail};
 use std::path::Path;

@@ -179,8 +179,12 @@ fn a_service_says(cluster: &Cluster) -> Result<()> {
 }
 
 fn by_sctp(cluster: &Cluster) -> Result<()> {
-    PODS.iter()
-        .try_for_each(|name| cluster.lab.pod(name).map(|pod| sctp::start(pod, SCTP)))?;
+    PODS.iter().try_for_each(|name| {
+        cluster
+            .lab
+            .pod(name)
+            .map(|pod| sctp::start(pod.name(), pod.ns(), SCTP))
+    })?;
     let port =
         json!({ "protocol": "SCTP", "port": 80, "targetPort": SCTP, "nodePort": SCTP_NODE_PORT });
     cluster

@@ -33,8 +33,12 @@ fn processes_by_packets_over_a_bridge_and_a_tunnel() -> Result<()> {
 
 fn by_packets(wiring: Wiring, join: Join) -> Result<()> {
     let mut cluster = Cluster::start_with(wiring, join, &["--cgroup", "off"], |_| Ok(()))?;
-    WEB.iter()
-        .try_for_each(|name| cluster.lab.pod(name).map(|pod| sctp::start(pod, SCTP)))?;
+    WEB.iter().try_for_each(|name| {
+        cluster
+            .lab
+            .pod(name)
+            .map(|pod| sctp::start(pod.name(), pod.ns(), SCTP))
+    })?;
     let client = cluster.plane.client();
     let port =
         json!({ "protocol": "SCTP", "port": 80, "targetPort": SCTP, "nodePort": SCTP_NODE_PORT });

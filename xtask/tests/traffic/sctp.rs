@@ -47,8 +47,10 @@ fn sctp_by_xdp() -> Result<()> {
 
 fn associations(cluster: &Cluster) -> Result<()> {
     let lab = &cluster.lab;
-    WEB.iter()
-        .try_for_each(|name| lab.pod(name).map(|pod| sctp::start(pod, PORT)))?;
+    WEB.iter().try_for_each(|name| {
+        lab.pod(name)
+            .map(|pod| sctp::start(pod.name(), pod.ns(), PORT))
+    })?;
     apply(cluster)?;
     let ways = ways(cluster)?;
     for (from, addr) in &ways {
