@@ -5,10 +5,10 @@ use anyhow::{Context, Result};
 /// Steps of the demo that the picture shows; the others are left out with a mark.
 const STEPS: [&str; 4] = ["3", "7", "9", "10"];
 /// Columns of the picture; longer lines go on below.
-const COLUMNS: usize = 112;
+const COLUMNS: usize = 110;
 const FONT_SIZE: usize = 13;
 /// Width of a column in tenths of a pixel, in the fonts that are asked for.
-const COLUMN: usize = 78;
+const COLUMN: usize = 79;
 const LINE: usize = 18;
 const MARGIN: usize = 16;
 
@@ -88,7 +88,7 @@ fn svg(lines: &[String]) -> String {
         r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="Output of cargo xtask demo">
 <!-- Made by `cargo xtask docs` with its flag for the picture, from a run; do not edit. -->
 <style>
-text {{ font: {FONT_SIZE}px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; fill: #d4d4d4; white-space: pre; }}
+text {{ font-family: "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: {FONT_SIZE}px; fill: #d4d4d4; white-space: pre; }}
 .bold {{ font-weight: bold; fill: #ffffff; }}
 .good {{ fill: #4ec96f; }}
 .bad {{ font-weight: bold; fill: #f2635b; }}
