@@ -20,7 +20,7 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`stages`] | the table of stages, and their order ([`serve`]) |
+//! | [`stages`](mod@stages) | the table of stages, and their order ([`serve`]) |
 //! | [`scratch`] | the state that stages hand on |
 //! | [`admission`] | the pod of a packet, and the check of its source (P18, P31, P33) |
 //! | [`parse`] | from bytes to headers |

@@ -8,7 +8,7 @@ use crate::Stage;
 use crate::parse::Headers;
 
 /// The state of one packet. In the kernel it is one element per CPU, because IPv6's does not fit on
-/// the stack. [`Scratch::begin`] makes it before the first stage reads it.
+/// the stack. `Scratch::begin` makes it before the first stage reads it.
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch<F: Family> {
     /// The parsed headers.
@@ -121,7 +121,7 @@ impl<F: Family> Scratch<F> {
     }
 
     /// Returns a scratch with all bits set that a value may have: on the host each packet begins
-    /// with it, so that a stage that reads what [`Scratch::begin`] did not make fails its test.
+    /// with it, so that a stage that reads what `Scratch::begin` did not make fails its test.
     pub fn rubbish() -> Self {
         const WORD: u32 = u32::MAX;
         const BYTE: u8 = u8::MAX;

@@ -13,6 +13,8 @@
 //! | `markdown` | links, paths and commands in documents that lead nowhere |
 //! | `english` | too many doc lines that begin as riddles |
 //! | `kernel` | lints of what is compiled for the kernel |
+//!
+//! Then rustdoc builds without warnings, and the pages that `cargo xtask docs` makes are not stale.
 
 mod absences;
 mod dependencies;
@@ -28,6 +30,7 @@ mod violation;
 mod whole_compile;
 mod word;
 
+use crate::docs;
 use crate::setup::{self, Component};
 use crate::sh;
 use anyhow::{Context, Result, ensure};
@@ -58,10 +61,14 @@ pub fn run(args: &Args) -> Result<()> {
     let format = sh::run(sh::cargo().args(["fmt", "--all", "--check"]));
     let lints = sh::run(&mut clippy());
     let kernel_lints = kernel::lint();
+    let rustdoc = sh::run(&mut rustdoc());
+    let pages = docs::check();
     verdict(violations)?;
     format.context("check the format (`cargo fmt --all` mends it)")?;
     lints.context("check the lints")?;
-    kernel_lints
+    kernel_lints?;
+    rustdoc.context("check the doc comments")?;
+    pages
 }
 
 fn verdict(violations: usize) -> Result<()> {
@@ -111,6 +118,14 @@ fn invariants(repository: &Repository) -> Vec<Violation> {
         found.extend(whole_compile::check(source));
     }
     found
+}
+
+fn rustdoc() -> Command {
+    let mut rustdoc = sh::cargo();
+    rustdoc
+        .args(["doc", "--workspace", "--no-deps", "--quiet"])
+        .env("RUSTDOCFLAGS", "-D warnings");
+    rustdoc
 }
 
 fn clippy() -> Command {
