@@ -38,7 +38,7 @@ use crate::sync::{Audience, Inputs, Outputs, Reports, Sync};
 
 pub use args::{AgentArgs, AgentSettings, Bind, TableSize, Xdp};
 
-/// Denials that may wait to be told.
+/// Capacity of the queue of denials that wait to be logged.
 const DENIALS: usize = 1024;
 /// Pause before an address that could not be listened on is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
@@ -167,7 +167,8 @@ fn tell_way(service: &Settings) {
     }
 }
 
-/// V21: who specs for a gate. Where programs are loaded only, nobody hears that.
+/// Starts the task that keeps the gate (V21) and returns its sender. With --once nothing is
+/// started, and nobody receives.
 fn keep_gate(
     tasks: &mut JoinSet<Result<()>>,
     loads_only: bool,
@@ -213,7 +214,8 @@ async fn until_told(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
     Ok(())
 }
 
-/// What only the running kernel knows, and the hash's key, which stays the same over restarts.
+/// Completes the settings with facts that only the running kernel has, and with the hash's key,
+/// which stays the same over restarts.
 fn complete(settings: Settings, actual: &Actual) -> Result<Settings> {
     let kept = actual.config().secret;
     let secret = if kept == 0 {

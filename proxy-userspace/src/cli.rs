@@ -21,15 +21,16 @@ pub use print::PinArgs;
 #[derive(Debug, Parser)]
 #[command(name = "portway", version)]
 pub struct Cli {
-    /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or per module: `info,portway::source=debug`.
+    /// Log filter: `error`, `warn`, `info`, `debug`, `trace`, or per module:
+    /// `info,portway::source=debug`.
     #[arg(long, env = "PORTWAY_LOG", global = true, default_value = "info")]
     pub log: String,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What `portway` can do.
+/// The commands of `portway`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the Services on this node: attach the programs and keep the kernel's tables right, until stopped.

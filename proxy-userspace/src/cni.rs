@@ -19,7 +19,8 @@ use tracing::{debug, warn};
 
 use crate::model::ObjectName;
 
-/// What a directory that is not there, or that inotify is silent about, is looked at again after.
+/// Interval after which a directory is read again that is absent, or that inotify does not report
+/// on.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// The device inside of a pod that its own addresses are on; other networks' (Multus) are not the pod's in the API's sense.
 const MAIN_DEVICE: &str = "eth0";
@@ -87,11 +88,11 @@ struct File {
     changed: Option<SystemTime>,
     len: u64,
     read: Result<Option<Pod>, String>,
-    /// That it cannot be read was said.
+    /// True after it was logged that the directory cannot be read.
     told: bool,
 }
 
-/// What a file says of a pod.
+/// One result file: a pod and its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pod {
     name: ObjectName,
@@ -163,7 +164,8 @@ impl Cache {
         }
     }
 
-    /// Of two files about a pod the newer one counts: an earlier container of the same name may not be deleted yet.
+    /// Returns the pods of all files. Of two files about a pod the newer one counts: an earlier
+    /// container of the same name may not be deleted yet.
     fn given(&self) -> Given {
         let mut pods: Vec<_> = self
             .files
@@ -199,7 +201,7 @@ struct CniIp {
     address: IpNet,
 }
 
-/// What a file says; none if it is about something else than a pod's main network.
+/// Reads a result file. `None` if it is about something else than a pod's main network.
 fn read(text: &str) -> Result<Option<Pod>> {
     let cached: Cached = serde_json::from_str(text).context("read it as JSON of libcni's cache")?;
     let argument = |name: &str| {

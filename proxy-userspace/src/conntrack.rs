@@ -1,5 +1,5 @@
-//! The connections that the host's own connection tracking knows, to be followed from the first attach on (P25): a reply passes only if it is known
-//! as one.
+//! The connections that the host's own connection tracking has, to be followed from the first
+//! attach on (P25): a reply passes only if its connection is known.
 #![expect(
     clippy::wildcard_enum_match_arm,
     reason = "the lists of netlink's attributes are open"
@@ -23,7 +23,7 @@ use proxy_common::net::Protocol;
 
 /// `enum tcp_conntrack`: from here on both ends have closed, or one has reset it.
 const TCP_TIME_WAIT: u8 = 7;
-/// As much as the kernel puts into one answer.
+/// Size of the buffer for an answer: the most that the kernel puts into one.
 const ANSWER: usize = 64 * 1024;
 
 /// A connection, each direction as its packets arrive here.
@@ -31,16 +31,16 @@ const ANSWER: usize = 64 * 1024;
 pub struct Tracked {
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
-    /// Who began it, and whom it asked.
+    /// The client and the address that it asked.
     pub original: (SocketAddr, SocketAddr),
-    /// Who answers, and to whom.
+    /// The server and the address that it answers to.
     pub reply: (SocketAddr, SocketAddr),
     /// It was answered.
     pub answered: bool,
 }
 
 impl Tracked {
-    /// Whether an end is a pod of this node, so that its packets meet that one's programs.
+    /// Returns true if an end is a pod of this node, so that its packets pass that pod's programs.
     pub fn concerns(&self, is_pod: impl Fn(IpAddr) -> bool) -> bool {
         is_pod(self.original.0.ip()) || is_pod(self.reply.0.ip())
     }

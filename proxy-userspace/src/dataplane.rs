@@ -76,7 +76,7 @@ const CLASSIFIERS: [AttachPoint; 4] = [
 /// The XDP program for kernels and devices with frames of several buffers, and the one for others.
 const XDP_PROGRAMS: [&str; 2] = ["portway_xdp_frags", "portway_xdp"];
 
-/// How XDP is attached.
+/// Mode in which XDP is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XdpChoice {
     /// In the driver of cards, nowhere else.
@@ -89,14 +89,14 @@ pub enum XdpChoice {
     Off,
 }
 
-/// What the kernel is to load, and where it is pinned.
+/// The object to load, and the directory to pin it in.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The directory on bpffs.
     pub state_dir: PathBuf,
-    /// How XDP is attached.
+    /// Mode in which XDP is attached.
     pub xdp: XdpChoice,
-    /// Whose sockets are sent to backends.
+    /// The cgroup that gets the socket hooks.
     pub cgroup: CgroupChoice,
 }
 
@@ -169,7 +169,7 @@ impl Dataplane {
         })
     }
 
-    /// The same maps once more, for a task of their own.
+    /// Opens the same maps again, for a task of their own.
     pub fn open_maps(&self) -> Result<Maps> {
         Maps::from_paths(|name| {
             let incoming = self.dir.incoming(name);
@@ -181,7 +181,8 @@ impl Dataplane {
         })
     }
 
-    /// What the programs log, if the filter asks for it; for a task of its own.
+    /// Returns the log of the programs, if the filter asks for it, for a task of its own. `None`
+    /// the second time.
     pub fn take_log(&mut self) -> Option<PacketLog> {
         self.log.take()
     }
@@ -191,7 +192,8 @@ impl Dataplane {
         self.denials.take()
     }
 
-    /// Whether no earlier agent has left anything attached: then nobody has followed the connections that there are.
+    /// Returns true if no earlier agent has left anything attached: then no program has followed
+    /// the connections that exist.
     pub fn is_first(&self) -> bool {
         self.first
     }
@@ -222,7 +224,7 @@ impl Dataplane {
         Ok(adopted)
     }
 
-    /// What the kernel holds.
+    /// Reads the contents of the kernel's maps.
     pub fn read(&self) -> Result<Actual> {
         self.maps.read().context("read the maps back")
     }
@@ -245,7 +247,7 @@ impl Dataplane {
         errors
     }
 
-    /// How large the policy tables are.
+    /// Returns the size of the policy tables.
     pub fn policy_room(&self) -> Room {
         self.policies.room()
     }
@@ -265,7 +267,7 @@ impl Dataplane {
         (writes, None)
     }
 
-    /// Whether a device is left without a program that it should have: [`Self::attach`] tries again.
+    /// Returns true if a device lacks a program that it should have: [`Self::attach`] tries again.
     pub fn was_refused(&self) -> bool {
         self.hooks.was_refused()
     }
@@ -304,7 +306,7 @@ impl Dataplane {
         }
     }
 
-    /// Whether processes of this node are served by their sockets.
+    /// Returns the state of the socket hooks.
     pub fn sockets(&self) -> &SocketHooks {
         &self.sockets
     }
@@ -373,7 +375,8 @@ fn xdp_point(xdp: XdpChoice, driver: Driver) -> Option<AttachPoint> {
     }
 }
 
-/// What a process on this host sends over a veth carries half a checksum, which XDP cannot tell from a whole one.
+/// Warns that XDP over a veth breaks packets of processes on this host: they carry half a checksum,
+/// which XDP cannot tell from a whole one.
 fn warn_of_partial_checksums(hook: Attachment, found: &Found) {
     let xdp = matches!(hook.point, AttachPoint::XdpNative | AttachPoint::XdpGeneric);
     if xdp && found.drivers.get(&hook.device) == Some(&Driver::Software) {

@@ -31,7 +31,7 @@ pub struct DoctorArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub source: SourceArgs,
-    /// Where eBPF objects of other data planes would be pinned.
+    /// Directory where other data planes would pin their eBPF objects.
     #[arg(
         long,
         env = "PORTWAY_BPFFS",
@@ -39,7 +39,7 @@ pub struct DoctorArgs {
         default_value = "/sys/fs/bpf"
     )]
     pub bpffs: PathBuf,
-    /// What the agents were told of it, where a Service does not say.
+    /// The agents' --forwarding, for Services without the annotation.
     #[arg(
         long,
         env = "PORTWAY_FORWARDING",
@@ -47,7 +47,7 @@ pub struct DoctorArgs {
         default_value = Forwarding::Masquerade.word()
     )]
     pub forwarding: Forwarding,
-    /// How it is printed.
+    /// Format of the output.
     #[arg(long, short, value_enum, default_value = "text")]
     pub output: Output,
 }
@@ -61,9 +61,9 @@ pub struct Finding {
     pub field: String,
     /// Which check found it; stable.
     pub check: Check,
-    /// What is wrong, in words.
+    /// The problem, in words.
     pub problem: String,
-    /// What to do.
+    /// The remedy.
     pub advice: String,
 }
 

@@ -12,15 +12,15 @@ use crate::model::ObjectRef;
 pub struct Warning {
     /// Which object.
     pub object: ObjectRef,
-    /// What has happened, as one word in the manner of Events.
+    /// The event's reason: one CamelCase word.
     pub reason: &'static str,
-    /// What was being done, likewise.
+    /// The event's action, likewise.
     pub action: &'static str,
     /// The whole in a sentence; at most 1 kB is kept.
     pub note: String,
 }
 
-/// Where warnings go. Without an API server they are lines of the log only.
+/// The destination of warnings: Events, or without an API server lines of the log only.
 #[derive(Clone, Debug, Default)]
 pub struct Events {
     sender: Option<mpsc::Sender<Warning>>,
@@ -63,7 +63,8 @@ impl Warnings {
         }
     }
 
-    /// These hold now: those that did not before are told. What has gone and comes back is told again.
+    /// Sets the warnings that hold now and reports those that are new. One that was gone and comes
+    /// back is reported again.
     pub fn are(&mut self, now: BTreeSet<Warning>) {
         now.difference(&self.told)
             .for_each(|warning| self.events.tell(warning.clone()));

@@ -33,19 +33,20 @@ pub struct ExplainArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub source: SourceArgs,
-    /// Who connects: NAMESPACE/POD, or an address.
+    /// The source: NAMESPACE/POD, or an address.
     #[arg(value_name = "FROM")]
     pub from: End,
-    /// To whom: NAMESPACE/POD, an address or svc/NAMESPACE/SERVICE, then `:PORT` (number or name) and, if not TCP, `/udp` or `/sctp`.
+    /// The destination: NAMESPACE/POD, an address or svc/NAMESPACE/SERVICE, then `:PORT` (number or
+    /// name) and, if not TCP, `/udp` or `/sctp`.
     #[arg(value_name = "TO:PORT[/PROTOCOL]")]
     pub to: Target,
-    /// Where an agent of this host keeps its tables, which are asked, too.
+    /// State directory of an agent of this host, to compare with its tables.
     #[arg(long, env = "PORTWAY_STATE_DIR", value_name = "DIR")]
     #[arg(
         help = "Where an agent of this host keeps its tables, to be asked, too [default: where agents do, but with --manifests]"
     )]
     pub state_dir: Option<PathBuf>,
-    /// How it is printed.
+    /// Format of the output.
     #[arg(long, short, value_enum, default_value = "text")]
     pub output: Output,
 }
@@ -54,9 +55,9 @@ pub struct ExplainArgs {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
-    /// Who connects.
+    /// The source.
     pub from: String,
-    /// To whom, with port and protocol.
+    /// The destination, with port and protocol.
     pub to: String,
     /// The source's address, if it has one.
     pub from_address: Option<IpAddr>,
@@ -67,11 +68,11 @@ pub struct Explanation {
     pub port: Port,
     /// P1: both ends allow it.
     pub allowed: bool,
-    /// What the source's policies say of it.
+    /// The judgement of the source's policies.
     pub egress: Judgement,
-    /// What the destination's policies say of it.
+    /// The judgement of the destination's policies.
     pub ingress: Judgement,
-    /// What this node's tables say, where they were asked.
+    /// The verdicts of this node's tables, if they were read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tables: Option<Tables>,
 }
@@ -79,14 +80,14 @@ pub struct Explanation {
 /// All that was asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Answer {
-    /// What is to be known beside: whom an address belongs to, parts of policies that cannot be read.
+    /// Notes: the owners of addresses, parts of policies that cannot be read.
     pub notes: Vec<String>,
     /// For each pair of addresses, the backends of a Service one by one.
     pub connections: Vec<Explanation>,
 }
 
 impl Answer {
-    /// Whether everything that was asked about is allowed.
+    /// Returns true if every connection is allowed.
     pub fn allowed(&self) -> bool {
         self.connections.iter().all(|connection| connection.allowed)
     }
@@ -182,7 +183,7 @@ fn connection(state: &State, ends::Pair { from, to, port }: &ends::Pair<'_>) -> 
     }
 }
 
-/// What cannot be read of the policies that judge.
+/// Returns the flaws of the policies that judge.
 fn unreadable(state: &State, connections: &[Explanation]) -> Vec<String> {
     let judging = |name: &str| {
         let judgements = connections.iter().flat_map(|c| [&c.egress, &c.ingress]);

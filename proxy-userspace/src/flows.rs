@@ -1,7 +1,8 @@
-//! The end of flows: whose time has run out, and whose UDP backend is gone. The only writer of flows beside the packet path.
+//! The sweep of flows: ends those that have timed out and those with a UDP backend that is gone.
+//! Beside the packet path it is the only writer of flows.
 //!
-//! Walks the tables in slices, so that neither the kernel nor the agent notices; an entry that looks dead is read again, with its
-//! other direction, before both go.
+//! It walks the tables in slices, so that neither the kernel nor the agent stalls; an entry that
+//! looks dead is read again, with its other direction, before both are removed.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -24,39 +25,43 @@ use crate::sockets::Sockets;
 
 /// Pause between two sweeps.
 const PAUSE: Duration = Duration::from_secs(3);
-/// How often sockets are looked at after backends have changed: one may just have been sent to a backend that went.
+/// Number of looks at sockets after backends have changed: a socket may just have been sent to a
+/// backend that went.
 const LOOKS: u32 = 2;
 
-/// What a flow is judged by.
+/// The rules that decide about a flow.
 #[derive(Clone, Debug)]
 pub struct SweepRules {
     /// Seconds by kind (V18).
     pub timeouts: Timeouts,
     /// Jiffies in a second.
     pub hz: u32,
-    /// Where UDP flows may lead; before the first sync nobody knows.
+    /// Backends that UDP flows may lead to; `None` before the first sync.
     pub serving: Option<Arc<Serving>>,
-    /// Seconds of connections whose backends answer past this node (direct server return): nobody tells when such a one resets them.
+    /// Lifetime in seconds of connections with direct server return. Their replies bypass this
+    /// node, so that a reset by the backend is not seen.
     pub dsr: u32,
 }
 
 impl SweepRules {
     /// [`SweepRules::dsr`] where there is room: longer than two hours, after which TCP asks whether the other end is there.
     pub const DSR: u32 = 10_800;
-    /// The same in a full table.
+    /// The lifetime in a full table.
     const LEAST_DSR: u32 = 600;
-    /// Such a connection whose client has closed it: the backend may still send, and is only known to while the client acknowledges.
+    /// Least lifetime of such a connection after its client has closed it: the backend may still
+    /// send, and only the client's acknowledgements show it.
     const LEAST_HALF_CLOSED: u32 = 10;
 }
 
-/// How many entries the last sweep left in the established tables, and what has become of the half-open flows so far.
+/// Number of entries that the last sweep left in the established tables, and the fate of half-open
+/// flows so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Swept {
     /// `FLOWS4`.
     pub v4: u64,
     /// `FLOWS6`.
     pub v6: u64,
-    /// How many flows had been established by then.
+    /// Number of flows that had been established by then.
     pub established: u64,
     /// Half-open entries that sweeps of this agent have ended.
     pub ended: u64,
@@ -65,7 +70,7 @@ pub struct Swept {
     pub lost: u64,
 }
 
-/// What a walk through one table came to, in entries.
+/// Result of a walk through one table, in entries.
 #[derive(Clone, Copy, Default)]
 struct Walked {
     left: u64,
@@ -92,7 +97,8 @@ impl SweepRules {
         }
     }
 
-    /// Whether a flow has ended at `now`, its last packet in either direction having been seen `age` jiffies ago.
+    /// Returns the reason if the flow has ended. `age` is the time since its last packet in either
+    /// direction, in jiffies.
     pub fn judge<A: Address>(&self, protocol: Protocol, flow: &Flow<A>, age: u32) -> Option<Ended> {
         if protocol == Protocol::UDP && self.backend_is_gone(flow) {
             return Some(Ended::BackendGone);
@@ -111,7 +117,7 @@ impl SweepRules {
         })
     }
 
-    /// How long a flow lives after its last packet (V18).
+    /// Returns the lifetime of a flow after its last packet (V18), in seconds.
     fn seconds(&self, protocol: Protocol, state: u8) -> u32 {
         match protocol {
             protocol if protocol.has_handshake() && State::closed(state) => {
@@ -125,7 +131,7 @@ impl SweepRules {
         }
     }
 
-    /// The same where only the client is heard.
+    /// Returns the lifetime of a connection of which only the client's packets are seen.
     fn direct_seconds(&self, protocol: Protocol, state: u8) -> u32 {
         let usual = self.seconds(protocol, state);
         match state {
@@ -287,7 +293,8 @@ pub async fn sweep(
     })
 }
 
-/// Of the flows that were opened, those of which nothing is known. Entries go by pairs, of which the LRU may have evicted one half.
+/// Returns the number of opened flows with an unknown fate. Entries come in pairs, and the LRU may
+/// have evicted half of one.
 fn lost(opened: u64, known: u64, entries: u64) -> u64 {
     opened.saturating_sub(known + entries.div_ceil(2))
 }

@@ -1,6 +1,8 @@
-//! Who else handles this host's packets: other data planes, and firewalls that a redirected packet never meets.
+//! Other software that handles this host's packets: data planes, and firewalls that redirected
+//! packets bypass.
 //!
-//! Looking is I/O and never fails: what cannot be read is not found. Judging what was seen is pure.
+//! Looking is I/O and never fails: what cannot be read counts as absent. Judging what was found is
+//! pure.
 
 mod judge;
 mod look;
@@ -16,7 +18,7 @@ use crate::model::ForwardFirewall;
 /// Somebody else who handles packets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Foreign {
-    /// What it does.
+    /// Its kind.
     pub kind: Kind,
     /// Its name, as people call it.
     pub name: String,
@@ -24,7 +26,7 @@ pub struct Foreign {
     pub evidence: String,
 }
 
-/// What somebody else does.
+/// The kinds of other software.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// It translates Services, or judges pods' packets, too.
@@ -50,7 +52,7 @@ impl fmt::Display for Foreign {
 }
 
 impl Foreign {
-    /// What that means, in a sentence.
+    /// Returns the consequence, in one sentence.
     pub fn consequence(&self) -> &'static str {
         match self.kind {
             Kind::DataPlane => {
@@ -62,7 +64,7 @@ impl Foreign {
         }
     }
 
-    /// What to do about it.
+    /// Returns the advice.
     pub fn advice(&self) -> &'static str {
         match self.kind {
             Kind::DataPlane => {

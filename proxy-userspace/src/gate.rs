@@ -24,23 +24,23 @@ use tracing::{debug, info, warn};
 
 use crate::model::Links;
 
-/// Where the routes lead.
+/// The device with the routes.
 const ENTRY: &str = "portway0";
-/// Where the programs are.
+/// The device with the programs.
 pub const EXIT: &str = "portway1";
 /// Whatever a device of the node takes goes through, in bytes; the routes say how much that is.
 const MTU: u32 = 65_535;
-/// What every link takes, in bytes (RFC 8200); for a node without devices.
+/// The MTU that every IPv6 link has, in bytes (RFC 8200), for a node without devices.
 const LEAST_MTU: u32 = 1280;
-/// How long after a failure it is tried again.
+/// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(5);
-/// How often it is looked after: routes go where somebody sets a device down.
+/// Interval of checks: routes vanish when somebody sets a device down.
 const REFRESH: Duration = Duration::from_secs(60);
 
-/// What goes by the gate.
+/// The gate as it should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GateSpec {
-    /// Whether there is to be one: not where processes are served by their sockets.
+    /// True if there is to be a gate: only where the socket hooks do not serve processes.
     pub open: bool,
     /// The Service ranges.
     pub ranges: BTreeSet<IpNet>,
@@ -302,7 +302,7 @@ mod tests {
         }
     }
 
-    /// What loopback lets in: `accept_local`, `route_localnet`.
+    /// Returns two settings of loopback: `accept_local`, `route_localnet`.
     fn lets_in() -> [String; 2] {
         ["accept_local", "route_localnet"].map(|setting| {
             let path = format!("/proc/sys/net/ipv4/conf/lo/{setting}");
@@ -313,7 +313,7 @@ mod tests {
         })
     }
 
-    /// Where the routes by the entry lead.
+    /// Returns the destinations of the routes by the entry.
     async fn lead_to(handle: &Handle) -> BTreeSet<IpNet> {
         let entry = index_of(handle, ENTRY)
             .await

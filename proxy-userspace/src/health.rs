@@ -1,4 +1,4 @@
-//! What health is judged by (V22, V23): how long updates have been waiting, and whether our Node is to stay.
+//! The state that health is judged by (V22, V23): updates that wait, and the node's taints.
 
 pub mod answer;
 mod proxy;
@@ -16,20 +16,20 @@ pub use services::{Checks, answer_at, serve_services};
 /// An update that waits longer than this means that the agent is stuck (V23).
 pub const TOO_LONG: Duration = Duration::from_secs(60);
 
-/// What is known of this agent and its node.
+/// The state of this agent and its node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vitals {
-    /// Of IPv4.
+    /// IPv4.
     pub v4: Progress,
-    /// Of IPv6.
+    /// IPv6.
     pub v6: Progress,
-    /// What is known of our Node.
+    /// The state of our Node object.
     pub node: NodeVitals,
-    /// Whether the kernel has got everything that was known at the start, programs and tables.
+    /// True once the kernel holds everything that was listed at the start, programs and tables.
     pub in_step: bool,
 }
 
-/// How far the kernel is behind in one family.
+/// The progress of updates in one family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// When it was last brought in step; the start of the agent counts as one.
@@ -38,7 +38,7 @@ pub struct Progress {
     pub waiting_since: Option<Instant>,
 }
 
-/// Whether the node should be given traffic.
+/// The node's eligibility for traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NodeVitals {
     /// Nodes have not been listed yet, or the source has never had ours.
@@ -53,7 +53,7 @@ pub enum NodeVitals {
 }
 
 impl NodeVitals {
-    /// Those of the Node of this name, after `before`.
+    /// Returns the state of the Node with this name; `before` is the last one.
     pub fn of(state: &State, name: &str, before: Self) -> Self {
         match state.nodes.get(&ObjectName::cluster(name)) {
             Some(node) if node.leaving => Self::Leaving,
@@ -63,7 +63,7 @@ impl NodeVitals {
         }
     }
 
-    /// Whether load balancers may choose the node.
+    /// Returns true if load balancers may choose the node.
     pub fn eligible(self) -> bool {
         matches!(self, Self::Unknown | Self::Present)
     }
@@ -110,7 +110,7 @@ impl Vitals {
         self.v6.update(now);
     }
 
-    /// Whether some update has not reached the kernel.
+    /// Returns true if an update has not reached the kernel.
     pub fn waiting(&self) -> bool {
         self.v4.waiting_since.is_some() || self.v6.waiting_since.is_some()
     }

@@ -25,7 +25,7 @@ use crate::model;
 use netlink::{Neighbours, Netlink};
 use wiring::Wiring;
 
-/// How long news are gathered before they are looked at together.
+/// Time for which changes are gathered before they are looked at together.
 const GATHER: Duration = Duration::from_millis(10);
 /// First pause before a pod without device is looked for again; doubled each time.
 const RETRY: Duration = Duration::from_millis(50);
@@ -36,7 +36,7 @@ const FAILED: Duration = Duration::from_secs(5);
 /// Everything is read anew after this time, should a message have been lost.
 const REFRESH: Duration = Duration::from_secs(60);
 
-/// What has to be known to choose devices.
+/// The inputs for choosing devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Devices that the operator named; if there are any, no others are taken.
@@ -51,16 +51,16 @@ pub struct Wanted {
     pub pods: BTreeSet<IpAddr>,
 }
 
-/// What was found on this host.
+/// The findings on this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// What was looked for.
+    /// The inputs that these findings belong to.
     pub wanted: Wanted,
-    /// What reaches the maps.
+    /// The part that reaches the maps.
     pub links: model::Links,
     /// Names of node devices and of the pods' devices.
     pub names: BTreeMap<IfIndex, String>,
-    /// Devices that are pods' by their looks, and nobody knows whose yet (P31).
+    /// Devices that look like pods' devices, of pods that are not known yet (P31).
     pub unclaimed: BTreeSet<IfIndex>,
     /// Every device of this host.
     pub present: BTreeSet<IfIndex>,
@@ -68,7 +68,7 @@ pub struct Found {
     pub drivers: BTreeMap<IfIndex, Driver>,
 }
 
-/// What moves a device's frames, as far as XDP cares.
+/// The driver of a device, as far as XDP cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
     /// A network card, real or paravirtual: XDP may run in the driver.
@@ -77,7 +77,7 @@ pub enum Driver {
     Software,
     /// A tunnel, or a device without Ethernet headers: not for XDP.
     Tunnel,
-    /// None: what the host sends to itself. Beside a gate only, and nothing is received there that is not this host's own.
+    /// Loopback. Used together with a gate only; all that it receives is this host's own.
     Loopback,
 }
 

@@ -1,4 +1,4 @@
-//! Sockets of this host that listen, and whose they are.
+//! Sockets of this host that listen, and their owners.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use proxy_common::net::Protocol;
 /// A socket that listens on this host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Listener {
-    /// Where; the address may be unspecified.
+    /// The address, which may be unspecified, and the port.
     pub addr: SocketAddr,
     /// TCP or UDP.
     pub protocol: Protocol,
@@ -24,7 +24,8 @@ pub fn listeners() -> Result<Vec<Listener>> {
     listeners_on(|_| true)
 }
 
-/// Those on some ports; processes are searched only if there are any, for that takes a while.
+/// Returns the listeners on some ports. Processes are searched only if there are any, since that
+/// takes a while.
 pub fn listeners_on(wanted: impl Fn(u16) -> bool) -> Result<Vec<Listener>> {
     let tcp = [
         procfs::net::tcp().context("read /proc/net/tcp")?,

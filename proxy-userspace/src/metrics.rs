@@ -1,4 +1,5 @@
-//! What is counted, under kube-proxy's names where the meaning is the same (V24), so that existing dashboards work.
+//! The metrics, under kube-proxy's names where the meaning is the same (V24), so that existing
+//! dashboards work.
 
 mod packet_path;
 mod serve;
@@ -27,7 +28,7 @@ type Latency = Labelled<Labels, Histogram, fn() -> Histogram>;
 /// Seconds since 1970.
 type Time = Gauge<f64, AtomicU64>;
 
-/// What the agent counts; the packet path's counters are read when somebody asks.
+/// The metrics that the agent counts. The packet path's counters are read when somebody asks.
 #[derive(Default)]
 pub struct Metrics {
     kube_proxy: KubeProxy,
@@ -38,7 +39,7 @@ pub struct Metrics {
     ended: Labelled<Labels, Counter>,
 }
 
-/// What kube-proxy counts as well (V24).
+/// The metrics that kube-proxy has as well (V24).
 struct KubeProxy {
     sync: Latency,
     sync_full: Latency,
@@ -60,16 +61,16 @@ struct Changes {
     total: Counter,
 }
 
-/// What a sync set out from.
+/// The scope of a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
     /// The kernel's maps as they are: the first sync, and those after a refused write.
     Full,
-    /// What the last sync wrote.
+    /// The difference to the last sync.
     Partial,
 }
 
-/// The objects whose changes kube-proxy counts.
+/// The kinds of objects that kube-proxy counts changes of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
     /// EndpointSlices.
@@ -83,7 +84,7 @@ fn sync_latency() -> Histogram {
     Histogram::new(exponential_buckets(0.000_125, 2.0, 18))
 }
 
-/// kube-proxy's buckets, of which it has as many as people are patient, and finer ones before its first.
+/// Returns kube-proxy's buckets, and finer ones before its first.
 fn programming_latency() -> Histogram {
     let finer = [0.005, 0.01, 0.025, 0.05, 0.1].into_iter();
     let minute = [0.25, 0.5].into_iter().chain((1..60).map(f64::from));
@@ -187,7 +188,7 @@ impl Metrics {
         }
     }
 
-    /// A change of endpoints is in force, so long after what it tells of.
+    /// Records that a change of endpoints is in force, `after` the time that its slice is dated.
     pub fn programmed(&self, of: Family, after: Duration) {
         self.kube_proxy
             .programming
@@ -228,7 +229,7 @@ impl Metrics {
         self.failures.inc();
     }
 
-    /// Whether the source of objects answers.
+    /// Records the connection to the source of objects.
     pub fn connection(&self, connection: &Connection) {
         self.connected.set(i64::from(*connection == Connection::Up));
     }
@@ -254,7 +255,7 @@ impl Metrics {
         evicted.inc_by(total.saturating_sub(evicted.get()));
     }
 
-    /// How many flows have ended for a reason.
+    /// Returns the number of flows that have ended for a reason.
     pub fn ended(&self, why: Ended) -> u64 {
         self.ended.get_or_create(&[("reason", why.name())]).get()
     }
@@ -273,7 +274,7 @@ impl Metrics {
         Exporter::new(registry)
     }
 
-    /// What the agent itself counts.
+    /// Returns the registry of the metrics that the agent counts.
     fn registry(&self) -> Registry {
         let mut registry = Registry::default();
         self.kube_proxy.register(&mut registry);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-/// Where the UDP flows of each service port may lead (V14).
+/// The backends that the UDP flows of each service port may lead to (V14).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Serving {
     /// The endpoints that serve, by the id of the service port.
@@ -13,7 +13,8 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// The same, and what `other` allows too: for as long as the kernel may hold either.
+    /// Returns a value that also allows what `other` allows, for as long as the kernel may hold
+    /// either.
     pub fn or(mut self, other: &Self) -> Self {
         for (id, endpoints) in &other.endpoints {
             self.endpoints.entry(*id).or_default().extend(endpoints);
@@ -22,7 +23,7 @@ impl Serving {
         self
     }
 
-    /// Whether a flow of a service port may lead to a backend.
+    /// Returns true if a flow of a service port may lead to a backend.
     pub fn allows(&self, service: u32, backend: SocketAddr) -> bool {
         // A flow that no Service opened is none that a Service's backends could end.
         service == 0

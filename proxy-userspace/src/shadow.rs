@@ -1,4 +1,5 @@
-//! nodePorts that take traffic away from a listener or a hostPort of this host: found, and told to the Service's owner (V8).
+//! nodePorts that take traffic away from a listener or a hostPort of this host: found, and reported
+//! to the Service's owner (V8).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,7 +20,7 @@ use crate::model::{Family, HostPort, Kind, ObjectName, ObjectRef, Snapshot};
 /// Listeners come and go without a word: how often is looked.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// Where nodePorts are served, and which hostPorts there are beside them.
+/// The addresses that serve nodePorts, and the hostPorts on them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodePorts {
     /// The Service of each.
@@ -30,7 +31,7 @@ pub struct NodePorts {
     pub host_ports: Vec<(ObjectName, Protocol, HostPort)>,
 }
 
-/// Those that `contents` gives to a Service.
+/// Returns the nodePorts that `contents` gives to a Service.
 pub fn node_ports(snapshot: &Snapshot, contents: &Contents) -> NodePorts {
     let mut owners = BTreeMap::new();
     for (name, service) in &snapshot.state.services {
@@ -99,7 +100,7 @@ impl NodePorts {
     }
 }
 
-/// What their owners should know.
+/// Returns the warnings for the owners.
 pub fn shadowed(ports: &NodePorts, listeners: &[Listener]) -> BTreeSet<Warning> {
     let warning = |service: &ObjectName, note: String| Warning {
         object: ObjectRef {

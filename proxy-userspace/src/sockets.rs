@@ -49,7 +49,7 @@ impl Sockets {
         Ok(ended)
     }
 
-    /// Whether the kernel has refused to end one.
+    /// Returns true if the kernel has refused to end a socket.
     pub fn is_refused(&self) -> bool {
         self.refused
     }

@@ -1,4 +1,5 @@
-//! Where objects come from: an API server, or a directory of manifests that plays one. Both give one stream of updates.
+//! The source of objects: an API server, or a directory of manifests that plays one. Both give one
+//! stream of updates.
 
 mod api_server;
 mod args;
@@ -18,7 +19,7 @@ pub use events::events;
 
 /// Updates that may wait for the one who applies them.
 const QUEUE: usize = 4096;
-/// How long a source may take to list everything.
+/// The longest that a source may take to list everything.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Starts to watch; the first [`Update::Synced`] comes when everything was listed once.

@@ -41,7 +41,8 @@ use reports::{Change, seconds};
 pub use reports::{Audience, Reports};
 pub use triggers::{Trigger, Triggers};
 
-/// What nothing refers to any more is collected for so long before it is waited for the programs that may be using it.
+/// Time for which unused entries are collected before a grace period begins, after which no program
+/// uses them.
 const GATHER: Duration = Duration::from_millis(10);
 /// After a refused write everything is tried again, and after a refused hook what is attached where, then less and less often.
 const RETRY: Duration = Duration::from_secs(5);
@@ -50,7 +51,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// News that are taken together at most.
 const BATCH: usize = 10_000;
 
-/// Where news come from.
+/// The inputs of the task.
 pub struct Inputs {
     /// The cluster's objects.
     pub updates: mpsc::Receiver<Update>,
@@ -62,21 +63,21 @@ pub struct Inputs {
     pub denied: mpsc::Receiver<Denied>,
 }
 
-/// Who wants to know what the task knows.
+/// The outputs of the task.
 pub struct Outputs {
-    /// What `links` is to look for.
+    /// The inputs of `links`.
     pub wanted: watch::Sender<Wanted>,
-    /// Where UDP flows may lead.
+    /// The backends that UDP flows may lead to.
     pub serving: watch::Sender<Option<Arc<Serving>>>,
     /// Addresses that pods of this node have left: their flows end (P22).
     pub left: mpsc::UnboundedSender<BTreeSet<IpAddr>>,
-    /// What health is judged by.
+    /// The state that health is judged by.
     pub vitals: watch::Sender<Vitals>,
     /// By what processes of this node reach Services where their sockets do not.
     pub gate: watch::Sender<Option<GateSpec>>,
-    /// What follows for others.
+    /// The reports for others.
     pub reports: Reports,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
 }
 
@@ -90,12 +91,13 @@ pub struct Sync {
     compiler: Compiler,
     policies: PolicySync,
     given: Given,
-    /// What the compiler has to look at.
+    /// The objects that the compiler has to look at.
     touched: Touched,
     dirty: Dirty,
     /// Done when no program is left that ran when something went out of use.
     programs: Option<JoinHandle<()>>,
-    /// What is retired then: what was idle when that was decided. Later writes do not put it off.
+    /// Entries to retire after the grace period: those that were unused when it began. Later writes
+    /// do not put it off.
     idle: Idle,
     retry_at: Option<Instant>,
     hooks: HookRetry,
@@ -103,17 +105,17 @@ pub struct Sync {
     first_until: Option<Instant>,
 }
 
-/// What the kernel is known to hold.
+/// The relation between the kernel's contents and the compiled ones.
 enum Placed {
     /// Nothing was written yet.
     Never,
     /// Not quite what the compiler says: a write was refused.
     Partly,
-    /// What the compiler says.
+    /// They are equal.
     Wholly,
 }
 
-/// What has changed since the last sync.
+/// The changes since the last sync.
 #[derive(Clone, Copy, Default)]
 struct Dirty {
     objects: bool,
@@ -238,7 +240,7 @@ impl Sync {
         });
     }
 
-    /// Tells `links` which pods and addresses there are now, and health how our Node is.
+    /// Sends the current pods and addresses to `links`, and the state of our Node to health.
     fn ask_links(&mut self) {
         let Snapshot {
             settings, state, ..
@@ -300,7 +302,7 @@ impl Sync {
         !matches!(self.placed, Placed::Never) || found.wanted == *self.outputs.wanted.borrow()
     }
 
-    /// A pod whose device is not known yet would be served by drops.
+    /// Returns true while a pod's device is awaited. Serving it now would drop its packets.
     fn waits_for_devices(&mut self, found: &Found) -> bool {
         let until = *self
             .first_until
@@ -520,7 +522,8 @@ impl Sync {
         }
     }
 
-    /// What is idle now is retired when the programs that run now have ended, unless that is planned already.
+    /// Plans to retire the entries that are unused now, once the programs that run now have ended,
+    /// unless that is planned already.
     fn plan_to_retire(&mut self) {
         if self.programs.is_none() {
             self.idle = self.actual.idle();
@@ -551,7 +554,7 @@ async fn until(instant: Option<Instant>) {
     }
 }
 
-/// Whether an update may change what `links` is to look for.
+/// Returns true if an update may change the inputs of `links`.
 fn concerns_links(update: &Update, snapshot: &Snapshot) -> bool {
     match update {
         Update::Apply(Object::Pod(name, pod)) => {
@@ -574,7 +577,7 @@ fn concerns_links(update: &Update, snapshot: &Snapshot) -> bool {
     }
 }
 
-/// What `links` is to look for.
+/// Returns the inputs of `links`.
 pub fn wanted(snapshot: &Snapshot, devices: Vec<String>) -> Wanted {
     let Snapshot {
         settings, state, ..

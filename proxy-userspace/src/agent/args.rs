@@ -33,7 +33,7 @@ pub struct AgentArgs {
         help = "A device that packets come in and go out by, several by commas [default: found by addresses and routes]"
     )]
     pub device: Vec<String>,
-    /// Where nodePorts are served: the node's `primary` addresses, or those within CIDRs.
+    /// Addresses that serve nodePorts: the node's `primary` addresses, or those within CIDRs.
     #[arg(
         long,
         env = "PORTWAY_NODEPORT_ADDRESSES",
@@ -41,7 +41,7 @@ pub struct AgentArgs {
         default_value = "primary"
     )]
     pub nodeport_addresses: NodePortAddresses,
-    /// Prefixes of the pod network, beside the nodes' podCIDRs.
+    /// Prefixes of the pod network, in addition to the nodes' podCIDRs.
     #[arg(
         long,
         env = "PORTWAY_CLUSTER_CIDR",
@@ -49,7 +49,8 @@ pub struct AgentArgs {
         value_delimiter = ','
     )]
     pub cluster_cidr: Vec<IpNet>,
-    /// Ranges of cluster IPs, beside the cluster's ServiceCIDR objects: packets to an address there that no Service has are dropped.
+    /// Ranges of cluster IPs, in addition to the cluster's ServiceCIDR objects: packets to an
+    /// address there that no Service has are dropped.
     #[arg(
         long,
         env = "PORTWAY_SERVICE_CIDR",
@@ -65,10 +66,12 @@ pub struct AgentArgs {
         default_value = "1024-29999"
     )]
     pub masquerade_ports: PortRange,
-    /// How backends are chosen; a Service's annotation portway.dev/algorithm has the last word, and ClientIP affinity another one.
+    /// Algorithm that chooses backends. A Service's annotation portway.dev/algorithm overrides it;
+    /// ClientIP affinity overrides both.
     #[arg(long, env = "PORTWAY_ALGORITHM", value_parser = words::<Algorithm>(), default_value = Algorithm::Random.word())]
     pub algorithm: Algorithm,
-    /// How a client outside is answered by a pod of another node than it asked; a Service's annotation portway.dev/forwarding has the last word.
+    /// Way in which a client outside is answered by a pod of another node than it asked. A
+    /// Service's annotation portway.dev/forwarding overrides it.
     #[arg(
         long,
         env = "PORTWAY_FORWARDING",
@@ -85,7 +88,8 @@ pub struct AgentArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub pins: StateDirArg,
-    /// Where CNI plugins' results are kept, which name a new pod's addresses before the API server does; it need not be there.
+    /// Directory of CNI results, which name a new pod's addresses before the API server does. It
+    /// may be absent.
     #[arg(
         long,
         env = "PORTWAY_CNI_RESULTS",
@@ -93,7 +97,8 @@ pub struct AgentArgs {
         default_value = "/var/lib/cni/results"
     )]
     pub cni_results: PathBuf,
-    /// The cgroup (v2) whose processes, if of the agent's network namespace, reach Services by their sockets: `auto` is the host's root.
+    /// The cgroup (v2) that gets the socket hooks: its processes, if of the agent's network
+    /// namespace, reach Services by their sockets. `auto` is the host's root.
     #[arg(
         long,
         env = "PORTWAY_CGROUP",
@@ -101,7 +106,7 @@ pub struct AgentArgs {
         default_value = "auto"
     )]
     pub cgroup: CgroupChoice,
-    /// What is done about rules of this host's firewall for forwarded packets.
+    /// Treatment of this host's firewall rules for forwarded packets.
     #[arg(
         long,
         env = "PORTWAY_HOST_FIREWALL",
@@ -109,13 +114,13 @@ pub struct AgentArgs {
         default_value = HostFirewall::Bypass.word()
     )]
     pub host_firewall: HostFirewall,
-    /// What a pod's packets get whose policy is not known yet, once there is any NetworkPolicy.
+    /// Treatment of a pod's packets before its policy is known, once there is any NetworkPolicy.
     #[arg(long, env = "PORTWAY_POD_START", value_parser = words::<PodStart>(), default_value = PodStart::Deny.word())]
     pub pod_start: PodStart,
-    /// What clients get whom a NetworkPolicy denies.
+    /// Answer to clients that a NetworkPolicy denies.
     #[arg(long, env = "PORTWAY_POLICY_DENY", value_parser = words::<Refusal>(), default_value = Refusal::Drop.word())]
     pub policy_deny: Refusal,
-    /// How large NetworkPolicy's tables are: small ones find what they have no room for by tries, which takes many times as long.
+    /// Size of the policy tables. `small` falls back to a trie, which is many times slower.
     #[arg(
         long,
         env = "PORTWAY_POLICY_TABLES",
@@ -123,14 +128,14 @@ pub struct AgentArgs {
         default_value = "small"
     )]
     pub policy_tables: TableSize,
-    /// How XDP is attached.
+    /// Mode in which XDP is attached.
     #[arg(long, env = "PORTWAY_XDP", value_enum, default_value = "auto")]
     pub xdp: Xdp,
     /// End as soon as the kernel is in step with the source, and print the status; what is attached goes on forwarding.
     #[arg(long, env = "PORTWAY_ONCE", value_enum, value_name = "text|json", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "text", hide_possible_values = true)]
     pub once: Option<Output>,
-    /// Where /healthz and /livez are served; `off` for nowhere.
+    /// Address that serves /healthz and /livez; `off` for none.
     #[arg(
         long,
         env = "PORTWAY_HEALTH_BIND",
@@ -138,7 +143,7 @@ pub struct AgentArgs {
         default_value = "0.0.0.0:10256"
     )]
     pub health_bind: Bind,
-    /// Where /metrics is served; `off` for nowhere.
+    /// Address that serves /metrics; `off` for none.
     #[arg(
         long,
         env = "PORTWAY_METRICS_BIND",
@@ -148,7 +153,8 @@ pub struct AgentArgs {
     pub metrics_bind: Bind,
 }
 
-/// What clients from outside get where the policy is Local, no backend is on this node and others are elsewhere.
+/// Answers to clients from outside where the policy is Local, no backend is on this node and others
+/// are elsewhere.
 #[derive(Args, Clone, Debug)]
 pub struct RefusalArgs {
     /// At nodePorts, with a Local policy and no backend here: refuse at once, or drop in silence.
@@ -159,7 +165,8 @@ pub struct RefusalArgs {
         default_value = Refusal::Reject.word()
     )]
     pub local_refusal_node_port: Refusal,
-    /// The same at load balancer IPs.
+    /// At load balancer IPs, with a Local policy and no backend here: refuse at once, or drop in
+    /// silence.
     #[arg(
         long,
         env = "PORTWAY_LOCAL_REFUSAL_LOAD_BALANCER",
@@ -167,7 +174,8 @@ pub struct RefusalArgs {
         default_value = Refusal::Drop.word()
     )]
     pub local_refusal_load_balancer: Refusal,
-    /// The same at external IPs.
+    /// At external IPs, with a Local policy and no backend here: refuse at once, or drop in
+    /// silence.
     #[arg(
         long,
         env = "PORTWAY_LOCAL_REFUSAL_EXTERNAL_IP",
@@ -177,7 +185,7 @@ pub struct RefusalArgs {
     pub local_refusal_external_ip: Refusal,
 }
 
-/// How long flows live, in seconds after their last packet (V18).
+/// Lifetimes of flows, in seconds after their last packet (V18).
 #[derive(Args, Clone, Debug)]
 pub struct TimeoutArgs {
     /// Seconds that a connection without an answer is remembered.
@@ -186,10 +194,11 @@ pub struct TimeoutArgs {
     /// Seconds of silence after which an established TCP connection is forgotten.
     #[arg(long, env = "PORTWAY_TCP_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp)]
     pub tcp_timeout: u32,
-    /// The same once one end has closed.
+    /// Seconds of silence after which a TCP connection is forgotten that one end has closed.
     #[arg(long, env = "PORTWAY_TCP_CLOSE_WAIT_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp_close_wait)]
     pub tcp_close_wait_timeout: u32,
-    /// The same once both have closed, or one has reset it; less where the table is more than half full.
+    /// Seconds of silence after which a TCP connection is forgotten that both ends have closed, or
+    /// one has reset; less where the table is more than half full.
     #[arg(long, env = "PORTWAY_TCP_CLOSED_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp_closed)]
     pub tcp_closed_timeout: u32,
     /// Seconds of silence after which an answered UDP flow is forgotten.
@@ -197,7 +206,7 @@ pub struct TimeoutArgs {
     pub udp_timeout: u32,
 }
 
-/// How much memory of the kernel NetworkPolicy's tables take from the start.
+/// Kernel memory that the policy tables take from the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TableSize {
     /// Less than 2 MB: for some hundred ipBlocks.
@@ -206,13 +215,13 @@ pub enum TableSize {
     Large,
 }
 
-/// How XDP is attached.
+/// Mode in which XDP is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Xdp {
-    /// Where the driver can.
+    /// In the driver, where it can.
     Auto,
-    /// In the driver, or fail. Over a veth it breaks packets whose checksum the sender leaves to the device, as most do; and the far end must
-    /// have an XDP program, too.
+    /// In the driver, or fail. Over a veth it breaks packets with a checksum that the sender leaves
+    /// to the device, as most do; and the far end must have an XDP program, too.
     Native,
     /// In the stack: slower than tc on most devices, works on all with whole checksums (not over a veth, see `native`).
     Generic,
@@ -224,35 +233,36 @@ pub enum Xdp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bind(pub Option<SocketAddr>);
 
-/// What `portway agent` is to do.
+/// The settings of `portway agent`, checked.
 #[derive(Clone, Debug)]
 pub struct AgentSettings {
-    /// Where objects come from.
+    /// The source of objects.
     pub source: SourceSettings,
-    /// What reaches the maps; `secret` and `hz` are still 0, and nobody has looked for a firewall.
+    /// Settings that reach the maps. `secret`, `hz` and `forward_firewall` are not filled in yet.
     pub service: Settings,
     /// Devices by name; empty means that they are to be found.
     pub devices: Vec<String>,
     /// The bpffs directory of this node.
     pub state_dir: PathBuf,
-    /// Where CNI plugins' results are kept.
+    /// Directory of CNI results.
     pub cni_results: PathBuf,
-    /// Whose sockets are sent to backends.
+    /// The cgroup that gets the socket hooks.
     pub cgroup: CgroupChoice,
-    /// How large the tables of NetworkPolicy are.
+    /// Size of the policy tables.
     pub policy_tables: TableSize,
-    /// How XDP is attached.
+    /// Mode in which XDP is attached.
     pub xdp: Xdp,
-    /// How the status is printed as soon as the kernel is in step, which is then the end; runs until told to end if not given.
+    /// With a format: print the status in it as soon as the kernel is in step, and exit. Without:
+    /// run until a signal.
     pub once: Option<Output>,
-    /// Where health is told.
+    /// Address that serves health; `None` for none.
     pub health_bind: Option<SocketAddr>,
-    /// Where metrics are told.
+    /// Address that serves metrics; `None` for none.
     pub metrics_bind: Option<SocketAddr>,
 }
 
 impl AgentArgs {
-    /// What was typed, checked. Errors name the flag.
+    /// Checks what was typed. Errors name the flag.
     pub fn settings(self) -> Result<AgentSettings> {
         let Self {
             source,

@@ -1,4 +1,5 @@
-//! The connections that the kernel holds, one line each: who asked whom, and who answers.
+//! `portway flows`: the connections in the kernel's tables, one line each: client, frontend,
+//! backend.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -17,7 +17,7 @@ pub struct PinArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub pins: StateDirArg,
-    /// How it is printed.
+    /// Format of the output.
     #[arg(long, short, value_enum, default_value = "text")]
     pub output: Output,
 }

@@ -1,4 +1,4 @@
-//! Whether the agent lives, what is attached, and how much the maps hold.
+//! `portway status`: the agent's lock, attached programs, and the sizes of the maps.
 
 use std::fmt::Write as _;
 
@@ -42,7 +42,7 @@ struct Attached {
     program: Option<u32>,
 }
 
-/// The hooks of sockets, by name and with the program's id, and the cgroup whose processes they meet.
+/// The socket hooks, by name and with the program's id, and the cgroup that they are attached to.
 struct Sockets {
     hooks: Vec<(String, Option<u32>)>,
     cgroup: Option<String>,

@@ -13,7 +13,8 @@ use crate::conntrack::Tracked;
 
 /// `BPF_NOEXIST`: what the programs know is newer.
 const NEW: u64 = 1;
-/// Where the packets of such a connection are known, which nothing is done to: whoever translates it goes on to.
+/// The hooks that meet packets of an adopted connection. Portway does not translate it; its
+/// translator goes on to.
 const HOOKS: u8 = Hook::FromDevice as u8 | Hook::FromPod as u8 | Hook::ToPod as u8;
 
 /// Lets the programs follow a connection, which the client's host itself began if it is `own`; tells whether they did not yet.

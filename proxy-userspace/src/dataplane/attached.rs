@@ -2,7 +2,7 @@
 
 use aya::programs::{SchedClassifier, TcAttachType};
 
-/// Those that are attached by tcx in either direction; none before Linux 6.6.
+/// Returns the programs that are attached by tcx in either direction; none before Linux 6.6.
 pub fn tcx_programs(device: &str) -> Vec<String> {
     let of = |direction| {
         SchedClassifier::query_tcx(device, direction)

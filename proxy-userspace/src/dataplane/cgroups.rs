@@ -1,4 +1,4 @@
-//! Where the socket hooks are attached: the cgroup (v2) whose processes they meet, as the operator named it or as it is found.
+//! The cgroup (v2) that the socket hooks are attached to: named by the operator, or found.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -9,18 +9,19 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, bail};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-/// What only a cgroup that is not the root has.
+/// A file that every cgroup but the root has.
 const NOT_OF_THE_ROOT: &str = "cgroup.type";
 /// So many cgroups are looked at to find the path of one.
 const LOOKED_AT: usize = 10_000;
 
-/// Whose sockets are sent to backends.
+/// The processes that get the socket hooks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CgroupChoice {
-    /// Those of all processes: the root of the hierarchy, where cgroup v2 is mounted.
+    /// All processes: the hooks are attached to the root of the hierarchy, at the mount point of
+    /// cgroup v2.
     #[default]
     Auto,
-    /// Those of the processes in this cgroup and below it.
+    /// The processes in this cgroup and below it.
     At(PathBuf),
     /// Nobody's.
     Off,
@@ -104,7 +105,7 @@ impl Cgroup {
     }
 }
 
-/// Where the cgroup of a number is; none if it is not found.
+/// Returns the path of the cgroup with this id; `None` if it is not found.
 pub fn path_of(id: u64) -> Option<PathBuf> {
     let mut next = mounts(&read_mounts().ok()?);
     for _ in 0..LOOKED_AT {

@@ -9,18 +9,18 @@ use nix::time::{ClockId, clock_getres};
 
 use super::statedir::{StateDir, remove};
 
-/// The program that tells the time.
+/// The program that returns the time.
 pub const PROGRAM: &str = "now";
 /// `struct __sk_buff`, and where its `cb[0]` lies.
 const CONTEXT: usize = 192;
 const CB0: usize = 48;
 
-/// Tells the time in jiffies.
+/// Reads the kernel's time in jiffies.
 pub struct Clock {
     program: SchedClassifier,
 }
 
-/// Pins the program that tells the time, so that commands can ask it without the agent.
+/// Pins the program that returns the time, so that commands can run it without the agent.
 pub fn pin(ebpf: &mut Ebpf, dir: &StateDir) -> Result<()> {
     let path = pin_path(dir);
     remove(&path)?;

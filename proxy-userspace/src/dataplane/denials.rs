@@ -1,5 +1,5 @@
-//! What the packet path tells of connections that NetworkPolicy denies: one for each client, server and port in ten seconds, with the number of
-//! those that were not told.
+//! Reports of the packet path about connections that NetworkPolicy denies: one for each client,
+//! server and port in ten seconds, with the number of those that were left out.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -25,7 +25,7 @@ pub struct Denied {
     pub protocol: Protocol,
     /// The direction in which it was denied: by the server's ingress, or by the client's egress.
     pub reason: Reason,
-    /// How many denials of the same ends and port were not told since the last one that was.
+    /// Number of denials of the same ends and port that were left out since the last report.
     pub silent: u32,
 }
 
@@ -33,7 +33,7 @@ pub struct Denied {
 pub struct Denials(RingBuf<MapData>);
 
 impl Denials {
-    /// That of loaded programs.
+    /// Opens the ring buffer of loaded programs.
     pub fn new(ebpf: &mut Ebpf) -> Result<Self> {
         let map = object::take(ebpf, "DENIALS")?;
         RingBuf::try_from(map)

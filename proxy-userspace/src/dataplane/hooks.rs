@@ -1,6 +1,8 @@
-//! Where the programs are attached, and how they get there: tcx links and XDP links that are pinned, clsact filters before Linux 6.6.
+//! The programs' attachments: tcx links and XDP links that are pinned, clsact filters before Linux
+//! 6.6.
 //!
-//! A program that replaces an earlier agent's does so in one step; nothing is detached when the agent ends.
+//! A program that replaces an earlier agent's does so in one step; nothing is detached when the
+//! agent ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,7 +27,8 @@ use super::statedir::{StateDir, names_in, remove};
 const PRIORITY: u16 = 50;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// What meets packets where, in the order in which they are attached: who reverses a translation comes before who makes it.
+/// The attach points, in the order of attaching: a program that reverses a translation comes before
+/// the one that makes it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum AttachPoint {
     /// tc egress of the host side of a pod's veth.
@@ -65,12 +68,12 @@ impl AttachPoint {
         }
     }
 
-    /// Whether it belongs to a pod, and stays for as long as the pod's device.
+    /// Returns true for a pod's device, where the program stays for as long as the device.
     pub const fn is_pods(self) -> bool {
         matches!(self, Self::ToPod | Self::FromPod)
     }
 
-    /// Whether it is met before the kernel has a socket buffer.
+    /// Returns true for XDP, which runs before the kernel has a socket buffer.
     pub const fn is_xdp(self) -> bool {
         matches!(self, Self::XdpGeneric | Self::XdpNative)
     }
@@ -95,7 +98,7 @@ enum How {
 pub struct Attachment {
     /// Which point.
     pub point: AttachPoint,
-    /// Of which device.
+    /// The device.
     pub device: IfIndex,
 }
 
@@ -127,7 +130,7 @@ impl FromStr for Attachment {
     }
 }
 
-/// Whether the kernel has tcx (6.6); known after the first attempt.
+/// The kernel's way to attach tc programs: tcx (6.6) or clsact; known after the first attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Flavour {
     Unknown,
@@ -162,15 +165,16 @@ impl Hooks {
         &self.attached
     }
 
-    /// Whether the kernel refused one that is wanted.
+    /// Returns true if the kernel refused an attachment that is wanted.
     pub fn was_refused(&self) -> bool {
         !self.refused.is_empty()
     }
 
-    /// Attaches what is wanted and not attached yet, and lets go of what is not wanted any more. `wanted` gives each hook its device's name,
-    /// `present` says which devices exist: a pod's device keeps its hooks until it goes.
+    /// Attaches programs that are wanted, and detaches those that are not wanted any more. `wanted`
+    /// gives each attachment its device's name, `present` lists the devices that exist: a pod's
+    /// device keeps its programs until it is removed.
     ///
-    /// What was refused is tried again each time, and told of again only in other words.
+    /// A refused attachment is tried again each time, and logged again only if the error differs.
     pub fn update(
         &mut self,
         ebpf: &mut Ebpf,
@@ -399,7 +403,7 @@ fn attach_xdp(program: &mut Xdp, mode: XdpMode, index: IfIndex, pin: &Path) -> R
     link.pin(pin).map(drop).context("pin the link")
 }
 
-/// Whether an error says that the link's device is gone.
+/// Returns true if the error means that the link's device is gone.
 fn is_dead(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(e) if matches!(e.io_error.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::ENOENT)))
 }

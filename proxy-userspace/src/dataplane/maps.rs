@@ -48,9 +48,9 @@ pub struct FamilyMaps<A> {
 
 /// All maps.
 pub struct Maps {
-    /// Those of IPv4.
+    /// The maps of IPv4.
     pub v4: FamilyMaps<Addr4>,
-    /// Those of IPv6.
+    /// The maps of IPv6.
     pub v6: FamilyMaps<Addr6>,
     devices: Hash<IfIndex, Device>,
     names: Hash<u32, Name>,

@@ -76,16 +76,17 @@ const OWN: [&str; 11] = [
     "PORTSETS",
 ];
 
-/// Those of them that begin with what the earlier agent knew: which device each pod has.
+/// Migrated maps that begin with the earlier agent's content: the device of each pod.
 const KNOWN: [&str; 2] = ["PODS4", "PODS6"];
 
-/// Maps whose values have grown at their end since earlier versions: what these have written is taken over, with zeros behind.
+/// Maps with values that have grown at their end since earlier versions: an earlier agent's values
+/// are taken over, with zeros behind.
 const GROWN: [&str; 2] = ["DEVICES", "CONFIG"];
 
 /// The map of counters.
 const COUNTERS: &str = "COUNTERS";
 
-/// What must be equal for a map to be taken over as it is.
+/// The properties of a map that must be equal for it to be adopted as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Definition {
     kind: u32,
@@ -95,7 +96,7 @@ struct Definition {
     flags: u32,
 }
 
-/// Maps that were made anew beside those of an earlier agent, whose programs still use the old ones.
+/// Maps that were made anew while the programs of an earlier agent still use the old ones.
 #[derive(Debug, Default)]
 pub struct Migration {
     names: Vec<&'static str>,
@@ -198,7 +199,8 @@ impl Migration {
     }
 }
 
-/// Whether a map may be pinned at its own place: nothing is there, or just what the object wants.
+/// Returns true if a map may be pinned at its own place: nothing is there, or a map with the wanted
+/// definition.
 fn adoptable(dir: &StateDir, name: &'static str, wanted: Definition) -> Result<bool> {
     let path = dir.map(name);
     if !path.exists() {

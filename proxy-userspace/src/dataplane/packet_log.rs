@@ -23,7 +23,7 @@ pub fn level() -> u8 {
     }
 }
 
-/// What the programs say, to be carried to the log.
+/// The programs' log records, on their way to the log.
 pub struct PacketLog(EbpfLogger<InWords>);
 
 impl PacketLog {

@@ -1,4 +1,4 @@
-//! What the programs remember of sockets, for those who do not care how a map is reached.
+//! The programs' memory of sockets, as a trait that hides how a map is reached.
 
 use anyhow::{Context as _, Result};
 use aya::Pod;
@@ -8,7 +8,7 @@ use proxy_common::socket::{Peer, PeerKey};
 use super::batch;
 use super::maps::{FamilyMaps, delete};
 
-/// What is remembered of one family.
+/// The remembered peers of one family.
 pub trait PeerTable<A: Address> {
     /// All of it.
     fn peers(&self) -> Result<Vec<(PeerKey<A>, Peer<A>)>>;

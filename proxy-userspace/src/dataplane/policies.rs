@@ -48,7 +48,7 @@ impl PolicyMaps {
         })
     }
 
-    /// How large the tables were made.
+    /// Returns the size that the tables were made with.
     pub fn room(&self) -> Room {
         Room {
             nodes: self.directory.elements,
@@ -183,7 +183,7 @@ impl<T> Words<T> {
         })
     }
 
-    /// Where a part of an element is, counted in parts of its size.
+    /// Returns the address of a part of an element; `part` is an index in units of `P`.
     fn at<P>(&self, element: u32, part: u32) -> Result<*mut P> {
         let stride = size_of::<T>().next_multiple_of(8);
         let offset = part as usize * size_of::<P>();

@@ -1,4 +1,4 @@
-//! What the kernel holds of a state directory's programs, and what its verifier said about them.
+//! The loaded programs of a state directory, and the verifier's figures about them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -10,7 +10,7 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 
-/// Whether an element that is there already is replaced.
+/// The treatment of an element that exists already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
     /// In any case.
@@ -29,8 +29,8 @@ struct ElementAttr {
     flags: u64,
 }
 
-/// Copies all elements between maps of equal key sizes, whose values get zeros behind them where those of `to` are longer; gives the number of
-/// those that found no room.
+/// Copies all elements between maps of equal key sizes; shorter values get zeros behind them.
+/// Returns the number of elements that found no room.
 pub fn copy(from: &MapData, to: &MapData, how: Put) -> Result<usize> {
     let info = from.info()?;
     let size = value_bytes(&info)?.max(value_bytes(&to.info()?)?);
@@ -49,7 +49,8 @@ pub fn copy(from: &MapData, to: &MapData, how: Put) -> Result<usize> {
     Ok(lost)
 }
 
-/// What the kernel copies for one value: per-CPU maps give one for each processor, each rounded up to eight bytes.
+/// Returns the bytes that the kernel copies for one value. Per-CPU maps hold one value for each
+/// processor, each rounded up to eight bytes.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "the kernel's list of map types is open"

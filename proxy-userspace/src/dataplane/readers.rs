@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::thread::{MembarrierCommand, membarrier};
 use tracing::debug;
 
-/// How long no program takes, where the kernel does not say when they have ended.
+/// A time that no program exceeds, for kernels that do not report when programs have ended.
 const LONG: Duration = Duration::from_millis(100);
 
 /// Returns when every program that runs at the call has ended: programs are RCU readers, and the kernel's barrier for all processes waits for a

@@ -1,6 +1,7 @@
-//! The hooks of sockets: where they are attached, by links that are pinned, and whose sockets they meet.
+//! The socket hooks: pinned links to the cgroup of the processes that they serve.
 //!
-//! Where they cannot be attached the agent goes on without, and says why. A program that replaces an earlier agent's does so in one step.
+//! Where they cannot be attached the agent goes on without, and logs why. A program that replaces
+//! an earlier agent's does so in one step.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -34,11 +35,12 @@ pub const PROGRAMS: [&str; 8] = [
     "sendmsg6",
 ];
 
-/// The global that says whose network namespace is ours.
+/// The global that holds the cookie of our network namespace.
 const NETNS: &str = "NETNS";
 /// The global that says how processes are refused.
 const REFUSED: &str = "REFUSED";
-/// Kernels whose programs may say how a system call fails; on others it is EPERM.
+/// First kernel with bpf_set_retval: a program chooses the error of a system call. Before, the
+/// error is EPERM.
 const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
 /// `SO_NETNS_COOKIE` (5.14), which libc does not have yet.
 const SO_NETNS_COOKIE: libc::c_int = 71;
@@ -50,7 +52,7 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
-/// What the loaded programs know of their surroundings.
+/// The globals of the loaded programs.
 #[derive(Clone, Copy, Debug)]
 pub struct Globals {
     netns: u64,
@@ -74,7 +76,7 @@ impl Globals {
         })
     }
 
-    /// Tells the programs that `loader` will load.
+    /// Sets the globals of the programs that `loader` will load.
     pub fn tell<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
         loader.override_global(NETNS, &self.netns, true);
         loader.override_global(REFUSED, &self.refused, true);
@@ -105,7 +107,7 @@ fn netns() -> Result<u64> {
     }
 }
 
-/// Whether processes of this node are served by their sockets.
+/// The state of the socket hooks.
 #[derive(Debug)]
 pub enum SocketHooks {
     /// They will be, once the tables are filled.

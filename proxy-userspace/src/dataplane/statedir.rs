@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-/// Where bpffs is mounted by convention.
+/// The conventional mount point of bpffs.
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// Paths below a state directory. Names on bpffs must not contain dots.
@@ -24,7 +24,7 @@ pub struct StateDir {
 pub struct Lock(#[expect(dead_code, reason = "held, not used")] Flock<File>);
 
 impl StateDir {
-    /// Where agents have it that are not told otherwise.
+    /// The default state directory.
     pub const USUAL: &str = "/sys/fs/bpf/portway";
 
     /// The directory as it is, for reading.
@@ -62,22 +62,22 @@ impl StateDir {
         &self.root
     }
 
-    /// Where maps are pinned, by name.
+    /// Returns the directory of pinned maps.
     pub fn maps(&self) -> PathBuf {
         self.root.join("maps")
     }
 
-    /// Where a map is pinned.
+    /// Returns the pin of a map.
     pub fn map(&self, name: &str) -> PathBuf {
         self.maps().join(name)
     }
 
-    /// Where a map is pinned until the programs that use it have taken over.
+    /// Returns the pin of a map until the programs that use it have taken over.
     pub fn incoming(&self, name: &str) -> PathBuf {
         self.maps().join(format!("{name}-new"))
     }
 
-    /// Where programs are pinned that are run from user space.
+    /// Returns the directory of pinned programs that are run from user space.
     pub fn programs(&self) -> PathBuf {
         self.root.join("programs")
     }
@@ -92,7 +92,8 @@ impl StateDir {
         self.root.join("sockets")
     }
 
-    /// One directory for each device whose clsact qdisc is our making, by index.
+    /// Returns the directory with one entry, by index, for each device with a clsact qdisc that an
+    /// agent made.
     pub fn qdiscs(&self) -> PathBuf {
         self.root.join("qdiscs")
     }
@@ -108,7 +109,7 @@ impl StateDir {
         }
     }
 
-    /// Whether an agent holds the directory now.
+    /// Returns true if an agent holds the directory now.
     pub fn is_locked(&self) -> Result<bool> {
         Ok(self.try_lock()?.is_none())
     }

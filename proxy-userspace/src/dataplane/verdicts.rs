@@ -23,12 +23,12 @@ pub struct NodeVerdicts {
     tables: Asked,
 }
 
-/// What a node's tables say of a connection; nothing where an end is no pod of that node.
+/// The verdicts of a node's tables on a connection; `None` where an end is no pod of that node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Whether the source may reach the destination.
+    /// True if the source may reach the destination.
     pub egress: Option<bool>,
-    /// Whether the destination may be reached by the source.
+    /// True if the destination may be reached by the source.
     pub ingress: Option<bool>,
 }
 

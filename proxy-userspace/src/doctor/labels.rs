@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::model::Labels;
 
-/// How far labels are from what a selector asks for: pairs that differ, then letters that do.
+/// Distance of labels from a selector: the number of pairs that differ, then of letters.
 pub(super) type Distance = (usize, usize);
 
 /// The distance, and in words what differs.
@@ -28,7 +28,7 @@ pub(super) struct Difference {
     pub(super) letters: usize,
 }
 
-/// The same key with another value, else a key or value that is spelt nearly the same.
+/// Compares with the same key, else with a key or value of nearly the same spelling.
 fn pair(key: &str, value: &str, labels: &Labels) -> Option<Difference> {
     let asked = format!("{key}={value}");
     match labels.get(key) {
@@ -57,7 +57,8 @@ fn pair(key: &str, value: &str, labels: &Labels) -> Option<Difference> {
     }
 }
 
-/// Of things with labels, those nearest to the selector, with what differs; nothing if none is like it in any way.
+/// Returns the things with the labels nearest to the selector, and their differences; `None` if
+/// none resembles it.
 pub(super) fn nearest<T>(
     selector: &Labels,
     things: impl Iterator<Item = (T, Labels)>,

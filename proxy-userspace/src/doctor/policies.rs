@@ -14,9 +14,10 @@ use crate::model::{
     Proxied, Service, ServiceOptions, Snapshot, State, TrafficPolicy, Word as _,
 };
 
-/// As many wrong letters are a slip; labels that differ in more are other pods', which may still come.
+/// The most letters that a misspelling differs in. Labels that differ in more belong to other pods,
+/// which may still come.
 const MISSPELT: usize = 2;
-/// Where pods ask for names.
+/// The port that pods send DNS queries to.
 const DNS: Port = Port {
     number: 53,
     protocol: Protocol::UDP,
@@ -110,7 +111,8 @@ impl<'a> Examined<'a> {
         Finding::new(check, &self.object, field, problem, advice)
     }
 
-    /// P3, P5: it isolates nobody. One for all pods is meant for those to come, and so is one whose pods a Deployment makes.
+    /// P3, P5: finds a policy that isolates nobody. An empty selector is meant for pods to come,
+    /// and so is one that a Deployment's pods match.
     fn selects_nothing(&self) -> Option<Finding> {
         let selector = &self.policy.pods;
         let own = |name: &ObjectName| *name.namespace == *self.namespace();
@@ -263,7 +265,7 @@ impl<'a> Examined<'a> {
         counted.filter(|(name, _)| self.means(namespaces, name))
     }
 
-    /// Whether something makes such pods, though none is there.
+    /// Returns true if a workload makes such pods, though none exists.
     fn made(&self, namespaces: &Namespaces, pods: &Selector) -> bool {
         let all = self.state.workloads.iter();
         all.into_iter().any(|(name, workload)| {
@@ -467,7 +469,8 @@ impl<'a> Examined<'a> {
             .map(|(name, _)| name)
     }
 
-    /// Whether a block tells clients from outside apart: it is neither everything nor of the pod network.
+    /// Returns true if a block distinguishes clients outside: it is neither everything nor part of
+    /// the pod network.
     fn chooses_clients(&self, peer: &Peer) -> bool {
         let Peer::Block { cidr, except } = peer else {
             return false;

@@ -13,7 +13,7 @@ use crate::model::{
     Workload, WorkloadName,
 };
 
-/// As many examples as a person reads.
+/// The most examples in a list, so that people read it.
 const EXAMPLES: usize = 3;
 
 pub(super) fn examine(state: &State) -> Vec<Finding> {
@@ -55,7 +55,7 @@ fn usable(pod: &Pod) -> bool {
     pod.ready && !pod.finished() && !pod.addresses.is_empty()
 }
 
-/// Whether somebody wrote slices for a Service without a selector.
+/// True if a Service without a selector has slices that somebody wrote.
 enum Written {
     Yes,
     No,
@@ -115,7 +115,7 @@ fn no_pod(object: &ObjectRef, service: &Service, state: &State) -> Finding {
     )
 }
 
-/// What comes near, and what to do.
+/// A hint about something similar, and advice.
 pub(super) type Hint = Option<(String, String)>;
 
 /// A Deployment's pods would match, but there are none.

@@ -23,10 +23,10 @@ pub enum End {
     Service(ObjectName),
 }
 
-/// Where a connection goes, as it is typed: an end, then `:PORT` and, if it is not TCP, `/PROTOCOL`.
+/// A destination as it is typed: an end, then `:PORT` and, if it is not TCP, `/PROTOCOL`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// To whom.
+    /// The end.
     pub end: End,
     /// A number, or the name of a container's port; of a Service, its own port's.
     pub port: String,
@@ -120,11 +120,11 @@ impl fmt::Display for Port {
 pub struct Party<'a> {
     /// Its address; none while it has none, so that no ipBlock matches it.
     pub addr: Option<IpAddr>,
-    /// Whose it is.
+    /// The owner of the address.
     pub who: Who<'a>,
 }
 
-/// Who has an address.
+/// The owner of an address.
 #[derive(Clone, Copy, Debug)]
 pub enum Who<'a> {
     /// A pod on the pod network.
@@ -140,7 +140,7 @@ pub enum Who<'a> {
 }
 
 impl<'a> Party<'a> {
-    /// Who has an address (P17, P20, P22).
+    /// Returns the owner of an address (P17, P20, P22).
     pub fn at(state: &'a State, addr: IpAddr) -> Self {
         let of_node = |node: &crate::model::Node| {
             node.internal_ips.contains(&addr) || node.external_ips.contains(&addr)
@@ -186,7 +186,7 @@ impl<'a> Party<'a> {
         }
     }
 
-    /// What it is, beside a pod's name.
+    /// Describes the end if it is not a pod of the pod network.
     pub(super) fn kind(&self) -> String {
         match self.who {
             Who::Pod(name, _) => format!("{name} is a pod"),

@@ -1,17 +1,18 @@
-//! What a node's tables say of a connection beside what the objects say: where the agent is in step, both agree.
+//! The verdicts of a node's tables, compared with the judgement of the objects: where the agent is
+//! in step, both agree.
 
 use serde::Serialize;
 
 use super::{Explanation, Judgement, Outcome, Side};
 use crate::dataplane::Held;
 
-/// What a node's tables say of a connection beside what the objects say.
+/// The verdicts of a node's tables, compared with the judgement of the objects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Tables {
     /// The ends that are pods of this node: only they have a say there.
     pub judged: Vec<Side>,
-    /// Where both disagree, in words.
+    /// The differences, in words.
     pub disagreements: Vec<String>,
 }
 

@@ -20,7 +20,7 @@ pub enum Side {
 }
 
 impl Side {
-    /// As `policyTypes` has it.
+    /// Returns the direction as `policyTypes` writes it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Egress => "Egress",
@@ -36,21 +36,21 @@ impl Side {
     }
 }
 
-/// What one end says.
+/// The judgement of one end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Judgement {
     /// Which end it is.
     pub side: Side,
-    /// Who it is.
+    /// The end's name.
     pub of: String,
-    /// What it says.
+    /// The outcome.
     pub outcome: Outcome,
     /// The policies that select it for this direction, in the order of their names.
     pub policies: Vec<PolicyView>,
 }
 
-/// What an end says, and why.
+/// The outcome of one end's policies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
@@ -87,20 +87,20 @@ pub struct PolicyView {
 pub struct RuleView {
     /// Counted from 1, among those of its direction that can be read.
     pub number: usize,
-    /// Whether it allows the connection.
+    /// True if it allows the connection.
     pub allows: bool,
-    /// What it allows, or each thing that speaks against it, in words.
+    /// The matching entries, or each mismatch, in words.
     pub because: Vec<String>,
 }
 
 impl Judgement {
-    /// Whether it lets the connection be.
+    /// Returns true if this end allows the connection.
     pub fn allows(&self) -> bool {
         self.outcome != Outcome::Denied
     }
 }
 
-/// What an end says of a new connection whose addresses are the pods' own.
+/// Judges a new connection at one end. The addresses are the pods' own, after translation.
 pub fn judge(
     state: &State,
     side: Side,
@@ -171,7 +171,7 @@ fn selecting<'a>(
 /// A connection as rules are held against it.
 struct Asked<'a> {
     state: &'a State,
-    /// The end whose policies these are not.
+    /// The end on the other side, which these policies do not select.
     other: &'a Party<'a>,
     to: &'a Party<'a>,
     port: &'a Port,

@@ -1,10 +1,10 @@
-//! Whether a rule's port is the one asked for (P13-P16).
+//! Matches the ports of a rule with the port that was asked for (P13-P16).
 
 use super::ends::{Party, Port};
 use super::words;
 use crate::model::policy::{PolicyPort, PortMatch};
 
-/// What matches, or why it does not; names are the destination pod's (P15).
+/// Returns the matching entry, or the mismatch, in words. Names are the destination pod's (P15).
 pub(super) fn matches(
     allowed: &PolicyPort,
     to: &Party<'_>,

@@ -49,7 +49,7 @@ status: {phase: Succeeded, podIPs: [{ip: 10.244.1.9}]}
 
 const DENY: &str = "{kind: NetworkPolicy, metadata: {namespace: shop, name: deny-all}, spec: {podSelector: {}}}\n---\n";
 
-/// `deny-all`, and beside it one for `app=db` with this ingress.
+/// Returns `deny-all` and a policy for `app=db` with this ingress.
 fn allow(ingress: &str) -> String {
     let policy = format!("podSelector: {{matchLabels: {{app: db}}}}, ingress: {ingress}");
     format!(
@@ -405,7 +405,7 @@ fn flaws_of_the_policies_that_judge_are_said() {
     );
 }
 
-/// What a node's tables say that hold what was compiled for it.
+/// Returns the verdicts of tables that hold what was compiled for the node.
 fn held(policies: &Policies, connection: &Explanation) -> Held {
     let Explanation {
         from_address: Some(from),

@@ -14,7 +14,7 @@ pub(super) fn list(items: &[impl Display]) -> String {
         .join(", ")
 }
 
-/// What a selector asks for; an empty one asks nothing.
+/// Describes a selector; an empty one selects everything.
 pub(crate) fn selector(selector: &Selector) -> String {
     list(
         &selector
@@ -41,7 +41,7 @@ fn requirement(requirement: &Requirement) -> String {
     }
 }
 
-/// What labels have where a selector asks for something else; `None` if it selects them.
+/// Returns the labels that differ from the selector; `None` if it selects them.
 pub(super) fn differs(selector: &Selector, labels: &Labels) -> Option<String> {
     let failing = selector
         .requirements

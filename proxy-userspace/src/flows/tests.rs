@@ -1,4 +1,4 @@
-//! How flows are judged, and sweeps over real tables.
+//! Judging flows, and sweeps over real tables.
 
 use std::collections::BTreeMap;
 
@@ -103,7 +103,7 @@ fn v18_each_kind_lives_as_long_as_its_timeout() {
     assert_eq!(lives(Protocol::TCP, 0, 30), Some(Ended::Unanswered));
 }
 
-/// Of a backend that answers past this node neither FIN nor RST is seen.
+/// With direct server return neither FIN nor RST of the backend is seen.
 #[test]
 fn v18_connections_that_are_answered_elsewhere_live_by_what_their_client_says() {
     let judge = |rules: &SweepRules, protocol, state, seconds: u32| {

@@ -1,4 +1,4 @@
-//! What was seen on the host, to whom it belongs; pure.
+//! Attributes what was found on the host to its owners; pure.
 
 use std::collections::BTreeSet;
 
@@ -55,7 +55,7 @@ fn kube_proxy(seen: &Seen) -> Vec<Foreign> {
     found
 }
 
-/// What a data plane leaves on a host.
+/// The traces that a data plane leaves on a host.
 struct Marks {
     name: &'static str,
     device: Option<&'static str>,
@@ -169,7 +169,7 @@ fn refusing_chain<'a>(
         })
 }
 
-/// Whose rules these are, by the names that the well-known tools give.
+/// Returns the owner of rules, by the names that the well-known tools use.
 fn owner(table: &Table) -> &'static str {
     let has = |start: &str| table.chains.keys().any(|chain| chain.starts_with(start));
     if table.name == "firewalld" || has("FORWARD_direct") {

@@ -11,7 +11,7 @@ use tracing::debug;
 use super::rules::{Table, from_iptables, from_nft};
 use crate::dataplane::tcx_programs;
 
-/// What is on this host, as far as it could be seen.
+/// The findings on this host, as far as they can be read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
     /// Tables of firewall rules.
@@ -61,7 +61,7 @@ fn tables() -> Vec<Table> {
     tables
 }
 
-/// What a tool prints; nothing if it is not there or fails.
+/// Returns the output of a tool; `None` if it is missing or fails.
 fn run(tool: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(tool)
         .args(arguments)
@@ -82,7 +82,7 @@ fn run(tool: &str, arguments: &[&str]) -> Option<String> {
     }
 }
 
-/// Those of anybody, by tcx and in filters.
+/// Returns the programs of anybody on these devices, by tcx and in filters.
 pub(super) fn programs(devices: &[(u32, String)]) -> Vec<(String, String)> {
     let by_tcx = devices.iter().flat_map(|(_, device)| tcx(device));
     by_tcx.chain(clsact(devices)).collect()

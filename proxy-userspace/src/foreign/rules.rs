@@ -21,15 +21,15 @@ pub struct Table {
 /// A chain of rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
-    /// Where packets come into it by themselves, if they do: `forward`.
+    /// The hook that packets enter the chain by, if it is a base chain: `forward`.
     pub hook: Option<String>,
-    /// What happens to packets that no rule has decided.
+    /// The verdict for packets that no rule decides.
     pub policy: Policy,
-    /// What its rules may do, in their order.
+    /// The possible effects of its rules, in their order.
     pub steps: Vec<Step>,
 }
 
-/// What happens at the end of a chain.
+/// The verdict at the end of a chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
     /// The packet goes on.
@@ -39,7 +39,7 @@ pub enum Policy {
     Drop,
 }
 
-/// What a rule may do, of what matters here.
+/// The effects of a rule that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Drop or reject.

@@ -28,7 +28,7 @@ fn by_iptables(text: &str) -> Vec<String> {
     })
 }
 
-/// As nft 1.0.6 prints it.
+/// Output of nft 1.0.6.
 const FIREWALLD: &str = r#"{"metainfo": {"version": "1.0.6", "json_schema_version": 1}},
 {"table": {"family": "inet", "name": "firewalld", "handle": 1}},
 {"chain": {"family": "inet", "table": "firewalld", "name": "filter_FORWARD", "handle": 1, "type": "filter", "hook": "forward", "prio": 10, "policy": "accept"}},
@@ -192,7 +192,7 @@ fn nothing_is_made_of_what_is_no_ruleset() {
     }
 }
 
-/// What is found in this namespace, without the evidence's numbers.
+/// Returns the findings in this namespace, without the evidence's numbers.
 fn found_in(host: &Namespace) -> Vec<String> {
     host.run(|| {
         find(&PathBuf::from("/nonexistent"))

@@ -1,7 +1,8 @@
-//! What the host's loopback must let in, for what answers a process to reach it: packets with the host's own addresses, and with loopback's, that
-//! the programs put there (IPv4; IPv6 asks for no such settings).
+//! Settings of the host's loopback that let replies to processes in: packets with the host's own
+//! and loopback's addresses, which the programs put there (IPv4; IPv6 needs no such settings).
 //!
-//! What was changed is noted at the gate, as the alias of its entry (`ip link show` prints it): the note goes where the gate goes.
+//! The old settings are recorded at the gate, as the alias of its entry (`ip link show` prints it):
+//! the record goes when the gate goes.
 #![expect(
     clippy::wildcard_enum_match_arm,
     reason = "the lists of netlink's attributes are open"
@@ -124,7 +125,7 @@ async fn link(handle: &Handle, device: u32) -> Result<LinkMessage> {
     found.pop().with_context(|| format!("read device {device}"))
 }
 
-/// The settings of a device; none where it knows no IPv4.
+/// Returns the IPv4 settings of a device; `None` if it has none.
 fn settings(link: &LinkMessage) -> Option<&InetDevConf> {
     let specs = link
         .attributes
@@ -143,7 +144,7 @@ fn settings(link: &LinkMessage) -> Option<&InetDevConf> {
     })
 }
 
-/// What was noted at a device; nothing where nobody has.
+/// Returns the record at a device; empty if there is none.
 fn note(link: &LinkMessage) -> String {
     let alias = link
         .attributes

@@ -1,4 +1,5 @@
-//! What is answered, to the letter, to those who ask for health: pure functions of what is known, in kube-proxy's words (V22, V23).
+//! The answers of the health endpoints, to the letter: pure functions in kube-proxy's format (V22,
+//! V23).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -42,14 +43,14 @@ impl Moment {
         }
     }
 
-    /// What the clock on the wall showed at `then`, had nobody set it since.
+    /// Returns the wall clock's reading at `then`, if nobody has set it since.
     fn shown(self, then: Instant) -> Timestamp {
         let ago = SignedDuration::try_from(self.now.duration_since(then)).unwrap_or_default();
         self.wall.checked_sub(ago).unwrap_or(Timestamp::MIN)
     }
 }
 
-/// Whether a Service has backends on this node.
+/// The health of a Service on this node.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ServiceHealth<'a> {
@@ -90,7 +91,7 @@ pub fn service(
     answer
 }
 
-/// How the agent is; the fields and their order are kube-proxy's.
+/// The health of the agent. The fields and their order are kube-proxy's.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ProxyHealth {
@@ -120,8 +121,9 @@ pub fn livez(vitals: &Vitals, at: Moment, patience: Duration) -> Answer {
     proxy(vitals, at, patience, None)
 }
 
-/// Whether the kernel has had all that was known at the start: from then on the node serves, and a rollout may go on to the next one.
-/// kube-proxy has no such path; its `/healthz` says 200 while starting.
+/// Answers /readyz: 200 once the kernel holds everything that was listed at the start, so that a
+/// rollout may go on to the next node. kube-proxy has no such path; its `/healthz` returns 200
+/// while starting.
 pub fn readyz(vitals: &Vitals) -> Answer {
     json(
         vitals.in_step,
@@ -137,7 +139,7 @@ struct Readiness {
 }
 
 fn proxy(vitals: &Vitals, at: Moment, patience: Duration, node_eligible: Option<bool>) -> Answer {
-    /// What Go writes for a time that never was.
+    /// Go's text for the zero time.
     const NEVER: &str = "0001-01-01T00:00:00Z";
     let families = [("IPv4", vitals.v4), ("IPv6", vitals.v6)];
     let shown =

@@ -24,7 +24,7 @@ use crate::model::{Kind, ObjectName, ObjectRef};
 /// Pause before an address that could not be listened on is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
-/// What is to be served, by Service.
+/// The health checks to serve, by Service.
 pub type Checks = BTreeMap<ObjectName, HealthCheck>;
 
 /// Serves what `checks` says, as it changes; an address that is taken becomes a warning about the Service and is tried again.
@@ -58,7 +58,7 @@ pub async fn serve_services(
     }
 }
 
-/// Where is listened, and for whom.
+/// Returns the addresses to listen on, each with its Service.
 fn listeners(checks: &Checks) -> BTreeMap<SocketAddr, ObjectName> {
     let of = |(name, check): (&ObjectName, &HealthCheck)| {
         let (name, port) = (name.clone(), check.port);
@@ -158,7 +158,8 @@ fn serve(listener: TcpListener, asked: Asked) -> Server {
     Server { _end: end, task }
 }
 
-/// What an answer is made of; the Service is looked up for each, so that a changed count or owner is seen at once.
+/// The inputs of an answer. The Service is looked up for each request, so that a changed count or
+/// owner is seen at once.
 #[derive(Clone)]
 struct Asked {
     checks: watch::Receiver<Checks>,

@@ -23,7 +23,7 @@ use super::Driver;
 /// A link-layer address.
 pub type Mac = Vec<u8>;
 
-/// What one reading of the kernel's tables gave.
+/// One reading of the kernel's tables.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     pub links: BTreeMap<IfIndex, Link>,
@@ -111,7 +111,7 @@ pub struct HostAddress {
     pub preferred: Preferred,
 }
 
-/// Whether the kernel would choose an address as source by itself.
+/// True if the kernel would choose the address as a source by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preferred {
     Yes,
@@ -153,7 +153,7 @@ pub struct Route {
     pub via: Via,
 }
 
-/// Whether a router is the next hop.
+/// The next hop's kind: a router or the link itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
     Gateway,
@@ -195,12 +195,12 @@ impl Route {
     }
 }
 
-/// What a unicast route of the main table leads to.
+/// Returns the destination of a unicast route of the main table.
 pub fn destination(message: &RouteMessage) -> Option<IpNet> {
     Route::from_message(message).first().map(|route| route.to)
 }
 
-/// Whether such a route leads out by a device.
+/// Returns true if such a route leads out by a device.
 pub fn leaves_by(message: &RouteMessage, device: u32) -> bool {
     Route::from_message(message)
         .iter()

@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 
 use super::facts::{Facts, HostAddress, Link, Mac, Neighbour, Route};
 
-/// What the kernel is asked to tell of its own accord.
+/// The netlink groups to subscribe to.
 const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Link,
     MulticastGroup::Ipv4Ifaddr,
@@ -26,7 +26,8 @@ const GROUPS: [MulticastGroup; 6] = [
     MulticastGroup::Neigh,
 ];
 
-/// Whether news of neighbours count: they come all the time, and matter only while a pod is missing.
+/// True if changes of neighbours count: they come all the time, and matter only while a pod's
+/// device is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Neighbours {
     Heeded,

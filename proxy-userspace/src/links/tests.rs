@@ -79,7 +79,7 @@ impl Node {
         self.watch_after(BTreeMap::new(), wanted, then);
     }
 
-    /// The same with what an earlier agent found.
+    /// Watches as above, beginning with the findings of an earlier agent.
     fn watch_after<F: Future<Output = ()> + Send>(
         &self,
         earlier: BTreeMap<IpAddr, IfIndex>,

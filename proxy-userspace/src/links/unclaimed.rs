@@ -1,4 +1,4 @@
-//! P31: devices that are some pod's, by all that can be seen, before anybody has said whose.
+//! P31: devices that belong to pods by all that can be seen, before it is known to which.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,10 +8,11 @@ use proxy_common::net::IfIndex;
 use super::Wanted;
 use super::facts::{Facts, Kind, Link, Route, Via};
 
-/// The veths that no known pod has and that look like theirs: ports of a bridge that a known pod is behind or that has an address of the
-/// pods' prefixes, and veths with a route to one such address. `ours` are node devices, which never are.
+/// Returns the veths that no known pod has and that look like a pod's: ports of a bridge that a
+/// known pod is behind or that has an address of the pods' prefixes, and veths with a route to one
+/// such address. `ours` are node devices, which never count.
 ///
-/// What a user has wired by himself (another bridge, other addresses) is none of them.
+/// A device that a user has wired (another bridge, other addresses) does not count.
 pub fn unclaimed(
     facts: &Facts,
     wanted: &Wanted,

@@ -16,7 +16,7 @@ use super::unclaimed::unclaimed;
 use super::{Driver, Found, Wanted};
 use crate::{gate, model};
 
-/// Devices whose addresses are not the host's in the sense of V20.
+/// Devices with addresses that are not the host's in the sense of V20.
 const NOT_OURS: [&str; 2] = ["kube-ipvs0", "kube-dummy-if"];
 
 /// Pause between two questions for one address.
@@ -26,7 +26,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(300);
 #[derive(Debug, Default)]
 pub struct Wiring {
     pods: BTreeMap<IpAddr, IfIndex>,
-    /// Where an earlier agent found pods behind bridges; believed while the device is still a port of that bridge.
+    /// The ports of bridges at which an earlier agent found pods; used while the device is still a
+    /// port of that bridge.
     earlier: BTreeMap<IpAddr, IfIndex>,
     /// When the kernel was last made to ask who has an address.
     asked: BTreeMap<IpAddr, Instant>,
@@ -41,7 +42,7 @@ impl Wiring {
         }
     }
 
-    /// Whether a pod's device has not been found yet.
+    /// Returns true if a pod's device has not been found yet.
     pub fn missing(&self, wanted: &Wanted) -> bool {
         wanted.pods.iter().any(|addr| !self.pods.contains_key(addr))
     }
@@ -111,7 +112,8 @@ impl Wiring {
         Ok(())
     }
 
-    /// What is asked is news to ourselves too: without a pause that would go round and round.
+    /// Asks for the devices of pods. Our own questions cause changes of neighbours: without a pause
+    /// this would go round and round.
     async fn ask(
         &mut self,
         netlink: &Netlink,
@@ -137,7 +139,7 @@ impl Wiring {
         self.pods.insert(addr, device);
     }
 
-    /// What the facts and the pods found so far come to.
+    /// Returns the findings of the facts and the pods found so far.
     pub fn found(&self, facts: &Facts, wanted: &Wanted) -> Found {
         let mut ours = node_devices(facts, wanted, &self.pods);
         let gate = facts
@@ -189,7 +191,8 @@ fn is_gate(link: &Link) -> bool {
     link.kind == Kind::Veth && link.name == gate::EXIT
 }
 
-/// What this host itself sends by the gate has checksums that XDP cannot tell from whole ones.
+/// Returns the driver of a device. Packets that this host sends by the gate have checksums that XDP
+/// cannot tell from whole ones.
 fn driver(link: &Link) -> Driver {
     match link.kind {
         Kind::Loopback => Driver::Loopback,
@@ -256,7 +259,8 @@ fn node_devices(
     ours
 }
 
-/// Whether the route is a default route or one to pods of other nodes. Those of this node are on a link, at a veth or a bridge.
+/// Returns true for a default route or one to pods of other nodes. Pods of this node are on a link,
+/// at a veth or a bridge.
 fn leads_away(facts: &Facts, wanted: &Wanted, route: &Route) -> bool {
     if route.to.prefix_len() == 0 {
         return true;

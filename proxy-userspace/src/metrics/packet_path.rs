@@ -15,7 +15,7 @@ use crate::dataplane::Maps;
 pub struct PacketPath(Mutex<Maps>);
 
 impl PacketPath {
-    /// Those of these maps.
+    /// Reads these maps.
     pub fn new(maps: Maps) -> Self {
         Self(Mutex::new(maps))
     }
@@ -42,7 +42,7 @@ impl Collector for PacketPath {
     }
 }
 
-/// The same metrics with every counter at 0, for which no kernel is asked.
+/// The same metrics with every counter at 0, without a kernel.
 #[derive(Debug)]
 pub struct Zeros;
 

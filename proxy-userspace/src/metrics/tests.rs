@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 
-/// What kube-proxy 1.36 serves in its nftables mode (pkg/proxy/metrics), but for what is about nftables and conntrack themselves.
+/// Metrics of kube-proxy 1.36 in nftables mode (pkg/proxy/metrics), without those about nftables
+/// and conntrack.
 const KUBE_PROXY: &str = "
 kubeproxy_network_programming_duration_seconds histogram ip_family
 kubeproxy_proxy_healthz_total counter code

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
-/// How metrics are written down.
+/// The exposition format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// OpenMetrics 1.0.

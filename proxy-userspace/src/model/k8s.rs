@@ -23,13 +23,13 @@ use super::{Invalid, Kind, Object, ObjectName, ObjectRef, UnixTime, Update};
 
 /// A Kubernetes type that has a place in our model.
 pub trait Convert {
-    /// What it is called.
+    /// The kind.
     const KIND: Kind;
     /// Its metadata.
     fn metadata(&self) -> &ObjectMeta;
     /// The object in our words; `None` if it is well-formed but does not concern us.
     fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field>;
-    /// What is wrong in parts of it that can be left out alone: the rest is converted.
+    /// Returns the flaws of parts that can be left out alone: the rest is converted.
     fn flaws(&self) -> Vec<Field> {
         Vec::new()
     }
@@ -50,7 +50,7 @@ impl Field {
         }
     }
 
-    /// The same, with the object that has the field.
+    /// Adds the object that has the field.
     pub fn of(self, object: ObjectRef) -> Invalid {
         Invalid {
             object,
@@ -71,7 +71,7 @@ pub fn reference<K: Convert>(object: &K) -> ObjectRef {
     }
 }
 
-/// What an object that was seen means to us: it applies, does not concern us, or is bad.
+/// Converts an object: it applies, does not concern us, or is invalid.
 pub fn seen<K: Convert>(object: &K) -> Update {
     let reference = reference(object);
     match object.convert(reference.name.clone()) {
@@ -95,7 +95,7 @@ fn applied(object: Object, flaws: Vec<Field>) -> Update {
     }
 }
 
-/// What a NetworkPolicy means to us that may not even be of its kind's form: whatever it is, it opens nothing.
+/// Converts a NetworkPolicy that may be malformed. Whatever it is, it opens nothing.
 pub fn seen_policy(document: &Value) -> Update {
     let (policy, flaws) = policy::read(&document["spec"]);
     let [namespace, name] =
@@ -106,7 +106,8 @@ pub fn seen_policy(document: &Value) -> Update {
     )
 }
 
-/// What an object means to us that could not be read at all; a policy isolates what it may have selected.
+/// Converts an object that could not be read at all. A policy isolates the pods that it may have
+/// selected.
 pub fn seen_unreadable(object: ObjectRef, field: String, why: String) -> Update {
     let invalid = Invalid { object, field, why };
     if invalid.object.kind != Kind::NetworkPolicy {

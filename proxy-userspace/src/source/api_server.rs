@@ -21,11 +21,11 @@ use super::{Closed, News};
 use crate::model::k8s::{self, Convert};
 use crate::model::{Connection, Kind, ObjectName, ObjectRef, Update};
 
-/// How often it is asked whether the API server is there.
+/// Interval of questions whether the API server is reachable.
 const PROBE: Duration = Duration::from_secs(10);
-/// The same while it is not.
+/// The interval while it is not.
 const PROBE_LOST: Duration = Duration::from_secs(1);
-/// How long it may take to answer that.
+/// The longest that an answer may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Starts the watches; fails where the configuration does, not where the server is away.
@@ -69,7 +69,7 @@ async fn config(kubeconfig: Option<PathBuf>) -> Result<Config> {
         .with_context(read)
 }
 
-/// What a watch has to say.
+/// A step of a watch.
 enum Step {
     Update(Update),
     /// Every object of the kind was listed for the first time.
@@ -109,7 +109,7 @@ async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut news: News) {
     }
 }
 
-/// Whether the API server answered that it has no such kind, or does not let us see it.
+/// Returns true if the API server answered that it has no such kind, or does not let us see it.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "kube's list of errors is open"
@@ -171,7 +171,7 @@ impl Backoff for Impatient {
 #[derive(Default)]
 struct Known {
     reported: BTreeSet<ObjectRef>,
-    /// What the list that is being read has brought so far.
+    /// The objects of the list that is being read.
     listed: BTreeSet<ObjectRef>,
 }
 

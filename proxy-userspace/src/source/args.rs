@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::model::PortRange;
 
-/// Where the objects come from.
+/// Flags for the source of objects.
 #[derive(Args, Clone, Debug)]
 pub struct SourceArgs {
     /// The name of this node's Node object.
@@ -47,24 +47,24 @@ pub struct SourceArgs {
     pub service_cluster_ip_range: Vec<IpNet>,
 }
 
-/// Where objects come from.
+/// The source of objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceSettings {
     /// An API server.
     ApiServer {
-        /// How to reach it; `None` is in-cluster, else the user's own kubeconfig.
+        /// Its kubeconfig; `None` is in-cluster, else the user's own.
         kubeconfig: Option<PathBuf>,
     },
     /// A directory of YAML files.
     Manifests {
         /// The directory.
         dir: PathBuf,
-        /// What may be allocated.
+        /// The ranges to allocate from.
         ranges: Ranges,
     },
 }
 
-/// What a source that plays the API server may allocate.
+/// The ranges that a source that plays the API server allocates from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ranges {
     /// nodePorts.
@@ -84,7 +84,7 @@ impl SourceArgs {
         Ok(host.to_string_lossy().to_lowercase())
     }
 
-    /// Where objects come from.
+    /// Returns the source of objects.
     pub fn settings(self) -> Result<SourceSettings> {
         let Self {
             node_name: _,

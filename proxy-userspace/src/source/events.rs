@@ -18,7 +18,7 @@ use crate::model::{Kind, ObjectName};
 
 /// Events that may wait for the API server.
 const QUEUE: usize = 256;
-/// How often an Event is tried, with pauses that double.
+/// Attempts to send an Event, with pauses that double.
 const TRIES: u32 = 6;
 /// The API server refuses longer notes.
 const NOTE: usize = 1024;

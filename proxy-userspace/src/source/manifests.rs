@@ -22,7 +22,8 @@ pub use read::{Directory, Manifest};
 
 /// Editors write a file in several steps; what is read in between is not meant.
 const SETTLE: Duration = Duration::from_millis(60);
-/// What inotify does not tell (network file systems, targets of links elsewhere) is seen after this.
+/// Interval after which changes are seen that inotify does not report (network file systems,
+/// targets of links elsewhere).
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Starts to read and watch; fails if the directory cannot be read or watched at all.
@@ -89,7 +90,7 @@ async fn send(news: &mut News, updates: Vec<Update>) -> Result<(), Closed> {
     Ok(())
 }
 
-/// What differs from what was sent before.
+/// Returns the differences to what was sent before.
 fn news_of(
     sent: &mut BTreeMap<ObjectRef, Update>,
     directory: &Directory,

@@ -1,4 +1,5 @@
-//! Denied connections in plain words: who wanted to reach whom, and which policies have no rule that allows it.
+//! Denied connections in plain words: source and destination, and the policies without a rule that
+//! allows the connection.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 use crate::cni;
 use crate::model::{Kind, Object, ObjectName, ObjectRef, Pod, State, Update};
 
-/// What the plugins said, and which pods have their addresses from it.
+/// The pods named by CNI plugins, and those that have their addresses from there.
 #[derive(Debug, Default)]
 pub struct Given {
     said: cni::Given,

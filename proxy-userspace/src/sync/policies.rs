@@ -1,4 +1,5 @@
-//! NetworkPolicy's part of a sync: compiled, placed and written before Services, so that no pod is led to whose policy is not there.
+//! The policy part of a sync: compiled, placed and written before Services, so that no connection
+//! is led to a pod without its policy.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -38,7 +39,7 @@ impl PolicySync {
         }
     }
 
-    /// What the policies were compiled by.
+    /// Returns the compiler of policies.
     pub fn compiler(&self) -> &PolicyCompiler {
         &self.compiler
     }
@@ -77,7 +78,7 @@ impl PolicySync {
         std::mem::take(&mut self.left)
     }
 
-    /// Whether something waits for [`Self::rest`].
+    /// Returns true if something waits for [`Self::rest`].
     pub fn is_resting(&self) -> bool {
         self.tables.is_resting()
     }

@@ -1,4 +1,5 @@
-//! What follows from each sync for others: whose health is asked for, which nodePorts there are, warnings, and kube-proxy's metrics.
+//! The consequences of each sync for others: health checks, nodePorts, warnings, and kube-proxy's
+//! metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::metrics::{Counted, Metrics};
 use crate::model::{Kind, ObjectName, ObjectRef, Snapshot, State, Update};
 use crate::shadow::{NodePorts, node_ports};
 
-/// Who wants to know.
+/// The receivers and their last values.
 pub struct Reports {
     checks: watch::Sender<Checks>,
     node_ports: watch::Sender<NodePorts>,
@@ -27,7 +28,7 @@ pub struct Reports {
 
 /// The ends that others hold.
 pub struct Audience {
-    /// Whose health is asked for (V22).
+    /// The health checks (V22).
     pub checks: watch::Receiver<Checks>,
     /// Which nodePorts there are (V8).
     pub node_ports: watch::Receiver<NodePorts>,
@@ -108,7 +109,7 @@ impl Reports {
             .pending(Counted::Services, self.pending.services);
     }
 
-    /// What the snapshot was compiled to.
+    /// Reports what the snapshot was compiled to.
     pub fn compiled<'a>(
         &mut self,
         snapshot: &Snapshot,
@@ -126,8 +127,8 @@ impl Reports {
         send_changed(&self.node_ports, node_ports(snapshot, contents));
     }
 
-    /// These pods are closed, because their policies could not be represented, and so are the addresses of which these policies are among
-    /// too many (P34).
+    /// Reports pods that are closed because their policies could not be represented, and addresses
+    /// with too many policies' blocks in common (P34).
     pub fn closed<'a>(
         &mut self,
         snapshot: &Snapshot,
@@ -250,7 +251,7 @@ fn warning(
     }
 }
 
-/// What metrics count of an update.
+/// The part of an update that metrics count.
 #[derive(Clone, Debug)]
 pub struct Change {
     counted: Option<Counted>,
@@ -258,7 +259,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// What an update says that is about to change `state`.
+    /// Returns the change that an update is about to make to `state`.
     pub fn of(update: &Update, state: &State) -> Self {
         let counted = match update.object().map(|object| object.kind) {
             Some(Kind::EndpointSlice) => Some(Counted::Endpoints),

@@ -456,7 +456,7 @@ fn a_device_that_is_found_just_as_objects_change_gets_its_programs() {
     });
 }
 
-/// Somebody else's program has the place, and goes: nothing tells of it.
+/// Another program holds the place, and is removed: no event reports that.
 #[test]
 fn a_hook_that_was_refused_is_tried_again_without_news() {
     let (host, lan, _pod) = wired();

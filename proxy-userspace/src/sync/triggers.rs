@@ -9,17 +9,18 @@ use crate::model::{Family, Kind, Object, ObjectName, State, Update};
 /// Times of one Service that are kept at most, should the kernel refuse writes for long.
 const MOST: usize = 1000;
 
-/// What an update says of the time of its change, for the Service that its slice belongs to.
+/// The time of a change, from a slice, for its Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trigger {
     /// It was made then.
     At(ObjectName, Family, Timestamp),
-    /// A slice went; it tells no time, and those of its Service before do not count any more.
+    /// A slice was deleted. It carries no time, and the times of its Service so far do not count
+    /// any more.
     Gone(ObjectName),
 }
 
 impl Trigger {
-    /// What an update tells that is about to change `state`; `None` if nothing.
+    /// Returns the trigger of an update that is about to change `state`; `None` without one.
     pub fn of(update: &Update, state: &State) -> Option<Self> {
         match update {
             Update::Apply(Object::EndpointSlice(_, slice)) => slice
@@ -47,7 +48,7 @@ pub struct Triggers {
 }
 
 impl Triggers {
-    /// Those of changes made after `began`: what happened before this agent was there is nobody's delay.
+    /// Returns triggers of changes made after `began`. Earlier ones are no delay of this agent.
     pub fn since(began: Timestamp) -> Self {
         Self {
             began,

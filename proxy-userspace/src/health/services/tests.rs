@@ -1,4 +1,5 @@
-//! Real listeners in a network namespace: they follow the Services, and an address that is taken is told and tried until it is free.
+//! Real listeners in a network namespace: they follow the Services; an address that is taken is
+//! reported and tried until it is free.
 
 use std::net::IpAddr;
 
@@ -60,7 +61,7 @@ async fn until(what: &str, at: &str, wanted: impl Fn(&str) -> bool) {
         .unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
-/// The servers, with the test as the one who tells them what to serve.
+/// The servers, and the sender that sets what they serve.
 struct Servers {
     checks: watch::Sender<Checks>,
     vitals: watch::Sender<Vitals>,

@@ -35,7 +35,7 @@ fn written(policy: &networking::NetworkPolicy) -> Value {
     serde_json::to_value(&policy.spec).unwrap_or(Value::Bool(false))
 }
 
-/// What a spec means that may not even be of its form, with the fields that are wrong.
+/// Reads a spec that may be malformed, and returns its flaws too.
 pub(super) fn read(spec: &Value) -> (NetworkPolicy, Vec<Field>) {
     let mut reader = Reader::default();
     let policy = reader.policy(spec);
@@ -48,7 +48,7 @@ struct Reader {
     flaws: Vec<Field>,
 }
 
-/// Whether a policy speaks of a direction (P2).
+/// True if a policy names a direction (P2).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Named {
     Yes,

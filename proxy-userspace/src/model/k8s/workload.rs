@@ -1,4 +1,4 @@
-//! What makes pods: Deployments, ReplicaSets, StatefulSets, DaemonSets.
+//! Workloads, which make pods: Deployments, ReplicaSets, StatefulSets, DaemonSets.
 
 use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::core::v1::PodTemplateSpec;

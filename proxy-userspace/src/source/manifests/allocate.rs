@@ -46,7 +46,7 @@ pub(super) fn allocate(services: Vec<Service>, ranges: &Ranges) -> Vec<Update> {
     updates
 }
 
-/// Who has what.
+/// The allocated ports and addresses, with their owners.
 #[derive(Default)]
 struct Given {
     node_ports: BTreeMap<u16, ObjectRef>,

@@ -43,7 +43,7 @@ struct File {
 }
 
 impl Directory {
-    /// A directory of which nothing was read yet.
+    /// Returns a directory that has not been read yet.
     pub fn new(dir: PathBuf) -> Self {
         Self {
             dir,
@@ -256,7 +256,8 @@ fn typed(
     })
 }
 
-/// The API server stamps what it takes; here the later one is the one whose file was written later.
+/// Stamps a Service with its file's time, as the API server stamps what it creates: the later one
+/// is the one with the later file.
 fn stamped(mut service: Service, modified: Option<SystemTime>) -> Service {
     let stamp = modified.and_then(|time| Timestamp::try_from(time).ok());
     service.metadata.creation_timestamp = service.metadata.creation_timestamp.or(stamp.map(Time));

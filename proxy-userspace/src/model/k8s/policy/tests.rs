@@ -53,7 +53,8 @@ fn nets<const N: usize>(texts: [&str; N]) -> BTreeSet<IpNet> {
     texts.map(|text| text.parse().expect("a prefix")).into()
 }
 
-/// `from` or `to` with these peers, the second of which is good: what is left, and what is said.
+/// Reads `from` or `to` with two peers, the second of them good; returns the peers left and the
+/// flaws.
 fn beside_a_good_peer(bad: Value) -> (Vec<Peer>, Vec<String>) {
     let good = json!({"podSelector": {"matchLabels": {"app": "good"}}});
     let (policy, said) = said(json!({"podSelector": {}, "ingress": [{"from": [bad, good]}]}));
