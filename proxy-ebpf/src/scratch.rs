@@ -74,7 +74,7 @@ impl<F: Family> Scratch<F> {
     /// stage that is named here, so that an established packet pays for none of them; tests show
     /// it, because each begins with [`Scratch::rubbish`].
     #[inline(always)]
-    pub(crate) fn begin(&mut self) {
+    pub fn begin(&mut self) {
         let Self {
             // Parsing: `forward::find_flow`, `exception::find_flow`.
             headers: _,

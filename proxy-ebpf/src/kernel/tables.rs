@@ -189,15 +189,13 @@ where
     #[inline(always)]
     fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
         let flow = Self::opening().get_ptr_mut(key).ok_or(NotPromoted::Gone)?;
-        // SAFETY: as above; the kernel copies the value out of the element before this program
-        // ends.
-        unsafe {
-            (*flow).seen = now;
-            (*flow).state |= state;
-            Self::flows()
-                .insert(key, &*flow, BPF_ANY.into())
-                .map_err(|_| NotPromoted::Full)
-        }
+        // SAFETY: as above; the kernel copies the value out of the element before this program ends.
+        let flow = unsafe { &mut *flow };
+        flow.seen = now;
+        flow.state |= state;
+        Self::flows()
+            .insert(key, flow, BPF_ANY.into())
+            .map_err(|_| NotPromoted::Full)
     }
     #[inline(always)]
     fn insert_flow(
@@ -338,17 +336,17 @@ where
     #[inline(always)]
     fn record_fragment(&self, key: &FragmentKey<F::Addr>, ports: u32) {
         // A failure costs the datagram.
-        let _lost = Self::fragments().insert(key, &ports, BPF_ANY.into());
+        let _lost = Self::fragments().insert(key, ports, BPF_ANY.into());
     }
     #[inline(always)]
     fn report_denied(&self, key: &FlowKey<F::Addr>, reason: Reason) {
-        let once = FlowKey {
+        let once = &FlowKey {
             sport: Port::default(),
             ..*key
         };
         let (now, hz) = (jiffies(), CONFIG.get(0).map_or(100, |config| config.hz));
         let mut silent = 0;
-        if let Some(reported) = Self::denied().get_ptr_mut(&once) {
+        if let Some(reported) = Self::denied().get_ptr_mut(once) {
             // SAFETY: the element lives as long as the program runs; a lost update costs one count.
             let reported = unsafe { &mut *reported };
             if now.wrapping_sub(reported.at) < REPORT_SECONDS * hz {
@@ -361,7 +359,7 @@ where
         } else {
             // If the table takes no more, each denial is reported.
             let first = Reported { at: now, silent: 0 };
-            let _full = Self::denied().insert(&once, &first, BPF_ANY.into());
+            let _full = Self::denied().insert(once, first, BPF_ANY.into());
         }
         if let Some(mut denial) = DENIALS.reserve::<Denial>(0) {
             denial.write(Denial::new(key, reason, silent));
