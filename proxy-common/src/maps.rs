@@ -45,7 +45,8 @@ names! {
         RANGES,
         /// Session affinity: [`crate::service::AffinityKey`] to [`crate::service::Affinity`].
         AFFINITY,
-        /// Addresses that this node knows: address to [`crate::net::AddressFlags`].
+        /// Addresses of this host, its nodePorts, Services and nodes: address to
+        /// [`crate::net::AddressFlags`].
         ADDRESSES,
         /// Pods of this node: address to [`crate::net::LocalPod`].
         PODS,
@@ -63,7 +64,7 @@ names! {
         DENIED,
         /// State of the packet at hand, per CPU.
         SCRATCH,
-        /// What is logged of the packet at hand, per CPU.
+        /// Log record of the packet at hand, per CPU.
         LOG_RECORDS,
     }
     single {

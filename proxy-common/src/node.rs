@@ -1,4 +1,4 @@
-//! What a node has: addresses, address ranges, pods and devices, as values of maps.
+//! Addresses, address ranges, pods and devices of a node, as values of maps.
 
 use crate::net::{Addr4, Addr6, IfIndex};
 
@@ -41,7 +41,7 @@ impl RangeKind {
     pub const PODS: Self = Self(2);
 }
 
-/// A pod of this node; value of the `PODS` maps, whose key is an address of the pod.
+/// A pod of this node; value of the `PODS` maps. The key is an address of the pod.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct LocalPod {
@@ -52,7 +52,7 @@ pub struct LocalPod {
 }
 const _: () = assert!(size_of::<LocalPod>() == 8);
 
-/// The host side of a known pod's veth pair; value of `VETHS`, whose key is its [`IfIndex`].
+/// The host side of a known pod's veth pair; value of `VETHS`. The key is its [`IfIndex`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Veth {
@@ -68,7 +68,7 @@ impl Veth {
     pub const ANY_SOURCE: u32 = 1;
 }
 
-/// A device that the programs are attached to or send through; value of `DEVICES`, whose key is its
+/// A device that the programs are attached to or send through; value of `DEVICES`. The key is its
 /// [`IfIndex`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]

@@ -6,7 +6,7 @@
 
 use crate::net::Protocol;
 
-/// The two rows of a pod: an element of `ROWS`, whose index is [`crate::node::LocalPod::pod_id`].
+/// The two rows of a pod: the element of `ROWS` at [`crate::node::LocalPod::pod_id`].
 ///
 /// Its eight bytes are replaced by one store, so that a packet meets the old policy or the new one
 /// (P32). Both families share it.
@@ -81,7 +81,7 @@ pub const NO_CLASS: u32 = 0;
 /// A word of `CLASSES4`, the directory of IPv4's classes: the class of all addresses below it, or
 /// the number of the next node.
 ///
-/// A node has 256 words. The lookup begins at the node whose number is the first byte of the
+/// A node has 256 words. The lookup begins at the node numbered like the first byte of the
 /// address, at the word of the second byte. At each further node the next byte chooses the word.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

@@ -246,7 +246,7 @@ impl BackendFlags {
     pub const POD: u16 = 1;
 }
 
-/// A name for people. Value of `NAMES`, whose key is [`Service::id`].
+/// A name for people. Value of `NAMES`; the key is [`Service::id`].
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Name {

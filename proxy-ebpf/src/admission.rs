@@ -11,7 +11,7 @@ use crate::parse::Ip;
 use crate::policy::UNKNOWN_POD;
 use crate::{Packet, Scratch, Stage, Tables};
 
-/// Begins the scratch, finds the pod whose packet it is, and checks the packet's source.
+/// Begins the scratch, finds the packet's pod, and checks the packet's source.
 #[inline(always)]
 pub fn admit<F: Ip, P: Packet, T: Tables<F>>(
     packet: &P,

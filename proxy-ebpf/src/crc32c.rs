@@ -40,7 +40,7 @@ pub fn contribution(first: u32, len: u32) -> u32 {
     while k < LENGTH_BITS {
         let [a, b, c, d] = remainder.to_le_bytes().map(usize::from);
         let longer = LONGER[k][0][a] ^ LONGER[k][1][b] ^ LONGER[k][2][c] ^ LONGER[k][3][d];
-        // Without a branch, whose two paths the verifier would follow sixteen times.
+        // Without a branch: the verifier would follow its two paths sixteen times.
         let wanted = 0_u32.wrapping_sub(len >> k & 1);
         remainder = (longer & wanted) | (remainder & !wanted);
         k += 1;

@@ -225,7 +225,7 @@ pub fn send<F: Ip, P: Packet, T: Tables<F>>(
 }
 
 proxy_common::numbered! {
-    /// How a packet goes on that leaves the stack and is not restored by
+    /// The next step of a packet that leaves the stack and is not restored by
     /// [`crate::forward::restore`].
     pub enum Egress: u32, else Other {
         /// It belongs to no flow that went through the stack: [`crate::process::enter`].

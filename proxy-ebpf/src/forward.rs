@@ -22,7 +22,7 @@ pub enum Action {
     Transmit(IfIndex),
     /// An answer to a packet that was leaving by this device; arrives from it.
     Return(IfIndex),
-    /// Arrives from this device, at whose hooks it is met: into the gate, or from it by loopback.
+    /// Arrives from this device, and passes its hooks: into the gate, or from it by loopback.
     Enter(IfIndex),
 }
 

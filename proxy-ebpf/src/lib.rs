@@ -35,9 +35,9 @@
 //! | [`policy`] | rows, address classes and port sets |
 //! | [`rewrite`] | writing packet bytes; ICMP errors; [`crc32c`] for SCTP |
 //! | [`stop`] | dropping a packet, or answering it |
-//! | [`process`] | processes of this host whose packets, not sockets, are translated |
+//! | [`process`] | processes of this host that are served by their packets |
 //! | [`xdp`](mod@xdp) | the short way for established flows that leave the node again |
-//! | [`socket`] | processes of this host whose sockets are translated |
+//! | [`socket`] | processes of this host that are served by their sockets |
 //! | [`seams`] | the traits that the surroundings implement |
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 

@@ -9,6 +9,7 @@
 )]
 
 mod kernel {
+    pub mod helpers;
     pub mod log;
     pub mod maps;
     pub mod packets;
@@ -32,12 +33,13 @@ use proxy_common::reason::Reason;
 use proxy_ebpf::parse::{self, Ip};
 use proxy_ebpf::{Action, Tables};
 
+use kernel::helpers::{count, jiffies};
 use kernel::maps::CONFIG;
 use kernel::packets::{ANSWER_MARK, Frame, Skb};
 use kernel::subprograms::{
     from_device4, from_device6, from_pod4, from_pod6, leaving4, leaving6, to_pod4, to_pod6,
 };
-use kernel::tables::{Kernel, count, jiffies};
+use kernel::tables::Kernel;
 
 /// The verdict on a packet that passes as it came: programs after ours run.
 const UNTOUCHED: i32 = TC_ACT_UNSPEC;

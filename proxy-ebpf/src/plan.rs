@@ -171,7 +171,7 @@ fn is_outside<F: Ip, T: Tables<F>>(tables: &T, client: &F::Addr) -> bool {
         && tables.address(client).0 & (AddressFlags::NODE | AddressFlags::HOST) == 0
 }
 
-/// Plans a flow whose packets another node encapsulates: replies go to the client directly, from
+/// Plans a flow for packets that another node encapsulates: replies go to the client directly, from
 /// the frontend's address.
 #[inline(always)]
 pub fn for_encapsulated<F: Ip, T: Tables<F>>(
@@ -206,7 +206,7 @@ pub fn for_encapsulated<F: Ip, T: Tables<F>>(
     })
 }
 
-/// Plans a flow of a process of this host whose socket has no hook: its packets come by the gate,
+/// Plans a flow of a process of this host that is served by its packets: they come by the gate,
 /// and replies leave by the gate.
 #[inline(always)]
 pub fn for_process<F: Ip, T: Tables<F>>(
@@ -281,7 +281,7 @@ fn own_address<F: Ip, T: Tables<F>>(tables: &T, device: IfIndex) -> Result<F::Ad
     }
 }
 
-/// Plans a flow whose packets the stack forwards or delivers.
+/// Plans a flow through the stack, which forwards or delivers the packets.
 #[inline(always)]
 fn through_stack<A: Address>(hook: Hook, back: Hook) -> Plan<A> {
     let leg = |hook: Hook| Leg::new(hook as u8, Way::Stack, IfIndex::NONE);

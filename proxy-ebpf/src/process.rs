@@ -1,4 +1,4 @@
-//! Processes of this host whose sockets have no hooks (V21): the packets that go into the gate on
+//! Processes of this host, if sockets have no hooks (V21): the packets that go into the gate on
 //! their way out by loopback or a node device, and the way of replies to the process.
 
 use proxy_common::flow::{FlowKey, Hook};

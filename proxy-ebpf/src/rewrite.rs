@@ -213,7 +213,7 @@ fn quoted_checksum<F: Ip, P: Packet>(
     Some(sum_diff(check.into(), now.into()))
 }
 
-/// Writes the addresses of the outer header and of the quoted one, whose direction is reversed, and
+/// Writes the addresses of the outer header and (reversed) of the quoted one, and
 /// corrects the checksum over both.
 #[inline(always)]
 fn readdress<F: Ip, P: Packet>(

@@ -27,7 +27,7 @@ pub struct Scratch<F: Family> {
     pub reason: Reason,
     /// For [`Reason::TooBig`]: MTU of the device, in bytes.
     pub mtu: u32,
-    /// Index in `ROWS` of the pod whose device this is; 0 if it has none, or is no pod's device.
+    /// Index in `ROWS` of the pod behind this device; 0 if it has none, or there is no pod.
     pub pod_id: u32,
     /// Of an ICMP error: offset of the quoted packet's ports; 0 if it quotes none.
     pub quoted: u32,

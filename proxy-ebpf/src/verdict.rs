@@ -15,7 +15,7 @@ use crate::{Scratch, Stage, Table, Tables, flow};
 
 /// Finds the flow of a packet that has no entry in its direction, and no Service.
 ///
-/// It may be the other direction of a flow: of one that is translated elsewhere, or of one whose
+/// It may be the other direction of a flow that is translated elsewhere, or of a flow whose
 /// first entry was evicted. Else it is the first packet of a connection that is followed from here.
 #[inline(always)]
 pub fn untranslated<F: Ip, T: Tables<F>>(
@@ -37,7 +37,7 @@ pub fn untranslated<F: Ip, T: Tables<F>>(
         } else {
             Role::REPLY
         };
-        // Where others have translated it, the first direction has the sender (P28, P29).
+        // If others translated it, the entry of the first direction has the sender (P28, P29).
         (scratch.headers.key.src, scratch.headers.key.sport) = (other.dst, other.dport);
         as_it_is(scratch, role | turned);
         return Stage::Judge;
@@ -123,8 +123,8 @@ fn verdict<F: Ip, T: Tables<F>>(
         return Ok(());
     }
     let (protocol, port) = (key.protocol, port.number());
-    // Near is the pod whose device this is, or that the packet is redirected to. Far is the other
-    // end, only where the packet does not pass that end's own hook.
+    // Near is the pod behind this device, or the one that the packet is redirected to. Far is the
+    // other end, only where the packet does not pass that end's own hook.
     let (near, far) = match hook {
         Hook::FromPod => (
             scratch.pod_id,

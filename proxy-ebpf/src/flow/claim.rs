@@ -20,7 +20,7 @@ const PORT_ATTEMPTS: u32 = 128;
 ///
 /// The range's ports are used in turn, from a keyed start for each backend (RFC 6056, 3.3.4): a
 /// backend that closed a connection keeps its port in TIME_WAIT for a minute, and would not answer
-/// another's SYN. It answers the same client's next SYN on the same tuple, whose timestamps go on,
+/// another's SYN. It answers the same client's next SYN on the same tuple, with later timestamps,
 /// so that client keeps its port. If most ports are taken, ports are tried at random, also those of
 /// closed connections.
 #[inline(always)]
@@ -145,7 +145,7 @@ pub(super) fn claim_key<F: Family, T: Tables<F>>(
     replace
 }
 
-/// What to do with a port whose connection is closed.
+/// The treatment of a port of a closed connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Closed {
     /// Leave it.

@@ -19,7 +19,8 @@ use proxy_common::service::{
 use proxy_common::socket::{PEER_ENTRIES, Peer, PeerKey};
 use proxy_ebpf::Scratch;
 
-use super::tables::{Bucket, Kernel, LogRecord, Reported};
+use super::helpers::{Bucket, LogRecord, Reported};
+use super::tables::Kernel;
 
 /// Makes the maps of both families. In the types, `F` is the family and `A` its address.
 macro_rules! families {

@@ -22,11 +22,11 @@ use proxy_common::socket::{INITIAL_NETNS, Peer, PeerKey};
 use proxy_ebpf::parse::Ip;
 use proxy_ebpf::socket::{Ask, Sockets};
 
+use super::helpers::count;
 use super::maps::Maps;
-use super::tables::{Kernel, KernelAddress, count};
+use super::tables::{Kernel, KernelAddress};
 
-/// The network namespace whose sockets are served: its cookie, or [`INITIAL_NETNS`]. The agent sets
-/// it.
+/// Cookie of the network namespace that is served, or [`INITIAL_NETNS`]. The agent sets it.
 #[unsafe(no_mangle)]
 static NETNS: u64 = INITIAL_NETNS;
 /// Error that a refused process gets, as a negative errno; 0 if the kernel is older than 5.18 and

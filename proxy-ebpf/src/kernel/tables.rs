@@ -4,7 +4,7 @@ use core::mem::zeroed;
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup};
-use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::maps::lpm_trie::Key as Prefix;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::config::Config;
@@ -20,13 +20,14 @@ use proxy_common::service::{
 use proxy_ebpf::parse::Ip;
 use proxy_ebpf::{Insert, NotPromoted, Refused, Route, Table, Tables, Verdicts, policy};
 
+use super::helpers::{
+    LogRecord, OPENED, Reported, STOPPED, count, jiffies, take_answer, take_turn,
+};
 use super::maps::{
-    ANSWERS, CLASSES4, CLASSES6, CONFIG, COUNTERS, DENIALS, DEVICES, FIB, MAGLEV, MATRIX, Maps,
-    PORTSETS, ROWS, TURNS, VERDICTS, VETHS,
+    CLASSES4, CLASSES6, CONFIG, DENIALS, DEVICES, FIB, MAGLEV, MATRIX, Maps, PORTSETS, ROWS,
+    VERDICTS, VETHS,
 };
 
-/// Limit of ICMP errors, per second and CPU.
-const ANSWERS_PER_SECOND: u32 = 1000;
 /// Seconds in which one denial is reported.
 const REPORT_SECONDS: u32 = 10;
 /// `EEXIST` as helpers return it.
@@ -189,7 +190,8 @@ where
     #[inline(always)]
     fn promote_flow(&self, key: &FlowKey<F::Addr>, now: u32, state: u8) -> Result<(), NotPromoted> {
         let flow = Self::opening().get_ptr_mut(key).ok_or(NotPromoted::Gone)?;
-        // SAFETY: as above; the kernel copies the value out of the element before this program ends.
+        // SAFETY: as above; the kernel copies the value out of the element before this program
+        // ends.
         let flow = unsafe { &mut *flow };
         flow.seen = now;
         flow.state |= state;
@@ -425,116 +427,4 @@ where
             };
         }
     }
-}
-
-impl Kernel {
-    #[inline(always)]
-    fn look_up(&self, fib: &mut bpf_fib_lookup) -> Option<Route> {
-        /// The route is good, but the neighbour is not resolved yet.
-        const NO_NEIGHBOUR: i64 = 7;
-        // If this is 0, the kernel compares the packet's length with the MTU, GSO or not; the size
-        // is checked by `may_forward`.
-        fib.__bindgen_anon_1.tot_len = 1;
-        // SAFETY: the context of this program, and a structure of the size that is passed.
-        let code = unsafe {
-            fib_lookup(
-                self.context,
-                ptr::from_mut(fib),
-                size_of::<bpf_fib_lookup>() as i32,
-                0,
-            )
-        } as i64;
-        if code != 0 && code != NO_NEIGHBOUR {
-            return None;
-        }
-        let (d, s) = (fib.dmac, fib.smac);
-        let link = [
-            d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5],
-        ];
-        Some(Route {
-            device: IfIndex(fib.ifindex),
-            neighbour: if code == 0 { Some(link) } else { None },
-        })
-    }
-}
-
-/// When a denial was last reported, and the number of equal ones since.
-#[repr(C)]
-pub struct Reported {
-    at: u32,
-    silent: u32,
-}
-
-/// A token bucket: ICMP errors sent in the second that began at `since` (jiffies).
-#[repr(C)]
-pub struct Bucket {
-    since: u32,
-    sent: u32,
-}
-
-/// What is logged of a packet, kept until the stack has room for the logger.
-#[repr(C)]
-pub struct LogRecord<A> {
-    /// 0 if nothing is logged; [`OPENED`]; or [`STOPPED`] plus the reason's number.
-    pub what: u32,
-    /// The packet's connection.
-    pub key: FlowKey<A>,
-    /// The backend's address.
-    pub dst: A,
-    /// The backend's port, host order.
-    pub dport: u16,
-}
-
-/// In [`LogRecord::what`]: a flow was opened.
-pub const OPENED: u32 = 1;
-/// In [`LogRecord::what`]: the packet is not sent on.
-pub const STOPPED: u32 = 2;
-
-/// Returns the low 32 bits of jiffies.
-#[inline(always)]
-pub fn jiffies() -> u32 {
-    // SAFETY: no arguments.
-    unsafe { bpf_jiffies64() as u32 }
-}
-
-/// Increments an element of `COUNTERS`.
-#[inline(always)]
-pub fn count(index: u32) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
-        // SAFETY: this CPU's own element.
-        unsafe { *counter += 1 };
-    }
-}
-
-/// Increments a shared counter without a lock, and returns the old value. Two CPUs may get the same
-/// value; the later one then finds its port taken.
-#[inline(always)]
-fn take_turn(counter: u32) -> u32 {
-    let Some(turn) = TURNS.get_ptr_mut(counter & 0xff) else {
-        return 0;
-    };
-    // SAFETY: the element lives as long as the program, is aligned, and is read and written whole.
-    unsafe {
-        let taken = turn.read_volatile();
-        turn.write_volatile(taken.wrapping_add(1));
-        taken
-    }
-}
-
-/// Takes a token for one ICMP error; returns false if none is left.
-#[inline(always)]
-fn take_answer() -> bool {
-    let Some(bucket) = ANSWERS.get_ptr_mut(0) else {
-        return false;
-    };
-    let hz = CONFIG.get(0).map_or(100, |config| config.hz);
-    let now = jiffies();
-    // SAFETY: this CPU's own element.
-    let bucket = unsafe { &mut *bucket };
-    if now.wrapping_sub(bucket.since) >= hz {
-        bucket.since = now;
-        bucket.sent = 0;
-    }
-    bucket.sent += 1;
-    bucket.sent <= ANSWERS_PER_SECOND
 }

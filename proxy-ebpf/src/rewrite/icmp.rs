@@ -113,7 +113,7 @@ pub(super) fn quote<F: Ip, P: Packet>(packet: &mut P, headers: &Headers<F>) -> O
     })
 }
 
-/// Cuts the packet to `len` bytes of the transport header, whose checksum is at `checksum`. Returns
+/// Cuts the packet to `len` bytes of the transport header, with its checksum at `checksum`. Returns
 /// true if the checksum is still to be filled in.
 #[inline(always)]
 fn cut<F: Ip, P: Packet>(
