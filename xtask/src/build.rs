@@ -11,17 +11,17 @@ use std::process::Stdio;
 /// Build the agent `portway` with its eBPF object inside
 #[derive(clap::Args)]
 pub struct Args {
-    /// As it is shipped: optimised, and slower to build
+    /// Optimised, as it is shipped; slower to build
     #[arg(long)]
     release: bool,
 }
 
-/// How the agent is compiled.
+/// Compile profiles of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// Quick to build.
     Dev,
-    /// As it is shipped.
+    /// Optimised, as it is shipped.
     Release,
 }
 
@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds the agent, with the tools that it takes, and tells where it is.
+/// Builds the agent with the tools that this needs, and returns its path.
 pub fn agent(profile: Profile) -> Result<PathBuf> {
     setup::ensure(&Component::BUILD)?;
     executable(
@@ -49,7 +49,8 @@ pub fn agent(profile: Profile) -> Result<PathBuf> {
     )
 }
 
-/// Runs a cargo command that builds the target `name`, perhaps among others, and tells where its executable is.
+/// Runs a cargo command that builds the target `name`, perhaps among others, and returns the path
+/// of its executable.
 pub fn executable(command: &[&str], name: &str, profile: Profile) -> Result<PathBuf> {
     let mut cargo = sh::cargo();
     cargo

@@ -28,10 +28,10 @@ pub struct Args {
     /// Only the rows that the test asks.
     #[arg(long)]
     quick: bool,
-    /// How pods are wired.
+    /// Wiring of pods to their node.
     #[arg(long, value_enum, default_value = "point-to-point")]
     wiring: Wiring,
-    /// How nodes reach each other's pods.
+    /// Connection of the nodes to each other's pods.
     #[arg(long, value_enum, default_value = "routes")]
     join: Join,
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Compare what Portway does with what cases say
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directories of cases, or single files, whose checks are all listed
+    /// Directories of cases, or single files; the checks of a single file are all listed
     #[arg(required = true, value_name = "DIR|FILE")]
     paths: Vec<PathBuf>,
     /// List every check of every file
@@ -29,7 +29,7 @@ pub fn run(args: &Args) -> Result<()> {
     )
 }
 
-/// What `cargo test` is told to run the cases in these places.
+/// Returns the arguments of `cargo test` that run the cases in these places.
 pub fn arguments(paths: &[PathBuf]) -> Result<Vec<String>> {
     ensure!(
         nix::unistd::geteuid().is_root(),

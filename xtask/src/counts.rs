@@ -1,4 +1,4 @@
-//! What Rust's test runner says at its end, as numbers.
+//! Parses the last line of Rust's test runner into counts.
 
 /// Tests of one or more runners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

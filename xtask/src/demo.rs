@@ -20,10 +20,10 @@ pub struct Args {
     /// Leave it all up at the end, and say what to try by hand.
     #[arg(long)]
     pub keep: bool,
-    /// How pods are wired to their node.
+    /// Wiring of pods to their node.
     #[arg(long, value_enum, default_value = "bridge")]
     pub wiring: Wiring,
-    /// How nodes reach the pods of other nodes.
+    /// Connection of the nodes to other nodes' pods.
     #[arg(long, value_enum, default_value = "routes")]
     pub join: Join,
 }

@@ -33,7 +33,7 @@ pub struct UnloadArgs {
     pub pins: Pins,
 }
 
-/// Where programs and maps are pinned.
+/// Directory of pinned programs and maps.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Pins {
     /// The bpffs directory [default: the agent's]
@@ -41,22 +41,22 @@ pub struct Pins {
     pub state_dir: Option<PathBuf>,
 }
 
-/// What is in the kernel, and what its verifier said.
+/// The loaded programs and maps, and the verifier's figures.
 #[derive(Debug)]
 pub struct Loaded {
-    /// What was found after the agent had ended.
+    /// The state after the agent had ended.
     pub left: Status,
     /// Every program that the verifier took, also those that no device needs and that went with the agent.
     pub verified: Vec<Program>,
 }
 
-/// `portway status -o json`, as far as it is told here.
+/// The fields of `portway status -o json` that are shown here.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// The directory on bpffs.
     pub state_dir: PathBuf,
-    /// Where programs run.
+    /// The attached programs.
     pub hooks: Vec<Hook>,
     /// The programs in the kernel.
     pub programs: Vec<Program>,
@@ -96,7 +96,7 @@ pub fn run_load(args: &LoadArgs) -> Result<()> {
     Ok(())
 }
 
-/// Builds the agent, whose own command does it.
+/// Builds the agent and runs its `unload` command.
 pub fn run_unload(args: &UnloadArgs) -> Result<()> {
     ensure_root()?;
     unload(&build::agent(build::Profile::Dev)?, &args.pins)

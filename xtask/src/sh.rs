@@ -36,7 +36,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What it prints; an error with what it complained of if it does not exit with 0.
+/// Returns the standard output; an error with the standard error if the exit status is not 0.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .output()

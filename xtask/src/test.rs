@@ -31,7 +31,7 @@ struct Target {
     name: String,
 }
 
-/// What a step came to.
+/// The result of a step.
 struct Done {
     name: String,
     counts: Counts,

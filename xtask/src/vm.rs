@@ -79,7 +79,7 @@ pub fn test_uplinks(release: Release) -> Result<u32> {
     on(release, &uplinks(&[])?)
 }
 
-/// What is run inside.
+/// The command to run inside.
 struct Work {
     program: PathBuf,
     arguments: Vec<String>,

@@ -124,7 +124,7 @@ impl Cluster {
         Ok(all)
     }
 
-    /// What the kubelet mounts for the Pod's account.
+    /// Makes the files that the kubelet mounts for the Pod's account.
     fn account(&self, pod: &Value) -> Result<PathBuf> {
         let text = |pointer: &str| {
             pod.pointer(pointer)
@@ -195,7 +195,8 @@ fn added(pod: &Value) -> BTreeSet<&str> {
         .collect()
 }
 
-/// What the manifest adds, and this host can give: where the tests run in a container, they may lack the one that old kernels need.
+/// Returns the capabilities that the manifest adds and this host can grant: where the tests run in
+/// a container, they may lack the one that old kernels need.
 fn granted(pod: &Value) -> Result<BTreeSet<&str>> {
     let own = fs::read_to_string("/proc/self/status").context("read this process's status")?;
     let bound = own

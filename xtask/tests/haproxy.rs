@@ -22,20 +22,21 @@ use xtask::lab::{Lab, cluster, objects};
 
 const NODE_PORT: u16 = 30080;
 const HEALTH_PORT: u16 = 31999;
-/// Where HAProxy serves: behind the router, as seen from the nodes.
+/// HAProxy's address: behind the router, as seen from the nodes.
 const FRONT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(FAR_CLIENT.v4), 8080);
 /// Requests per second, each over a new connection.
 const RATE: u32 = 300;
 /// The load goes on so long before a step begins and after it is done.
 const MARGIN: Duration = Duration::from_secs(1);
-/// How long a pod that is to end goes on serving: longer than a check of HAProxy takes, and than kube-proxy's second between two syncs.
+/// Time for which a pod that is to end goes on serving: longer than a check of HAProxy takes, and
+/// than kube-proxy's second between two syncs.
 const SERVES_ON: Duration = Duration::from_secs(2);
-/// What a pod may take to end before the API server forgets it; the lab ends it earlier.
+/// Grace period of a pod before the API server deletes it; the lab ends it earlier.
 const GRACE: Duration = Duration::from_secs(30);
-/// How long a change may take to be seen; generous, for machines are slow in CI.
+/// Time limit for a change to be seen; generous, since machines are slow in CI.
 const SOON: Duration = Duration::from_secs(20);
 
-/// What became of all requests of one side.
+/// The outcomes of all requests of one side.
 struct Tally {
     answered: usize,
     failed: usize,
@@ -96,7 +97,8 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Until HAProxy knows which nodes have pods, and each of the three pods has answered through it.
+    /// Waits until HAProxy sees the pods' nodes as up, and each of the three pods has answered
+    /// through it.
     fn wait_until_served(&self) -> Result<()> {
         for (node, standing) in [
             ("node1", Standing::Up),
@@ -171,7 +173,7 @@ impl Scene {
         self.plane.client().delete(&object)
     }
 
-    /// Whether the endpoint is ready, serving and terminating in its slice.
+    /// Returns the conditions of the endpoint in its slice: ready, serving, terminating.
     fn conditions(&self, ip: Ipv4Addr) -> Result<[bool; 3]> {
         let slices = self.plane.client().list(
             "discovery.k8s.io/v1",

@@ -1,4 +1,5 @@
-//! What a node says about itself, in the lab with a real API server: Services' health, Events, metrics, and who else is on the host.
+//! A node's reports in the lab with a real API server: Services' health, Events, metrics, and other
+//! data planes on the host.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -19,7 +20,7 @@ const SOON: Duration = Duration::from_secs(20);
 const NODE_PORT: u16 = 30080;
 const HEALTH_PORT: u16 = 31999;
 
-/// Two nodes, of which one has pods, and an API server. Agents go first.
+/// Two nodes, one of them with pods, and an API server. Agents are dropped first.
 struct Cluster {
     agents: Vec<Agent>,
     plane: ControlPlane,
@@ -53,7 +54,8 @@ impl Cluster {
         Ok(Self { agents, plane, lab })
     }
 
-    /// What the client on the nodes' LAN is answered at a node's health port; empty if nobody listens.
+    /// Returns the answer at a node's health port to the client on the nodes' LAN; empty if nobody
+    /// listens.
     fn health(&self, ip: IpAddr) -> Result<String> {
         self.lab
             .near_client()

@@ -259,7 +259,7 @@ fn a_load_counts_what_is_answered_and_what_fails() -> Result<()> {
     Ok(())
 }
 
-/// What there is on the host by the name of the lab or of things in it.
+/// Returns everything on the host that has the name of the lab or of a part of it.
 fn remains(lab: &str) -> Result<Vec<String>> {
     let host = Host::prepare()?;
     let dirs = [

@@ -47,7 +47,7 @@ struct Rig {
     files: OwnedDir,
 }
 
-/// What of the kernel's own lists belongs to a state directory, by ids, which it does not give out twice.
+/// The kernel's objects that belong to a state directory, by ids, which the kernel does not reuse.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Held {
     programs: BTreeSet<u32>,
@@ -101,7 +101,7 @@ impl Rig {
         self.host.run(|| unload(&self.portway, &self.pins()))
     }
 
-    /// What the tools of iproute2 tell of the devices: qdiscs, filters, and the programs in a driver or in the stack.
+    /// Returns iproute2's output about the devices: qdiscs, filters, and XDP programs.
     fn devices(&self) -> Result<String> {
         let mut text = String::new();
         for line in ["tc qdisc show", "ip -details link show"] {
@@ -166,7 +166,7 @@ impl Rig {
 }
 
 impl Held {
-    /// Those of these that the kernel still lists.
+    /// Returns those that the kernel still lists.
     fn left(&self) -> Self {
         let left = |before: &BTreeSet<u32>, now: BTreeSet<u32>| {
             before.intersection(&now).copied().collect()

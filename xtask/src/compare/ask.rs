@@ -15,9 +15,10 @@ use crate::lab::node::Node;
 use crate::lab::probe::{self, Answer};
 use crate::lab::topology::Family;
 
-/// How many rows are asked at a time; most of them wait for what will not come.
+/// Number of rows that are asked at a time; most of them wait for an answer that will not come.
 const WORKERS: usize = 6;
-/// How often a row is asked at once; of two endpoints one is missed twice in a row in one of eight million cases.
+/// Number of probes in a row's burst. Of two endpoints one is missed twice in a row in one of eight
+/// million cases.
 const BURST: usize = 12;
 /// By then a SYN has been sent twice.
 const TWO_SYNS: Duration = Duration::from_millis(1800);
@@ -81,7 +82,7 @@ fn ask(cluster: &Cluster, row: &Row) -> Result<Outcome> {
     Ok(Outcome::new(row, own, &answers))
 }
 
-/// Whether a TCP client that waits for its second SYN is refused.
+/// Returns true if a TCP client that waits for its second SYN is refused.
 fn is_refused_late(cluster: &Cluster, row: &Row) -> Result<bool> {
     if (row.family, row.protocol) != (Family::V6, Protocol::Tcp) {
         return Ok(false);

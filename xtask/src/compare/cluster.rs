@@ -15,13 +15,14 @@ use crate::lab::topology::{FAR_CLIENT, Family, Join, Wiring};
 use crate::lab::{Lab, cluster};
 use crate::lab::{probe, sctp};
 
-/// How long slices may take to follow pods, and data planes to follow slices; generous, for machines are slow in CI.
+/// Time limit for slices to follow pods, and for data planes to follow slices; generous, since
+/// machines are slow in CI.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Refusals are counted here, so that none may be lost to the kernel's own limit of one a second for each client.
 const UNLIMITED_ICMP: &[(&str, &str)] =
     &[("ipv4/icmp_ratelimit", "0"), ("ipv6/icmp/ratelimit", "0")];
 
-/// Whose data plane.
+/// The data plane under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// kube-proxy in nftables mode.
@@ -32,7 +33,7 @@ pub enum Side {
     PortwayByPackets,
 }
 
-/// What forwards on the nodes, for as long as it is not dropped.
+/// The processes that forward on the nodes, for as long as this value lives.
 #[derive(Debug)]
 pub struct DataPlane {
     _running: Running,
@@ -137,8 +138,9 @@ impl Cluster {
     }
 }
 
-/// What a node leaves untouched goes to its default gateway, the router, which would send it back until its hop limit is used up, and the
-/// client would hear of that sooner or later: the router drops it. The clients have other ways to the nodes.
+/// Drops packets that a node leaves untouched and sends to its default gateway, the router. The
+/// router would send them back until their hop limit is used up, and the client would get an error
+/// for that. The clients have other ways to the nodes.
 fn stop_loops(router: &Namespace) -> Result<()> {
     for (family, network) in ["-4", "-6"].into_iter().zip(scene::ROUTED_NETWORKS) {
         let rule = ["rule", "add", "iif", "eth0", "to", network, "blackhole"];
@@ -147,7 +149,7 @@ fn stop_loops(router: &Namespace) -> Result<()> {
     Ok(())
 }
 
-/// The routed client is behind a hop that takes less than anybody knows.
+/// Puts the routed client behind a hop with a smaller MTU than either end's device.
 fn narrow(router: &Namespace) -> Result<()> {
     for ip in FAR_CLIENT.both() {
         let len = if ip.is_ipv4() { 32 } else { 128 };
@@ -203,7 +205,8 @@ fn apply(plane: &ControlPlane) -> Result<()> {
     })
 }
 
-/// Whether both families' slices have all endpoints; a Service without any has slices too, which are empty.
+/// Returns true if both families' slices have all endpoints. A Service without endpoints has slices
+/// too, which are empty.
 fn has_slices(plane: &ControlPlane, service: &Service) -> Result<Option<()>> {
     let selector = format!("kubernetes.io/service-name={}", service.name);
     let slices = plane.client().list(

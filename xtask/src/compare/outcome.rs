@@ -1,4 +1,5 @@
-//! Owns what came of a question in words that mean the same on both sides: which pods answered, as whom they saw the client, or how it failed.
+//! The outcome of a question in terms that mean the same on both sides: the pods that answered and
+//! the client address that they saw, or the failure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,7 +10,7 @@ use crate::lab::facts::Facts;
 use crate::lab::probe::Answer;
 use crate::lab::topology::{self, FAR_CLIENT, NEAR_CLIENT};
 
-/// As whom a backend saw the client.
+/// The client's address as a backend saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Seen {
     /// By its own address.
@@ -29,7 +30,7 @@ pub enum End {
     Served {
         /// Which.
         pod: String,
-        /// As whom it saw the client.
+        /// The client's address as it saw it.
         seen: Seen,
     },
     /// "Connection refused".
@@ -64,7 +65,7 @@ impl Outcome {
         served.collect()
     }
 
-    /// Whether some questions were answered and others not.
+    /// Returns true if some questions were answered and others were not.
     pub fn is_mixed(&self) -> bool {
         let served = self
             .0
@@ -74,7 +75,7 @@ impl Outcome {
         served > 0 && served < self.0.len()
     }
 
-    /// The same answers, each pod seeing the client as `seen` says.
+    /// Returns the same answers with each client address replaced by `seen`.
     #[must_use]
     pub fn with_clients(&self, seen: impl Fn(&str, Seen) -> Seen) -> Self {
         let change = |end: &End| match end {

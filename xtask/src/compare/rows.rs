@@ -9,7 +9,7 @@ use super::scene::{
 use crate::lab::probe::Kind;
 use crate::lab::topology::{self, Family};
 
-/// Who asks.
+/// The client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
     /// A pod and the number of its node.
@@ -20,11 +20,11 @@ pub enum Client {
     Far,
     /// A process of a node, which is also what a hostNetwork pod is: the node's network namespace and cgroup.
     Process(u8),
-    /// The same, where no hooks of sockets serve it.
+    /// A process of the node that no socket hooks serve.
     Unhooked(u8),
 }
 
-/// What is asked.
+/// The frontend that is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// The ClusterIP.
@@ -70,9 +70,9 @@ impl Protocol {
 /// A question to both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Who asks.
+    /// The client.
     pub client: Client,
-    /// Whose frontend is asked.
+    /// The Service of the frontend.
     pub service: &'static Service,
     /// Which frontend.
     pub target: Target,
@@ -82,7 +82,7 @@ pub struct Row {
     pub protocol: Protocol,
 }
 
-/// How much is compared.
+/// The share of the rows that is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// All rows.
@@ -156,7 +156,7 @@ fn variants(
 }
 
 impl Row {
-    /// Where the client knocks.
+    /// Returns the address that the client asks.
     pub fn addr(&self) -> SocketAddr {
         let (service, family) = (self.service, self.family);
         let at = |ip: IpAddr, port: u16| SocketAddr::new(ip, port);
@@ -178,7 +178,7 @@ impl Row {
         }
     }
 
-    /// How the question is put.
+    /// Returns the kind of question.
     pub fn kind(&self) -> Kind {
         match self.protocol {
             Protocol::Tcp => Kind::Http,
@@ -189,7 +189,8 @@ impl Row {
         }
     }
 
-    /// Whether it is a question of its own: how long a response is matters only where one comes, and processes have no sockets of SCTP here.
+    /// Returns true if it is a question of its own: the length of a response matters only where one
+    /// comes, and processes have no SCTP sockets here.
     fn is_asked(&self) -> bool {
         match self.protocol {
             Protocol::Tcp | Protocol::Udp => true,
@@ -226,17 +227,18 @@ impl Row {
         }
     }
 
-    /// Whether a process of a node asks, by a socket that hooks of its cgroup see if there are any.
+    /// Returns true if a process of a node asks, by a socket that its cgroup's hooks may see.
     pub fn is_from_process(&self) -> bool {
         matches!(self.client, Client::Process(_) | Client::Unhooked(_))
     }
 
-    /// Whether a process asks whose packets, not its sockets, are met.
+    /// Returns true if a process asks that no socket hooks serve.
     pub fn is_unhooked(&self) -> bool {
         matches!(self.client, Client::Unhooked(_))
     }
 
-    /// What a process asks, asked by one that no hooks serve.
+    /// Returns the same row asked by a process that no socket hooks serve; `None` if no process
+    /// asks.
     pub fn unhooked(&self) -> Option<Self> {
         match self.client {
             Client::Process(node) => Some(Self {
@@ -247,27 +249,28 @@ impl Row {
         }
     }
 
-    /// Whether the client is outside of the cluster.
+    /// Returns true if the client is outside of the cluster.
     pub fn is_from_outside(&self) -> bool {
         matches!(self.client, Client::Near | Client::Far)
     }
 
-    /// Whether the client is a pod of the node that is asked.
+    /// Returns true if the client is a pod of the node that is asked.
     pub fn is_from_own_pod(&self) -> bool {
         matches!(self.client, Client::Pod(_, node) if node == self.asked())
     }
 
-    /// Whether the client is on the node that is asked: its pod, its process or its hostNetwork pod.
+    /// Returns true if the client is on the node that is asked: its pod, its process or its
+    /// hostNetwork pod.
     pub fn is_from_own_node(&self) -> bool {
         matches!(self.client, Client::Pod(_, node) | Client::Process(node) | Client::Unhooked(node) if node == self.asked())
     }
 
-    /// Whether the client is a pod of another node than the one that is asked.
+    /// Returns true if the client is a pod of another node than the one that is asked.
     pub fn is_from_other_pod(&self) -> bool {
         matches!(self.client, Client::Pod(_, node) if node != self.asked())
     }
 
-    /// Whether externalTrafficPolicy Local has a say here.
+    /// Returns true if externalTrafficPolicy Local applies.
     pub fn is_external_local(&self) -> bool {
         let external = matches!(
             self.target,

@@ -15,7 +15,7 @@ pub struct Rule {
     pub number: &'static str,
     /// The rule in a sentence.
     pub says: &'static str,
-    /// What it makes of an outcome.
+    /// Turns kube-proxy's outcome into the one that the rule intends.
     foresee: fn(&Row, &Outcome) -> Outcome,
 }
 
@@ -68,12 +68,12 @@ pub const INTENDED: [Rule; 9] = [
     },
 ];
 
-/// What is made of a row on both sides.
+/// The comparison of a row's two outcomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The same.
+    /// Equal.
     Same,
-    /// What these rules want.
+    /// Different as these rules intend.
     Intended(Vec<&'static str>),
     /// Something else than this, which would be right.
     Wrong(Outcome),
@@ -221,12 +221,12 @@ fn packets_to_own_host_come_from_the_frontend(row: &Row, outcome: &Outcome) -> O
     }
 }
 
-/// What `connect` says of EPERM.
+/// The error that `connect` returns for EPERM.
 fn not_permitted() -> End {
     End::Failed(io::Error::from_raw_os_error(Errno::EPERM as i32).to_string())
 }
 
-/// Whether `pod` reaches itself by way of its own node.
+/// Returns true if `pod` reaches itself by way of its own node.
 fn is_hairpin(row: &Row, pod: &str) -> bool {
     matches!(row.client, Client::Pod(name, _) if name == pod) && row.is_from_own_pod()
 }

@@ -18,9 +18,9 @@ pub const NEAR_WAY: u8 = 1;
 pub const FAR_WAY: u8 = 3;
 /// The port of every Service, of each protocol.
 pub const PORT: u16 = 80;
-/// Where the pods' and the host's SCTP servers listen.
+/// Ports of the pods' and of the host's SCTP servers.
 const SCTP_PORTS: [u16; 2] = [9899, 9898];
-/// Who answers SCTP at which port.
+/// The SCTP servers with their ports.
 pub const SCTP_SERVERS: [(&str, u16); 3] = [
     ("web-1", SCTP_PORTS[0]),
     ("web-2", SCTP_PORTS[0]),
@@ -29,7 +29,7 @@ pub const SCTP_SERVERS: [(&str, u16); 3] = [
 /// The MTU of the last hop to the routed client, which neither it nor the nodes know: that of IPv6 at least, in bytes.
 pub const NARROW: u32 = 1280;
 
-/// Whether a traffic policy allows all endpoints or those of the node.
+/// The traffic policies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// All.
@@ -38,7 +38,7 @@ pub enum Policy {
     Local,
 }
 
-/// What a Service selects.
+/// The backends that a Service selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backends {
     /// Nothing.
@@ -67,7 +67,7 @@ pub struct Service {
     pub number: u8,
     /// `metadata.name`.
     pub name: &'static str,
-    /// What it selects.
+    /// Its backends.
     pub backends: Backends,
     /// `externalTrafficPolicy`.
     pub external: Policy,
@@ -160,7 +160,7 @@ impl Service {
         }
     }
 
-    /// Whether an endpoint is on the `node`th node.
+    /// Returns true if an endpoint is on the `node`th node.
     pub fn is_on(&self, node: u8) -> bool {
         self.endpoints().iter().any(|(_, at)| *at == node)
     }
@@ -222,7 +222,7 @@ impl Service {
         })
     }
 
-    /// What a cloud's controller would say of its load balancer.
+    /// Returns the status that a cloud's controller would write for its load balancer.
     pub fn status(&self) -> Value {
         let ingress = self
             .by_all_ways(Self::load_balancer_ip)

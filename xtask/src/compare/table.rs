@@ -12,18 +12,18 @@ use super::scene::{SERVICES, Service};
 pub struct Compared {
     /// The question.
     pub row: Row,
-    /// What kube-proxy made of it.
+    /// kube-proxy's outcome.
     pub kube_proxy: Outcome,
-    /// What Portway made of it.
+    /// Portway's outcome.
     pub portway: Outcome,
-    /// What that means.
+    /// The comparison.
     pub verdict: Verdict,
 }
 
-/// How many rows came to what.
+/// Number of rows by verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
-    /// The same on both sides.
+    /// Rows with the same outcome on both sides.
     pub same: usize,
     /// Different as a rule wants.
     pub intended: usize,

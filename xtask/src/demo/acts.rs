@@ -18,7 +18,7 @@ const WEB: [&str; 3] = ["web-1", "web-2", "web-3"];
 const NODE_PORT: u16 = 30080;
 /// So many that each of three pods is left out less than once in a million demos.
 const REQUESTS: usize = 60;
-/// How long an edited manifest may take to be in force everywhere.
+/// Time limit for an edited manifest to be in force everywhere.
 const TAKES_EFFECT: Duration = Duration::from_secs(5);
 
 /// Requests from outside to each node's nodePort, by both families.
@@ -430,7 +430,7 @@ fn ask_many(kind: Kind, addr: SocketAddr) -> Vec<Answer> {
     probe::answers(kind, addr, 20)
 }
 
-/// How many answers came from this port of a container.
+/// Returns the number of answers from this port of a container.
 fn reached(answers: &[Answer], port: u16) -> usize {
     let facts = answers.iter().filter_map(Answer::served);
     facts
@@ -449,7 +449,7 @@ fn wait_until_local(stage: &Stage) -> Result<()> {
     })
 }
 
-/// What speaks against the node obeying externalTrafficPolicy Local.
+/// Returns an objection if the node does not obey externalTrafficPolicy Local.
 fn not_local(node: &Node, tally: &Tally) -> Option<String> {
     let own: Vec<&str> = node
         .pods()

@@ -12,18 +12,18 @@ use super::stage::{Stage, cluster_ip_and_node_port, eventually};
 use crate::lab::probe::{self, Kind, Tally};
 use crate::lab::topology::{Family, PodSpec, Serves};
 
-/// Where the policies are in the source tree.
+/// Directory of the policies in the source tree.
 const POLICIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples/policies");
 const DENY: &str = "deny-backend.yaml";
 const ALLOW: &str = "allow-frontend.yaml";
-/// Who asks the backend.
+/// The clients that ask the backend.
 const ASKERS: [&str; 3] = ["frontend", "stranger", "a client from outside"];
 /// Each that is refused takes as long as a probe is patient.
 const REQUESTS: usize = 2;
-/// How long a policy may take to be in force.
+/// Time limit for a policy to be in force.
 const TAKES_EFFECT: Duration = Duration::from_secs(5);
 
-/// Where the backend is asked.
+/// The backend's address and port.
 #[derive(Clone, Copy)]
 struct Backend {
     pod: SocketAddr,
@@ -155,7 +155,7 @@ fn web_pod(stage: &Stage) -> Result<std::net::IpAddr> {
     Ok(stage.lab.pod("web-1")?.addresses().of(Family::V4))
 }
 
-/// What becomes of an asker's requests.
+/// The expected outcome of a client's requests.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reach {
     LetThrough,
@@ -177,7 +177,7 @@ fn settled(stage: &Stage, backend: Backend, asker: &str, wanted: Reach) -> Resul
     })
 }
 
-/// Where an asker asks, and what came of it.
+/// Asks from a client and returns each address with its outcome.
 fn ask(stage: &Stage, backend: Backend, asker: &str, count: usize) -> Result<Vec<(String, Tally)>> {
     let survey = |addr| probe::survey(Kind::Http, addr, count);
     if asker == ASKERS[2] {
@@ -249,7 +249,7 @@ fn show(stage: &Stage, backend: Backend, let_through: &[&str], say: &mut Say) ->
     Ok(())
 }
 
-/// What `portway explain` says of the one that is let through and of one that is not.
+/// Runs `portway explain` for a client that is let through and for one that is not.
 fn explain(stage: &Stage, say: &mut Say) -> Result<()> {
     let node = stage.lab.node("node1")?;
     let directory = stage.manifests.to_string_lossy().into_owned();

@@ -49,7 +49,7 @@ impl Say {
         println!("{}", self.paint(BOLD, text));
     }
 
-    /// What is about to be done.
+    /// Announces a step.
     pub fn step(&mut self, text: &str) {
         self.steps += 1;
         println!(
@@ -59,7 +59,7 @@ impl Say {
         );
     }
 
-    /// What has been done, and how far on we are.
+    /// Reports a finished step and the time since the start.
     pub fn done(&self, text: &str) {
         println!(
             "   {text} {}",
@@ -77,7 +77,7 @@ impl Say {
             .for_each(|line| println!("   {line}"));
     }
 
-    /// What ought to have come out, and what speaks against it.
+    /// Reports an expectation and the objections to it.
     pub fn expect(&mut self, what: &str, against: &[String]) {
         if against.is_empty() {
             self.met += 1;

@@ -17,7 +17,7 @@ use crate::lab::probe;
 use crate::lab::topology::{FAR_CLIENT, Join, PodSpec, Serves, Topology, Wiring};
 use crate::lab::{Lab, objects};
 
-/// Where the lesson's manifests are in the source tree.
+/// Directory of the lesson's manifests in the source tree.
 const LESSON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples/lesson");
 
 /// Everything that is up; agents go before the lab that they run in.
@@ -31,12 +31,12 @@ pub struct Stage {
     pub manifests: PathBuf,
 }
 
-/// A frontend that an agent's kernel holds, as `portway services` tells it.
+/// A frontend in an agent's kernel, as `portway services` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
     /// `namespace/name:port`.
     pub service: String,
-    /// Where clients knock; the unspecified address for nodePorts.
+    /// Its address; unspecified for nodePorts.
     pub addr: SocketAddr,
 }
 
@@ -283,7 +283,7 @@ fn write_cluster(lab: &Lab, manifests: &Path) -> Result<()> {
     write_whole(manifests, "cluster.yaml", &objects::yaml(&all)?)
 }
 
-/// Writes beside the directory and moves in, so that nobody reads half a file.
+/// Writes a file next to the directory and moves it in, so that nobody reads half a file.
 fn write_whole(dir: &Path, file: &str, text: &str) -> Result<()> {
     let beside = dir.with_extension("new");
     fs::write(&beside, text)

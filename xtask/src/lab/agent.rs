@@ -13,13 +13,13 @@ use super::host::Tools;
 use super::node::Node;
 use super::process::Process;
 
-/// How long an agent may take until it says that it is healthy.
+/// Time limit for an agent to become healthy.
 pub const STARTUP: Duration = Duration::from_secs(20);
 
 const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
-/// Where an agent learns of Services.
+/// The source of an agent's Services.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// A directory of manifests.
@@ -28,16 +28,16 @@ pub enum Source {
     Kubeconfig(PathBuf),
 }
 
-/// How to start agents, on any node.
+/// The settings for starting agents on any node.
 #[derive(Clone, Debug)]
 pub struct AgentSpec {
     /// The binary.
     pub portway: PathBuf,
-    /// Where it learns of Services.
+    /// The source of its Services.
     pub source: Source,
     /// The directory for its log.
     pub logs: PathBuf,
-    /// The agent finds its node's devices itself, and is not told them.
+    /// True if the agent finds its node's devices by itself; else they are flags.
     pub finds_devices: bool,
     /// More arguments.
     pub extra: Vec<String>,
@@ -221,7 +221,7 @@ impl Drop for Agent {
     }
 }
 
-/// Whether the health check in the calling thread's namespace answers 200.
+/// Returns true if the health check in the calling thread's namespace answers 200.
 fn healthy() -> bool {
     let ask = || {
         let mut stream = TcpStream::connect_timeout(&HEALTH, Duration::from_millis(500))?;

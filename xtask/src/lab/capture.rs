@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::netns::Namespace;
 use super::process::Process;
 
-/// How long tcpdump may take to begin and to end.
+/// Time limit for tcpdump to begin and to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The header of an empty capture file, in bytes.
 const HEADER: u64 = 24;
@@ -19,9 +19,9 @@ const HEADER: u64 = 24;
 /// Which frames, as seen by the namespace that has the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// Those that come in.
+    /// Incoming frames.
     In,
-    /// Those that go out.
+    /// Outgoing frames.
     Out,
 }
 
@@ -32,16 +32,17 @@ pub struct Capture {
     file: PathBuf,
 }
 
-/// What tcpdump says of the frames of a capture.
+/// tcpdump's judgement of the frames of a capture.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Judgement {
-    /// How many packets have right checksums, by protocol: `tcp`, `udp`, `icmp`, `icmp6`.
+    /// Number of packets with right checksums, by protocol: `tcp`, `udp`, `icmp`, `icmp6`.
     pub right: BTreeMap<&'static str, usize>,
-    /// What is said of packets with wrong ones.
+    /// Lines about packets with wrong checksums.
     pub wrong: Vec<String>,
-    /// What is said of ICMP errors that are right, but quote a packet that is not: who quotes it may have met it before its checksum was made.
+    /// Lines about ICMP errors that are right but quote a wrong packet: their sender may have met
+    /// it before its checksum was made.
     pub quoted: Vec<String>,
-    /// How many packets carry another one.
+    /// Number of packets that contain another one.
     pub encapsulated: usize,
     /// The longest IP packet, in bytes.
     pub longest: usize,
@@ -202,7 +203,8 @@ impl Judgement {
     }
 }
 
-/// How long a packet is: IPv4's `length N)` at the end of its header, or IPv6's `payload length: N)`, to which the header comes.
+/// Returns the length of a packet: IPv4's `length N)` at the end of its header, or IPv6's `payload
+/// length: N)` plus the header.
 fn length(packet: &str) -> usize {
     let number = |after: &str| {
         packet

@@ -1,4 +1,5 @@
-//! Makes a cluster of a lab: a control plane beside its router that knows its nodes and pods as their kubelets would report them.
+//! Makes a cluster of a lab: a control plane next to its router, with the nodes and pods as their
+//! kubelets would report them.
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -7,7 +8,7 @@ use super::controlplane::{ControlPlane, ControlPlaneSpec, ObjectRef, User};
 use super::topology::ROUTER;
 use super::{Lab, agent, objects};
 
-/// Where cluster IPs are given out from, IPv4 and IPv6.
+/// The ranges of cluster IPs, IPv4 and IPv6.
 pub const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/12", "fd00:10:96::/112"];
 const DEPLOY: &str = include_str!("../../../deploy/portway.yaml");
 

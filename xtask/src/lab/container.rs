@@ -16,13 +16,13 @@ use serde_json::Value;
 
 use super::host::Tools;
 
-/// What of the host an image would bring along: here the agent is linked with the host's libraries.
+/// The host's directories that stand in for an image's libraries: the agent is linked with them.
 const LIBRARIES: [&str; 3] = ["/usr", "/lib", "/lib64"];
-/// Where the image would have its programs.
+/// Directory of the programs in the image.
 const IMAGE: &str = "/image";
-/// Where a Pod finds the API server's certificate and its account's token.
+/// Directory of the API server's certificate and the account's token in a Pod.
 const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// What runtimes show to no container for writing.
+/// Paths that runtimes mount read-only in every container.
 const READ_ONLY: [&str; 5] = [
     "/proc/bus",
     "/proc/fs",
@@ -83,7 +83,7 @@ pub struct Container {
     pub pod: Value,
     /// `spec.nodeName`, which the scheduler would have filled in.
     pub node: String,
-    /// What the ConfigMaps hold that the container takes its environment from.
+    /// Content of the ConfigMaps that the container takes its environment from.
     pub config: BTreeMap<String, String>,
     /// For each path of a hostPath volume the directory of the lab that stands for it.
     pub host_paths: BTreeMap<PathBuf, PathBuf>,
@@ -105,7 +105,7 @@ pub struct ContainerArgs {
     /// A capability that is kept.
     #[arg(long)]
     capability: Vec<String>,
-    /// What runs inside.
+    /// The command inside.
     #[arg(last = true, required = true)]
     command: Vec<String>,
 }
@@ -210,7 +210,8 @@ impl Container {
     }
 }
 
-/// What a container keeps of root's capabilities; it must give all away that it does not name.
+/// Returns the capabilities that a container keeps of root's. It must drop all that it does not
+/// name.
 fn kept_capabilities(context: &Value) -> Result<Vec<String>> {
     ensure!(
         texts(&context["capabilities"]["drop"]) == ["ALL"],

@@ -33,7 +33,8 @@ const ADMIN_TOKEN: &str = "lab-admin";
 const PROXY_TOKEN: &str = "lab-kube-proxy";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the lab wants of kube-controller-manager: slices for Services, pods for Deployments and DaemonSets, and ends that are ends.
+/// The controllers of kube-controller-manager that the lab needs: slices for Services, pods for
+/// Deployments and DaemonSets, and garbage collection.
 const CONTROLLERS: [&str; 7] = [
     "endpointslice-controller",
     "daemonset-controller",
@@ -44,7 +45,7 @@ const CONTROLLERS: [&str; 7] = [
     "serviceaccount-controller",
 ];
 
-/// Where a control plane is and which addresses it hands out.
+/// The place of a control plane and the address ranges that it allocates from.
 #[derive(Debug, Clone)]
 pub struct ControlPlaneSpec {
     /// The file of its network namespace, such as `/run/netns/lab-api`; its loopback device is up.
@@ -69,12 +70,12 @@ pub struct ControlPlane {
     dir: TempDir,
 }
 
-/// Somebody for whom a kubeconfig can be written.
+/// A user for a kubeconfig.
 #[derive(Debug, Clone)]
 pub enum User {
     /// May do everything.
     Admin,
-    /// What kube-proxy is in a cluster: `system:kube-proxy`.
+    /// kube-proxy's account: `system:kube-proxy`.
     KubeProxy,
     /// A service account, by a token that the API server issues for an hour.
     ServiceAccount {
@@ -188,8 +189,8 @@ impl ControlPlane {
         self.apiserver = None;
     }
 
-    /// Removes an object from etcd behind the API server's back, by its key below `/registry`, and makes etcd forget its history: whoever
-    /// watched before cannot be told what happened, and is answered 410 (Gone).
+    /// Removes an object from etcd behind the API server's back, by its key below `/registry`, and
+    /// compacts etcd's history: earlier watches cannot be resumed and are answered 410 (Gone).
     pub fn lose_history_and(&self, key: &str) -> Result<()> {
         let revision = etcd::remove(&self.spec.netns, &format!("/registry/{key}"))?;
         etcd::compact(&self.spec.netns, &revision)

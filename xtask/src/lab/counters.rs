@@ -33,7 +33,8 @@ impl Counters {
         self.0.get(name).copied().unwrap_or_default()
     }
 
-    /// How much they have grown since `before`; only those that have and whose name contains one of `words`.
+    /// Returns the counters that have grown since `before`, by how much, if their name contains one
+    /// of `words`.
     #[must_use]
     pub fn growth(&self, before: &Self, words: &[&str]) -> Self {
         let grown = self

@@ -1,4 +1,5 @@
-//! Owns the one line by which pods tell who answered whom, written by the server and read by the probes.
+//! The line by which pods report client and server of a request: written by the server, read by the
+//! probes.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -6,19 +7,19 @@ use std::str::FromStr;
 
 use anyhow::{Context, Error};
 
-/// What a pod says about a request that it answers.
+/// A pod's report about a request that it answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The answering pod's name.
     pub pod: String,
-    /// Where the request came from, as the pod saw it.
+    /// The request's source address, as the pod saw it.
     pub client: SocketAddr,
-    /// Where it arrived, as the pod saw it.
+    /// The request's destination, as the pod saw it.
     pub server: SocketAddr,
 }
 
 impl Facts {
-    /// Facts whose IPv4-mapped addresses are written as IPv4.
+    /// Returns a report with IPv4-mapped addresses written as IPv4.
     pub fn new(pod: &str, client: SocketAddr, server: SocketAddr) -> Self {
         Self {
             pod: pod.to_owned(),

@@ -1,5 +1,5 @@
-//! Runs HAProxy in a namespace, in front of servers whose health it asks for, and tells what it makes of them. It retries as it does by
-//! default: connections that fail, never requests.
+//! Runs HAProxy in a namespace, in front of servers with health checks, and returns their state. It
+//! retries as it does by default: connections that fail, never requests.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -18,7 +18,8 @@ use super::process::Process;
 use crate::sh;
 
 const BACKEND: &str = "nodes";
-/// How long a change of a server's health may take to be seen here; many checks, for machines are slow in CI.
+/// Time limit for a change of a server's health to be seen here; many checks, since machines are
+/// slow in CI.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A server to balance to.
@@ -26,13 +27,13 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub struct Server {
     /// Its name in the configuration.
     pub name: String,
-    /// Where requests go.
+    /// The address that requests go to.
     pub at: SocketAddr,
     /// The port of the same address that is asked for its health.
     pub health_port: u16,
 }
 
-/// Whether a server gets requests.
+/// The state of a server in HAProxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It does.

@@ -9,10 +9,10 @@ use super::topology::{Family, Join, PodSpec, Serves, Topology, Wiring};
 /// Brings up clients, three nodes and pods in network namespaces, and holds them until Ctrl-C.
 #[derive(clap::Args, Clone, Debug)]
 pub struct LabArgs {
-    /// How pods are wired to their node.
+    /// Wiring of pods to their node.
     #[arg(long, value_enum, default_value = "bridge")]
     pub wiring: Wiring,
-    /// How nodes reach the pods of other nodes.
+    /// Connection of the nodes to other nodes' pods.
     #[arg(long, value_enum, default_value = "routes")]
     pub join: Join,
 }

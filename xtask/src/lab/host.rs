@@ -9,7 +9,7 @@ use nix::unistd::geteuid;
 
 use super::owned::{Owned, Thing, host_lock};
 
-/// Where bpffs is mounted.
+/// The mount point of bpffs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// The binaries that play in a lab.
@@ -22,7 +22,7 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// The tools whose `xtask` is at this path; `portway` lies beside it.
+    /// Returns the tools of the `xtask` at this path; `portway` is in the same directory.
     pub fn beside(xtask: impl Into<PathBuf>) -> Self {
         let xtask = xtask.into();
         Self {
@@ -42,7 +42,7 @@ impl Tools {
     }
 }
 
-/// What of the host a lab uses.
+/// The parts of the host that a lab uses.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// The root of the cgroup2 hierarchy.
@@ -82,7 +82,7 @@ impl Host {
     }
 }
 
-/// Where the first file system of this type is mounted.
+/// Returns the first mount point of a file system type.
 fn mount_point(fs_type: &str) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").ok()?;
     let mut fields = mounts.lines().map(|line| line.split(' '));
@@ -124,7 +124,7 @@ impl OwnedDir {
         }
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path
     }

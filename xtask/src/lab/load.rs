@@ -15,10 +15,10 @@ use slab::Slab;
 use super::facts::Facts;
 use super::probe;
 
-/// What to send.
+/// The load to send.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// To whom.
+    /// Its destination.
     pub target: SocketAddr,
     /// Requests per second.
     pub rate: u32,
@@ -26,7 +26,7 @@ pub struct Load {
     pub duration: Duration,
     /// Connections that are opened first and held to the end.
     pub held: usize,
-    /// How many of a hundred requests use a new connection each.
+    /// Percentage of requests that use a new connection each.
     pub fresh_percent: u32,
     /// A request without an answer for this long has failed.
     pub patience: Duration,
@@ -46,37 +46,37 @@ impl Load {
     }
 }
 
-/// What came of the requests of one kind.
+/// The outcome of the requests of one kind.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// How many were answered.
+    /// Number of answered requests.
     pub answered: usize,
-    /// How many failed, by what went wrong.
+    /// Number of failed requests, by error.
     pub failed: BTreeMap<String, usize>,
     /// The longest time to an answer; of a new connection, from its SYN on.
     pub slowest: Duration,
 }
 
-/// What came of a load.
+/// The outcome of a load.
 #[derive(Clone, Debug, Default)]
 pub struct LoadReport {
     /// Requests over held connections.
     pub held: Outcome,
     /// Requests over a new connection each.
     pub fresh: Outcome,
-    /// How often each pod answered.
+    /// Number of answers by pod.
     pub by_pod: BTreeMap<String, usize>,
     /// From the first request to the last answer.
     pub elapsed: Duration,
 }
 
 impl LoadReport {
-    /// How many requests were answered.
+    /// Returns the number of answered requests.
     pub fn answered(&self) -> usize {
         self.held.answered + self.fresh.answered
     }
 
-    /// How many requests failed.
+    /// Returns the number of failed requests.
     pub fn failed(&self) -> usize {
         self.held
             .failed
@@ -238,7 +238,7 @@ impl<'a> Generator<'a> {
         Ok(id)
     }
 
-    /// Whether an answer is still to come.
+    /// Returns true if an answer is still to come.
     fn waiting(&self) -> bool {
         self.connections
             .iter()

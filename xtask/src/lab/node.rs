@@ -295,7 +295,7 @@ pub(super) struct Place {
     pub state: OwnedDir,
 }
 
-/// Where a pod sits: its namespace and addresses, and the node's device towards it.
+/// The place of a pod: its namespace and addresses, and the node's device towards it.
 struct Seat {
     ns: Arc<Namespace>,
     addresses: Addresses,
@@ -308,7 +308,7 @@ fn piped(mut command: Command) -> Command {
 }
 
 impl Pod {
-    /// What it was made from.
+    /// Returns the spec that it was made from.
     pub fn spec(&self) -> &PodSpec {
         &self.spec
     }

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-/// Where iproute2 keeps the names of network namespaces.
+/// iproute2's directory of named network namespaces.
 pub const NETNS_DIR: &str = "/var/run/netns";
 
 /// One thing that has to be undone.
@@ -132,7 +132,7 @@ impl LabId {
     }
 }
 
-/// The process in whose name a thing was made, if a lab made it.
+/// Returns the process that made a thing of this name, if a lab made it.
 fn owner(name: &str) -> Option<u32> {
     name.strip_prefix("portway-")?
         .split_once('-')?

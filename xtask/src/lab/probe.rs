@@ -1,4 +1,5 @@
-//! Asks a server once or many times from the calling thread's namespace, and tells being refused from not being answered.
+//! Asks a server once or many times from the calling thread's namespace. A refusal and a missing
+//! answer are different outcomes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,10 +12,10 @@ use std::time::Duration;
 use super::facts::Facts;
 use super::sctp;
 
-/// How long a probe waits for a connection, and again for its answer.
+/// Time that a probe waits for a connection, and again for its answer.
 pub const PATIENCE: Duration = Duration::from_millis(700);
 
-/// What came of a probe.
+/// The outcome of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// A pod answered.
@@ -44,9 +45,9 @@ pub enum Kind {
     Sctp,
 }
 
-/// What a bulk response has, in bytes.
+/// Size of a bulk response, in bytes.
 const BULK: usize = 100_000;
-/// What a large datagram has besides the answer's facts, in bytes.
+/// Size of a large datagram without the report, in bytes.
 const LARGE: usize = 4000;
 
 /// Asks once.
@@ -88,7 +89,7 @@ pub fn answers(kind: Kind, addr: SocketAddr, count: usize) -> Vec<Answer> {
     answers
 }
 
-/// What came of [`answers`].
+/// Counts the outcomes of [`answers`].
 pub fn survey(kind: Kind, addr: SocketAddr, count: usize) -> Tally {
     answers(kind, addr, count).into_iter().collect()
 }
@@ -170,10 +171,10 @@ fn parse_facts(text: &[u8]) -> io::Result<Facts> {
         .map_err(|e: anyhow::Error| io::Error::new(ErrorKind::InvalidData, format!("{e:#}")))
 }
 
-/// Whether a TCP connection is refused within `patience`.
+/// Returns true if a TCP connection is refused within `patience`.
 ///
-/// Linux heeds an ICMPv6 error for a SYN only if no call holds the socket; over veth it is back before `connect` has let go, and what is
-/// sent again a second later is refused.
+/// Linux heeds an ICMPv6 error for a SYN only if no call holds the socket. Over veth the error is
+/// back before `connect` has let go; the second SYN, a second later, is refused.
 pub fn is_refused(addr: SocketAddr, patience: Duration) -> bool {
     TcpStream::connect_timeout(&addr, patience)
         .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
@@ -312,28 +313,28 @@ impl FromStr for Answer {
     }
 }
 
-/// What came of many probes.
+/// The outcomes of many probes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// How often each pod answered.
+    /// Number of answers by pod.
     pub by_pod: BTreeMap<String, usize>,
-    /// How often each client address was seen by a pod.
+    /// Number of answers by the client address that the pod saw.
     pub by_client: BTreeMap<IpAddr, usize>,
-    /// How often the client was refused.
+    /// Number of refusals.
     pub refused: usize,
-    /// How often nothing came back.
+    /// Number of probes without an answer.
     pub timed_out: usize,
     /// Anything else, in words.
     pub failed: Vec<String>,
 }
 
 impl Tally {
-    /// How often a pod answered.
+    /// Returns the number of answers.
     pub fn served(&self) -> usize {
         self.by_pod.values().sum()
     }
 
-    /// How often none did.
+    /// Returns the number of probes that no pod answered.
     pub fn unserved(&self) -> usize {
         self.refused + self.timed_out + self.failed.len()
     }
@@ -394,10 +395,10 @@ pub struct ProbeArgs {
     /// The protocol.
     #[arg(long, value_enum, default_value = "http")]
     pub kind: Kind,
-    /// How often to ask.
+    /// Number of probes.
     #[arg(long, default_value_t = 1)]
     pub count: usize,
-    /// Whom to ask.
+    /// The address to ask.
     pub addr: SocketAddr,
 }
 

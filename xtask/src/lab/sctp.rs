@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::facts::Facts;
 use super::netns::Namespace;
 
-/// How long an answer may take.
+/// Time limit for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// SCTP's number.
 const SCTP: i32 = 132;
@@ -61,7 +61,7 @@ impl Packet {
         bytes
     }
 
-    /// What arrived, if it is whole and its checksum is right.
+    /// Parses a packet; `None` unless it is whole and its checksum is right.
     fn read(bytes: &[u8]) -> Option<Self> {
         let mut zeroed = bytes.to_vec();
         zeroed.get_mut(8..HEADER)?.fill(0);

@@ -1,4 +1,5 @@
-//! Plays a pod: one thread that answers HTTP, TCP and UDP on given addresses with who it is and whom it sees.
+//! Plays a pod: one thread that answers HTTP, TCP and UDP on given addresses with its name and the
+//! client address that it sees.
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
@@ -31,12 +32,13 @@ pub struct PodServerArgs {
     /// Addresses to serve DNS on.
     #[arg(long)]
     pub dns: Vec<SocketAddr>,
-    /// Names that DNS knows, as `NAME=ADDRESS`.
+    /// DNS records, as `NAME=ADDRESS`.
     #[arg(long)]
     pub record: Vec<Record>,
 }
 
-/// How many connections may wait to be accepted: as long as another process has the CPU, and the kernel allows no more.
+/// Length of the accept queue: connections wait for as long as another process has the CPU. The
+/// kernel allows no more.
 const WAITING: i32 = 4096;
 
 /// Serves until killed; prints a line when all addresses are served.
@@ -58,7 +60,7 @@ pub fn serve(args: &PodServerArgs) -> Result<()> {
     }
 }
 
-/// What a token of the event queue stands for.
+/// The source behind a token of the event queue.
 enum Source {
     Listener(TcpListener, Speaks),
     Udp(UdpSocket, SocketAddr, Talks),

@@ -7,7 +7,7 @@ pub use super::family::Family;
 
 use super::dns::Record;
 
-/// How pods are wired to their node.
+/// Wiring of pods to their node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Wiring {
     /// A routed veth per pod and a gateway that only the node's proxy ARP answers for, as Calico does.
@@ -16,7 +16,7 @@ pub enum Wiring {
     Bridge,
 }
 
-/// How nodes reach the pods of other nodes.
+/// Connection of the nodes to other nodes' pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Join {
     /// A route by way of the other node's address.
@@ -25,7 +25,7 @@ pub enum Join {
     Vxlan,
 }
 
-/// What nodes have on the LAN.
+/// The nodes' devices on the LAN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Uplink {
     /// One device.
@@ -59,7 +59,7 @@ pub enum RpFilter {
     Loose,
 }
 
-/// Whose network a pod uses.
+/// The network that a pod uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
     /// A namespace and addresses of its own.
@@ -68,14 +68,14 @@ pub enum Network {
     Host,
 }
 
-/// What a pod does on a port.
+/// The service of a pod at a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serves {
-    /// HTTP/1.1 that tells who answers whom; `/bytes/N` answers N bytes.
+    /// HTTP/1.1: responds with client and server; `/bytes/N` responds with N bytes.
     Http,
-    /// TCP that tells who answers whom, then echoes.
+    /// TCP: sends client and server, then echoes.
     TcpEcho,
-    /// UDP that tells who answers whom, and echoes.
+    /// UDP: sends client and server, and echoes.
     UdpEcho,
     /// DNS over UDP with the pod's records.
     Dns,
@@ -88,7 +88,7 @@ pub struct PortSpec {
     pub name: Option<String>,
     /// The port's number.
     pub port: u16,
-    /// What answers there.
+    /// The service at the port.
     pub serves: Serves,
 }
 
@@ -103,9 +103,9 @@ pub struct PodSpec {
     pub labels: BTreeMap<String, String>,
     /// Its container's ports.
     pub ports: Vec<PortSpec>,
-    /// Whose network it uses.
+    /// The network that it uses.
     pub network: Network,
-    /// What it knows if it serves DNS.
+    /// Its records if it serves DNS.
     pub records: Vec<Record>,
 }
 
@@ -121,11 +121,11 @@ pub struct NodeSpec {
 /// A lab to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
-    /// How pods are wired to their node.
+    /// Wiring of pods to their node.
     pub wiring: Wiring,
-    /// How nodes reach the pods of other nodes.
+    /// Connection of the nodes to other nodes' pods.
     pub join: Join,
-    /// What nodes have on the LAN.
+    /// The nodes' devices on the LAN.
     pub uplink: Uplink,
     /// The MTU of everything on the LAN and behind it, in bytes.
     pub mtu: u32,
@@ -238,7 +238,7 @@ impl PodSpec {
         self
     }
 
-    /// Adds names that it knows if it serves DNS.
+    /// Adds DNS records.
     #[must_use]
     pub fn knowing(mut self, records: Vec<Record>) -> Self {
         self.records.extend(records);

@@ -88,7 +88,7 @@ pub fn switch<'a>(
     script
 }
 
-/// What a node has on the LAN, over the devices that the switch gave it.
+/// Returns the commands for a node's device on the LAN, over the devices that the switch gave it.
 fn uplink(topology: &Topology) -> String {
     let (device, mtu) = (topology.uplink.device(), topology.mtu);
     match topology.uplink {
@@ -170,7 +170,7 @@ pub fn forwarding_database(topology: &Topology, n: u8) -> String {
     script
 }
 
-/// What a pod's node needs for the pod in namespace `pod`, whose host side is `device`.
+/// Returns the commands at the node for the pod in namespace `pod` with the host side `device`.
 pub fn pod_on_node(topology: &Topology, device: &str, pod: &str, addresses: &Addresses) -> String {
     let mtu = topology.pod_mtu();
     let mut script = String::new();

@@ -36,7 +36,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     )
 }
 
-/// Whether apt knows a version of this package that it could install.
+/// Returns true if apt has an installable version of this package.
 pub fn offers(package: &str) -> bool {
     let policy = sh::output(
         Command::new("apt-cache")

@@ -1,4 +1,5 @@
-//! What a host needs: each component's name, what it is needed for, how it is found and what brings it.
+//! The components that a host needs: each one's name, its purpose, how it is found and which means
+//! installs it.
 
 use super::found::Found;
 use super::{go, rust};
@@ -9,7 +10,7 @@ use crate::sh::find_program;
 pub enum Component {
     /// A toolchain with `core` for the kernel.
     KernelCore,
-    /// What links the eBPF object.
+    /// The linker of the eBPF object.
     BpfLinker,
     /// rustfmt and clippy.
     Lints,
@@ -49,7 +50,7 @@ pub enum Component {
     Procps,
 }
 
-/// How a component that apt has no whole answer for gets here.
+/// The means that install a component, beyond apt.
 #[derive(Clone, Copy)]
 pub(super) enum Bringer {
     /// Its packages are all of it.
@@ -88,9 +89,10 @@ impl Component {
         Self::Curl,
         Self::Procps,
     ];
-    /// What compiling the agent with its eBPF object takes.
+    /// Components for compiling the agent with its eBPF object.
     pub const BUILD: [Self; 2] = [Self::KernelCore, Self::BpfLinker];
-    /// What the namespaces of the lab and its control plane take; Go is asked for where it has to be compiled.
+    /// Components for the lab's namespaces and its control plane. Go is added where it has to be
+    /// compiled.
     pub const LAB: [Self; 8] = [
         Self::Iproute2,
         Self::Etcd,
@@ -101,10 +103,10 @@ impl Component {
         Self::Curl,
         Self::Procps,
     ];
-    /// What booting other kernels takes.
+    /// Components for booting other kernels.
     pub const VM: [Self; 4] = [Self::Qemu, Self::Cpio, Self::Busybox, Self::DebianKeys];
 
-    /// What people call it.
+    /// Returns its name for people.
     pub fn name(self) -> &'static str {
         self.row().0
     }
@@ -114,7 +116,7 @@ impl Component {
         self.row().1
     }
 
-    /// What was found of it, or why it is not here.
+    /// Finds it; an error if it is missing, with the reason.
     pub(super) fn find(self) -> Result<Found, String> {
         match self {
             Self::KernelCore => rust::find_core(),
@@ -140,7 +142,7 @@ impl Component {
         }
     }
 
-    /// What apt installs for it.
+    /// Returns its apt packages.
     pub(super) fn packages(self) -> Vec<&'static str> {
         match self {
             Self::KernelCore => rust::core_packages(),

@@ -8,7 +8,7 @@ use std::process::Command;
 
 /// Kubernetes 1.36 asks for it in its go.mod.
 const WANTED: (u32, u32) = (1, 26);
-/// What the module proxy gives where the host's Go is too old.
+/// The module proxy's toolchain, for hosts with an older Go.
 const TOOLCHAIN: &str = "golang.org/toolchain@v0.0.1-go1.26.8.linux-amd64";
 
 /// A `go` that can build the control plane; [`super::ensure`] of [`super::Component::Go`] first.

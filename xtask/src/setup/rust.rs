@@ -13,7 +13,7 @@ use toolchain::LINKER_LLVM;
 
 pub use toolchain::{Core, TARGET, Toolchain};
 
-/// What compiling and running bpf-linker takes.
+/// Packages for compiling and running bpf-linker.
 pub(super) const LINKER_PACKAGES: &[&str] = &[
     "llvm-22-dev",
     "libpolly-22-dev",

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 /// An emulated machine is some twenty times slower than the host.
 const LIMIT: Duration = Duration::from_secs(1200);
 
-/// What the console said.
+/// The console's output.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// `uname -r` inside.
     pub kernel: Option<String>,
-    /// Of the program; none if the machine ended before it.
+    /// The program's exit status; `None` if the machine ended before it.
     pub status: Option<i32>,
     /// Tests that passed.
     pub passed: u32,

@@ -27,14 +27,14 @@ const MODULES: [&str; 15] = [
     "net/sched/sch_ingress",
     "net/sched/cls_bpf",
 ];
-/// What another module needs in newer kernels only.
+/// Modules that another module needs in newer kernels only.
 const NEWER: [&str; 1] = ["net/tls/tls"];
-/// Where tools lie that busybox has not got, or not all of.
+/// Directory of tools that busybox lacks, or has in part only.
 const TOOLS: &str = "tools";
-/// Where older kernels have them.
+/// Other directories of modules in older kernels.
 const OLD_PLACES: [(&str, &str); 1] = [("drivers/net/vxlan/vxlan", "drivers/net/vxlan")];
 
-/// Lays the root of the machine below `target` and packs it; tells where the archive is.
+/// Lays out the machine's root below `target` and packs it; returns the archive's path.
 pub fn pack(target: &Path, kernel: &Kernel, work: &Work) -> Result<PathBuf> {
     let root = target.join("root");
     let _ = fs::remove_dir_all(&root);

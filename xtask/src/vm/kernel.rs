@@ -25,7 +25,7 @@ impl Release {
     /// All, oldest first: the oldest verifier is the likeliest to refuse.
     pub const ALL: [Self; 3] = [Self::V5_10, Self::V6_1, Self::V6_12];
 
-    /// As it is typed.
+    /// Returns the name that people type.
     pub fn name(self) -> &'static str {
         match self {
             Self::V5_10 => "5.10",
@@ -45,15 +45,15 @@ impl Release {
 
 /// A kernel in the cache.
 pub struct Kernel {
-    /// As `uname -r` says it.
+    /// The version as `uname -r` prints it.
     pub version: String,
-    /// What the machine boots.
+    /// The kernel image.
     pub image: PathBuf,
     /// The directory of its modules.
     pub modules: PathBuf,
 }
 
-/// Where Debian's suites are: the mirrors, and the archive to which old ones move.
+/// URLs of Debian's suites: the mirrors, and the archive to which old ones move.
 const ARCHIVES: [&str; 2] = [
     "http://deb.debian.org/debian",
     "http://archive.debian.org/debian",

@@ -1,4 +1,5 @@
-//! Owns the cluster that the traffic goes through: a lab, a control plane beside its router, and an agent on each node.
+//! The cluster that the traffic goes through: a lab, a control plane next to its router, and an
+//! agent on each node.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -15,7 +16,7 @@ use xtask::lab::probe::{self, Kind, Tally};
 use xtask::lab::topology::{Join, PodSpec, Serves, Topology, Wiring};
 use xtask::lab::{Lab, cluster};
 
-/// How long a change may take to be in force everywhere; generous, for the machine is shared.
+/// Time limit for a change to be in force everywhere; generous, since the machine is shared.
 pub const IN_FORCE: Duration = Duration::from_secs(10);
 /// The nodePort of the web pods' HTTP.
 pub const WEB: u16 = 30080;
@@ -26,7 +27,7 @@ pub const WEB_ECHO: u16 = 30007;
 /// The nodePort of the backend in a node's own network.
 pub const HOST: u16 = 30090;
 
-/// A lab, a control plane beside its router, and an agent on each node. Agents go first.
+/// A lab, a control plane next to its router, and an agent on each node. Agents are dropped first.
 pub struct Cluster {
     pub agents: Vec<Agent>,
     pub spec: AgentSpec,
@@ -35,7 +36,7 @@ pub struct Cluster {
     _turn: Turn,
 }
 
-/// Tests that measure run alone, the others beside each other.
+/// Tests that measure run alone, the others in parallel.
 enum Turn {
     Shared(
         #[expect(dead_code, reason = "held until the cluster goes")] RwLockReadGuard<'static, ()>,
@@ -62,7 +63,7 @@ impl Cluster {
         Self::start_with(wiring, join, &[], |_| Ok(()))
     }
 
-    /// The same, while no other cluster of this program runs: for what is measured.
+    /// Starts a cluster while no other cluster of this program runs, for measurements.
     pub fn start_alone(wiring: Wiring, join: Join, arguments: &[&str]) -> Result<Self> {
         Self::start_in(Turn::alone(), wiring, join, arguments, |_| Ok(()))
     }
@@ -174,17 +175,18 @@ impl Cluster {
             .collect()
     }
 
-    /// A counter of a node's packet path, as `/metrics` tells it.
+    /// Returns a counter of a node's packet path, from `/metrics`.
     pub fn event(&self, node: &Node, name: &str) -> Result<u64> {
         self.metric(node, "portway_events", name)
     }
 
-    /// How many packets the packet path of a node has dropped, for whatever reason.
+    /// Returns the number of packets that a node's packet path has dropped, for any reason.
     pub fn drops(&self, node: &str) -> Result<u64> {
         self.metric(self.lab.node(node)?, "portway_drops", "")
     }
 
-    /// The sum of a metric's values whose labels have the value `label`, or of all if that is empty, as `/metrics` tells it.
+    /// Returns the sum of a metric's values with the label value `label`, or of all if that is
+    /// empty, from `/metrics`.
     pub fn metric(&self, node: &Node, name: &str, label: &str) -> Result<u64> {
         sum(
             &node.ns().run(|| metrics().context("ask for metrics"))?,
@@ -204,7 +206,7 @@ impl Cluster {
     }
 }
 
-/// The sum of a metric's values whose labels have the value `label`, or of all if that is empty.
+/// Returns the sum of a metric's values with the label value `label`, or of all if that is empty.
 fn sum(text: &str, name: &str, label: &str) -> Result<u64> {
     let wanted = |line: &&str| {
         line.starts_with(name) && (label.is_empty() || line.contains(&format!("\"{label}\"")))

@@ -24,9 +24,9 @@ const SAYS: u16 = 30071;
 /// SCTP in the pods, and its nodePort.
 const SCTP: u16 = 9899;
 const SCTP_NODE_PORT: u16 = 30072;
-/// What a path between two nodes takes.
+/// MTU of a path between two nodes.
 const NARROW: usize = 1400;
-/// What is sent, in bytes.
+/// Size of an upload, in bytes.
 const BODY: usize = 3_000_000;
 
 #[test]
@@ -65,7 +65,8 @@ fn pods_see_the_client(wiring: Wiring, join: Join, more: &[&str]) -> Result<()> 
     an_ip_block_sees_the_client(&cluster)
 }
 
-/// What fills the way to the pod, on which the carrier takes its share: whoever sends too much is told.
+/// Uploads that fill the way to the pod, which encapsulation narrows: a sender of larger packets
+/// gets an error.
 fn uploads(cluster: &Cluster, node: &Node) -> Result<()> {
     for ip in node.addresses().both() {
         for client in [cluster.lab.far_client(), cluster.lab.near_client()] {
@@ -79,7 +80,7 @@ fn uploads(cluster: &Cluster, node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Sends [`BODY`] bytes, and hears them back.
+/// Sends [`BODY`] bytes and receives them back.
 fn upload(to: SocketAddr) -> Result<()> {
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE).context("connect")?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -305,7 +306,8 @@ fn dsr_of_merged_segments_that_are_cut_again() -> Result<()> {
     Ok(())
 }
 
-/// A router between two nodes takes less than their devices: what it tells of the carrier, the client is told of his packets.
+/// A router between two nodes has a smaller MTU than their devices: its error about the
+/// encapsulating packet reaches the client as one about his own.
 #[test]
 fn dsr_through_a_narrow_path_between_nodes() -> Result<()> {
     let cluster = Cluster::start_with(
@@ -352,7 +354,7 @@ fn dsr_through_a_narrow_path_between_nodes() -> Result<()> {
     Ok(())
 }
 
-/// The hosts of one LAN are not told of shorter ways.
+/// Switches off ICMP redirects to the hosts of one LAN.
 fn redirects_off(router: &Namespace) -> Result<()> {
     router
         .output(Command::new("sysctl").args([

@@ -35,7 +35,8 @@ fn nft(node: &Node, command: &str) -> Result<()> {
     node.ns().output(Command::new("nft").arg(command)).map(drop)
 }
 
-/// How many of the near client's requests are served, by way of each node and family.
+/// Returns the number of the near client's requests that are served, by way of each node and
+/// family.
 fn served(cluster: &Cluster) -> Result<Vec<usize>> {
     let ways = cluster
         .lab

@@ -42,7 +42,8 @@ fn isolated_pods(wiring: Wiring) -> Result<()> {
     addresses_change_hands(&cluster)
 }
 
-/// P25: the visitor may ask the web pods, nobody may ask it, and that nobody listens it hears all the same.
+/// P25: the visitor may ask the web pods, nobody may ask it, and it still receives the error that a
+/// port is closed.
 fn errors_about_a_connection(cluster: &Cluster) -> Result<()> {
     let policy = policy(
         "visitor",
@@ -65,7 +66,8 @@ fn errors_about_a_connection(cluster: &Cluster) -> Result<()> {
     cluster.plane.client().delete(&ObjectRef::of(&policy)?)
 }
 
-/// P25: a router on the way takes less than both ends; what it tells the isolated server reaches it.
+/// P25: a router on the way has a smaller MTU than both ends; its error reaches the isolated
+/// server.
 fn packets_too_big(cluster: &Cluster) -> Result<()> {
     let policy = policy(
         "web",
@@ -153,7 +155,7 @@ fn fragments(cluster: &Cluster) -> Result<()> {
     cluster.plane.client().delete(&ObjectRef::of(&policy)?)
 }
 
-/// Whether a datagram of several fragments is answered.
+/// Returns true if a datagram of several fragments is answered.
 fn large_datagram(from: &Namespace, to: SocketAddr) -> Result<bool> {
     from.run(|| Ok(datagram(to, LARGE).is_ok()))
 }
@@ -308,7 +310,8 @@ fn addresses_change_hands(cluster: &Cluster) -> Result<()> {
     reach(cluster, true)
 }
 
-/// `--policy-deny reject`: who is denied hears it at once, by both protocols, in either direction, from pods and from outside.
+/// `--policy-deny reject`: a denied client gets an error at once, by both protocols, in either
+/// direction, from pods and from outside.
 #[test]
 fn denials_are_told_where_that_is_wanted() -> Result<()> {
     let cluster = Cluster::start_with(
@@ -345,8 +348,9 @@ fn denials_are_told_where_that_is_wanted() -> Result<()> {
     Ok(())
 }
 
-/// "Administratively prohibited", as both protocols tell it: it is not to be taken for a port that nobody listens on. Of TCP the second SYN
-/// may be the one that is told: see [`xtask::lab::probe::is_refused`].
+/// Expects "administratively prohibited" by both protocols: it must differ from a port that nobody
+/// listens on. For TCP the second SYN may be the one that is answered: see
+/// [`xtask::lab::probe::is_refused`].
 fn told(from: &Namespace, ip: IpAddr, tcp: u16, udp: u16) -> Result<()> {
     let wanted = if ip.is_ipv4() {
         ErrorKind::HostUnreachable

@@ -1,4 +1,4 @@
-//! What an agent's end costs the packets: nothing.
+//! The cost of an agent's end to the packets: none.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,9 +15,9 @@ use crate::cluster::{Cluster, WEB, load_average};
 const RATE: u32 = 10_000;
 /// The load goes on so long before the agent ends and after the new one is there.
 const MARGIN: Duration = Duration::from_secs(3);
-/// How long a new agent may take while the load goes on.
+/// Time for a new agent to start while the load goes on.
 const STARTING: Duration = Duration::from_secs(4);
-/// What may have been lost or late, in the kernel's words.
+/// Kernel counters of packets that were lost or late.
 const LOSSES: [&str; 8] = [
     "Retrans",
     "Timeout",
@@ -29,7 +29,7 @@ const LOSSES: [&str; 8] = [
     "PAWS",
 ];
 
-/// How long there is no agent: in CI some seconds, a minute by hand.
+/// Returns the time without an agent: in CI some seconds, a minute by hand.
 fn time_without() -> Result<Duration> {
     let seconds = std::env::var("PORTWAY_SECONDS_WITHOUT_AGENT").unwrap_or_else(|_| "4".to_owned());
     seconds

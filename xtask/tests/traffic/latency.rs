@@ -1,4 +1,4 @@
-//! How long a change at the API server takes to be in the kernel of every node.
+//! Latency of a change at the API server until it is in the kernel of every node.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

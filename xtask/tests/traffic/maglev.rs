@@ -12,7 +12,7 @@ use crate::cluster::{Cluster, IN_FORCE, of_web};
 
 /// The nodePort of the web pods' UDP echo, by the table.
 const BY_TABLE: u16 = 30071;
-/// The same, by each node's own hash.
+/// A nodePort that chooses by each node's own hash.
 const BY_HASH: u16 = 30072;
 /// The ports that the client asks from.
 const FROM: std::ops::Range<u16> = 20000..20120;
@@ -105,7 +105,7 @@ fn with_maglev_nodes_choose_alike_and_few_choices_change() -> Result<()> {
     Ok(())
 }
 
-/// Who answers each of the client's ports.
+/// Returns the pod that answers each of the client's ports.
 fn choices(cluster: &Cluster, ip: IpAddr, port: u16) -> Result<Vec<String>> {
     let ask = |from: u16| {
         Ok(probe::udp_from(from, SocketAddr::new(ip, port))

@@ -1,4 +1,4 @@
-//! What tests that measure have in common: when an agent said something, and percentiles.
+//! Shared parts of tests that measure: times of an agent's log lines, and percentiles.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -8,14 +8,14 @@ use xtask::lab::agent::Agent;
 
 use crate::cluster::IN_FORCE;
 
-/// What an agent says, as it says it.
+/// Reads an agent's log as it grows.
 pub struct Log<'a> {
     agent: &'a Agent,
     read: usize,
 }
 
 impl<'a> Log<'a> {
-    /// What it will say from now on.
+    /// Returns a log that begins with the next line.
     pub fn from_here(agent: &'a Agent) -> Self {
         Self {
             agent,

@@ -15,9 +15,9 @@ use xtask::lab::topology::{FAR_CLIENT, Join, Wiring};
 
 use crate::cluster::{Cluster, HOST, IN_FORCE, WEB, WEB_ECHO, WEB_UDP, ask};
 
-/// What the hop takes.
+/// MTU of the hop.
 const NARROW: usize = 1280;
-/// What a transfer is.
+/// Size of a transfer, in bytes.
 const BODY: usize = 10_000_000;
 /// A datagram as QUIC sends it while it looks for the path's MTU, and one as it may always be.
 const QUIC: usize = 1350;
@@ -30,7 +30,7 @@ const OUTSIDE_NODE_PORT: u16 = 30070;
 /// nodePorts that lead to ports that nobody listens on: of pods, and of a process of a node.
 const NOBODY: u16 = 30054;
 const NOBODY_ON_HOST: u16 = 30055;
-/// How long a transfer may stand still.
+/// Longest pause within a transfer.
 const STANDSTILL: Duration = Duration::from_secs(5);
 /// Direct server return.
 const DSR: &str = "dsr";
@@ -87,7 +87,7 @@ fn narrow(wiring: Wiring, forwarding: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whoever asks, and whatever is in between, hears that nobody listens.
+/// Expects a refusal at a closed port, from every client, whatever is in between.
 fn nobody_listens(cluster: &Cluster, times: usize) -> Result<()> {
     let mut ways = Vec::new();
     for node in cluster.lab.nodes() {
@@ -116,8 +116,9 @@ fn nobody_listens(cluster: &Cluster, times: usize) -> Result<()> {
     Ok(())
 }
 
-/// Datagrams of several fragments arrive whole, and so do their answers: at pods of the asked node and of others, and masqueraded at a backend that is
-/// no pod. Where the carrier takes its share, a sender whose fragments do not fit is told once, and cuts them smaller.
+/// Datagrams of several fragments arrive whole, and so do their answers: at pods of the asked node
+/// and of others, and masqueraded at a backend that is no pod. Where encapsulation narrows the way,
+/// a sender with too large fragments gets one error, and cuts them smaller.
 fn large_datagrams(cluster: &Cluster, forwarding: &str) -> Result<()> {
     let lab = &cluster.lab;
     let (far, near, visitor) = (
@@ -270,7 +271,7 @@ fn forget(ns: &Namespace) -> Result<()> {
     })
 }
 
-/// What a host's route to an address has learnt.
+/// Returns the MTU that a host's route to an address has learnt.
 fn mtu(ns: &Namespace, to: IpAddr) -> Result<Option<usize>> {
     let route = ns.output(Command::new("ip").args(["route", "get", &to.to_string()]))?;
     let mut words = route
@@ -308,7 +309,7 @@ fn there_and_back(to: SocketAddr) -> Result<()> {
     written.join().expect("it does not panic").context("send")
 }
 
-/// A socket hears that its datagram is too large; what fits is answered.
+/// Expects an error for a datagram that is too large, and an answer for one that fits.
 fn learns(to: SocketAddr) -> Result<()> {
     let socket = datagrams(to)?;
     socket

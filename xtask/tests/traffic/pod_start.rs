@@ -15,9 +15,10 @@ use xtask::lab::{cluster, objects};
 use crate::cluster::{Cluster, IN_FORCE, ask, load_average};
 use crate::measured::{Log, Spread};
 
-/// How often a link comes up, and a pod is started; half of them by each way.
+/// Number of links that come up and pods that start; half of them by each way.
 const ROUNDS: usize = 60;
-/// How long the first answer of a pod is waited for until it is asked again: a dropped SYN is sent again after a second only.
+/// Time to wait for a pod's first answer before it is asked again: the kernel repeats a dropped SYN
+/// after a second only.
 const ONE_TRY: Duration = Duration::from_millis(2);
 
 #[test]
@@ -89,7 +90,7 @@ fn p31_pods_may_be_let_through_until_they_are_known() -> Result<()> {
     known(&cluster, &ips)
 }
 
-/// Where the node is that starts pods.
+/// The node that starts pods.
 const NODE: &str = "node2";
 
 /// Pods with the label are isolated both ways; the visitor may ask them by HTTP.
@@ -106,7 +107,7 @@ fn policy() -> Value {
     })
 }
 
-/// A pod with its link and its server; the API server knows nothing of it.
+/// Starts a pod with its link and its server, without an object at the API server.
 fn start(cluster: &mut Cluster, name: &str) -> Result<[IpAddr; 2]> {
     let spec = PodSpec::new(name)
         .label("app", "fresh")
@@ -127,7 +128,7 @@ fn object(cluster: &Cluster, name: &str) -> Result<Value> {
     ))
 }
 
-/// What came of asking both addresses from a pod of the same node.
+/// Returns the outcomes of asking both addresses from a pod of the same node.
 fn reached(cluster: &Cluster, from: &str, ips: &[IpAddr]) -> Result<Tally> {
     let from = cluster.lab.pod(from)?;
     let ask = |ip: &IpAddr| probe::answers(Kind::Http, SocketAddr::new(*ip, 8080), 2);
@@ -191,7 +192,7 @@ impl Results {
         Path::new(&self.0).join(format!("lab-{pod}-eth0"))
     }
 
-    /// What the plugins of a pod of the namespace `default` have given it.
+    /// Writes a CNI result for a pod of the namespace `default`.
     fn give(&self, pod: &str, ips: &[IpAddr]) -> Result<()> {
         let ips: Vec<_> = ips
             .iter()

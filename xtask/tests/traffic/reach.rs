@@ -1,4 +1,5 @@
-//! What must be reached, from outside and from pods, whatever the wiring, the join and the hooks.
+//! Destinations that must be reachable, from outside and from pods, with any wiring, join and
+//! hooks.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,7 +14,7 @@ fn family(ip: IpAddr) -> Family {
     if ip.is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
-/// Whom pods of other nodes than the asked one see.
+/// The client address that pods of other nodes than the asked one see.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Elsewhere {
     /// The asked node.
@@ -27,7 +28,7 @@ pub fn everything_is_reached(cluster: &Cluster) -> Result<()> {
     everything(cluster, Elsewhere::Node)
 }
 
-/// The same where pods elsewhere see the one or the other.
+/// Reaches everything; `elsewhere` is the client address that pods of other nodes must see.
 pub fn everything(cluster: &Cluster, elsewhere: Elsewhere) -> Result<()> {
     for node in cluster.lab.nodes() {
         for ip in node.addresses().both() {

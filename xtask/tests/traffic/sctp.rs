@@ -121,7 +121,7 @@ fn apply(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Who asks which frontend.
+/// Returns pairs of a client and a frontend.
 fn ways(cluster: &Cluster) -> Result<Vec<(&Namespace, SocketAddr)>> {
     let lab = &cluster.lab;
     let mut ways = Vec::new();

@@ -1,4 +1,5 @@
-//! What was there before the first agent: connections that others translate go on, and are judged as what they are.
+//! Connections from before the first agent: those that others translate go on, and are judged as
+//! connections.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -13,7 +14,7 @@ use xtask::lab::topology::{FAR_CLIENT, Join, Wiring};
 
 use crate::cluster::{Cluster, IN_FORCE, WEB, ask};
 
-/// A connection from before, and whom it is from.
+/// A connection from before the agent, with its client.
 struct Held {
     what: String,
     from: From,
@@ -198,7 +199,8 @@ fn far() -> Value {
     json!({ "ipBlock": { "cidr": format!("{}/32", FAR_CLIENT.v4) } })
 }
 
-/// Web pods that only these may ask, and that may ask nobody; a visitor that may ask them, and whom nobody may ask.
+/// Returns policies of web pods that only these may ask and that may ask nobody, and of a visitor
+/// that may ask them and that nobody may ask.
 fn policies(from: &[Value]) -> [Value; 2] {
     let six = json!({ "ipBlock": { "cidr": format!("{}/128", FAR_CLIENT.v6) } });
     let six = from
@@ -230,7 +232,8 @@ fn policies(from: &[Value]) -> [Value; 2] {
     ]
 }
 
-/// `portway explain` beside an agent: its tables are asked, too, and where it does not keep up that is said.
+/// `portway explain` on a node with an agent also reads the agent's tables, and reports where they
+/// lag behind.
 #[test]
 fn explain_asks_the_tables_of_the_agent_as_well() -> Result<()> {
     let mut cluster = Cluster::start(Wiring::Bridge, Join::Routes)?;

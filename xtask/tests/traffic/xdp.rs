@@ -44,7 +44,7 @@ fn requests(cluster: &Cluster, client: &Namespace, ip: IpAddr) -> Result<()> {
     .with_context(|| format!("{} asks {ip}", client.name()))
 }
 
-/// What fills segments on the way to the pod, and comes back.
+/// Transfers bulk data to the pod and back, in full segments.
 fn bulk_to_the_pod(cluster: &Cluster, client: &Namespace, ip: IpAddr) -> Result<()> {
     let mut stream = client.run(|| {
         TcpStream::connect_timeout(&SocketAddr::new(ip, WEB_ECHO), PATIENCE).context("connect")

@@ -1,4 +1,5 @@
-//! What is on the wire, as tcpdump sees it, from senders that leave checksums and segmentation to devices and from senders that do not.
+//! Frames on the wire, judged by tcpdump, from senders that leave checksums and segmentation to
+//! devices and from senders that do not.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -32,9 +33,9 @@ const EMPTY: u16 = 30055;
 const CLUSTER_IPS: [&str; 2] = ["10.96.0.10", "fd00:10:96::10"];
 /// From here on a veth merges what it receives.
 const VETH_MERGES: KernelVersion = KernelVersion::new(5, 13, 0);
-/// How much a transfer takes, in bytes.
+/// Size of a transfer, in bytes.
 const BODY: usize = 400_000;
-/// How long a change may take to be in force, also on an emulated machine.
+/// Time limit for a change to be in force, also on an emulated machine.
 const IN_FORCE: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -129,8 +130,8 @@ pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32, arguments: &[&str]) -
     Ok(())
 }
 
-/// Sends everything there is, and has it judged where it arrives at the far client and on the way between the nodes; the errors whose quotation is
-/// wrong.
+/// Sends all kinds of traffic and judges the captures at the far client and between the nodes;
+/// returns the errors with a wrong quotation.
 fn captured(lab: &Lab, mtu: u32, arguments: &[&str]) -> Result<Vec<String>> {
     let client = Capture::start(lab.far_client(), "eth0", Direction::In, lab.directory())?;
     let between = Capture::start(lab.lan(), "any", Direction::In, lab.directory())?;

@@ -163,7 +163,8 @@ fn build(dir: &Path, binary: &Path) -> Result<()> {
     fs::rename(&unfinished, binary).context("put the control plane's binary into the cache")
 }
 
-/// What Kubernetes' own build sets, so that the programs report their version; and no symbols.
+/// Returns the linker flags of Kubernetes' own build, so that the programs report their version;
+/// without symbols.
 fn linker_flags(version: &str) -> String {
     let package = "k8s.io/component-base/version";
     let mut numbers = version.trim_start_matches('v').split('.');

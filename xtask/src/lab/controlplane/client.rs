@@ -1,5 +1,5 @@
-//! Owns the conversation with the API server: objects as JSON, blocking, from inside a network namespace. It knows no kind; it asks
-//! the server for their paths.
+//! A client of the API server: objects as JSON, blocking, from inside a network namespace. It has
+//! no list of kinds; it asks the server for their paths.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,7 +26,7 @@ pub struct Client {
     url: String,
     token: String,
     netns: PathBuf,
-    /// What the server serves, by API version, as far as it was asked.
+    /// The server's resources by API version, as far as they were asked for.
     resources: Mutex<BTreeMap<String, Vec<Resource>>>,
 }
 
@@ -48,7 +48,7 @@ pub struct ObjectRef {
 pub struct Refused {
     /// The HTTP status, such as 404 or 409.
     pub status: u16,
-    /// What the server says about it.
+    /// The server's message.
     pub message: String,
 }
 
@@ -67,8 +67,8 @@ enum Body<'a> {
 }
 
 impl Client {
-    /// A user who shows `token` to the server at `url`, whose certificate the authority in `ca` signed, from the network namespace of the
-    /// file `netns`.
+    /// Returns a client that presents `token` to the server at `url`, with a certificate signed by
+    /// the authority in `ca`, from the network namespace of the file `netns`.
     pub fn new(url: &str, ca: &Path, token: &str, netns: &Path) -> Result<Self> {
         let pem = std::fs::read(ca).with_context(|| format!("read {}", ca.display()))?;
         let authority =
@@ -235,7 +235,7 @@ impl Client {
         }
     }
 
-    /// What the server answers to GET of any path, as text.
+    /// Returns the server's answer to GET of any path, as text.
     pub fn raw(&self, path: &str) -> Result<String> {
         let (status, text) = self.exchange(Method::GET, path, &Body::None)?;
         if status == 200 {

@@ -31,13 +31,13 @@ pub struct PodSpec {
     pub namespace: String,
     /// The pod's name.
     pub name: String,
-    /// What Services select it by.
+    /// Labels for Services' selectors.
     pub labels: BTreeMap<String, String>,
     /// The container's ports: name, number, protocol (`TCP`, `UDP`).
     pub ports: Vec<(String, u16, String)>,
 }
 
-/// What a pod's readiness probe says.
+/// Results of a pod's readiness probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readiness {
     /// New connections are welcome.

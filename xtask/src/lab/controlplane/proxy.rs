@@ -14,7 +14,7 @@ use super::{ControlPlane, User};
 /// The nftables tables that kube-proxy makes, by family; both are named `kube-proxy`.
 const FAMILIES: [&str; 2] = ["ip", "ip6"];
 
-/// Where kube-proxy runs and what it takes for the cluster.
+/// kube-proxy's node and its view of the cluster.
 #[derive(Debug, Clone)]
 pub struct ProxySpec {
     /// The file of the node's network namespace.
@@ -48,7 +48,7 @@ impl KubeProxy {
         Ok(proxy)
     }
 
-    /// What it has put into the kernel, as `nft` prints it.
+    /// Returns its rules in the kernel, as `nft` prints them.
     pub fn rules(&self) -> Result<String> {
         let tables: Result<Vec<String>> = FAMILIES
             .iter()
