@@ -1,4 +1,4 @@
-//! What `portway doctor` says about the usual mistakes; the objects are as a user writes them.
+//! `portway doctor` on the usual mistakes; the objects are as a user writes them.
 
 use std::net::SocketAddr;
 

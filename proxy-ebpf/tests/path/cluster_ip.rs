@@ -58,7 +58,8 @@ fn pod_reaches_a_pod_of_another_node<F: Net>() {
     }
 }
 
-/// The same reply by a device that has no program of ours: the stack brings it, and that is counted.
+/// A reply that arrives at a device without a program of ours comes through the stack: it is
+/// restored, and counted.
 fn replies_that_came_through_the_stack_are_restored_too<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(REMOTE)]);
@@ -183,7 +184,8 @@ fn backend_of_another_generation_is_not_used<F: Net>() {
     assert_eq!(node.flows(), (0, 0));
 }
 
-/// Design, write order: a pod whose device is not found yet costs its new flows, and they succeed when it is.
+/// Design, write order: new flows to a pod fail while its device is not found yet, and succeed
+/// afterwards.
 fn pod_without_a_device_is_waited_for<F: Net>() {
     let mut node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
     node.tables.pods.insert(F::at(POD_A), LocalPod::default());

@@ -76,7 +76,8 @@ fn asked<F: Net>(backends: &[Backend<F::Addr>]) -> Node<F> {
     node
 }
 
-/// The node of the backends, which knows the same Services. That these answer clients themselves it need not know.
+/// Returns the node of the backends, with the same Services. It need not be told that its backends
+/// answer clients directly.
 fn answering<F: Net>(backends: &[Backend<F::Addr>]) -> Node<F> {
     let mut node = Node::<F>::new()
         .with_node_port(0, backends)
@@ -131,7 +132,7 @@ fn overhead<F: Net>() -> usize {
     if F::V6 { 40 } else { 20 }
 }
 
-/// What a packet carries that one node sends to a backend of the other.
+/// Returns the packet that a node encapsulated for a backend of the other.
 #[track_caller]
 fn carried<F: Net>(hop: &Hop, (backend, port): End) -> Vec<u8> {
     assert_eq!(hop.said, Ok(Action::Neighbour(ETH)));
@@ -345,7 +346,7 @@ fn a_refusal_goes_to_the_client_and_not_to_the_asked_node<F: Net>() {
     );
 }
 
-/// V11: pods and nodes, whose own tables know whom they have asked.
+/// V11: pods and nodes are masqueraded, since they match replies with their own tables.
 fn who_expects_an_answer_from_its_own_node_is_masqueraded<F: Net>() {
     let mut node = asked::<F>(&[pod::<F>(REMOTE)]);
     node.tables.ranges.insert(
@@ -488,7 +489,7 @@ fn p16_the_client_himself_is_judged<F: Net>() {
     }
 }
 
-/// What anybody else sends to a pod in such a packet is the pod's own business.
+/// An encapsulated packet that another host sends to a pod is the pod's own business.
 fn only_nodes_are_believed<F: Net>() {
     let (asked, mut answering) = both::<F>();
     let hop = asked.from_device(&opening::<F>(Protocol::TCP, FROM, TO));
@@ -567,7 +568,7 @@ fn what_no_service_leads_to_is_dropped<F: Net>() {
         .dropped(Reason::NotServedHere);
 }
 
-/// V16 is kept by who was asked: it sends no packet on that opens nothing, but of connections that it knows.
+/// V16: the asked node sends no packet on that opens nothing, except of connections that it has.
 fn a_connection_that_was_lost_here_goes_on<F: Net>() {
     for protocol in [Protocol::TCP, Protocol::SCTP] {
         let (asked, answering) = both::<F>();
@@ -622,7 +623,8 @@ fn a_firewall_of_the_backends_node_is_passed<F: Net>() {
     assert_eq!((told.src, told.dst), (end::<F>(TO), end::<F>(FROM)));
 }
 
-/// The client, or a router before it, tells the address that the answer came from; that node sends it on as it sends what the client says.
+/// The client, or a router before it, sends an error to the address that the answer came from; that
+/// node forwards it like the client's packets.
 fn errors_about_answers_reach_the_backend<F: Net>() {
     for (protocol, teller) in PROTOCOLS
         .into_iter()
@@ -650,7 +652,8 @@ fn errors_about_answers_reach_the_backend<F: Net>() {
     }
 }
 
-/// A router between the nodes whose next link is narrower: the client hears of it as if the node had told.
+/// A router between the nodes has a next link with a smaller MTU: the client gets an error as if
+/// the node had sent it.
 fn errors_about_the_carrier_reach_the_client<F: Net>() {
     for protocol in PROTOCOLS {
         let (mut asked, answering) = both::<F>();

@@ -1,4 +1,5 @@
-//! ICMP errors about translated packets reach who sent these, in the words that he knows: as if nobody had translated anything.
+//! ICMP errors about translated packets reach the sender with the packet as it sent it, as if
+//! nobody had translated anything.
 
 use std::net::SocketAddr;
 
@@ -64,7 +65,8 @@ pub fn error_quoting<F: Net>((from, to): (Dotted, Dotted), quoted: &[u8]) -> Vec
 
 const MTU: [u8; 4] = [0, 0, 5, 0];
 
-/// The message goes from here to there, and quotes `sent` as its sender knows it; SCTP's checksum is that of what was `met`.
+/// Asserts addresses of the message and that it quotes `sent`; SCTP's checksum is that of the
+/// translated packet `met`.
 #[track_caller]
 fn quotes<F: Net>(icmp: &Icmp, (from, to): (Dotted, Dotted), sent: &Segment, met: &Segment) {
     assert_eq!((icmp.src, icmp.dst), (F::at(from).ip(), F::at(to).ip()));
@@ -153,7 +155,7 @@ fn about_a_pods_own_connection<F: Net>() {
     }
 }
 
-/// The backend is a process of this host: its stack tells, and is told.
+/// The backend is a process of this host: its stack sends errors, and receives them.
 fn about_a_process_of_this_node<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[process::<F>(NODE)]);
@@ -239,7 +241,7 @@ fn p25_they_are_judged_like_their_connection<F: Net>() {
         .dropped(Reason::DeniedIngress);
 }
 
-/// What is routed loses a hop, and where none is left it is dropped, not answered.
+/// An error that is routed loses a hop; at the last one it is dropped, not answered.
 fn hops_are_counted<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
     let met = node

@@ -17,7 +17,7 @@ both_families!(
     a_pod_that_reaches_itself_does_not_meet_the_stack,
 );
 
-/// A node whose firewall is respected.
+/// Returns a node with a firewall that is respected.
 fn node<F: Net>() -> Node<F> {
     let mut node = Node::<F>::new();
     node.tables.config.flags = Config::THROUGH_STACK;

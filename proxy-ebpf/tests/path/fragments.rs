@@ -106,7 +106,7 @@ pub fn join<F: Net>(frames: &[Vec<u8>]) -> (Segment, u32) {
     )
 }
 
-/// What a hook makes of all fragments, each of which goes on by `action`.
+/// Passes all fragments through a hook, each of which must leave by `action`.
 #[track_caller]
 fn all(frames: &[Vec<u8>], action: Action, hook: impl Fn(&[u8]) -> Hop) -> Vec<Vec<u8>> {
     let hops = frames.iter().map(|frame| hook(frame));
@@ -283,7 +283,8 @@ fn packets_with_extension_headers_are_translated<F: Net>() {
     }
 }
 
-/// What cannot be sent on is dropped for its reason: the quote of a part would tell its sender nothing.
+/// A fragment that cannot be sent on is dropped for its reason: an error that quotes a part would
+/// be useless to its sender.
 fn they_are_not_answered<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[]);
     let frames = cut::<F>(&long::<F>(Protocol::UDP, FROM, TO), (CLIENT, NODE));

@@ -187,7 +187,8 @@ fn p18_its_address_is_not_forged_there_and_elsewhere_it_is<F: Net>() {
     node.from_gate(&syn).goes(Action::Pod(VETH_A));
 }
 
-/// As far as it comes from the frontend; a router's comes by the device that it came by.
+/// Errors from the frontend's address reach it; a router's error comes by the device that it
+/// arrived at.
 fn errors_about_its_packets_reach_it<F: Net>() {
     for protocol in PROTOCOLS {
         let node = node::<F>(pod::<F>(REMOTE));
@@ -415,7 +416,7 @@ fn what_asks_for_no_service_leaves_as_it_was<F: Net>() {
     assert_eq!(node.flows(), (0, 0));
 }
 
-/// Of SCTP nobody knows who listens.
+/// For SCTP, listeners are unknown.
 fn v21_who_listens_on_loopback_is_not_hidden<F: Net>() {
     let mut node = node::<F>(pod::<F>(POD_A));
     let (from, to) = ((LOOPBACK, 40000), (LOOPBACK, NODE_PORT));
@@ -664,7 +665,7 @@ fn what_cannot_be_translated_goes_no_further_than_the_gate<F: Net>() {
         .dropped(Reason::LeftInGate);
 }
 
-/// A container that the agent knows nothing of, behind a bridge of its own.
+/// A container without an object, behind a bridge of its own.
 fn p18_whom_this_host_routes_is_judged_by_its_own_address<F: Net>() {
     let node = node::<F>(pod::<F>(POD_A)).isolated();
     node.from_gate(&opening::<F>(Protocol::TCP, (CLIENT, 40000), TO))

@@ -285,7 +285,8 @@ fn syn_on_a_living_connection_does_not<F: Net>() {
     assert_eq!(node.flows(), (0, 2));
 }
 
-/// V17: a SYN on a connection whose backend has left the Service is a new one, half-open or established; the old goes on until then.
+/// V17: a SYN on a connection with a backend that has left the Service opens a new one, half-open
+/// or established; the old one goes on until then.
 fn syn_whose_backend_has_left_opens_a_new_flow<F: Net>() {
     let (mut node, there) = connected::<F>(Protocol::TCP);
     node = node.with_node_port(0, &[pod::<F>(POD_A)]);
@@ -422,7 +423,7 @@ fn nor_is_that_of_a_process_here_and_what_follows_it<F: Net>() {
     assert_eq!(node.flows(), (0, 0));
 }
 
-/// A client's late RST on a connection whose masquerade port another has now.
+/// A client's late RST on a connection with a masquerade port that another one has now.
 fn a_replaced_connections_late_packets_are_no_news_of_the_newcomer<F: Net>() {
     let node = Node::<F>::new()
         .with_masquerade_port(2000)

@@ -1,4 +1,5 @@
-//! The packet path on the host's fakes: each test is a packet's life told in hops, written once and run for both families.
+//! The packet path on the host's fakes: each test follows a packet hop by hop, written once and run
+//! for both families.
 
 #[path = "../support/family.rs"]
 mod family;

@@ -1,4 +1,5 @@
-//! What a Service may ask for beyond a backend: affinity (V13), source ranges (V3), and nobody at its neighbours' addresses.
+//! Options of a Service: affinity (V13), source ranges (V3), and no answer at unused addresses next
+//! to it.
 
 use std::collections::BTreeSet;
 

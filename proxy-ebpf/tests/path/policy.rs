@@ -1,4 +1,4 @@
-//! NetworkPolicy on packets: who is judged where, by which end, and what passes beside.
+//! NetworkPolicy on packets: the end and the hook that judge, and the exemptions.
 
 use etherparse::IpNumber;
 use proxy_common::config::Config;
@@ -306,7 +306,8 @@ fn p33_a_pod_sends_with_its_own_addresses<F: Net>() {
     .untouched();
 }
 
-/// `--policy-deny reject`: the client is told at once, by the way that it came.
+/// `--policy-deny reject`: the client gets an error at once, by the device that its packet arrived
+/// at.
 fn a_denial_can_be_answered<F: Net>() {
     let prohibited = if F::V6 { [1, 1] } else { [3, 13] };
     let mut node = Node::<F>::new().isolated();

@@ -219,7 +219,8 @@ fn a_port_that_was_given_back_rests_until_the_range_has_come_round<F: Net>() {
     assert_eq!(ports[..512], ports[512..]);
 }
 
-/// V17: the backend's TIME_WAIT takes the same client's next connection, whose timestamps go on, but hardly another's.
+/// V17: the backend's TIME_WAIT accepts the same client's next connection, with timestamps that go
+/// on, but hardly another's.
 fn a_client_that_comes_again_on_its_tuple_gets_its_port_again<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let open = |client| opening::<F>(Protocol::TCP, (CLIENT, client), (NODE, NODE_PORT));

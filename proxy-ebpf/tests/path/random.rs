@@ -1,4 +1,5 @@
-//! What holds for all packets: nothing panics, untouched is identical, checksums stay right, the reply undoes the rewrite.
+//! Properties of all packets: nothing panics, untouched is identical, checksums stay right, the
+//! reply undoes the rewrite.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -8,7 +9,7 @@ use proxy_ebpf::Action;
 use crate::segment::Segment;
 use crate::world::*;
 
-/// A node with Services whose backends are everywhere.
+/// Returns a node with Services and backends everywhere.
 fn node<F: Net>() -> Node<F> {
     let backends = [
         pod::<F>(POD_A),
@@ -94,7 +95,8 @@ fn stays_valid<F: Net>(packets: &[Segment]) {
     }
 }
 
-/// There and back: what the client gets comes from whom it asked, goes to where it asked from, and is what the backend said.
+/// Asserts that the reply reaches the client from the frontend that it asked, at its port, with the
+/// backend's bytes.
 fn comes_back<F: Net>(protocol: Protocol, client: End, backend: usize, asked: &[u8], said: &[u8]) {
     let backends = [pod::<F>(POD_A), process::<F>(NODE), pod::<F>(REMOTE)];
     let node = Node::<F>::new().with_node_port(0, &backends[backend..=backend]);

@@ -1,4 +1,4 @@
-//! New connections that are turned away: who is told, who waits, and what the message looks like.
+//! New connections that are refused: rejected or dropped, and the form of the ICMP error.
 
 use std::net::SocketAddr;
 
@@ -42,7 +42,7 @@ fn refuses(hop: &Hop, packet: &Segment, device: IfIndex) {
     );
 }
 
-/// The same for any message: type and code, and the MTU that it tells.
+/// Asserts an ICMP error: type and code, and the MTU in it.
 #[track_caller]
 fn answers(hop: &Hop, packet: &Segment, device: IfIndex, [kind, code]: [u8; 2], mtu: u32) {
     let icmp = hop.refused(device);
@@ -116,7 +116,7 @@ fn external_traffic_policy_local_refuses<F: Net>() {
     }
 }
 
-/// The same where a retry may find a backend after a roll-out: dropped, and nobody is told.
+/// Dropped without an error where a retry may find a backend after a roll-out.
 fn load_balancers_may_wait_for_a_local_backend<F: Net>() {
     for protocol in PROTOCOLS {
         let flags = ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP;
@@ -270,7 +270,8 @@ fn what_is_larger_than_the_device_takes_is_told_so_and_opens_nothing<F: Net>() {
     }
 }
 
-/// Redirects skip the stack's count of hops, so we count: the last one ends here and its sender is told, before a flow is opened.
+/// Redirects skip the stack's count of hops, so the packet path counts: at the last hop the sender
+/// gets an error, before a flow is opened.
 fn the_last_hop_is_told_and_opens_nothing<F: Net>() {
     for (ttl, protocol) in [0, 1]
         .into_iter()

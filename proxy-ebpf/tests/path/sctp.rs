@@ -18,12 +18,12 @@ both_families!(
 
 const FROM: End = (CLIENT, 40000);
 const TO: End = (NODE, NODE_PORT);
-/// Where chunks begin in the frame of a family.
+/// Offset of the first chunk in the frame of a family.
 const fn chunk_at<F: Net>() -> usize {
     14 + if F::V6 { 40 } else { 20 } + 12
 }
 
-/// The frame of a packet whose chunk is of another type, its checksum finished.
+/// Returns the frame of a packet with a chunk of another type, and a right checksum.
 fn with_chunk<F: Net>(packet: &Segment, kind: u8) -> Vec<u8> {
     let mut bytes = packet.bytes();
     let at = chunk_at::<F>();
@@ -34,7 +34,7 @@ fn with_chunk<F: Net>(packet: &Segment, kind: u8) -> Vec<u8> {
     bytes
 }
 
-/// What came out is `packet`, but for the type of its chunk.
+/// Asserts that the result is `packet`, except for the type of its chunk.
 #[track_caller]
 fn same_but_for_the_chunk<F: Net>(hop: &Hop, packet: &Segment, kind: u8) {
     assert_eq!(hop.bytes(), with_chunk::<F>(packet, kind));

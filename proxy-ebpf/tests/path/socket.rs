@@ -1,4 +1,5 @@
-//! Processes of the node: whom their sockets are sent to, and by which name they know them afterwards (V11, V13, V15, V19-V21).
+//! Processes of the node: the backends that their sockets are sent to, and the names of the peers
+//! that they see (V11, V13, V15, V19-V21).
 
 use std::collections::BTreeSet;
 
@@ -26,7 +27,7 @@ both_families!(
     other_protocols_are_nobodys_business,
 );
 
-/// The protocols whose sockets have hooks.
+/// The protocols that have socket hooks.
 const ASKING: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
 
 const OTHER: Protocol = Protocol::SCTP;
@@ -40,7 +41,7 @@ fn ask<F: Net>(protocol: Protocol, cookie: u32, (dotted, port): End) -> Ask<F::A
     }
 }
 
-/// Where a socket is sent.
+/// Returns the destination of a socket.
 fn sent<F: Net>(tables: &Memory<F>, ask: &Ask<F::Addr>) -> (F::Addr, Port) {
     direct::<F, _>(tables, ask)
         .expect("no refusal")
@@ -222,7 +223,8 @@ fn process_has_a_pods_rights_where_the_policy_is_local<F: Net>() {
     }
 }
 
-/// V3: a node whose own address is in a range may; the ranges say so by the load balancer's own address.
+/// V3: a node with an address of its own in a range may; the ranges are those of the load
+/// balancer's address.
 fn load_balancer_ranges_hold_for_the_node<F: Net>() {
     let mut tables = Node::<F>::new().tables;
     let key = ServiceKey::new(F::at(VIP), Port::new(80), Protocol::TCP);

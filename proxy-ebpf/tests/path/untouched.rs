@@ -1,4 +1,4 @@
-//! What is none of ours leaves byte-identical, and what is broken hurts nobody.
+//! Packets that are none of ours leave byte-identical, and broken ones do no harm.
 
 use std::net::IpAddr;
 
@@ -224,7 +224,7 @@ fn node_ports_of_other_addresses<F: Net>() {
     }
 }
 
-/// What nobody asked us to translate: a pod and the world, a pod and a pod.
+/// Traffic that needs no translation: a pod and the world, a pod and a pod.
 fn traffic_of_pods_with_others<F: Net>() {
     for protocol in PROTOCOLS {
         for (src, dst) in [

@@ -227,13 +227,13 @@ impl<F: Net> Node<F> {
             from_device::<F, _, _>(bytes, &self.tables, GATE)
         })
     }
-    /// The same as bytes.
+    /// Passes bytes through the hook for packets from the gate.
     pub fn raw_from_gate(&self, bytes: &[u8]) -> Hop {
         hop::<F>(bytes.to_vec(), |bytes| {
             from_device::<F, _, _>(bytes, &self.tables, GATE)
         })
     }
-    /// The same in XDP.
+    /// Passes a packet through XDP.
     pub fn xdp(&self, packet: &Segment) -> Hop {
         hop::<F>(packet.bytes(), |bytes| {
             xdp::<F, _, _>(bytes, &self.tables, ETH)
@@ -311,7 +311,7 @@ impl<F: Net> Node<F> {
     pub fn sends(&self, device: IfIndex, packet: &Segment) -> Hop {
         self.raw_sends(device, &packet.bytes())
     }
-    /// The same as bytes.
+    /// Passes bytes through the hook for packets that the pod sends.
     pub fn raw_sends(&self, device: IfIndex, bytes: &[u8]) -> Hop {
         hop::<F>(bytes.to_vec(), |bytes| {
             bytes.from_host = true;
@@ -344,7 +344,7 @@ impl<F: Net> Node<F> {
         ]
     }
 
-    /// How many entries the tables have: half-open and established.
+    /// Returns the numbers of entries in the tables: half-open and established.
     pub fn flows(&self) -> (usize, usize) {
         (
             self.tables.opening.borrow().len(),
@@ -361,10 +361,10 @@ impl<F: Net> Node<F> {
     }
 }
 
-/// What a hook made of a packet.
+/// The result of a packet at a hook.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hop {
-    /// What it said.
+    /// The action or the reason.
     pub said: Result<Action, Reason>,
     before: Vec<u8>,
     after: Vec<u8>,

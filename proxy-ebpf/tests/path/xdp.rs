@@ -99,7 +99,8 @@ fn flows_of_pods_are_left_to_tc<F: Net>() {
     }
 }
 
-/// A next hop that nobody has asked for yet, a packet that does not fit, one whose time ends: left as it came, and tc's to finish.
+/// XDP leaves packets to tc as they came: an unresolved next hop, a packet that does not fit, one
+/// at its last hop.
 fn what_xdp_cannot_finish_is_left_to_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let (node, _) = opened::<F>(protocol);

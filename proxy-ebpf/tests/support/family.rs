@@ -47,7 +47,7 @@ fn six([a, b, c, d]: Dotted) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, ab, cd)
 }
 
-/// Where a packet comes from or goes to.
+/// Returns the address and port of an end.
 pub fn end<F: Net>((dotted, port): End) -> SocketAddr {
     SocketAddr::new(F::ip(dotted), port)
 }

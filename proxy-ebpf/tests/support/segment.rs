@@ -34,19 +34,19 @@ pub fn overhead(protocol: Protocol) -> usize {
 pub struct Segment {
     /// Destination and source of the link layer.
     pub link: [u8; 12],
-    /// Who sends it.
+    /// The source.
     pub src: SocketAddr,
-    /// Who is to get it; of the same family.
+    /// The destination, of the same family.
     pub dst: SocketAddr,
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
-    /// The flag byte of TCP, or that of the TCP segment whose part the SCTP chunk plays; 0 for UDP.
+    /// The flag byte of TCP, or of the TCP segment that stands for the SCTP chunk; 0 for UDP.
     pub flags: u8,
     /// Time to live or hop limit.
     pub ttl: u8,
     /// IPv4 options.
     pub options: Vec<u8>,
-    /// What comes after the transport header, or in the one chunk of SCTP.
+    /// The bytes after the transport header, or in the one chunk of SCTP.
     pub payload: Vec<u8>,
 }
 
@@ -66,7 +66,7 @@ impl Segment {
         };
         segment.flags(0)
     }
-    /// The same with these flags where it is TCP or SCTP.
+    /// Returns the packet with these flags, if it is TCP or SCTP.
     pub fn flags(self, flags: u8) -> Self {
         let flags = match self.protocol {
             Protocol::TCP => flags,
@@ -77,22 +77,22 @@ impl Segment {
         };
         Self { flags, ..self }
     }
-    /// The same with this time to live.
+    /// Returns the packet with this time to live.
     pub fn ttl(self, ttl: u8) -> Self {
         Self { ttl, ..self }
     }
-    /// The same with this payload.
+    /// Returns the packet with this payload.
     pub fn payload(self, payload: &[u8]) -> Self {
         Self {
             payload: payload.to_vec(),
             ..self
         }
     }
-    /// The same from elsewhere.
+    /// Returns the packet with another source.
     pub fn from(self, src: SocketAddr) -> Self {
         Self { src, ..self }
     }
-    /// The same to elsewhere.
+    /// Returns the packet with another destination.
     pub fn to(self, dst: SocketAddr) -> Self {
         Self { dst, ..self }
     }
@@ -103,7 +103,7 @@ impl Segment {
             ..self
         }
     }
-    /// What the receiver sends back: SYN and ACK to a SYN, ACK to anything else.
+    /// Returns the receiver's answer: SYN and ACK to a SYN, ACK to anything else.
     pub fn answer(&self) -> Self {
         let flags = if self.flags & SYN != 0 {
             SYN | ACK
@@ -219,7 +219,7 @@ fn chunk(flags: u8) -> u8 {
         .map_or(0, |(_, chunk)| *chunk)
 }
 
-/// The chunks of SCTP by the flags whose part they play: INIT, INIT ACK, ABORT, SHUTDOWN, DATA.
+/// SCTP chunk types by the TCP flags that stand for them: INIT, INIT ACK, ABORT, SHUTDOWN, DATA.
 const CHUNKS: [(u8, u8); 5] = [(SYN, 1), (SYN | ACK, 2), (RST, 6), (FIN | ACK, 7), (ACK, 0)];
 
 /// An SCTP packet with one chunk.
@@ -349,9 +349,9 @@ fn verify(net: &NetHeaders, transport: &TransportHeader, payload: &[u8]) -> Resu
 pub struct Icmp {
     /// Destination and source of the link layer.
     pub link: [u8; 12],
-    /// Who sends it.
+    /// The source.
     pub src: IpAddr,
-    /// Who is to get it.
+    /// The destination.
     pub dst: IpAddr,
     /// Time to live or hop limit.
     pub ttl: u8,
@@ -359,9 +359,9 @@ pub struct Icmp {
     pub kind: u8,
     /// The code.
     pub code: u8,
-    /// What comes before the quote: an MTU, or nothing.
+    /// The four bytes before the quote: an MTU, or zeros.
     pub rest: [u8; 4],
-    /// What it quotes: a packet from its IP header on.
+    /// The quote: a packet from its IP header on.
     pub quote: Vec<u8>,
 }
 

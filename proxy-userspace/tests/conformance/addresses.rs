@@ -47,7 +47,7 @@ pub fn check(file: &AddressFile, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// What is selected of a host that has these addresses, loopback's included.
+/// Returns the selected addresses of a host that has these, loopback's included.
 fn selected(case: &AddressCase, prefixes: &[IpNet]) -> Result<BTreeSet<IpAddr>> {
     let mut snapshot = Snapshot::default();
     snapshot.settings.nodeport_addresses = NodePortAddresses::Within(prefixes.to_vec());
@@ -64,7 +64,8 @@ fn selected(case: &AddressCase, prefixes: &[IpNet]) -> Result<BTreeSet<IpAddr>> 
     Ok(node_port_addresses(&snapshot))
 }
 
-/// Whether every address of a family is selected: if one is not, then also one at an end of the family or beside a prefix.
+/// Returns true if every address of a family is selected. If one is not, then also one at an end of
+/// the family or next to a prefix.
 fn has_all(prefixes: &[IpNet], of_family: impl Fn(&IpAddr) -> bool) -> bool {
     let ends = ["0.0.0.0/0", "::/0"].map(|all| {
         all.parse::<IpNet>()
@@ -106,7 +107,8 @@ fn after(ip: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// Whether an address of 127.0.0.0/8 is selected: if one is, then also its first one or that of a prefix within.
+/// Returns true if an address of 127.0.0.0/8 is selected. If one is, then also its first one or
+/// that of a prefix within.
 fn has_loopback4(prefixes: &[IpNet]) -> Result<bool> {
     let loopback: IpNet = "127.0.0.0/8".parse().context("read a prefix")?;
     let within = prefixes

@@ -1,4 +1,5 @@
-//! The cases' forms, as they stand in the files: null and an empty list are alike, and an expectation that nobody here knows is an error.
+//! The forms of the cases in the files. Null equals an empty list, and an unknown expectation is an
+//! error.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -52,7 +53,7 @@ pub struct FlowConfig {
     pub node_ips: Vec<IpAddr>,
     #[serde(default, deserialize_with = "nullable")]
     pub nodeport_addresses: Vec<String>,
-    /// None: pods cannot be told apart.
+    /// `None`: no prefix distinguishes pods.
     pub local_pod_cidrs: Option<Vec<String>>,
     #[serde(default, deserialize_with = "nullable")]
     pub service_cidrs: Vec<String>,
@@ -70,7 +71,7 @@ pub struct FlowStep {
     pub flows: Vec<Flow>,
 }
 
-/// Where a connection comes from.
+/// The source of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
@@ -79,7 +80,7 @@ pub enum Origin {
     External,
 }
 
-/// What becomes of a connection.
+/// The expected outcome of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Expect {
@@ -152,7 +153,7 @@ impl TopologyCase {
     }
 }
 
-/// Where a node stands.
+/// The place of a node.
 #[derive(Deserialize)]
 pub struct Place {
     #[serde(default)]
@@ -163,7 +164,7 @@ pub struct Place {
     pub tracker_start: Option<Timestamp>,
 }
 
-/// Which endpoints are for whom.
+/// The endpoints for Cluster and for Local.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopologyExpect {
@@ -210,7 +211,7 @@ pub struct AddressExpect {
     pub match_all: bool,
 }
 
-/// Whether the prefixes have an address of IPv4's loopback, by family.
+/// A case: the prefixes have an address of IPv4's loopback, by family.
 #[derive(Deserialize)]
 pub struct LoopbackCase {
     pub name: String,
@@ -253,7 +254,7 @@ pub enum Fate {
     Delete,
 }
 
-/// Keys of which `slices.json` and its like have at least one.
+/// Keys that identify files like `slices.json`, which have at least one of them.
 pub const OF_SLICES: [&str; 10] = [
     "endpoint_maps",
     "slice_updates",
@@ -311,7 +312,7 @@ pub struct EventStep {
     pub expect: EventExpect,
 }
 
-/// What is known after a step; what is not said is not checked.
+/// The expected state after a step; absent fields are not checked.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EventExpect {
@@ -392,7 +393,7 @@ pub struct ServiceExpect {
     pub service_ports: BTreeMap<String, PortExpect>,
 }
 
-/// What is known of a service port.
+/// The expected state of a service port.
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PortExpect {
@@ -433,7 +434,7 @@ pub struct ServiceHealthConfig {
     pub nodeport_addresses: Vec<String>,
 }
 
-/// What is told, and what comes of it.
+/// A change, and the expected state after it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceHealthStep {

@@ -24,7 +24,7 @@ pub fn change(state: &mut State, event: &Event) -> Result<Changed> {
     Ok(state.apply(update(event)?))
 }
 
-/// What a source would tell of a change.
+/// Returns a source's update for a change.
 pub fn update(event: &Event) -> Result<Update> {
     Ok(
         match (event.op.as_str(), seen_json(event.object.clone())?) {
@@ -39,7 +39,7 @@ pub fn update(event: &Event) -> Result<Update> {
     )
 }
 
-/// Applies changes in order; whether there was one, and the Services whose slices changed.
+/// Applies changes in order. Returns true if there was one, and the Services with changed slices.
 pub fn changes(state: &mut State, events: &[Event]) -> Result<(bool, BTreeSet<String>)> {
     let (mut any, mut services) = (false, BTreeSet::new());
     for event in events {

@@ -16,7 +16,7 @@ use proxy_ebpf::{Action, Route, from_device, from_pod};
 use crate::programs::Hook;
 use crate::world::{DEVICE, World};
 
-/// A family whose addresses are told from the other's.
+/// A family that can recognise its own addresses.
 pub trait Side4or6: Ip {
     /// Which side of the maps is its own.
     const SIDE: Side;
@@ -46,7 +46,7 @@ impl Side4or6 for V6 {
     }
 }
 
-/// What was placed over the steps of a case.
+/// The tables placed by the steps of a case.
 #[derive(Default)]
 pub struct Fakes {
     actual: Actual,
@@ -163,7 +163,8 @@ pub fn run<F: Ip>(
     (said, packet.bytes)
 }
 
-/// What a process of the node asks by a new socket, of this number; none where the address is not of this family.
+/// Returns a process's request by a new socket of this number; `None` if the address is not of this
+/// family.
 pub fn ask<F: Side4or6>(
     protocol: Protocol,
     to: (IpAddr, u16),

@@ -108,7 +108,7 @@ fn check_flows(
     Ok(contents)
 }
 
-/// What differs for one flow, if anything.
+/// Returns the difference for one flow, if any.
 fn check_flow<F: Side4or6>(
     flow: &Flow,
     owed: &Owed,
@@ -138,7 +138,7 @@ fn check_flow<F: Side4or6>(
     Ok(differences(owed, &both, tally))
 }
 
-/// What differs of what came out either way.
+/// Returns the differences of both outcomes.
 fn differences(
     owed: &Owed,
     (library, programs): &(Seen, Seen),
@@ -202,7 +202,8 @@ fn choices<F: Side4or6>(flow: &Flow, owed: &Owed, memory: &Memory<F>) -> Result<
     Ok(seen)
 }
 
-/// The same by real sockets of processes of the node, whose hooks are the loaded programs.
+/// Makes the same connections by real sockets of processes of the node, with the loaded programs as
+/// their hooks.
 fn connections(flow: &Flow, owed: &Owed, kernel: &Kernel) -> Result<Seen> {
     let (protocol, to) = (
         packet::protocol(&flow.protocol)?,
@@ -218,7 +219,7 @@ fn ports(owed: &Owed) -> impl Iterator<Item = u16> {
     FIRST_PORT..FIRST_PORT + count
 }
 
-/// What was seen that is not owed, or owed and not seen.
+/// Returns the difference between the owed and the seen outcome.
 fn difference(owed: &Owed, seen: &Seen) -> Option<String> {
     let verdicts: BTreeSet<Expect> = seen.iter().map(verdict).collect();
     let mut endpoints = BTreeMap::<SocketAddr, BTreeSet<bool>>::new();

@@ -20,7 +20,7 @@ use crate::report::{Tally, Weight};
 use crate::world::prefixes;
 use crate::{cluster, slices};
 
-/// An address of the host beside loopback.
+/// An address of the host that is not loopback's.
 const HOST: &str = "192.0.2.1";
 
 /// Checks a file.
@@ -97,7 +97,8 @@ fn services(case: &ServiceHealthCase, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// Where all addresses are meant kube-proxy listens on the wildcard, we on each.
+/// Returns the listening addresses. For all addresses kube-proxy listens on the wildcard, Portway
+/// on each.
 fn listening(checks: &Checks) -> Vec<String> {
     let all = checks.values().flat_map(|check| {
         check
@@ -121,8 +122,9 @@ fn vitals(healthy: bool, now: Instant) -> Result<Vitals> {
     Ok(vitals)
 }
 
-/// kube-proxy's servers are told ports and endpoints in two calls, and forget endpoints of a Service that has no port then, or gets
-/// another; a snapshot has both at once, so only what they remember is put into it.
+/// Applies a step. kube-proxy's servers get ports and endpoints in two calls, and forget endpoints
+/// of a Service that has no port then, or gets another. A snapshot has both at once, so it gets
+/// only what they remember.
 fn tell(
     step: &ServiceHealthStep,
     ports: &mut BTreeMap<String, u16>,

@@ -79,7 +79,7 @@ impl Kernel {
         &self.maps
     }
 
-    /// What `portway explain` asks of the policy tables.
+    /// Returns the policy tables that `portway explain` reads.
     pub fn verdicts(&self) -> &NodeVerdicts {
         &self.verdicts
     }

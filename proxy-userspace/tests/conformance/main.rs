@@ -50,7 +50,7 @@ use testing::Namespace;
 /// Compare what Portway does with what the cases say
 #[derive(Parser)]
 struct Args {
-    /// Directories of cases, or single files, whose checks are all listed
+    /// Directories of cases, or single files; the checks of a single file are all listed
     paths: Vec<PathBuf>,
     /// List every check of every file
     #[arg(long)]
@@ -118,7 +118,7 @@ fn files(paths: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
 /// Checks the cases of one kind of file.
 type Check = fn(Value, &mut Kernel, &mut Tally) -> Result<()>;
 
-/// What a file's cases are about, told by the keys that it has.
+/// Checks a file; its keys identify the kind of its cases.
 fn check(file: &Path, kernel: &mut Kernel, tally: &mut Tally) -> Result<()> {
     let text = fs::read_to_string(file).context("read it")?;
     let value: Value = serde_json::from_str(&text).context("read its JSON")?;

@@ -1,4 +1,4 @@
-//! The first packet of a connection, and what can be told from what becomes of it.
+//! The first packet of a connection, and its outcome.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -22,20 +22,20 @@ pub fn first(protocol: Protocol, src: SocketAddr, dst: SocketAddr) -> Vec<u8> {
     Segment::new(protocol, src, dst).flags(SYN).bytes()
 }
 
-/// What became of it.
+/// The outcome of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Outcome {
-    /// As it came, to whoever comes next.
+    /// It goes on unchanged to the next program.
     Pass,
     /// Dropped, for a reason.
     Drop(Reason),
-    /// Its sender was told so by an ICMP port unreachable.
+    /// An ICMP port unreachable was sent to its source.
     Reject,
     /// On its way to an endpoint.
     Forward {
-        /// Where it goes.
+        /// Its destination.
         to: SocketAddr,
-        /// Whether its source is another than it was.
+        /// True if its source was rewritten.
         masqueraded: bool,
     },
 }
@@ -77,7 +77,7 @@ fn rejected(client: IpAddr, bytes: &[u8]) -> Result<Outcome> {
     Ok(Outcome::Reject)
 }
 
-/// Where a packet comes from and goes to, with right checksums.
+/// Returns source and destination of a packet with right checksums.
 fn ends(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr)> {
     let segment =
         Segment::read(bytes).map_err(|why| anyhow!("what was sent on is broken: {why}"))?;

@@ -1,4 +1,5 @@
-//! What was checked, what differs, and what is owed otherwise than the cases say; the exit status follows from it.
+//! Counts checks, differences, and cases that the rules page overrides; the exit status follows
+//! from it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,13 +7,13 @@ use std::process::ExitCode;
 
 use crate::rules::{Row, Rule};
 
-/// What came of the checks of one file.
+/// The results of one file's checks.
 pub struct Tally {
-    /// What the next checks are about.
+    /// The row of the next checks.
     pub row: Row,
-    /// Flows whose packets went through the library.
+    /// Flows with packets through the library.
     pub library: usize,
-    /// Flows whose packets went through the loaded programs.
+    /// Flows with packets through the loaded programs.
     pub programs: usize,
     /// Other comparisons.
     pub others: usize,
@@ -24,21 +25,21 @@ pub struct Tally {
     lines: Vec<String>,
 }
 
-/// How much is printed of a file.
+/// The detail that is printed of a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
     /// Every check.
     All,
-    /// What differs.
+    /// Differences only.
     Differences,
 }
 
-/// Whether a case binds.
+/// The weight of a case.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Weight {
     /// It does.
     Binding,
-    /// What comes out may differ.
+    /// The outcome may differ.
     Advisory,
 }
 
@@ -78,7 +79,7 @@ impl Tally {
         *self.otherwise.entry(rule).or_default() += 1;
     }
 
-    /// Whether nothing was checked.
+    /// Returns true if nothing was checked.
     pub fn is_empty(&self) -> bool {
         let Self {
             library,
@@ -111,7 +112,7 @@ impl Default for Tally {
     }
 }
 
-/// What came of all files.
+/// The results of all files.
 #[derive(Default)]
 pub struct Report {
     files: usize,

@@ -1,7 +1,8 @@
-//! Where the rules page owes something else than kube-proxy's cases say: each such rule once, applied to every case alike. And the
-//! row of the rules page by which differences are listed.
+//! Rules that differ from kube-proxy's cases on purpose: each once, applied to every case alike,
+//! and the row of the rules page that differences are listed under.
 //!
-//! A rule stands here only if the page says in words what the case contradicts. Whatever else differs is a difference.
+//! A rule stands here only if its page contradicts the case in words. Any other difference is a
+//! failure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -16,11 +17,12 @@ use crate::world::World;
 /// A rule that decides otherwise than kube-proxy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Rule {
-    /// The source is rewritten for clients from outside whose backend is not delivered on this node, and for nobody else.
+    /// The source is rewritten for clients from outside with a backend that is not delivered on
+    /// this node, and for nobody else.
     Masquerade,
-    /// Pods of this node are known by their veth, also where no prefix tells them from others.
+    /// Pods of this node are recognised by their veth, also where no prefix distinguishes them.
     PodsAreKnown,
-    /// A nodePort whose policy Local finds no backend here refuses at once.
+    /// A nodePort with policy Local and no backend here refuses at once.
     LocalNodePort,
     /// UDP flows end with their backend, also where the Service has none left, and for no other reason.
     UdpEndsWithBackend,
@@ -54,7 +56,8 @@ pub enum Row {
     ServiceCidrs,
     /// nodePort addresses.
     NodePortAddresses,
-    /// Pods of this node where no prefix tells them from others: the page says by V11 what they reach, the cases something else.
+    /// Pods of this node where no prefix distinguishes them: V11 defines what they reach, the cases
+    /// differ.
     PodsAreKnown,
     /// UDP flows that end with their backend.
     UdpFlows,
@@ -84,7 +87,7 @@ impl fmt::Display for Row {
     }
 }
 
-/// What is owed to a flow.
+/// The owed outcome of a flow.
 #[derive(Debug)]
 pub struct Owed {
     /// The verdict.
@@ -95,7 +98,7 @@ pub struct Owed {
     pub otherwise: BTreeSet<Rule>,
 }
 
-/// What the case says of a flow, corrected by the rules; `all` are the flows beside it.
+/// Returns the case's outcome of a flow, corrected by the rules; `all` are the flows of the case.
 pub fn owed(flow: &Flow, all: &[Flow], config: &FlowConfig, world: &World) -> Owed {
     let mut otherwise = BTreeSet::new();
     let mut said = flow;
@@ -159,7 +162,7 @@ fn is_local_node_port(flow: &Flow, world: &World) -> bool {
         .any(|port| port.node_port == Some(flow.dest_port) && port.protocol.name() == flow.protocol)
 }
 
-/// What a flow is mainly about.
+/// Returns the row that a flow belongs to.
 pub fn row(flow: &Flow, config: &FlowConfig, world: &World) -> Row {
     let services = || world.snapshot.state.services.values();
     let restricted =

@@ -1,4 +1,4 @@
-//! What is known of Services and their ports, in the words of the cases.
+//! Services and their ports, in the terms of the cases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -107,7 +107,7 @@ pub fn names(state: &State, config: &Place) -> Result<BTreeSet<String>> {
         .collect())
 }
 
-/// The Services whose frontends or backends differ.
+/// Returns the Services with changed frontends or backends.
 pub fn updated(before: &Contents, after: &Contents) -> BTreeSet<String> {
     let one_way = |a: &Contents, b: &Contents| {
         let differing = a

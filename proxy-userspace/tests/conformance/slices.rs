@@ -1,4 +1,4 @@
-//! What is known of endpoints and Services while slices and Services come, change and go.
+//! Endpoints and Services while slices and Services are added, changed and deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -293,7 +293,7 @@ fn set(list: &Option<Vec<String>>) -> Option<BTreeSet<String>> {
     list.as_ref().map(|list| list.iter().cloned().collect())
 }
 
-/// What a case tells of an endpoint.
+/// A case's view of an endpoint.
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Told {
     local: bool,
@@ -325,8 +325,8 @@ fn ports(slices: &[&EndpointSlice]) -> Vec<ServicePort> {
     all.into_iter().map(port).collect()
 }
 
-/// The UDP endpoints that serve, by service port, as the sweep is told of a cluster that has these slices, and a Service for each that
-/// is named in them.
+/// Returns the serving UDP endpoints by service port, as the sweep gets them, for a cluster with
+/// these slices and a Service for each that they name.
 fn udp(state: &State) -> Result<BTreeMap<Arc<str>, BTreeSet<SocketAddr>>> {
     let mut with_services = state.clone();
     for (name, slices) in state.slices_by_service() {

@@ -1,4 +1,5 @@
-//! Processes of the node: real sockets of this process, in a cgroup of its own whose hooks are the loaded programs.
+//! Processes of the node: real sockets of this process, in a cgroup of its own with the loaded
+//! programs as hooks.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -35,7 +36,8 @@ pub fn attach(ebpf: &mut Ebpf) -> Result<Own> {
     Ok(own)
 }
 
-/// What becomes of a new socket that is to reach `to`: whom it was sent to is read from the maps, for the hooks hide it from the process.
+/// Connects a new socket to `to`. Its backend is read from the maps, since the hooks hide it from
+/// the process.
 pub fn connect(maps: &Maps, protocol: Protocol, to: SocketAddr) -> Result<Outcome> {
     let family = if to.is_ipv4() {
         AddressFamily::Inet

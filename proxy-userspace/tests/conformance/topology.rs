@@ -1,4 +1,5 @@
-//! Which endpoints of a Service are for whom (V5-V7), by the intervals of slots that its frontends use.
+//! The endpoints of a Service for Cluster and Local (V5-V7), from the intervals of slots that its
+//! frontends use.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

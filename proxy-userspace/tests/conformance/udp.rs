@@ -95,7 +95,7 @@ fn service_of(flow: &UdpFlow, protocol: Protocol, actual: &Actual) -> u32 {
         .map_or(0, |service| service.id)
 }
 
-/// What the sweep would do with the flow, which has just seen a packet.
+/// Returns the sweep's decision on the flow just after a packet.
 fn judge(rules: &SweepRules, protocol: Protocol, flow: &UdpFlow, service: u32) -> Fate {
     let backend = SocketAddr::new(
         flow.reply_src,

@@ -1,7 +1,7 @@
-//! The node that a case's flows meet: its objects and what its network looks like.
+//! The node that a case's flows meet: its objects and its network.
 //!
-//! Every address of the node is on one device. An endpoint whose `nodeName` is this node, and every pod that a flow comes from, is a
-//! pod behind a veth here; all other addresses are beyond the device.
+//! Every address of the node is on one device. An endpoint with this node's name, and every pod
+//! that a flow comes from, is a pod behind a veth here; all other addresses are beyond the device.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ pub const PODS: u32 = 8;
 
 /// A node.
 pub struct World {
-    /// What `compile` looks at.
+    /// The inputs of `compile`.
     pub snapshot: Snapshot,
     here: BTreeMap<IpAddr, IfIndex>,
     node_ips: BTreeSet<IpAddr>,
@@ -73,7 +73,7 @@ impl World {
         })
     }
 
-    /// Whether packets to this address are delivered on this node.
+    /// Returns true if packets to this address are delivered on this node.
     pub fn is_here(&self, ip: IpAddr) -> bool {
         self.here.contains_key(&ip) || self.node_ips.contains(&ip)
     }

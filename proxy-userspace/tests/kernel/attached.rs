@@ -21,7 +21,8 @@ use crate::maps::Maps;
 use crate::namespace::{DEVICES, Network, in_namespace};
 use crate::programs::{Hook, Loaded};
 
-/// How long frames may take from one end of a veth pair to the program at the other; generous, for the machine is shared.
+/// Time limit for frames from one end of a veth pair to the program at the other; generous, since
+/// the machine is shared.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[test]
@@ -32,8 +33,8 @@ fn frames_with_a_tag_are_the_vlan_devices_business() -> Result<()> {
     })
 }
 
-/// A SYN to the nodePort opens a flow, also with a priority (VLAN 0); the same inside of a VLAN, whose tag the kernel keeps beside the
-/// packet, does not.
+/// A SYN to the nodePort opens a flow, also with a priority tag (VLAN 0). Inside of a VLAN, with
+/// the tag that the kernel keeps outside of the packet, it does not.
 fn tagged<F: Maps>(network: &Network) -> Result<()> {
     let mut loaded = Loaded::new()?;
     let mut memory = generate::node_port_to::<F>(network, &[Remote::Pod]);
@@ -67,7 +68,7 @@ fn tagged<F: Maps>(network: &Network) -> Result<()> {
     Ok(())
 }
 
-/// Whether the client of this port has a half-open flow.
+/// Returns true if the client of this port has a half-open flow.
 fn has_flow<F: Maps>(loaded: &Loaded, client: u16) -> Result<bool> {
     let flows = F::flows(loaded, Table::Opening)?;
     Ok(flows

@@ -1,5 +1,5 @@
-//! What the packets of an established connection cost, beside its first one, and beside the same in another version's programs:
-//! `PORTWAY_OTHER_OBJECT` names its object.
+//! Costs of packets of an established connection, compared with its first packet and with another
+//! version's programs: `PORTWAY_OTHER_OBJECT` is the path of their object.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ use crate::segment::{ACK, SYN, Segment};
 
 /// Runs of each packet; they take turns.
 const ROUNDS: usize = 4001;
-/// The same in an emulated machine.
+/// Repetitions in an emulated machine.
 const FEW: usize = 101;
 /// By how much the median may be more than that of another version: less than what runs of the same program differ by.
 const NOISE: f64 = 1.1;
@@ -110,7 +110,8 @@ fn compare<F: Maps>(network: &Network, remote: Remote, other: Option<&[u8]>) -> 
     Ok(())
 }
 
-/// The same of packets that are put into others, and taken out of them (direct server return): it costs no more than the first packet.
+/// Costs of encapsulating and decapsulating packets (direct server return): no more than the first
+/// packet.
 fn direct<F: Maps>(network: &Network) -> Result<()> {
     let (outside, pod) = (network.device(0), network.device(1));
     let family = if F::V6 { "IPv6" } else { "IPv4" };

@@ -1,4 +1,5 @@
-//! The same packet over the same tables, on the host and in the kernel: the same verdict, the same bytes, the same flows after.
+//! The same packet over the same tables, on the host and in the kernel: equal verdicts, bytes, and
+//! flows afterwards.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,14 +17,15 @@ use crate::maps::{self, Maps};
 use crate::namespace::Network;
 use crate::programs::{Hook, Loaded};
 
-/// How many nodes are made, and at most until everything was met, and how many packets each meets.
+/// Number of nodes, the most nodes until every outcome has been seen, and number of packets for
+/// each.
 const NODES: usize = 60;
 const MOST_NODES: usize = 300;
 const PACKETS: usize = 150;
 
 type Said = Result<Action, Reason>;
 
-/// What came out, so that a run that compares only what nobody cares about is noticed.
+/// The outcomes, so that a run that compares only unimportant ones is noticed.
 #[derive(Default)]
 pub struct Seen {
     packets: usize,
@@ -58,7 +60,7 @@ impl Seen {
             .into_iter()
             .for_each(|(key, times)| *self.counted.entry(key).or_default() += times);
     }
-    /// What a packet may meet and none has met, at a hook that it may happen at.
+    /// Returns an outcome that has not been seen at a hook where it can happen.
     pub fn lacks(&self) -> Option<String> {
         let expected: [(Hook, &[&str]); 5] = [
             (Hook::Xdp, &["untouched", "transmit", "Truncated"]),
@@ -201,7 +203,8 @@ fn one_node<F: Maps>(
     Ok(())
 }
 
-/// What may happen between two packets, on both sides: the Service changes, the LRU or the sweep takes a flow, time passes.
+/// Changes both sides between two packets: the Service changes, the LRU or the sweep removes a
+/// flow, time passes.
 fn accident<F: Maps>(
     dice: &mut Dice,
     loaded: &mut Loaded,

@@ -22,7 +22,7 @@ use crate::namespace::Network;
 use crate::programs::{CAPACITY, Hook};
 use crate::segment::{ACK, FIN, RST, SYN, Segment};
 
-/// A client outside, and the only one whose MAC address is known on the first device.
+/// A client outside, the only one with a known MAC address on the first device.
 pub const CLIENT: Dotted = [198, 51, 100, 7];
 /// The node's addresses: nodePorts are served on the first.
 pub const NODE: Dotted = [192, 0, 2, 1];
@@ -38,7 +38,7 @@ pub const REMOTE: Dotted = [10, 244, 2, 10];
 const NODE_PORTS: Dotted = [0; 4];
 const VIP: Dotted = [10, 96, 0, 10];
 const VIP_B: Dotted = [10, 96, 0, 11];
-/// Beside them, and no Service's.
+/// An address next to them that no Service has.
 const NOBODY: Dotted = [10, 96, 0, 9];
 const EXTERNAL: Dotted = [203, 0, 113, 200];
 
@@ -75,7 +75,7 @@ const PROTOCOLS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP];
 
 /// A nodePort.
 pub const NODE_PORT: u16 = 30080;
-/// Where the masquerade range begins.
+/// First port of the masquerade range.
 pub const MASQUERADE_FIRST: u16 = 2000;
 /// The longest payload: longer than any device's MTU.
 const LONG: usize = 1700;
@@ -106,7 +106,7 @@ impl Dice {
     pub fn below(&mut self, n: usize) -> usize {
         self.0.random_range(0..n)
     }
-    /// Whether something happens that does `percent` times of a hundred.
+    /// Returns true in `percent` of a hundred calls.
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
@@ -119,7 +119,7 @@ impl Dice {
     }
 }
 
-/// Where the backends of [`node_port_to`] are.
+/// The place of the backends of [`node_port_to`].
 #[derive(Clone, Copy)]
 pub enum Remote {
     /// A pod of another node.
@@ -171,7 +171,8 @@ pub fn node_port_to<F: Net>(network: &Network, backends: &[Remote]) -> Memory<F>
     memory
 }
 
-/// The key of a frontend; zeros stand for a nodePort, whose address is the unspecified one in both families.
+/// Returns the key of a frontend; zeros stand for a nodePort, with the unspecified address in both
+/// families.
 fn frontend<F: Net>((dotted, port): End, protocol: Protocol) -> ServiceKey<F::Addr> {
     let addr = if dotted == NODE_PORTS {
         F::Addr::ZERO
@@ -447,7 +448,8 @@ pub fn shot<F: Net>(dice: &mut Dice, network: &Network, memory: &Memory<F>) -> S
     }
 }
 
-/// A packet in one of another node, or of somebody who plays one; now and then in an error about it, that a router tells this node.
+/// Returns a packet encapsulated by another node, or by somebody who plays one; now and then in a
+/// router's error about it to this node.
 fn carried<F: Net>(dice: &mut Dice, memory: &Memory<F>, frame: &[u8]) -> Vec<u8> {
     let (link, packet) = frame.split_at(LINK);
     let mine = dice.chance(20);

@@ -44,12 +44,13 @@ use segment::{SYN, Segment};
 /// The most instructions that the verifier may walk through, per program: room for twice what is there, and far below its limit
 /// of a million, so that a program that grows out of hand is seen on the day that it does.
 const BUDGET_TC: u32 = 400_000;
-/// The same for XDP, whose direct access costs the verifier more.
+/// Budget for XDP. Its direct access costs the verifier more.
 const BUDGET_XDP: u32 = 20_000;
-/// The same for the socket hooks.
+/// Budget for the socket hooks.
 const BUDGET_SOCKETS: u32 = 60_000;
 
-/// Whether this is an emulated machine, where everything takes some twenty times as long, and nothing that is measured means anything.
+/// Returns true in an emulated machine, which is some twenty times slower, so that measurements
+/// mean nothing.
 fn is_emulated() -> bool {
     std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpus| cpus.contains("QEMU"))
 }

@@ -18,7 +18,7 @@ use crate::family::Net;
 use crate::policies;
 use crate::programs::Loaded;
 
-/// A family whose maps the kernel has.
+/// A family with maps in the kernel.
 pub trait Maps: Net {
     /// Makes the kernel's tables equal to the fake's.
     fn fill(loaded: &mut Loaded, memory: &Memory<Self>) -> Result<()>;
@@ -137,7 +137,7 @@ maps!(
     exact
 );
 
-/// What both families share of the policies.
+/// Writes the policy tables that both families share.
 fn policies<F: Net>(loaded: &mut Loaded, memory: &Memory<F>) -> Result<()> {
     equal(loaded, "VETHS", &memory.veths)?;
     prefixes(

@@ -1,4 +1,5 @@
-//! A network namespace for one test: two node devices, two pods' veths, routes and neighbours, as the fakes are told too.
+//! A network namespace for one test: two node devices, two pods' veths, routes and neighbours, with
+//! the same routes in the fakes.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,7 +23,7 @@ pub const DEVICES: [&str; 4] = ["dev0", "dev1", "pod0", "pod1"];
 /// A router on `dev0`.
 const GATEWAY: Dotted = [192, 0, 2, 254];
 
-/// How the next hop of a route is.
+/// The kind of a route's next hop.
 #[derive(Clone, Copy, PartialEq)]
 enum NextHop {
     /// The destination itself, its MAC address known.
@@ -33,7 +34,7 @@ enum NextHop {
     Router,
 }
 
-/// Who is reached by which of [`DEVICES`]. Everybody else is unreachable.
+/// Destinations by index in [`DEVICES`]. All others are unreachable.
 const ROUTES: [(Dotted, usize, NextHop); 12] = [
     (GATEWAY, 0, NextHop::Resolved),
     (CLIENT, 0, NextHop::Resolved),
@@ -63,7 +64,7 @@ impl Network {
     pub fn pod(&self, number: usize) -> IfIndex {
         self.devices[2 + (number & 1)]
     }
-    /// Tells the fake what the kernel was told.
+    /// Gives the fake the routes of the kernel.
     pub fn tell_routes<F: Net>(&self, memory: &mut Memory<F>) {
         for (dotted, device, next) in ROUTES {
             let neighbour = match next {

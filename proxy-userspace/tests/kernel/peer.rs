@@ -17,7 +17,7 @@ const NO_PREALLOC: u32 = 1;
 const SCHED_CLS: u32 = 3;
 const LOAD_BYTES: i32 = 26;
 const LOOKUP: i32 = 1;
-/// Where an IPv4 packet has its source, and one without options its destination port.
+/// Offset of an IPv4 packet's source address, and, without options, of its destination port.
 const SOURCE: i32 = 26;
 const PORT: i32 = 36;
 
@@ -29,7 +29,7 @@ pub struct Peer {
     floor: OwnedFd,
 }
 
-/// As much of `union bpf_attr` as any of these commands reads.
+/// The part of `union bpf_attr` that these commands read.
 type Attr = [u32; 20];
 
 fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<i32> {
@@ -76,7 +76,7 @@ const fn op(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> u64 {
         | (imm as u32 as u64) << 32
 }
 
-/// Loads bytes of the packet, whose context is in register 6, to the stack.
+/// Loads bytes of the packet, with its context in register 6, to the stack.
 fn load_bytes(from: i32, to: i32, len: i32) -> [u64; 6] {
     [
         op(0xbf, 1, 6, 0, 0),
@@ -156,12 +156,12 @@ impl Peer {
         put(&self.allowed, [identity, u32::from(port.to_be())], 1).context("write what is allowed")
     }
 
-    /// Whether a packet is let through, and nanoseconds of each run.
+    /// Returns true if a packet is let through, and nanoseconds of each run.
     pub fn judge(&self, packet: &[u8], repeat: u32) -> Result<(bool, u32)> {
         run(&self.judge, packet, repeat).context("run the program that judges")
     }
 
-    /// The same for a program that does nothing.
+    /// Runs a program that does nothing, for comparison.
     pub fn floor(&self, packet: &[u8], repeat: u32) -> Result<(bool, u32)> {
         run(&self.floor, packet, repeat).context("run the program that does nothing")
     }

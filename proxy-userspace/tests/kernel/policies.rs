@@ -10,7 +10,8 @@ use proxy_ebpf::fake::Memory;
 use crate::family::{Dotted, Net};
 use crate::generate::Dice;
 
-/// How many slots, sets, chunks and nodes of the directory are used at most; what the maps have beyond stays empty.
+/// The most pods, sets, chunks and nodes of the directory that are used; the rest of the maps stays
+/// empty.
 pub const SLOTS: u32 = 4;
 /// Sets of ports.
 pub const SETS: u32 = 6;

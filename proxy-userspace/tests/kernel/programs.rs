@@ -18,7 +18,7 @@ use proxy_ebpf::Action;
 pub const PROGRAMS: [&str; 5] = ["from_device", "from_pod", "to_pod", "to_device", "now"];
 /// The XDP programs; the second one is for kernels that know frames in several buffers.
 pub const XDP: [&str; 2] = ["portway_xdp", "portway_xdp_frags"];
-/// How many established flows the tables take: few, so that they are full now and then.
+/// Capacity of the established tables: small, so that they are full now and then.
 pub const CAPACITY: u32 = 16;
 
 /// Kernels that know `xdp.frags`; the same ones, or nearly, take a context for XDP test runs (5.15).
@@ -28,13 +28,13 @@ const MEMCG: KernelVersion = KernelVersion::new(5, 11, 0);
 /// The loopback device, which XDP test runs without a context use.
 const LOOPBACK: IfIndex = IfIndex(1);
 
-/// Where in `__sk_buff` the device is, and where `cb` begins.
+/// Offsets in `__sk_buff` of the device and of `cb`.
 const SKB_IFINDEX: usize = 40;
 const SKB_CB: usize = 48;
 /// Room for a packet that comes out: longer than any that goes in.
 const ROOM: usize = 4096;
 
-/// Where a packet meets the programs.
+/// The hooks of the programs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Hook {
     Xdp,
@@ -71,12 +71,12 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Loads every program that this kernel can have, as an agent does whose log is as by default.
+    /// Loads every program that this kernel supports, as an agent with default logging does.
     pub fn new() -> Result<Self> {
         Self::logging(0)
     }
 
-    /// The same with the packet path's log at a level of `aya_log::Level`, 0 for none.
+    /// Loads them with the packet path's log at a level of `aya_log::Level`, 0 for none.
     pub fn logging(level: u8) -> Result<Self> {
         Self::sized(
             level,
@@ -154,7 +154,7 @@ impl Loaded {
         Ok(Self { ebpf, frags })
     }
 
-    /// What the kernel says of a program; `None` if it was not loaded.
+    /// Returns the kernel's information on a program; `None` if it was not loaded.
     pub fn info(&self, name: &str) -> Result<Option<ProgramInfo>> {
         if name == XDP[1] && !self.frags {
             return Ok(None);
@@ -337,7 +337,7 @@ fn number(bytes: &[u8]) -> u32 {
     u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// What a program left in `cb`.
+/// Returns the action that a program left in `cb`.
 fn said([action, detail]: [u32; 2]) -> Result<Result<Action, Reason>> {
     let device = IfIndex(detail);
     Ok(match action {

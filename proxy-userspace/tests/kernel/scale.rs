@@ -1,5 +1,5 @@
-//! A large cluster in the kernel's tables: what they take of its memory, by its own account, and what a verdict costs beside identity and LPM. A
-//! debug build has a tenth of it.
+//! A large cluster in the kernel's tables: their memory by the kernel's account, and the cost of a
+//! verdict compared with identity and LPM. A debug build has a tenth of it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -30,7 +30,7 @@ use large::{Size, block, cluster, in_namespace, one, pod};
 
 const CIDRS: u32 = 100;
 
-/// How many namespaces the cluster has.
+/// Returns the number of namespaces of the cluster.
 fn namespaces() -> u32 {
     match (is_emulated(), cfg!(debug_assertions)) {
         (true, _) => 1,
@@ -56,7 +56,7 @@ const TELLS_USE: KernelVersion = KernelVersion::new(6, 4, 0);
 const DEVICE: IfIndex = IfIndex(1);
 const PORT: u16 = 7777;
 
-/// A cluster whose policies are in the kernel.
+/// A cluster with its policies in the kernel.
 struct Written {
     loaded: Loaded,
     compiler: PolicyCompiler,
@@ -139,7 +139,7 @@ fn id(map: &Map) -> Result<u32> {
     Ok(data.info()?.id())
 }
 
-/// What the kernel says that a map takes.
+/// Returns the kernel's figure for a map's memory.
 fn memory(id: u32) -> Result<u64> {
     let fd = MapInfo::from_id(id)?.fd()?;
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd()))?;
@@ -194,7 +194,7 @@ fn sum(memory: &BTreeMap<&str, u64>) -> u64 {
 const PEERS: u32 = 512;
 const REPEAT: u32 = 16;
 const ROUNDS: usize = 21;
-/// The same in an emulated machine, where the figures say nothing but that both ways work.
+/// Number in an emulated machine, where the figures only show that both ways work.
 const FEW: u32 = 16;
 
 #[test]
@@ -302,7 +302,7 @@ fn everybody() -> NetworkPolicy {
     }
 }
 
-/// The same as identities: one for each class.
+/// Returns identities for the same pods: one for each class.
 fn peer(compiler: &PolicyCompiler) -> Result<Peer> {
     let classes = &compiler.policies().classes;
     let peer = Peer::new(classes.len() as u32)?;

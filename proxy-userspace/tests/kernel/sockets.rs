@@ -1,4 +1,5 @@
-//! Processes and their sockets in a cgroup of the test's own: the data plane attached there, real connections, and whom they know each other by.
+//! Processes and their sockets in a cgroup of the test's own: the data plane attached there, real
+//! connections, and the peers that they see.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -28,7 +29,7 @@ use rtnetlink::{LinkUnspec, new_connection};
 
 use crate::cgroup::Own;
 
-/// What answers in time on one machine.
+/// Time limit for answers on one machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 const NODE_PORT: u16 = 30080;
 /// The port of cluster IPs.
@@ -37,7 +38,7 @@ const PORT: u16 = 80;
 const TARGET: u16 = 8080;
 /// Kernels that tell a process its network namespace's cookie; on older ones only the initial namespace can be served.
 const NETNS_COOKIE: KernelVersion = KernelVersion::new(5, 14, 0);
-/// Kernels whose programs may say "connection refused".
+/// First kernel on which programs can return "connection refused".
 const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
 
 /// The addresses of one family.
@@ -124,7 +125,7 @@ async fn wire() -> Result<()> {
     Ok(())
 }
 
-/// Servers that tell which backend they are, after what they were told.
+/// Servers that answer with their address and the request.
 fn serve(backend: IpAddr) -> Result<()> {
     let tcp = TcpListener::bind((backend, TARGET)).context("listen")?;
     let udp = UdpSocket::bind((backend, TARGET)).context("bind")?;
@@ -272,7 +273,7 @@ impl Node {
     }
 }
 
-/// Where a process may knock to be sent to a backend.
+/// Returns the addresses at which a process reaches a backend.
 fn frontends(side: &Side) -> Vec<SocketAddr> {
     let ports = [
         (side.vip, PORT),
@@ -282,7 +283,7 @@ fn frontends(side: &Side) -> Vec<SocketAddr> {
     ports.map(|(ip, port)| SocketAddr::new(ip, port)).into()
 }
 
-/// The same for an IPv6 socket.
+/// Returns the address as an IPv6 socket has it.
 fn mapped(addr: SocketAddr) -> SocketAddr {
     match addr {
         SocketAddr::V4(v4) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
@@ -498,7 +499,7 @@ fn others_are_left_alone() -> Result<()> {
     })
 }
 
-/// What is attached outlives its agent, and the next one's programs take over in one step.
+/// Attached programs outlive their agent, and the next agent's programs replace them in one step.
 fn restarts(node: &mut Node) -> Result<()> {
     let dir = StateDir::at(&node.options.state_dir);
     let (before, cgroup) = (socket_hooks(&dir)?, sockets_of(&dir));
@@ -540,7 +541,8 @@ fn restarts(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-/// V14: a connected UDP socket whose backend is gone is ended, others and TCP are not; an unconnected one goes elsewhere.
+/// V14: a connected UDP socket with a backend that is gone is ended, other sockets and TCP are not;
+/// an unconnected one is sent elsewhere.
 fn gone_backends(node: &mut Node) -> Result<()> {
     for side in sides() {
         let asked = SocketAddr::new(side.vip, PORT);

@@ -46,17 +46,17 @@ const PEERS: [(&str, &str); 6] = [
 ];
 const SUBJECT: &str = "10.244.1.9";
 
-/// What came of a storm.
+/// The result of a storm.
 pub struct Came {
     pub edits: usize,
     pub packets: usize,
-    /// Packets whose verdict changed with a state that was just being written.
+    /// Packets with a verdict that changed with a state that was being written.
     pub between: usize,
     pub seconds: f64,
     pub took: Took,
 }
 
-/// Where the time of the edits went.
+/// The time of the edits, by step.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Took {
     /// The agent's: to compile, to place, to write and to let rest.
@@ -69,8 +69,8 @@ pub struct Took {
 }
 
 impl Took {
-    /// What an edit costs the agent, in times of what it costs the test to ask for its verdicts: of that, neither the optimizer nor an emulated
-    /// machine makes much more or less.
+    /// Returns the agent's cost of an edit, in multiples of the test's cost to ask for its
+    /// verdicts: neither the optimizer nor an emulated machine changes this ratio much.
     pub fn in_judgements(&self) -> f64 {
         (self.compile + self.place + self.write + self.rest).as_secs_f64()
             / self.judge.as_secs_f64()
@@ -206,8 +206,9 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
     })
 }
 
-/// The same edits on tables in memory; how many writes they were. Each single one is held against the states before and after it by every question,
-/// and by packets that meet the tables as they were some writes ago first, and then as they are. Things rest now and then.
+/// Makes the same edits on tables in memory; returns the number of writes. After each write every
+/// question is asked and compared with the states before and after the edit, also by packets that
+/// see the tables first as they were some writes ago. Grace periods end now and then.
 pub fn without_kernel(dice: &mut Dice, edits: usize) -> Result<usize> {
     let (mut snapshot, mut compiler, mut tables) = (
         snapshot(),
@@ -416,7 +417,7 @@ fn questions() -> Vec<Question> {
 }
 
 impl Question {
-    /// The tables answer as one of these states does, whose bit this question is.
+    /// Asserts that the tables answer as one of these states does; the question's bit selects it.
     fn check<T: proxy_ebpf::Verdicts<V4>>(
         self,
         tables: &T,

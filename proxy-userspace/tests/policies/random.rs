@@ -239,7 +239,7 @@ fn bits(cidr: &str) -> u8 {
         .expect("a prefix")
 }
 
-/// Whether one block lies in another.
+/// Returns true if one block lies in another.
 fn covers(cidr: &str, other: &str) -> bool {
     let net = |text: &str| {
         text.trim_start_matches('0')

@@ -287,7 +287,7 @@ impl Node {
     }
 }
 
-/// What a node is given by its lab.
+/// The parts of a node that its lab provides.
 pub(super) struct Place {
     pub lab: LabId,
     pub tools: Tools,

@@ -22,7 +22,7 @@ pub struct End<'a> {
     pub ip: IpAddr,
 }
 
-/// What is connected to.
+/// The destination port.
 #[derive(Clone, Copy)]
 pub struct Port<'a> {
     pub protocol: &'a str,

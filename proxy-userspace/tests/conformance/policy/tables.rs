@@ -21,7 +21,7 @@ use crate::world::FIRST_POD;
 const DEVICE: IfIndex = IfIndex(FIRST_POD);
 const SPORT: u16 = 40000;
 
-/// What a case's states come to, in memory and in the kernel.
+/// The tables of a case's states, in memory and in the kernel.
 pub struct Tables {
     /// In memory.
     pub world: World,
@@ -42,7 +42,7 @@ impl Tables {
         })
     }
 
-    /// Hears of a step's objects as an agent would, and writes what they come to.
+    /// Applies a step's objects as an agent would, and writes the tables.
     pub fn bring_to(&mut self, step: &Step, kernel: &mut Kernel) -> Result<()> {
         let writes = self.world.bring_to(step)?;
         self.write(&writes, kernel)

@@ -22,7 +22,7 @@ mod policy_tables;
 
 const HERE: &str = "here";
 
-/// What a case's states come to, one after the other.
+/// The states of a case, one after the other.
 pub struct World {
     snapshot: Snapshot,
     compiler: PolicyCompiler,
@@ -51,7 +51,7 @@ impl World {
         }
     }
 
-    /// Hears of a step's objects as an agent would; gives the writes that they came to.
+    /// Applies a step's objects as an agent would; returns the writes.
     pub fn bring_to(&mut self, step: &Step) -> Result<Vec<PolicyWrite>> {
         let mut touched = Touched::default();
         let mut objects = BTreeSet::new();
@@ -70,7 +70,7 @@ impl World {
         Ok(self.write(&touched))
     }
 
-    /// The same objects compiled and placed from nothing.
+    /// Compiles and places the same objects from nothing.
     pub fn made_anew(&self, step: &Step) -> Result<Self> {
         let mut fresh = Self::new(self.device);
         fresh.bring_to(step)?;
@@ -125,7 +125,7 @@ impl World {
         self.v4.rows.get(&pod_id).copied()
     }
 
-    /// Whether a connection is let in and out, by the functions that the programs run.
+    /// Returns the verdicts on a connection, in and out, by the functions that the programs run.
     pub fn verdict(&self, from: End, to: End, port: Port) -> (bool, bool) {
         let protocol = protocol(port.protocol);
         let allows = |row, other| match other {
