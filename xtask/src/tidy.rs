@@ -6,7 +6,7 @@
 //! | check | fails on |
 //! |---|---|
 //! | `absences` | words of the design's invariants outside their home; unused permits |
-//! | `dependencies`, `whole_compile` | breaches of the invariants 2 and 6 |
+//! | `dependencies`, `whole_compile` | breaches of the invariants 1, 2 and 6 |
 //! | `safety` | an `unsafe` without a SAFETY note |
 //! | `first_line` | a file without a `//!` sentence |
 //! | `rules` | a rule V… or P… that is cited and has no entry, or that no test names; false entries |
