@@ -91,7 +91,7 @@ impl PolicyTables {
                 (
                     policy.device,
                     Veth {
-                        pod_id: pod_id,
+                        pod_id,
                         flags: veth_flags(policy),
                     },
                 )
