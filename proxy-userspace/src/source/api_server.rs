@@ -31,19 +31,32 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Starts the watches; fails where the configuration does, not where the server is away.
 pub(super) async fn spawn(kubeconfig: Option<PathBuf>, news: News) -> Result<()> {
     let client = client(kubeconfig).await?;
-    let watches = vec![
-        // Other proxies' Services too (V1): their addresses are not to be taken for nobody's.
-        watch::<Service>(&client, ""),
-        watch::<EndpointSlice>(&client, "!service.kubernetes.io/headless"),
-        watch::<Pod>(&client, ""),
-        watch::<Node>(&client, ""),
-        watch::<Namespace>(&client, ""),
-        watch::<NetworkPolicy>(&client, ""),
-        watch::<ServiceCIDR>(&client, ""),
-        probe(client).boxed(),
-    ];
+    let watches: Vec<_> = Kind::WATCHED
+        .iter()
+        .filter_map(|kind| watch_kind(*kind, &client))
+        .chain([probe(client.clone()).boxed()])
+        .collect();
     tokio::spawn(forward(select_all(watches), news));
     Ok(())
+}
+
+/// Watches the objects of one of [`Kind::WATCHED`]; `None` for other kinds.
+fn watch_kind(kind: Kind, client: &Client) -> Option<BoxStream<'static, Step>> {
+    Some(match kind {
+        // Other proxies' Services too (V1): their addresses are not unknown ones.
+        Kind::Service => watch::<Service>(client, ""),
+        Kind::EndpointSlice => watch::<EndpointSlice>(client, "!service.kubernetes.io/headless"),
+        Kind::Pod => watch::<Pod>(client, ""),
+        Kind::Node => watch::<Node>(client, ""),
+        Kind::Namespace => watch::<Namespace>(client, ""),
+        Kind::NetworkPolicy => watch::<NetworkPolicy>(client, ""),
+        Kind::ServiceCIDR => watch::<ServiceCIDR>(client, ""),
+        Kind::Deployment
+        | Kind::ReplicaSet
+        | Kind::StatefulSet
+        | Kind::DaemonSet
+        | Kind::Manifest => return None,
+    })
 }
 
 pub(super) async fn client(kubeconfig: Option<PathBuf>) -> Result<Client> {

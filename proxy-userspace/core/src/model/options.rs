@@ -175,11 +175,11 @@ mod tests {
         let annotations = ServiceAnnotations::read(read).expect("a word");
         let flags = ServiceOptions {
             algorithm: Algorithm::Maglev,
-            forwarding: Forwarding::Masquerade,
+            ..ServiceOptions::default()
         };
         let both = ServiceOptions {
-            algorithm: Algorithm::Maglev,
             forwarding: Forwarding::Dsr,
+            ..flags
         };
         assert_eq!(annotations.over(flags), both);
         assert_eq!(ServiceAnnotations::default().over(flags), flags);
