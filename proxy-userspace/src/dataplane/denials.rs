@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
+use proxy_common::maps;
 use proxy_common::net::Protocol;
 use proxy_common::reason::{Denial, Reason};
 use tokio::io::Interest;
@@ -35,7 +36,7 @@ pub struct Denials(RingBuf<MapData>);
 impl Denials {
     /// Opens the ring buffer of loaded programs.
     pub fn new(ebpf: &mut Ebpf) -> Result<Self> {
-        let map = object::take(ebpf, "DENIALS")?;
+        let map = object::take(ebpf, maps::DENIALS)?;
         RingBuf::try_from(map)
             .map(Self)
             .context("open the ring buffer DENIALS")

@@ -9,6 +9,7 @@ use aya::maps::lpm_trie::{Key as Prefix, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use ipnet::IpNet;
 use proxy_common::flow::{Flow, FlowKey};
+use proxy_common::maps::{self, PerFamily};
 use proxy_common::net::{
     Addr4, Addr6, Address, AddressFlags, Device, IfIndex, LocalPod, Port, RangeKind,
 };
@@ -87,18 +88,21 @@ where
     PeerKey<A>: Pod,
     Peer<A>: Pod,
 {
-    fn open(side: char, take: &mut impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+    fn open(
+        name: impl Fn(PerFamily) -> &'static str,
+        take: &mut impl FnMut(&str) -> Result<Map>,
+    ) -> Result<Self> {
         Ok(Self {
-            services: open(&format!("SERVICES{side}"), take)?,
-            backends: open(&format!("BACKENDS{side}"), take)?,
-            slots: open(&format!("SLOTS{side}"), take)?,
-            sources: open_trie(&format!("SOURCES{side}"), take)?,
-            ranges: open_trie(&format!("RANGES{side}"), take)?,
-            addresses: open(&format!("ADDRESSES{side}"), take)?,
-            pods: open(&format!("PODS{side}"), take)?,
-            flows: open(&format!("FLOWS{side}"), take)?,
-            opening: open(&format!("OPENING{side}"), take)?,
-            peers: open(&format!("PEERS{side}"), take)?,
+            services: open(name(maps::SERVICES), take)?,
+            backends: open(name(maps::BACKENDS), take)?,
+            slots: open(name(maps::SLOTS), take)?,
+            sources: open_trie(name(maps::SOURCES), take)?,
+            ranges: open_trie(name(maps::RANGES), take)?,
+            addresses: open(name(maps::ADDRESSES), take)?,
+            pods: open(name(maps::PODS), take)?,
+            flows: open(name(maps::FLOWS), take)?,
+            opening: open(name(maps::OPENING), take)?,
+            peers: open(name(maps::PEERS), take)?,
         })
     }
 
@@ -205,13 +209,14 @@ impl Maps {
     /// The maps that `take` gives by name.
     pub fn open(mut take: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         Ok(Self {
-            v4: FamilyMaps::open('4', &mut take)?,
-            v6: FamilyMaps::open('6', &mut take)?,
-            devices: open("DEVICES", &mut take)?,
-            names: open("NAMES", &mut take)?,
-            maglev: open("MAGLEV", &mut take)?,
-            config: Array::try_from(take("CONFIG")?).context("open the map CONFIG")?,
-            counters: PerCpuArray::try_from(take("COUNTERS")?).context("open the map COUNTERS")?,
+            v4: FamilyMaps::open(|names| names.v4, &mut take)?,
+            v6: FamilyMaps::open(|names| names.v6, &mut take)?,
+            devices: open(maps::DEVICES, &mut take)?,
+            names: open(maps::NAMES, &mut take)?,
+            maglev: open(maps::MAGLEV, &mut take)?,
+            config: Array::try_from(take(maps::CONFIG)?).context("open the map CONFIG")?,
+            counters: PerCpuArray::try_from(take(maps::COUNTERS)?)
+                .context("open the map COUNTERS")?,
         })
     }
 

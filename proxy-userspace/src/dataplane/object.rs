@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, MapInfo};
 use aya::{Ebpf, EbpfLoader};
 use aya_obj::Object;
+use proxy_common::maps::{self, Lifetime};
 use tracing::{debug, info, warn};
 
 use super::raw;
@@ -18,73 +19,25 @@ use crate::place::policies::Room;
 /// The object, as built for this agent.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portway-ebpf"));
 
-/// The maps that outlive an agent.
-pub const PINNED: [&str; 39] = [
-    "SERVICES4",
-    "SERVICES6",
-    "BACKENDS4",
-    "BACKENDS6",
-    "SLOTS4",
-    "SLOTS6",
-    "MAGLEV",
-    "SOURCES4",
-    "SOURCES6",
-    "RANGES4",
-    "RANGES6",
-    "AFFINITY4",
-    "AFFINITY6",
-    "ADDRESSES4",
-    "ADDRESSES6",
-    "PODS4",
-    "PODS6",
-    "FLOWS4",
-    "FLOWS6",
-    "OPENING4",
-    "OPENING6",
-    "PEERS4",
-    "PEERS6",
-    "DEVICES",
-    "CONFIG",
-    "NAMES",
-    "COUNTERS",
-    "TURNS",
-    "ROWS",
-    "VETHS",
-    "CLASSES4",
-    "CLASSES6",
-    "PREFIXES4",
-    "PREFIXES6",
-    "MATRIX",
-    "VERDICTS",
-    "PORTSETS",
-    "FRAGMENTS4",
-    "FRAGMENTS6",
-];
+/// Returns the names of the maps that outlive an agent.
+fn pinned() -> impl Iterator<Item = &'static str> {
+    maps::ALL
+        .iter()
+        .filter(|(_, lifetime)| *lifetime != Lifetime::Unpinned)
+        .map(|(name, _)| *name)
+}
 
-/// The maps that each agent makes anew: what is in them is numbered by the agent that wrote it, and its programs use no other agent's.
-const OWN: [&str; 11] = [
-    "PODS4",
-    "PODS6",
-    "ROWS",
-    "VETHS",
-    "CLASSES4",
-    "CLASSES6",
-    "PREFIXES4",
-    "PREFIXES6",
-    "MATRIX",
-    "VERDICTS",
-    "PORTSETS",
-];
+/// Returns true for a map that each agent makes anew.
+fn is_renewed(map: &str) -> bool {
+    maps::ALL.contains(&(map, Lifetime::Renewed))
+}
 
 /// Migrated maps that begin with the earlier agent's content: the device of each pod.
-const KNOWN: [&str; 2] = ["PODS4", "PODS6"];
+const KNOWN: [&str; 2] = [maps::PODS.v4, maps::PODS.v6];
 
 /// Maps with values that have grown at their end since earlier versions: an earlier agent's values
 /// are taken over, with zeros behind.
-const GROWN: [&str; 2] = ["DEVICES", "CONFIG"];
-
-/// The map of counters.
-const COUNTERS: &str = "COUNTERS";
+const GROWN: [&str; 2] = [maps::DEVICES, maps::CONFIG];
 
 /// The properties of a map that must be equal for it to be adopted as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,11 +72,11 @@ pub fn load(
     }
     let definitions = definitions(object)?;
     let (mut loader, mut migration) = (EbpfLoader::new(), Migration::default());
-    for name in PINNED {
+    for name in pinned() {
         let wanted = *definitions
             .get(name)
             .with_context(|| format!("the eBPF object has no map {name}"))?;
-        if OWN.contains(&name) && dir.map(name).exists() || !adoptable(dir, name, wanted)? {
+        if is_renewed(name) && dir.map(name).exists() || !adoptable(dir, name, wanted)? {
             loader.map_pin_path(name, dir.incoming(name));
             migration.names.push(name);
         } else {
@@ -131,8 +84,8 @@ pub fn load(
         }
     }
     loader
-        .map_max_entries("CLASSES4", room.nodes)
-        .map_max_entries("MATRIX", room.chunks);
+        .map_max_entries(maps::CLASSES4, room.nodes)
+        .map_max_entries(maps::MATRIX, room.chunks);
     loader.override_global(super::packet_log::LEVEL, &log_level, true);
     if let Some(globals) = globals {
         globals.tell(&mut loader);
@@ -149,7 +102,7 @@ impl Migration {
         for name in self.names {
             std::fs::rename(dir.incoming(name), dir.map(name))
                 .with_context(|| format!("put the new map {name} in its place"))?;
-            if OWN.contains(&name) {
+            if is_renewed(name) {
                 debug!(map = name, "the map was made anew");
             } else {
                 info!(map = name, "the map was made anew");
@@ -161,7 +114,7 @@ impl Migration {
     fn copy(&self, dir: &StateDir, how: raw::Put) -> Result<()> {
         for name in &self.names {
             // What the successor has taken out of its own is not to come back.
-            let wanted = !OWN.contains(name) || KNOWN.contains(name) && how == raw::Put::Always;
+            let wanted = !is_renewed(name) || KNOWN.contains(name) && how == raw::Put::Always;
             if !wanted {
                 continue;
             }
@@ -171,7 +124,7 @@ impl Migration {
                 .with_context(|| format!("open the new map {name}"))?;
             let (from, to) = (old.info()?, new.info()?);
             // Its elements are told apart by their number, which another version may have given to another reason.
-            if *name == COUNTERS && from.max_entries() != to.max_entries() {
+            if *name == maps::COUNTERS && from.max_entries() != to.max_entries() {
                 info!(
                     map = name,
                     "this version counts other things; it starts at zero"

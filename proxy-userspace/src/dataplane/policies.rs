@@ -10,6 +10,7 @@ use aya::maps::lpm_trie::{Key as Prefix, LpmTrie};
 use aya::maps::{Array, Map, MapData};
 use ipnet::IpNet;
 use memmap2::{MmapOptions, MmapRaw};
+use proxy_common::maps;
 use proxy_common::net::{Addr4, Addr6, IfIndex, Veth};
 use proxy_common::policy::{CHUNK_CLASSES, Chunk, Node, PodRows, PortSet, ROOTS, Row, VerdictKey};
 
@@ -36,15 +37,15 @@ impl PolicyMaps {
     /// The tables that `take` gives by name.
     pub fn open(mut take: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         Ok(Self {
-            rows: Words::open("ROWS", &mut take)?,
-            veths: open("VETHS", &mut take)?,
-            directory: Words::open("CLASSES4", &mut take)?,
-            exact: open("CLASSES6", &mut take)?,
-            prefixes4: open_trie("PREFIXES4", &mut take)?,
-            prefixes6: open_trie("PREFIXES6", &mut take)?,
-            matrix: Words::open("MATRIX", &mut take)?,
-            verdicts: open_trie("VERDICTS", &mut take)?,
-            sets: Array::try_from(take("PORTSETS")?).context("open the map PORTSETS")?,
+            rows: Words::open(maps::ROWS, &mut take)?,
+            veths: open(maps::VETHS, &mut take)?,
+            directory: Words::open(maps::CLASSES4, &mut take)?,
+            exact: open(maps::CLASSES6, &mut take)?,
+            prefixes4: open_trie(maps::PREFIXES.v4, &mut take)?,
+            prefixes6: open_trie(maps::PREFIXES.v6, &mut take)?,
+            matrix: Words::open(maps::MATRIX, &mut take)?,
+            verdicts: open_trie(maps::VERDICTS, &mut take)?,
+            sets: Array::try_from(take(maps::PORTSETS)?).context("open the map PORTSETS")?,
         })
     }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 use aya::Pod;
 use aya::maps::{Map, MapError};
+use proxy_common::maps;
 use proxy_common::net::{Addr4, Addr6, Family, LocalPod, Protocol, V4, V6};
 use proxy_common::policy::{CHUNK_CLASSES, NO_CLASS, PodRows, PortSet, VerdictKey, Word};
 use proxy_ebpf::Verdicts;
@@ -47,8 +48,8 @@ impl NodeVerdicts {
     /// As above.
     pub fn open(mut take: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         Ok(Self {
-            pods4: open("PODS4", &mut take)?,
-            pods6: open("PODS6", &mut take)?,
+            pods4: open(maps::PODS.v4, &mut take)?,
+            pods6: open(maps::PODS.v6, &mut take)?,
             tables: Asked {
                 maps: PolicyMaps::open(take)?,
                 failed: RefCell::default(),
