@@ -1,7 +1,8 @@
 //! Builds the eBPF object `portway-ebpf` and lays it into OUT_DIR, where the agent embeds it.
 //!
-//! Not aya-build: that one knows rustup's nightly only, says "os error 2" where a tool is missing, and turns each line of an inner
-//! compile error into a warning. `PORTWAY_EBPF_OBJECT=FILE` takes an object that was built elsewhere.
+//! Not aya-build: that one knows rustup's nightly only, says "os error 2" where a tool is missing,
+//! and turns each line of an inner compile error into a warning. `PORTWAY_EBPF_OBJECT=FILE` takes
+//! an object that was built elsewhere.
 
 #[path = "build/toolchain.rs"]
 mod toolchain;
@@ -86,7 +87,8 @@ fn cargo(toolchain: &Toolchain, linker: &Path, target_dir: &Path) -> Result<Comm
         cargo.env_remove(name);
     }
     cargo.env("RUSTC", bin.join("rustc"));
-    // aya-ebpf reads registers and syscall conventions of the machine on which the program will run.
+    // aya-ebpf reads registers and syscall conventions of the machine on which the program will
+    // run.
     cargo.env("AYA_BPF_TARGET_ARCH", variable("CARGO_CFG_TARGET_ARCH")?);
     // Inline assembly for BPF and build-std are unstable, and stable is what people have.
     cargo.env("RUSTC_BOOTSTRAP", "1");

@@ -1,6 +1,8 @@
-//! Finds a Rust toolchain and a linker that can build for the kernel; the build script uses them, `cargo xtask setup` looks for them.
+//! Finds a Rust toolchain and a linker that can build for the kernel; the build script uses them,
+//! `cargo xtask setup` looks for them.
 //!
-//! Only std: this file is also a part of a build script. It starts `rustc` and `rustup` to ask, and changes nothing.
+//! Only std: this file is also a part of a build script. It starts `rustc` and `rustup` to ask, and
+//! changes nothing.
 
 use std::env;
 use std::fs;
@@ -10,7 +12,8 @@ use std::process::Command;
 /// What the eBPF object is compiled for: little-endian BPF, which is what every host of ours runs.
 pub const TARGET: &str = "bpfel-unknown-none";
 
-/// The newest LLVM whose bitcode our bpf-linker reads; a toolchain with a newer one cannot be linked.
+/// The newest LLVM whose bitcode our bpf-linker reads; a toolchain with a newer one cannot be
+/// linked.
 pub const LINKER_LLVM: u32 = 22;
 
 /// Where `core` for the kernel comes from.
@@ -35,7 +38,8 @@ pub struct Toolchain {
 
 /// The first toolchain that can build for the kernel, or why each that was looked at cannot.
 ///
-/// In this order: rustup's nightly, the toolchain of the running cargo (`rustc`), rustup's stable, Debian's in /usr.
+/// In this order: rustup's nightly, the toolchain of the running cargo (`rustc`), rustup's stable,
+/// Debian's in /usr.
 pub fn find_toolchain(rustc: &Path) -> Result<Toolchain, Vec<String>> {
     let mut refusals = Vec::new();
     for (name, sysroot) in candidates(rustc) {

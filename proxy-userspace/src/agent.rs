@@ -1,4 +1,5 @@
-//! `portway agent`: starts the tasks, joins them by channels, and ends without taking anything out of the kernel.
+//! `portway agent`: starts the tasks, joins them by channels, and ends without taking anything out
+//! of the kernel.
 
 mod args;
 
@@ -61,7 +62,8 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
         health_bind,
         metrics_bind,
     } = settings;
-    // First what may be a slip of the pen: a kubeconfig that is not there is no reason to load anything.
+    // First what may be a slip of the pen: a kubeconfig that is not there is no reason to load
+    // anything.
     let events = source::events(&source, &service.node_name).await?;
     let updates = source::spawn(source).await?;
     let options = Options {

@@ -33,7 +33,8 @@ pub struct Cli {
 /// The commands of `portway`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve the Services on this node: attach the programs and keep the kernel's tables right, until stopped.
+    /// Serve the Services on this node: attach the programs and keep the kernel's tables right,
+    /// until stopped.
     Agent(Box<AgentArgs>),
     /// Say what is attached and whether all is well, from the kernel alone.
     Status(PinArgs),
@@ -41,7 +42,8 @@ pub enum Command {
     Services(PinArgs),
     /// List the connections that the kernel holds.
     Flows(PinArgs),
-    /// Take everything out of the kernel that an agent with this state directory has put there. The agent must have ended.
+    /// Take everything out of the kernel that an agent with this state directory has put there. The
+    /// agent must have ended.
     Unload(StateDirArg),
     /// Look for the usual mistakes in Services and on this host, and say what to do about them.
     Doctor(DoctorArgs),

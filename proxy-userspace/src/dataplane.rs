@@ -1,6 +1,8 @@
-//! The kernel's side: loads and attaches the programs, holds the maps, applies what `place` planned.
+//! The kernel's side: loads and attaches the programs, holds the maps, applies what `place`
+//! planned.
 //!
-//! Everything is pinned below one state directory: killing the agent stops nothing, and its successor takes over what it finds.
+//! Everything is pinned below one state directory: killing the agent stops nothing, and its
+//! successor takes over what it finds.
 
 mod adopt;
 mod attached;
@@ -198,7 +200,8 @@ impl Dataplane {
         self.first
     }
 
-    /// P25: lets the programs follow the connections of pods that the host's own connection tracking knows; how many they did not yet.
+    /// P25: lets the programs follow the connections of pods that the host's own connection
+    /// tracking knows; how many they did not yet.
     ///
     /// # Errors
     /// Where those cannot be read, or the flow tables have no room.
@@ -229,7 +232,8 @@ impl Dataplane {
         self.maps.read().context("read the maps back")
     }
 
-    /// Applies writes in their order and notes in `actual` those that the kernel took. A refused one costs what refers to it, nothing else.
+    /// Applies writes in their order and notes in `actual` those that the kernel took. A refused
+    /// one costs what refers to it, nothing else.
     pub fn apply(&mut self, writes: Vec<Write>, actual: &mut Actual) -> Vec<anyhow::Error> {
         let (mut errors, mut incomplete) = (Vec::new(), BTreeSet::new());
         for write in writes {
@@ -252,8 +256,8 @@ impl Dataplane {
         self.policies.room()
     }
 
-    /// Applies writes to the policy tables in their order, up to the first that the kernel refuses; what is left is given back with the error,
-    /// for the order is what keeps verdicts right (P32).
+    /// Applies writes to the policy tables in their order, up to the first that the kernel refuses;
+    /// what is left is given back with the error, for the order is what keeps verdicts right (P32).
     pub fn apply_policies(
         &mut self,
         mut writes: VecDeque<PolicyWrite>,
@@ -272,8 +276,8 @@ impl Dataplane {
         self.hooks.was_refused()
     }
 
-    /// Brings the programs to the devices that were found, and lets go of those that are not ours any more. Gives what was refused now, or in other
-    /// words than the last time.
+    /// Brings the programs to the devices that were found, and lets go of those that are not ours
+    /// any more. Gives what was refused now, or in other words than the last time.
     pub fn attach(&mut self, found: &Found) -> Result<Vec<anyhow::Error>> {
         let wanted = wanted_hooks(found, self.xdp);
         let before = self.hooks.attached().clone();
@@ -355,13 +359,15 @@ fn wanted_hooks(found: &Found, xdp: XdpChoice) -> BTreeMap<Attachment, String> {
         }
         points.extend(xdp_point(xdp, *driver).map(|point| (point, *device)));
     }
-    let named = |(point, device)| {
-        Some((
-            Attachment { point, device },
-            found.names.get(&device)?.clone(),
-        ))
-    };
-    points.into_iter().filter_map(named).collect()
+    points
+        .into_iter()
+        .filter_map(|(point, device)| {
+            Some((
+                Attachment { point, device },
+                found.names.get(&device)?.clone(),
+            ))
+        })
+        .collect()
 }
 
 /// Native XDP belongs on cards: over a veth it breaks partial checksums and segmentation offload.
@@ -448,7 +454,8 @@ fn info(program: &Program) -> Result<aya::programs::ProgramInfo> {
     .context("ask for a program's facts")
 }
 
-/// Before 5.11 maps count against RLIMIT_MEMLOCK. Later kernels do not look at it, so a refusal does not matter there.
+/// Before 5.11 maps count against RLIMIT_MEMLOCK. Later kernels do not look at it, so a refusal
+/// does not matter there.
 fn lift_memory_limit() {
     if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
         debug!(%error, "the limit of locked memory stays as it is");

@@ -1,4 +1,5 @@
-//! Warnings about objects: to the log, and to the API server as Events where there is one; each cause once.
+//! Warnings about objects: to the log, and to the API server as Events where there is one; each
+//! cause once.
 
 use std::collections::BTreeSet;
 

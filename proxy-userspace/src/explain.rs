@@ -1,5 +1,5 @@
-//! `portway explain`: which NetworkPolicies judge a connection, which rule allows it or why none does. Asks the objects, and on a node
-//! with an agent also that one's tables in the kernel.
+//! `portway explain`: which NetworkPolicies judge a connection, which rule allows it or why none
+//! does. Asks the objects, and on a node with an agent also that one's tables in the kernel.
 
 mod display;
 mod ends;
@@ -51,7 +51,8 @@ pub struct ExplainArgs {
     pub output: Output,
 }
 
-/// A new connection between two addresses, judged as packets are: after DNAT, before masquerade (P28, P29).
+/// A new connection between two addresses, judged as packets are: after DNAT, before masquerade
+/// (P28, P29).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
@@ -132,18 +133,18 @@ pub async fn run(args: ExplainArgs) -> Result<ExitCode> {
     })
 }
 
-/// The tables of this node's agent: where it is said, else where agents keep them if one has. Manifests that nobody has applied are another
-/// matter.
+/// The tables of this node's agent: where it is said, else where agents keep them if one has.
+/// Manifests that nobody has applied are another matter.
 fn tables(said: Option<&Path>, manifests: bool) -> Result<Option<NodeVerdicts>> {
     let usual = Path::new(StateDir::USUAL);
     let dir = match said {
         Some(dir) => Some(dir),
         None => (!manifests && usual.join("maps").is_dir()).then_some(usual),
     };
-    let open = |dir: &Path| {
+    dir.map(|dir: &Path| {
         NodeVerdicts::from_pins(&StateDir::at(dir)).context("ask the tables of this node's agent")
-    };
-    dir.map(open).transpose()
+    })
+    .transpose()
 }
 
 /// Adds what a node's tables say of a connection.

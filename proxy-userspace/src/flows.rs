@@ -44,7 +44,8 @@ pub struct SweepRules {
 }
 
 impl SweepRules {
-    /// [`SweepRules::dsr`] where there is room: longer than two hours, after which TCP asks whether the other end is there.
+    /// [`SweepRules::dsr`] where there is room: longer than two hours, after which TCP asks whether
+    /// the other end is there.
     pub const DSR: u32 = 10_800;
     /// The lifetime in a full table.
     const LEAST_DSR: u32 = 600;
@@ -65,8 +66,8 @@ pub struct Swept {
     pub established: u64,
     /// Half-open entries that sweeps of this agent have ended.
     pub ended: u64,
-    /// Half-open flows that were neither answered nor replaced, nor ended by a sweep of this agent, nor are there: the LRU has evicted
-    /// them, or a sweep of an earlier agent has ended them.
+    /// Half-open flows that were neither answered nor replaced, nor ended by a sweep of this agent,
+    /// nor are there: the LRU has evicted them, or a sweep of an earlier agent has ended them.
     pub lost: u64,
 }
 
@@ -78,8 +79,9 @@ struct Walked {
 }
 
 impl SweepRules {
-    /// The rules for a table that has so many entries: closed connections make room for others, the sooner the fuller it is beyond half,
-    /// at three quarters at once. The rest is for what begins until the next sweep.
+    /// The rules for a table that has so many entries: closed connections make room for others, the
+    /// sooner the fuller it is beyond half, at three quarters at once. The rest is for what begins
+    /// until the next sweep.
     pub fn for_table(&self, in_use: u64) -> Self {
         let quarter = u64::from(TABLE_ENTRIES / 4);
         let less = |seconds: u32| {
@@ -215,7 +217,8 @@ pub async fn run(
     }
 }
 
-/// P22: ends every flow with one of these addresses at an end, so that who gets the address next begins without any. Gives the number of entries.
+/// P22: ends every flow with one of these addresses at an end, so that who gets the address next
+/// begins without any. Gives the number of entries.
 pub fn end_those_of(maps: &mut Maps, addresses: &BTreeSet<IpAddr>) -> Result<usize> {
     let Maps { v4, v6, .. } = maps;
     let mut ended = 0;
@@ -253,7 +256,8 @@ pub async fn sweep(
     before: Swept,
     metrics: &Metrics,
 ) -> Result<Swept> {
-    // What begins from here on is not missed, and what is answered until the end of the walk is not lost.
+    // What begins from here on is not missed, and what is answered until the end of the walk is not
+    // lost.
     let counters = maps.counters().context("read COUNTERS")?;
     let opened = counted_in(&counters, Counter::Opened);
     let Maps { v4, v6, .. } = maps;
@@ -336,7 +340,8 @@ async fn walk<A: Address>(
     Ok(walked)
 }
 
-/// Judges an entry again by what both directions say now, and deletes both if it is over; gives the number of entries too.
+/// Judges an entry again by what both directions say now, and deletes both if it is over; gives the
+/// number of entries too.
 fn end<A: Address>(
     table: &mut impl FlowTable<A>,
     key: &FlowKey<A>,

@@ -31,7 +31,8 @@ pub struct Foreign {
 pub enum Kind {
     /// It translates Services, or judges pods' packets, too.
     DataPlane,
-    /// It refuses some of the packets that this host forwards; those that are redirected pass it by.
+    /// It refuses some of the packets that this host forwards; those that are redirected pass it
+    /// by.
     Firewall,
 }
 
@@ -77,7 +78,8 @@ impl Foreign {
     }
 }
 
-/// All that is found from the calling thread's network namespace; `bpffs` is where eBPF objects are pinned.
+/// All that is found from the calling thread's network namespace; `bpffs` is where eBPF objects are
+/// pinned.
 pub fn find(bpffs: &Path) -> Vec<Foreign> {
     judge::judge(&look::look(bpffs))
 }
@@ -104,7 +106,8 @@ pub fn tell(found: &[Foreign]) -> ForwardFirewall {
     }
 }
 
-/// The programs on the devices of the calling thread's network namespace, for the tests of those who attach some.
+/// The programs on the devices of the calling thread's network namespace, for the tests of those
+/// who attach some.
 #[cfg(test)]
 pub(crate) fn programs_here() -> Vec<(String, String)> {
     look::programs(&look::devices())

@@ -1,8 +1,11 @@
-//! The gate: a pair of devices by which processes of this node reach Services where no hooks of sockets serve them (V21). The routes to the Service
-//! ranges lead into one of the pair, and what comes out of the other meets the programs like what a node device received. What asks a nodePort of this
-//! host, or an address that is elsewhere, the programs put there on its way out by loopback or a node device.
+//! The gate: a pair of devices by which processes of this node reach Services where no hooks of
+//! sockets serve them (V21). The routes to the Service ranges lead into one of the pair, and what
+//! comes out of the other meets the programs like what a node device received. What asks a nodePort
+//! of this host, or an address that is elsewhere, the programs put there on its way out by loopback
+//! or a node device.
 //!
-//! Owns both devices and the routes by the first; of the host's own it changes two settings of loopback, and puts them back.
+//! Owns both devices and the routes by the first; of the host's own it changes two settings of
+//! loopback, and puts them back.
 
 mod loopback;
 
@@ -46,7 +49,8 @@ pub struct GateSpec {
     pub ranges: BTreeSet<IpNet>,
     /// The Node's addresses, the preferred ones first: the sources that processes get.
     pub sources: Vec<IpAddr>,
-    /// The least MTU of the node's devices, in bytes: what is sent to a Service in fragments must fit whichever way it takes.
+    /// The least MTU of the node's devices, in bytes: what is sent to a Service in fragments must
+    /// fit whichever way it takes.
     pub mtu: u32,
 }
 
@@ -72,7 +76,8 @@ impl GateSpec {
     }
 }
 
-/// Makes the gate as it is wished, whenever that changes, until nobody specs any more. What fails is said, and tried again.
+/// Makes the gate as it is wished, whenever that changes, until nobody specs any more. What fails
+/// is said, and tried again.
 ///
 /// # Errors
 /// Only where netlink cannot be reached at all.
@@ -80,7 +85,8 @@ pub async fn run(mut specs: watch::Receiver<Option<GateSpec>>) -> Result<()> {
     let (connection, handle, _) = new_connection().context("open a netlink socket")?;
     let task = tokio::spawn(connection);
     let (mut pause, mut done) = (REFRESH, None);
-    // Who specs no more has closed it; a pause that is over is a reason to look after what was made.
+    // Who specs no more has closed it; a pause that is over is a reason to look after what was
+    // made.
     while !matches!(timeout(pause, specs.changed()).await, Ok(Err(_))) {
         let Some(spec) = specs.borrow_and_update().clone() else {
             continue;
@@ -204,7 +210,8 @@ async fn make(handle: &Handle) -> Result<u32> {
         .await
         .context("add them")?;
     for name in [ENTRY, EXIT] {
-        // Where /proc/sys cannot be written the device gets a link-local address, which harms nobody.
+        // Where /proc/sys cannot be written the device gets a link-local address, which harms
+        // nobody.
         set(&format!("ipv6/conf/{name}/addr_gen_mode"), "1");
         let message = LinkUnspec::new_with_name(name)
             .mtu(MTU)

@@ -85,8 +85,10 @@ impl Progress {
 
     /// Healthy while starting: before the first update nobody waits in vain.
     pub fn well(&self, now: Instant, patience: Duration) -> bool {
-        let late = |since: Instant| now.duration_since(since) > patience;
-        self.updated.is_none() || !self.waiting_since.is_some_and(late)
+        self.updated.is_none()
+            || !self
+                .waiting_since
+                .is_some_and(|since: Instant| now.duration_since(since) > patience)
     }
 }
 

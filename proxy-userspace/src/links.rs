@@ -1,6 +1,8 @@
-//! The host's network as the kernel has it configured: our devices, our addresses, and the device of each local pod.
+//! The host's network as the kernel has it configured: our devices, our addresses, and the device
+//! of each local pod.
 //!
-//! Asks rtnetlink in the network namespace of the process and nobody else: neither the CNI nor sysfs.
+//! Asks rtnetlink in the network namespace of the process and nobody else: neither the CNI nor
+//! sysfs.
 
 pub(crate) mod facts;
 mod netlink;
@@ -73,7 +75,8 @@ pub struct Found {
 pub enum Driver {
     /// A network card, real or paravirtual: XDP may run in the driver.
     Card,
-    /// Ethernet made of software (veth, bridge, bond): native XDP would break partial checksums and segmentation offload.
+    /// Ethernet made of software (veth, bridge, bond): native XDP would break partial checksums and
+    /// segmentation offload.
     Software,
     /// A tunnel, or a device without Ethernet headers: not for XDP.
     Tunnel,
@@ -81,7 +84,8 @@ pub enum Driver {
     Loopback,
 }
 
-/// Keeps `found` true for as long as somebody wants it. `earlier` is where an agent before us found the pods.
+/// Keeps `found` true for as long as somebody wants it. `earlier` is where an agent before us found
+/// the pods.
 ///
 /// # Errors
 /// Only where netlink cannot be reached at all; what cannot be read once is read again later.

@@ -40,11 +40,10 @@ pub fn listeners_on(wanted: impl Fn(u16) -> bool) -> Result<Vec<Listener>> {
         procfs::net::udp().context("read /proc/net/udp")?,
         procfs::net::udp6().unwrap_or_default(),
     ];
-    let unconnected = |s: &procfs::net::UdpNetEntry| s.state != UdpState::Established;
     let udp = udp
         .into_iter()
         .flatten()
-        .filter(unconnected)
+        .filter(|s: &procfs::net::UdpNetEntry| s.state != UdpState::Established)
         .map(|s| (s.local_address, s.inode, Protocol::UDP));
     let sockets: Vec<_> = tcp
         .chain(udp)
@@ -55,12 +54,14 @@ pub fn listeners_on(wanted: impl Fn(u16) -> bool) -> Result<Vec<Listener>> {
     } else {
         owners()
     };
-    let listener = |(addr, inode, protocol)| Listener {
-        addr,
-        protocol,
-        process: owners.get(&inode).cloned(),
-    };
-    Ok(sockets.into_iter().map(listener).collect())
+    Ok(sockets
+        .into_iter()
+        .map(|(addr, inode, protocol)| Listener {
+            addr,
+            protocol,
+            process: owners.get(&inode).cloned(),
+        })
+        .collect())
 }
 
 /// Processes by the sockets that they hold, as far as they may be seen.

@@ -247,7 +247,8 @@ impl Metrics {
         self.ended.get_or_create(&[("reason", why.name())]).inc();
     }
 
-    /// So many half-open flows have been evicted by others since the agent began; less than before is not believed.
+    /// So many half-open flows have been evicted by others since the agent began; less than before
+    /// is not believed.
     pub fn flows_evicted(&self, total: u64) {
         let evicted = self
             .ended

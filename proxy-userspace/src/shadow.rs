@@ -83,7 +83,8 @@ fn host_ports(snapshot: &Snapshot) -> Vec<(ObjectName, Protocol, HostPort)> {
 }
 
 impl NodePorts {
-    /// The Service that takes this address and port; an unspecified address is every one, `::` of both families.
+    /// The Service that takes this address and port; an unspecified address is every one, `::` of
+    /// both families.
     fn owner_at(&self, addr: Option<IpAddr>, port: u16, protocol: Protocol) -> Option<&ObjectName> {
         let served = |family: Family| match addr.map(|addr| addr.to_canonical()) {
             None => true,
@@ -202,12 +203,14 @@ mod tests {
     }
 
     fn notes(listeners: &[(&str, Protocol)]) -> Vec<String> {
-        let listener = |(addr, protocol): &(&str, Protocol)| Listener {
-            addr: addr.parse().expect("an address"),
-            protocol: *protocol,
-            process: Some(("nginx".to_owned(), 42)),
-        };
-        let listeners: Vec<_> = listeners.iter().map(listener).collect();
+        let listeners: Vec<_> = listeners
+            .iter()
+            .map(|(addr, protocol): &(&str, Protocol)| Listener {
+                addr: addr.parse().expect("an address"),
+                protocol: *protocol,
+                process: Some(("nginx".to_owned(), 42)),
+            })
+            .collect();
         let ports = NodePorts {
             host_ports: Vec::new(),
             ..ports()

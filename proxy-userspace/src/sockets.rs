@@ -1,6 +1,8 @@
-//! The end of UDP sockets of this node's processes that are connected to a backend that is gone (V14): nothing else would tell them.
+//! The end of UDP sockets of this node's processes that are connected to a backend that is gone
+//! (V14): nothing else would tell them.
 //!
-//! Unconnected sockets need no end: with their next datagram they are sent elsewhere. What is remembered of either is forgotten.
+//! Unconnected sockets need no end: with their next datagram they are sent elsewhere. What is
+//! remembered of either is forgotten.
 
 mod diag;
 
@@ -27,7 +29,8 @@ pub struct Sockets {
 type Sent = BTreeMap<u64, SocketAddr>;
 
 impl Sockets {
-    /// Ends the connected UDP sockets of this network namespace whose backend `serving` does not allow; gives how many.
+    /// Ends the connected UDP sockets of this network namespace whose backend `serving` does not
+    /// allow; gives how many.
     ///
     /// # Errors
     /// Where what is remembered cannot be read. That the kernel refuses is said in the log, and is none.

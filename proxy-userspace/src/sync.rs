@@ -1,7 +1,9 @@
-//! The one task that owns the state: takes news, compiles, places, applies. Nobody else writes services.
+//! The one task that owns the state: takes news, compiles, places, applies. Nobody else writes
+//! services.
 //!
-//! Nothing is written before the first lists and the first look at the host's network are there (V1). There is no minimum period:
-//! news that wait are taken together, and what they come to is applied at once.
+//! Nothing is written before the first lists and the first look at the host's network are there
+//! (V1). There is no minimum period: news that wait are taken together, and what they come to is
+//! applied at once.
 
 mod denied;
 mod given;
@@ -44,9 +46,11 @@ pub use triggers::{Trigger, Triggers};
 /// Time for which unused entries are collected before a grace period begins, after which no program
 /// uses them.
 const GATHER: Duration = Duration::from_millis(10);
-/// After a refused write everything is tried again, and after a refused hook what is attached where, then less and less often.
+/// After a refused write everything is tried again, and after a refused hook what is attached
+/// where, then less and less often.
 const RETRY: Duration = Duration::from_secs(5);
-/// At the first sync, how long the devices of this node's pods are waited for: nobody was served before, so nobody waits in vain.
+/// At the first sync, how long the devices of this node's pods are waited for: nobody was served
+/// before, so nobody waits in vain.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// News that are taken together at most.
 const BATCH: usize = 10_000;
@@ -280,7 +284,8 @@ impl Sync {
         self.bring_in_step(&found);
         if first {
             self.adopt();
-            // Programs of an earlier agent have served until now, perhaps from maps that this one does not use.
+            // Programs of an earlier agent have served until now, perhaps from maps that this one
+            // does not use.
             self.attach(&found)?;
             // Those that have begun since then.
             self.adopt();
@@ -297,7 +302,8 @@ impl Sync {
         Ok(())
     }
 
-    /// The first look counts only if it was one for our Node and our pods: what an earlier agent knew is not to be forgotten.
+    /// The first look counts only if it was one for our Node and our pods: what an earlier agent
+    /// knew is not to be forgotten.
     fn is_fresh(&self, found: &Found) -> bool {
         !matches!(self.placed, Placed::Never) || found.wanted == *self.outputs.wanted.borrow()
     }
@@ -326,7 +332,8 @@ impl Sync {
         Ok(())
     }
 
-    /// P25: connections that are older than any program of ours go on, and their replies are known as such.
+    /// P25: connections that are older than any program of ours go on, and their replies are known
+    /// as such.
     fn adopt(&mut self) {
         if !self.plane.is_first() {
             return;
@@ -615,13 +622,12 @@ pub fn wanted(snapshot: &Snapshot, devices: Vec<String>) -> Wanted {
 
 /// Addresses of pods of this node that have a network of their own.
 fn local_pods(state: &State, node: &Arc<str>) -> BTreeSet<IpAddr> {
-    let ours = |pod: &&crate::model::Pod| {
-        pod.node.as_ref() == Some(node) && !pod.host_network && !pod.finished()
-    };
     state
         .pods
         .values()
-        .filter(ours)
+        .filter(|pod: &&crate::model::Pod| {
+            pod.node.as_ref() == Some(node) && !pod.host_network && !pod.finished()
+        })
         .flat_map(|pod| pod.addresses.iter().copied())
         .collect()
 }

@@ -1,4 +1,5 @@
-//! Network namespaces for tests: each is a thread with mounts of its own, and goes when the value goes.
+//! Network namespaces for tests: each is a thread with mounts of its own, and goes when the value
+//! goes.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -73,7 +74,8 @@ impl Namespace {
         self.command("ip", arguments);
     }
 
-    /// Runs a program with these arguments in the namespace and gives what it prints; fails where it fails.
+    /// Runs a program with these arguments in the namespace and gives what it prints; fails where
+    /// it fails.
     pub fn command(&self, program: &'static str, arguments: &str) -> String {
         let arguments: Vec<_> = arguments.split_whitespace().map(str::to_owned).collect();
         self.run(move || {

@@ -1,7 +1,9 @@
-//! Scenarios: objects in, readable dump of the contents out, side by side in `tests/fixtures/*.txt`.
+//! Scenarios: objects in, readable dump of the contents out, side by side in
+//! `tests/fixtures/*.txt`.
 //!
-//! A scenario has sections `-- args --`, `-- host --`, `-- objects --`, `-- contents --` and `-- said --`. With
-//! `UPDATE_FIXTURES=1` the last two are written anew, to be read before they are committed.
+//! A scenario has sections `-- args --`, `-- host --`, `-- objects --`, `-- contents --` and `--
+//! said --`. With `UPDATE_FIXTURES=1` the last two are written anew, to be read before they are
+//! committed.
 
 use std::fmt::Write;
 use std::fs;
@@ -122,7 +124,8 @@ impl<'a> Scenario<'a> {
     }
 }
 
-/// Lines `device INDEX ADDRESS…` (the first of a family is its masquerade address), `address INDEX ADDRESS…`, `pod INDEX ADDRESS…`.
+/// Lines `device INDEX ADDRESS…` (the first of a family is its masquerade address), `address INDEX
+/// ADDRESS…`, `pod INDEX ADDRESS…`.
 fn links(text: &str) -> Links {
     let mut links = Links::default();
     for line in text.lines() {

@@ -1,4 +1,5 @@
-//! The two sources as the control loop meets them: a directory that changes, an API server that goes and comes back.
+//! The two sources as the control loop meets them: a directory that changes, an API server that
+//! goes and comes back.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -226,7 +227,8 @@ impl Api {
             .retain(|watch| watch.try_send(Ok(line.clone())).is_ok());
     }
 
-    /// Listens on the address given; the server ends, its connections too, when the task is aborted.
+    /// Listens on the address given; the server ends, its connections too, when the task is
+    /// aborted.
     async fn serve(&self, address: &str) -> (String, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind(address).await.expect("an address");
         let address = listener.local_addr().expect("bound").to_string();

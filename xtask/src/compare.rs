@@ -1,5 +1,5 @@
-//! `cargo xtask compare`: the same objects and the same questions to the real kube-proxy and to Portway, in two labs, and a verdict on each
-//! difference.
+//! `cargo xtask compare`: the same objects and the same questions to the real kube-proxy and to
+//! Portway, in two labs, and a verdict on each difference.
 
 pub mod ask;
 pub mod cluster;
@@ -22,7 +22,8 @@ use outcome::Outcome;
 use rows::{Extent, Row};
 use table::Compared;
 
-/// Ask kube-proxy and Portway the same questions in two labs; succeeds if they differ exactly as intended
+/// Ask kube-proxy and Portway the same questions in two labs; succeeds if they differ exactly as
+/// intended
 #[derive(clap::Args)]
 pub struct Args {
     /// Only the rows that the test asks.
@@ -63,8 +64,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Puts the rows of `extent` to both sides, one after the other, those of processes to Portway once more where no hooks of sockets serve them, and
-/// judges what came of them.
+/// Puts the rows of `extent` to both sides, one after the other, those of processes to Portway once
+/// more where no hooks of sockets serve them, and judges what came of them.
 ///
 /// # Errors
 /// If a side does not start, or cannot be asked.

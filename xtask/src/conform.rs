@@ -1,4 +1,5 @@
-//! `cargo xtask conform`: what Portway does against cases that others have written down, on fake tables and in the kernel.
+//! `cargo xtask conform`: what Portway does against cases that others have written down, on fake
+//! tables and in the kernel.
 
 use crate::setup::{self, Component};
 use crate::sh;

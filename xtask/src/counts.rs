@@ -12,7 +12,8 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// The counts of a line `test result: ok. 3 passed; 0 failed; 0 ignored; …`; none of any other line.
+    /// The counts of a line `test result: ok. 3 passed; 0 failed; 0 ignored; …`; none of any other
+    /// line.
     pub fn read(line: &str) -> Option<Self> {
         let words: Vec<&str> = line
             .trim_end()

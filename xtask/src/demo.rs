@@ -1,4 +1,5 @@
-//! Owns `cargo xtask demo`: the lesson that a nodePort reaches pods on any node, played on this host and judged.
+//! Owns `cargo xtask demo`: the lesson that a nodePort reaches pods on any node, played on this
+//! host and judged.
 
 mod acts;
 mod policies;

@@ -1,4 +1,5 @@
-//! Owns the lab: clients, nodes and pods in network namespaces of one host, which are all gone when the value is.
+//! Owns the lab: clients, nodes and pods in network namespaces of one host, which are all gone when
+//! the value is.
 
 pub mod agent;
 pub mod capture;
@@ -135,8 +136,9 @@ impl Lab {
         &self.lan
     }
 
-    /// Lets XDP in the nodes' devices send frames, as it can on cards: a frame that goes through a veth pair has its whole checksum, which
-    /// XDP corrects, and the switch takes frames that were sent by XDP.
+    /// Lets XDP in the nodes' devices send frames, as it can on cards: a frame that goes through a
+    /// veth pair has its whole checksum, which XDP corrects, and the switch takes frames that were
+    /// sent by XDP.
     ///
     /// # Errors
     /// If ethtool is missing or fails, or the kernel refuses.
@@ -246,7 +248,8 @@ impl Spaces {
         })
     }
 
-    /// Gives all of them their devices, addresses and routes; each pair of devices is made by one of its ends, first.
+    /// Gives all of them their devices, addresses and routes; each pair of devices is made by one
+    /// of its ends, first.
     fn wire(&self, topology: &Topology) -> Result<()> {
         let clients = [&self.near, &self.far];
         let all = [&self.lan, &self.router]

@@ -1,4 +1,5 @@
-//! Portway's own commands as a library: each module is one command of `cargo xtask`, or what several of them share.
+//! Portway's own commands as a library: each module is one command of `cargo xtask`, or what
+//! several of them share.
 
 pub mod build;
 pub mod compare;

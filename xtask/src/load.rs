@@ -1,4 +1,5 @@
-//! `cargo xtask load` and `unload`: the programs on devices of this host with no agent to look after them, and all of it away again.
+//! `cargo xtask load` and `unload`: the programs on devices of this host with no agent to look
+//! after them, and all of it away again.
 
 use crate::{build, sh};
 use anyhow::{Context, Result, bail, ensure};
@@ -46,7 +47,8 @@ pub struct Pins {
 pub struct Loaded {
     /// The state after the agent had ended.
     pub left: Status,
-    /// Every program that the verifier took, also those that no device needs and that went with the agent.
+    /// Every program that the verifier took, also those that no device needs and that went with the
+    /// agent.
     pub verified: Vec<Program>,
 }
 
@@ -102,7 +104,8 @@ pub fn run_unload(args: &UnloadArgs) -> Result<()> {
     unload(&build::agent(build::Profile::Dev)?, &args.pins)
 }
 
-/// Lets the agent `portway` bring the kernel in step and end, in the network namespace of the calling thread.
+/// Lets the agent `portway` bring the kernel in step and end, in the network namespace of the
+/// calling thread.
 ///
 /// # Errors
 /// If a device is missing, the agent fails, or a device is left without a program; what the agent complains of is on stderr.
@@ -279,8 +282,7 @@ mod tests {
     #[test]
     fn a_device_with_half_of_its_hooks_is_not_attached() {
         let status = |hooks: &[&str]| {
-            let hook = |hook: &&str| serde_json::json!({ "device": "d", "hook": hook, "by": "tcx", "program": 7 });
-            let hooks: Vec<_> = hooks.iter().map(hook).collect();
+            let hooks: Vec<_> = hooks.iter().map(|hook: &&str| serde_json::json!({ "device": "d", "hook": hook, "by": "tcx", "program": 7 })).collect();
             let text = serde_json::json!({ "stateDir": "/s", "hooks": hooks, "programs": [], "frontends": 0 });
             serde_json::from_value::<Status>(text).expect("a status")
         };

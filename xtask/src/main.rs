@@ -1,4 +1,5 @@
-//! The project's own commands: `cargo xtask …` parses the command line and hands over to the command's module.
+//! The project's own commands: `cargo xtask …` parses the command line and hands over to the
+//! command's module.
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

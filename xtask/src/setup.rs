@@ -1,6 +1,8 @@
-//! `cargo xtask setup`: brings a Debian or Ubuntu host to where every other command works, and says what it does.
+//! `cargo xtask setup`: brings a Debian or Ubuntu host to where every other command works, and says
+//! what it does.
 //!
-//! Every other command calls [`ensure`] for the part of it that it needs. Nothing that is found is installed again.
+//! Every other command calls [`ensure`] for the part of it that it needs. Nothing that is found is
+//! installed again.
 
 mod apt;
 mod component;

@@ -14,7 +14,8 @@ pub fn workspace() -> PathBuf {
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace());
-    // `cargo run` sets these for us; build scripts that watch them (ring's) would compile anew for each of our commands.
+    // `cargo run` sets these for us; build scripts that watch them (ring's) would compile anew for
+    // each of our commands.
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| {
             name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
@@ -62,7 +63,8 @@ pub fn shown(command: &Command) -> String {
         .join(" ")
 }
 
-/// Finds a program on PATH and in the directories of root's programs, which a user's PATH may not have.
+/// Finds a program on PATH and in the directories of root's programs, which a user's PATH may not
+/// have.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);

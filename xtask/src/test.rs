@@ -1,4 +1,5 @@
-//! `cargo xtask test`: every check that there is, in order from the quickest, with a table at the end and nothing left out silently.
+//! `cargo xtask test`: every check that there is, in order from the quickest, with a table at the
+//! end and nothing left out silently.
 
 use crate::counts::Counts;
 use crate::setup::{self, Component};
@@ -14,7 +15,8 @@ use std::time::{Duration, Instant};
 /// Run every test: sources, units, kernel, lab, other kernels
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directories of cases, against which conformance is tested (but for Services' SCTP, which is not there yet); it is not if there is none
+    /// Directories of cases, against which conformance is tested (but for Services' SCTP, which is
+    /// not there yet); it is not if there is none
     #[arg(
         long,
         value_name = "DIR[:DIR]",

@@ -1,4 +1,5 @@
-//! `cargo xtask vm`: the kernel test of the agent on Debian's kernels under qemu, so that old verifiers are asked every day.
+//! `cargo xtask vm`: the kernel test of the agent on Debian's kernels under qemu, so that old
+//! verifiers are asked every day.
 
 mod boot;
 mod initramfs;
@@ -30,7 +31,8 @@ pub struct Args {
     arguments: Vec<String>,
 }
 
-/// Boots every kernel that was asked for, one after the other, and fails if the program failed in one of them.
+/// Boots every kernel that was asked for, one after the other, and fails if the program failed in
+/// one of them.
 pub fn run(args: &Args) -> Result<()> {
     let kernels = if args.kernels.is_empty() {
         Release::ALL.to_vec()
@@ -74,7 +76,8 @@ pub fn test(release: Release) -> Result<u32> {
     on(release, &kernel_test(&[])?)
 }
 
-/// Runs the lab with the devices that not every kernel has on one kernel; how many tests passed, which is never 0.
+/// Runs the lab with the devices that not every kernel has on one kernel; how many tests passed,
+/// which is never 0.
 pub fn test_uplinks(release: Release) -> Result<u32> {
     on(release, &uplinks(&[])?)
 }
@@ -167,7 +170,8 @@ fn on(release: Release, work: &Work) -> Result<u32> {
         .with_context(|| format!("run {} (see {})", work.program.display(), log.display()))
 }
 
-/// Success is an exit status of 0 that came over the console of the right kernel, and of a test also that some were run.
+/// Success is an exit status of 0 that came over the console of the right kernel, and of a test
+/// also that some were run.
 fn judge(outcome: &Outcome, version: &str, is_test: bool) -> Result<u32> {
     let status = outcome
         .status

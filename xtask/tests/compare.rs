@@ -1,4 +1,5 @@
-//! Portway and the real kube-proxy give the same answers, except where a rule wants another one: a few rows of `cargo xtask compare`. Needs root.
+//! Portway and the real kube-proxy give the same answers, except where a rule wants another one: a
+//! few rows of `cargo xtask compare`. Needs root.
 
 use anyhow::{Result, ensure};
 use xtask::compare::rows::Extent;

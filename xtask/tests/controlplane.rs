@@ -1,5 +1,5 @@
-//! The lab's control plane is a real one: slices follow pods, kube-proxy programs Services, accounts are held to their roles, and
-//! nothing is left behind. Needs root.
+//! The lab's control plane is a real one: slices follow pods, kube-proxy programs Services,
+//! accounts are held to their roles, and nothing is left behind. Needs root.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,4 +1,5 @@
-//! deploy/portway.yaml on a real API server, and its containers played: exactly its capabilities, its account, its environment.
+//! deploy/portway.yaml on a real API server, and its containers played: exactly its capabilities,
+//! its account, its environment.
 //!
 //! Not played: the runtime's seccomp and AppArmor profiles.
 
@@ -289,8 +290,8 @@ fn the_daemonset_serves_pods_on_links_of_their_own() -> Result<()> {
     serves_with_the_manifests_capabilities(Wiring::PointToPoint)
 }
 
-/// Nothing is asked for that is not needed: without any one of them an agent ends and says why. (5.11 and later do not look at
-/// SYS_RESOURCE, so it cannot be missed here.)
+/// Nothing is asked for that is not needed: without any one of them an agent ends and says why.
+/// (5.11 and later do not look at SYS_RESOURCE, so it cannot be missed here.)
 #[test]
 fn without_one_of_its_capabilities_an_agent_does_not_start() -> Result<()> {
     let cluster = Cluster::start(Wiring::Bridge)?;

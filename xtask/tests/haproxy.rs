@@ -1,5 +1,5 @@
-//! HAProxy in front of three nodes while pods are drained and a node is taken out under load: with Portway no more requests fail than with
-//! the real kube-proxy in the same run. Needs root.
+//! HAProxy in front of three nodes while pods are drained and a node is taken out under load: with
+//! Portway no more requests fail than with the real kube-proxy in the same run. Needs root.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -160,7 +160,8 @@ impl Scene {
         Ok(())
     }
 
-    /// Ends a pod as its node's kubelet does: it serves for a while without being wanted any more, then it goes.
+    /// Ends a pod as its node's kubelet does: it serves for a while without being wanted any more,
+    /// then it goes.
     fn drain(&mut self, node: &str, pod: &str) -> Result<()> {
         let object = ObjectRef::namespaced("v1", "Pod", "default", pod);
         let ip = self.lab.pod(pod)?.addresses().v4;
@@ -200,7 +201,8 @@ impl Scene {
         self.wait_until(node, Standing::Up)
     }
 
-    /// Takes a node out as the cluster autoscaler does: it is marked, then drained, and then its machine is gone.
+    /// Takes a node out as the cluster autoscaler does: it is marked, then drained, and then its
+    /// machine is gone.
     fn take_out(&mut self, node: &str) -> Result<()> {
         let object = ObjectRef::cluster("v1", "Node", node);
         let taint = json!({ "spec": { "taints": [{ "key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule" }] } });
@@ -309,7 +311,8 @@ fn play(side: Side) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Connections of thousands that a busy machine may delay on one side only; without terminating endpoints it is twenty and more.
+/// Connections of thousands that a busy machine may delay on one side only; without terminating
+/// endpoints it is twenty and more.
 const UNLUCKY: u64 = 5;
 
 #[test]

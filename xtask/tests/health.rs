@@ -261,8 +261,8 @@ fn v23_v24_a_node_that_is_leaving_says_so_and_changes_of_endpoints_are_timed() -
             .run(|| get(SocketAddr::from(([127, 0, 0, 1], port)), path))
     };
     let pod = ObjectRef::namespaced("v1", "Pod", "default", "web-2");
-    // The controller dates a slice by this time, which kubelets set, in whole seconds, and the lab's pods do not have. It is to be after the
-    // agent's start.
+    // The controller dates a slice by this time, which kubelets set, in whole seconds, and the
+    // lab's pods do not have. It is to be after the agent's start.
     std::thread::sleep(Duration::from_millis(1100));
     let now = node1
         .ns()

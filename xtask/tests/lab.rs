@@ -1,4 +1,5 @@
-//! Tests the lab itself, without Portway: everything reaches what it should, and nothing stays behind.
+//! Tests the lab itself, without Portway: everything reaches what it should, and nothing stays
+//! behind.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -47,12 +48,14 @@ fn servers(lab: &Lab) -> Vec<(String, SocketAddr)> {
             pod.spec().ports[0].port,
         )
     });
-    let both = |(name, addresses, port): (String, xtask::lab::topology::Addresses, u16)| {
-        addresses
-            .both()
-            .map(|ip| (name.clone(), SocketAddr::new(ip, port)))
-    };
-    pods.flat_map(both).collect()
+    pods.flat_map(
+        |(name, addresses, port): (String, xtask::lab::topology::Addresses, u16)| {
+            addresses
+                .both()
+                .map(|ip| (name.clone(), SocketAddr::new(ip, port)))
+        },
+    )
+    .collect()
 }
 
 fn everybody_reaches_everybody(wiring: Wiring, join: Join) -> Result<()> {

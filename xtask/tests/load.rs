@@ -1,4 +1,5 @@
-//! `cargo xtask load` and `unload` on a device of a network namespace: what is there in between, and that nothing is there after.
+//! `cargo xtask load` and `unload` on a device of a network namespace: what is there in between,
+//! and that nothing is there after.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -130,7 +131,8 @@ impl Rig {
             .collect()
     }
 
-    /// Beginning at what is pinned, all that hangs together: programs that use our maps, their other maps, their links.
+    /// Beginning at what is pinned, all that hangs together: programs that use our maps, their
+    /// other maps, their links.
     fn held(&self) -> Result<Held> {
         let mut maps = self.pinned_maps()?;
         let pinned = files(&self.state.path().join("programs"));
@@ -191,9 +193,10 @@ impl Held {
     }
 
     fn wait_until_gone(&self) -> Result<()> {
-        let gone = || Ok((self.left() == Self::default()).then_some(()));
-        wait_for("the kernel to be rid of it all", TAKEN_APART, gone)
-            .with_context(|| format!("{:?} stay", self.left()))
+        wait_for("the kernel to be rid of it all", TAKEN_APART, || {
+            Ok((self.left() == Self::default()).then_some(()))
+        })
+        .with_context(|| format!("{:?} stay", self.left()))
     }
 }
 

@@ -1,4 +1,5 @@
-//! Frames over VLANs and bonds, ordinary and jumbo, masqueraded and encapsulated, from processes of nodes too, on kernels that have them: `cargo xtask vm --uplinks`.
+//! Frames over VLANs and bonds, ordinary and jumbo, masqueraded and encapsulated, from processes of
+//! nodes too, on kernels that have them: `cargo xtask vm --uplinks`.
 
 #[path = "wires/frames.rs"]
 mod frames;

@@ -170,7 +170,8 @@ fn service_ports_have_target_ports_of_their_own<F: Net>() {
     );
 }
 
-/// Design, write order: a slot that the Service no longer means is not used, it may be another's already.
+/// Design, write order: a slot that the Service no longer means is not used, it may be another's
+/// already.
 fn backend_of_another_generation_is_not_used<F: Net>() {
     let mut node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
     node.tables

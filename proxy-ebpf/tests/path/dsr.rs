@@ -1,4 +1,5 @@
-//! Direct server return: two nodes, a client outside who asks one, and a backend of the other that answers him.
+//! Direct server return: two nodes, a client outside who asks one, and a backend of the other that
+//! answers him.
 
 use etherparse::{IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice};
 use proxy_common::config::Config;
@@ -238,7 +239,8 @@ fn of_a_virtual_address_too<F: Net>() {
     assert_eq!((told.src, told.dst), (end::<F>((VIP, 80)), end::<F>(FROM)));
 }
 
-/// V18: nobody but the client can tell the asked node that he was answered. A datagram that comes again is enough, a SYN is not.
+/// V18: nobody but the client can tell the asked node that he was answered. A datagram that comes
+/// again is enough, a SYN is not.
 fn a_connection_is_established_when_its_client_goes_on<F: Net>() {
     for protocol in PROTOCOLS {
         let (asked, _) = both::<F>();
@@ -262,7 +264,8 @@ fn a_connection_is_established_when_its_client_goes_on<F: Net>() {
     }
 }
 
-/// V17, V18: the backend's last word is not seen here. What it still sends is acknowledged by a client that has closed.
+/// V17, V18: the backend's last word is not seen here. What it still sends is acknowledged by a
+/// client that has closed.
 fn it_is_over_when_its_client_closes_it<F: Net>() {
     for (protocol, flags, state) in [
         (Protocol::TCP, FIN | ACK, State::FIN_FORWARD),
@@ -715,7 +718,8 @@ fn hops_are_counted_once<F: Net>() {
     assert_eq!(asked.tables.answered(Reason::TtlExceeded), 1);
 }
 
-/// RFC 6040: congestion marks would be lost where the carrier ends, so it says that it cannot be marked.
+/// RFC 6040: congestion marks would be lost where the carrier ends, so it says that it cannot be
+/// marked.
 fn the_class_is_kept_and_no_congestion_is_claimed<F: Net>() {
     let asked = asked::<F>(&[pod::<F>(REMOTE)]);
     // Expedited forwarding, and able to be marked.

@@ -142,7 +142,8 @@ fn about_a_pods_own_connection<F: Net>() {
             let bytes = error_about::<F>((teller, POD_B), &met);
             let told = node.raw_from_device(&bytes).tells(Action::Pod(VETH_B));
             quotes::<F>(&told, (known_as, POD_B), &sent, &met);
-            // What comes by the stack, from a router that is this host or beyond a tunnel, stays on its way.
+            // What comes by the stack, from a router that is this host or beyond a tunnel, stays on
+            // its way.
             let told = node.raw_at_pod(VETH_B, false, &bytes).tells(Action::Stack);
             quotes::<F>(&told, (known_as, POD_B), &sent, &met);
         }

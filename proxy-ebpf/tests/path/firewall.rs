@@ -1,4 +1,5 @@
-//! `--host-firewall respect`: translated packets take the stack's way, with the addresses of client and backend in its forward hooks.
+//! `--host-firewall respect`: translated packets take the stack's way, with the addresses of client
+//! and backend in its forward hooks.
 
 use proxy_common::config::Config;
 use proxy_common::reason::{Counter, Reason};
@@ -142,7 +143,8 @@ fn without_a_port_nothing_stays_behind<F: Net>() {
     assert_eq!(node.flows(), (4, 0));
 }
 
-/// V10: as where no firewall is respected: the stack would take such a packet for one with a forged source.
+/// V10: as where no firewall is respected: the stack would take such a packet for one with a forged
+/// source.
 fn a_pod_that_reaches_itself_does_not_meet_the_stack<F: Net>() {
     let node = node::<F>().with_cluster_ip(0, &[pod::<F>(POD_A)]);
     let syn = opening::<F>(PROTOCOLS[0], (POD_A, 40000), (VIP, 80));

@@ -1,4 +1,5 @@
-//! Fragments of translated datagrams: put together again they are what a whole one would have become, its checksum included.
+//! Fragments of translated datagrams: put together again they are what a whole one would have
+//! become, its checksum included.
 
 use etherparse::{IpNumber, Ipv6RawExtHeader, PacketBuilder};
 use proxy_common::net::Protocol;
@@ -41,12 +42,14 @@ pub fn cut<F: Net>(packet: &Segment, (src, dst): (Dotted, Dotted)) -> Vec<Vec<u8
     let pieces = transport.chunks(PIECE).enumerate();
     let last = transport.len().div_ceil(PIECE) - 1;
     let number = IpNumber(packet.protocol.0);
-    let one = |(n, piece): (usize, &[u8])| {
-        let mut frame = fragment::<F>(src, dst, number, n < last, (n * PIECE / 8) as u16, piece);
-        frame[..12].copy_from_slice(&packet.link);
-        frame
-    };
-    pieces.map(one).collect()
+    pieces
+        .map(|(n, piece): (usize, &[u8])| {
+            let mut frame =
+                fragment::<F>(src, dst, number, n < last, (n * PIECE / 8) as u16, piece);
+            frame[..12].copy_from_slice(&packet.link);
+            frame
+        })
+        .collect()
 }
 
 /// The packet that they were; their number.

@@ -1,4 +1,5 @@
-//! V21 where no hooks of sockets are: what processes of this host send to Services comes by the gate, and what answers goes out of it.
+//! V21 where no hooks of sockets are: what processes of this host send to Services comes by the
+//! gate, and what answers goes out of it.
 
 use proxy_common::net::{IfIndex, Port, Protocol};
 use proxy_common::node::{AddressFlags, Device, RangeKind};
@@ -572,7 +573,8 @@ fn what_does_not_fit_is_told_by_loopback<F: Net>() {
     }
 }
 
-/// A container that has a device on top of [`ETH`] sends by it, and so does a proxy with its client's address; what answers would not find them.
+/// A container that has a device on top of [`ETH`] sends by it, and so does a proxy with its
+/// client's address; what answers would not find them.
 fn who_has_no_address_of_this_host_is_no_process<F: Net>() {
     let node = with_elsewhere::<F>(pod::<F>(POD_A));
     for to in [(ELSEWHERE, 443), (VIP, 81)] {

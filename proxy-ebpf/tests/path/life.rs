@@ -92,7 +92,8 @@ fn half_open_flow_grows_old<F: Net>() {
     assert_eq!(node.flows(), (2, 0));
 }
 
-/// V18: the LRU evicted the reply's entry: its answer would find nobody, so the next SYN opens the flow anew.
+/// V18: the LRU evicted the reply's entry: its answer would find nobody, so the next SYN opens the
+/// flow anew.
 fn evicted_reply_entry_opens_the_flow_anew<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let there = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
@@ -108,7 +109,8 @@ fn evicted_reply_entry_opens_the_flow_anew<F: Net>() {
     assert_eq!(node.flows(), (0, 2));
 }
 
-/// V18: the LRU evicted the forward entry: the answer is still translated but establishes nothing, and the next SYN opens anew.
+/// V18: the LRU evicted the forward entry: the answer is still translated but establishes nothing,
+/// and the next SYN opens anew.
 fn evicted_forward_entry_opens_the_flow_anew<F: Net>() {
     for backend in [POD_A, REMOTE] {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(backend)]);
@@ -142,7 +144,8 @@ fn evicted_forward_entry_opens_the_flow_anew<F: Net>() {
     }
 }
 
-/// V18: a port that refuses answers with RST: the client gets it, and no entry of the established table is spent.
+/// V18: a port that refuses answers with RST: the client gets it, and no entry of the established
+/// table is spent.
 fn reset_by_the_backend_does_not_establish<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let there = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
@@ -155,7 +158,8 @@ fn reset_by_the_backend_does_not_establish<F: Net>() {
     );
 }
 
-/// V18: where the table of established flows is full, connections work from the half-open one, and that is counted.
+/// V18: where the table of established flows is full, connections work from the half-open one, and
+/// that is counted.
 fn full_table_is_counted_and_the_flow_lives_on<F: Net>() {
     for capacity in [0, 1] {
         let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
@@ -183,7 +187,8 @@ fn full_table_is_counted_and_the_flow_lives_on<F: Net>() {
     }
 }
 
-/// V14, V15: an established connection stays with its backend when the Service changes, and when it goes.
+/// V14, V15: an established connection stays with its backend when the Service changes, and when it
+/// goes.
 fn established_flow_outlives_its_service<F: Net>() {
     let (mut node, there) = connected::<F>(Protocol::TCP);
     node = node.with_node_port(0, &[pod::<F>(POD_A)]);
@@ -234,7 +239,8 @@ fn packets_in_the_middle_of_nothing<F: Net>() {
     assert_eq!(node.flows(), (0, 0));
 }
 
-/// V17: a SYN on a flow that has ended, by FIN of both or RST of either, is a new connection to a backend of now.
+/// V17: a SYN on a flow that has ended, by FIN of both or RST of either, is a new connection to a
+/// backend of now.
 fn syn_on_a_closed_connection_opens_a_new_one<F: Net>() {
     for (forward, reply) in [
         (Some(FIN | ACK), Some(FIN | ACK)),
@@ -305,7 +311,8 @@ fn syn_whose_backend_has_left_opens_a_new_flow<F: Net>() {
     assert_eq!(node.flows(), (0, 0));
 }
 
-/// V17, V7: the first slot is there for policy Local, which leads nobody where it is not the frontend's.
+/// V17, V7: the first slot is there for policy Local, which leads nobody where it is not the
+/// frontend's.
 fn syn_whose_backend_is_for_policy_local_only_opens_a_new_flow<F: Net>() {
     for (flags, same) in [(0, false), (ServiceFlags::LOCAL, true)] {
         let (mut node, there) = connected::<F>(Protocol::TCP);
@@ -323,7 +330,8 @@ fn syn_whose_backend_is_for_policy_local_only_opens_a_new_flow<F: Net>() {
     }
 }
 
-/// V18: a client that is never answered keeps backend and port for as long as it goes on (syslog, metrics), and no longer.
+/// V18: a client that is never answered keeps backend and port for as long as it goes on (syslog,
+/// metrics), and no longer.
 fn one_way_udp_keeps_its_backend<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let datagram = packet::<F>(Protocol::UDP, FROM, TO);
@@ -358,7 +366,8 @@ fn expired_udp_flow_is_opened_anew<F: Net>() {
     assert_eq!(node.flows(), (2, 0));
 }
 
-/// V18: a packet in one direction refreshes both entries, so a stream that only the backend sends is no expired flow.
+/// V18: a packet in one direction refreshes both entries, so a stream that only the backend sends
+/// is no expired flow.
 fn udp_flow_with_replies_only_is_alive<F: Net>() {
     let (mut node, there) = connected::<F>(Protocol::UDP);
     node = node.with_node_port(0, &[pod::<F>(POD_A)]);
@@ -387,7 +396,8 @@ fn flow_is_left_alone_at_other_hooks<F: Net>() {
     node.to_device(&there.answer()).untouched();
 }
 
-/// A pod that asked a Service before connects to the backend itself, from the same port: the answer is none of the closed flow's.
+/// A pod that asked a Service before connects to the backend itself, from the same port: the answer
+/// is none of the closed flow's.
 fn an_answer_to_a_direct_connection_is_not_taken_for_a_closed_flows<F: Net>() {
     let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
     let syn = opening::<F>(Protocol::TCP, (POD_B, 40000), (VIP, 80));
@@ -447,7 +457,8 @@ fn a_replaced_connections_late_packets_are_no_news_of_the_newcomer<F: Net>() {
     );
 }
 
-/// Two answers on two CPUs: the later one finds that the first has moved both entries, and leaves them where they are.
+/// Two answers on two CPUs: the later one finds that the first has moved both entries, and leaves
+/// them where they are.
 fn a_second_first_answer_does_not_undo_the_promotion<F: Net>() {
     for protocol in PROTOCOLS {
         let (node, there) = connected::<F>(protocol);

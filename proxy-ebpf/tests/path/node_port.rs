@@ -21,7 +21,8 @@ both_families!(
 const FROM: End = (CLIENT, 40000);
 const TO: End = (NODE, NODE_PORT);
 
-/// V9: a backend on this node sees the real client; the reply leaves by the device that the client came by.
+/// V9: a backend on this node sees the real client; the reply leaves by the device that the client
+/// came by.
 fn local_pod_sees_the_client<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
@@ -42,7 +43,8 @@ fn local_pod_sees_the_client<F: Net>() {
     }
 }
 
-/// V9, V12: a backend elsewhere answers to us, so it sees the node's address and a port of the masquerade range.
+/// V9, V12: a backend elsewhere answers to us, so it sees the node's address and a port of the
+/// masquerade range.
 fn remote_pod_sees_the_node<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
@@ -83,7 +85,8 @@ fn there_and_back_masqueraded<F: Net>(node: &Node<F>, protocol: Protocol, backen
     );
 }
 
-/// A hostNetwork backend of this node: the stack delivers, and its reply is restored on the way out. The stack counts the hops.
+/// A hostNetwork backend of this node: the stack delivers, and its reply is restored on the way
+/// out. The stack counts the hops.
 fn process_here_is_reached_through_the_stack<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[process::<F>(NODE)]);
@@ -99,7 +102,8 @@ fn process_here_is_reached_through_the_stack<F: Net>() {
     }
 }
 
-/// V9, V11: a pod keeps its address towards a nodePort of its own node, and the reply finds it wherever the backend is.
+/// V9, V11: a pod keeps its address towards a nodePort of its own node, and the reply finds it
+/// wherever the backend is.
 fn pod_reaches_the_node_port_of_its_own_node<F: Net>() {
     for protocol in PROTOCOLS {
         let from = (POD_B, 40000);
@@ -121,7 +125,8 @@ fn pod_reaches_the_node_port_of_its_own_node<F: Net>() {
     }
 }
 
-/// Design, tables: one lookup of an established, unfragmented packet gives the whole rewrite and the way.
+/// Design, tables: one lookup of an established, unfragmented packet gives the whole rewrite and
+/// the way.
 fn established_packets_cost_one_lookup<F: Net>() {
     for (protocol, backend) in PROTOCOLS
         .into_iter()

@@ -53,7 +53,8 @@ fn backend<F: Net>(node: &Node<F>, client: Dotted, port: u16, to: End) -> std::n
         .dst
 }
 
-/// V13: keyed by the client's address per service port, not per VIP, protocol or port of the client.
+/// V13: keyed by the client's address per service port, not per VIP, protocol or port of the
+/// client.
 fn a_client_stays_with_its_backend_over_all_frontends<F: Net>() {
     let node = sticky::<F>(100);
     let first = backend(&node, CLIENT, 40000, (NODE, NODE_PORT));
@@ -82,7 +83,8 @@ fn affinity_ends_after_its_time_and_each_connection_renews_it<F: Net>() {
     assert!(ended, "no client ever moved after its time");
 }
 
-/// V13: ends when the endpoint leaves the set that applies: the Local one where the policy says so, or both.
+/// V13: ends when the endpoint leaves the set that applies: the Local one where the policy says so,
+/// or both.
 fn affinity_ends_when_the_endpoint_leaves_the_set_that_applies<F: Net>() {
     let mut node = sticky::<F>(100);
     let first = backend(&node, CLIENT, 40000, (NODE, NODE_PORT));
@@ -113,7 +115,8 @@ fn affinity_ends_when_the_endpoint_leaves_the_set_that_applies<F: Net>() {
         .services
         .values_mut()
         .for_each(|service| (service.affinity, service.local_len) = (100, 1));
-    // A pod reaches the Cluster set (V11) and may stay with the remote backend; the Local set that applies from outside has not got it.
+    // A pod reaches the Cluster set (V11) and may stay with the remote backend; the Local set that
+    // applies from outside has not got it.
     let remote = (1..60).find(|port| {
         node.tables.affinity.borrow_mut().clear();
         let syn = opening::<F>(PROTOCOLS[0], (POD_B, *port), (NODE, NODE_PORT));
@@ -124,7 +127,8 @@ fn affinity_ends_when_the_endpoint_leaves_the_set_that_applies<F: Net>() {
         .goes(Action::Pod(VETH_A));
 }
 
-/// V15: by the flow alone, whatever key and address a node has; without Maglev nobody can know what another node chooses.
+/// V15: by the flow alone, whatever key and address a node has; without Maglev nobody can know what
+/// another node chooses.
 fn with_maglev_all_nodes_choose_alike_and_otherwise_each_by_itself<F: Net>() {
     let choices = |flags: u32, secret: u64, own: Dotted| {
         let backends = BACKENDS.map(pod::<F>);
@@ -234,8 +238,8 @@ fn sources_out_of_range_are_dropped_before_anything_else<F: Net>() {
     }
 }
 
-/// V11: other nodes' pods reach the Cluster set, masqueraded where the backend is elsewhere (V9); whoever has an address inside their
-/// range that is a node's is outside.
+/// V11: other nodes' pods reach the Cluster set, masqueraded where the backend is elsewhere (V9);
+/// whoever has an address inside their range that is a node's is outside.
 fn pods_of_other_nodes_short_circuit_the_external_policy<F: Net>() {
     const OTHER: Dotted = [10, 244, 2, 77];
     for protocol in PROTOCOLS {

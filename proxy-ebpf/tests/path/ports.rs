@@ -1,4 +1,5 @@
-//! Source ports: kept, changed where two connections would have one reply, taken from the masquerade range (V12).
+//! Source ports: kept, changed where two connections would have one reply, taken from the
+//! masquerade range (V12).
 
 use std::collections::BTreeSet;
 
@@ -24,7 +25,8 @@ both_families!(
     where_all_ports_are_taken_those_of_closed_connections_are_given,
 );
 
-/// One client port through two frontends to one backend: the second connection gets another source port, and each reply its own way.
+/// One client port through two frontends to one backend: the second connection gets another source
+/// port, and each reply its own way.
 fn two_frontends_of_one_backend_get_two_replies<F: Net>() {
     for protocol in PROTOCOLS {
         let backends = [pod::<F>(POD_A)];
@@ -129,7 +131,8 @@ fn port_is_free_again_when_its_flow_is_gone<F: Net>() {
     );
 }
 
-/// A reply's key that moved to the established ones is taken as well, and the attempt leaves no half-open entry over it.
+/// A reply's key that moved to the established ones is taken as well, and the attempt leaves no
+/// half-open entry over it.
 fn established_flow_keeps_its_port_from_others<F: Net>() {
     let node = Node::<F>::new()
         .with_masquerade_port(2000)
@@ -148,7 +151,8 @@ fn established_flow_keeps_its_port_from_others<F: Net>() {
     assert_eq!(answered.dst, end::<F>((CLIENT, 1)));
 }
 
-/// The half that was left is the same connection's: the client's port is not taken, as far as it is concerned.
+/// The half that was left is the same connection's: the client's port is not taken, as far as it is
+/// concerned.
 fn port_is_kept_where_only_the_forward_half_was_evicted<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
@@ -175,7 +179,8 @@ fn range_without_ports_masquerades_nothing<F: Net>() {
         .dropped(Reason::NoMasqueradePort);
 }
 
-/// V12: seven of eight ports to a backend are taken, as with 25,000 of the default range: every new connection still finds one.
+/// V12: seven of eight ports to a backend are taken, as with 25,000 of the default range: every new
+/// connection still finds one.
 fn crowded_range_still_finds_a_port<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     (
@@ -196,7 +201,8 @@ fn crowded_range_still_finds_a_port<F: Net>() {
     }
 }
 
-/// The backend that closed a connection may hold its port in TIME_WAIT: another connection on it would not be answered at once.
+/// The backend that closed a connection may hold its port in TIME_WAIT: another connection on it
+/// would not be answered at once.
 fn a_port_that_was_given_back_rests_until_the_range_has_come_round<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     (

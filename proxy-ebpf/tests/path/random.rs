@@ -78,7 +78,8 @@ fn mutate(mut bytes: Vec<u8>, changes: &[(Index, u8)], cut: Option<Index>) -> Ve
     bytes
 }
 
-/// A sequence of valid packets through every hook of one node: what leaves is valid, be it translated or refused.
+/// A sequence of valid packets through every hook of one node: what leaves is valid, be it
+/// translated or refused.
 fn stays_valid<F: Net>(packets: &[Segment]) {
     let node = node::<F>();
     for packet in packets {

@@ -30,7 +30,8 @@ both_families!(
 const FROM: End = (CLIENT, 40000);
 const TO: End = (NODE, NODE_PORT);
 
-/// The message that refuses `packet`, judged byte by byte: to its sender, from the address that it dialled, quoting its headers.
+/// The message that refuses `packet`, judged byte by byte: to its sender, from the address that it
+/// dialled, quoting its headers.
 #[track_caller]
 fn refuses(hop: &Hop, packet: &Segment, device: IfIndex) {
     answers(
@@ -77,7 +78,8 @@ fn answers(hop: &Hop, packet: &Segment, device: IfIndex, [kind, code]: [u8; 2], 
     );
 }
 
-/// Table of verdicts: no usable endpoint anywhere: the client sees "connection refused", outside and in pods.
+/// Table of verdicts: no usable endpoint anywhere: the client sees "connection refused", outside
+/// and in pods.
 fn service_without_backends_refuses<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new()
@@ -103,7 +105,8 @@ fn unknown_port_of_a_cluster_ip_is_refused<F: Net>() {
     }
 }
 
-/// Table of verdicts: externalTrafficPolicy Local on a nodePort, backends elsewhere only: refused at once.
+/// Table of verdicts: externalTrafficPolicy Local on a nodePort, backends elsewhere only: refused
+/// at once.
 fn external_traffic_policy_local_refuses<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new()
@@ -145,7 +148,8 @@ fn external_traffic_policy_local_uses_local_backends_only<F: Net>() {
         node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, port), TO))
             .goes(Action::Pod(VETH_A));
     }
-    // The Cluster set without the local backend (V6, hints): an interval that does not begin at the first slot.
+    // The Cluster set without the local backend (V6, hints): an interval that does not begin at the
+    // first slot.
     node.tables.services.values_mut().for_each(|service| {
         (service.flags, service.cluster_first, service.cluster_len) =
             (ServiceFlags::NODE_PORT, 1, 2);
@@ -156,7 +160,8 @@ fn external_traffic_policy_local_uses_local_backends_only<F: Net>() {
     }
 }
 
-/// V11: pods of this node reach all endpoints through its nodePorts, whatever externalTrafficPolicy says.
+/// V11: pods of this node reach all endpoints through its nodePorts, whatever externalTrafficPolicy
+/// says.
 fn pods_short_circuit_external_traffic_policy_local<F: Net>() {
     for protocol in PROTOCOLS {
         let flags = ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP;
@@ -171,7 +176,8 @@ fn pods_short_circuit_external_traffic_policy_local<F: Net>() {
     }
 }
 
-/// Table of verdicts: internalTrafficPolicy Local, none local, others elsewhere: dropped, for pods too.
+/// Table of verdicts: internalTrafficPolicy Local, none local, others elsewhere: dropped, for pods
+/// too.
 fn internal_traffic_policy_local_drops<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new()
@@ -231,7 +237,8 @@ fn truncated_transport_is_not_answered<F: Net>() {
     }
 }
 
-/// Redirects skip the stack's look at the size, so we look: the sender learns what fits, before a flow is opened and after.
+/// Redirects skip the stack's look at the size, so we look: the sender learns what fits, before a
+/// flow is opened and after.
 fn what_is_larger_than_the_device_takes_is_told_so_and_opens_nothing<F: Net>() {
     let too_big = if F::V6 { [2, 0] } else { [3, 4] };
     for protocol in PROTOCOLS {

@@ -1,4 +1,5 @@
-//! SCTP: what is its own. All that is the same for every protocol the other scenarios show for SCTP too, its checksum judged by `crc32c`.
+//! SCTP: what is its own. All that is the same for every protocol the other scenarios show for SCTP
+//! too, its checksum judged by `crc32c`.
 
 use proxy_common::net::Protocol;
 use proxy_common::reason::Reason;
@@ -44,7 +45,8 @@ fn init<F: Net>() -> Segment {
     opening::<F>(Protocol::SCTP, FROM, TO)
 }
 
-/// Set-up, data, heartbeats and shutdown, as RFC 9260 has them, to a pod of this node and to one of another.
+/// Set-up, data, heartbeats and shutdown, as RFC 9260 has them, to a pod of this node and to one of
+/// another.
 fn an_association_lives_through_all_its_chunks<F: Net>() {
     for (backend, way) in [
         (POD_A, Action::Pod(VETH_A)),

@@ -52,7 +52,8 @@ fn to<F: Net>((dotted, port): End) -> (F::Addr, Port) {
     (F::at(dotted), Port::new(port))
 }
 
-/// V21: a process connects to a backend of any node, and its peer's name and its replies' sender are what it asked for.
+/// V21: a process connects to a backend of any node, and its peer's name and its replies' sender
+/// are what it asked for.
 fn process_reaches_a_cluster_ip_and_knows_it_by_that_name<F: Net>() {
     for protocol in ASKING {
         for backend in [POD_A, REMOTE] {
@@ -198,7 +199,8 @@ fn refusals_have_their_reasons<F: Net>() {
     }
 }
 
-/// V11: externalTrafficPolicy Local does not bind processes of this node, internalTrafficPolicy Local does.
+/// V11: externalTrafficPolicy Local does not bind processes of this node, internalTrafficPolicy
+/// Local does.
 fn process_has_a_pods_rights_where_the_policy_is_local<F: Net>() {
     let node_port = Node::<F>::new()
         .with_node_port(ServiceFlags::LOCAL, &[pod::<F>(REMOTE)])
@@ -273,7 +275,8 @@ fn sockets_spread<F: Net>() {
     }
 }
 
-/// V14, V15: an unconnected UDP socket is a connection for as long as its backend may be used, however many others come and go.
+/// V14, V15: an unconnected UDP socket is a connection for as long as its backend may be used,
+/// however many others come and go.
 fn datagrams_of_a_socket_keep_their_backend<F: Net>() {
     let [a, b, remote] = three::<F>();
     let mut node = Node::<F>::new().with_cluster_ip(0, &[a]);
@@ -294,7 +297,8 @@ fn datagrams_of_a_socket_keep_their_backend<F: Net>() {
     node = node.with_cluster_ip(0, &[b]);
     asks.iter()
         .for_each(|ask| assert_eq!(sent(&node.tables, ask), to::<F>((POD_B, TARGET))));
-    // A second address that leads to the same backend takes the reply's name over, and the first one back.
+    // A second address that leads to the same backend takes the reply's name over, and the first
+    // one back.
     node = node.with_node_port(0, &[b]);
     let (first, second) = (
         asks[0],

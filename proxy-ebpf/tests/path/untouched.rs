@@ -43,7 +43,8 @@ fn node<F: Net>() -> Node<F> {
         .with_cluster_ip(0, &[pod::<F>(POD_A)])
 }
 
-/// Runs a frame through every hook; all must leave it alone. What pods' devices see is followed at most (P25).
+/// Runs a frame through every hook; all must leave it alone. What pods' devices see is followed at
+/// most (P25).
 #[track_caller]
 fn nobody_cares<F: Net>(node: &Node<F>, bytes: &[u8]) {
     for hop in node.everywhere(bytes) {
@@ -194,7 +195,8 @@ fn other_protocols<F: Net>() {
     }
 }
 
-/// Table of verdicts: a port of a node address that is no nodePort; and what the node itself has open.
+/// Table of verdicts: a port of a node address that is no nodePort; and what the node itself has
+/// open.
 fn ports_that_are_no_node_ports<F: Net>() {
     for (protocol, port) in PROTOCOLS
         .into_iter()
@@ -207,7 +209,8 @@ fn ports_that_are_no_node_ports<F: Net>() {
     }
 }
 
-/// V8, V11: a nodePort counts on the addresses selected only; another node's address is not translated here.
+/// V8, V11: a nodePort counts on the addresses selected only; another node's address is not
+/// translated here.
 fn node_ports_of_other_addresses<F: Net>() {
     for protocol in PROTOCOLS {
         for to in [NODE2, POD_A, REMOTE, CLIENT] {
@@ -242,7 +245,8 @@ fn traffic_of_pods_with_others<F: Net>() {
     }
 }
 
-/// Fragments that no Service concerns are left alone and counted, the first as well as the later ones.
+/// Fragments that no Service concerns are left alone and counted, the first as well as the later
+/// ones.
 fn fragments<F: Net>() {
     let transport =
         &opening::<F>(Protocol::TCP, FROM, (NODE, 22)).bytes()[if F::V6 { 54 } else { 34 }..];
@@ -282,7 +286,8 @@ fn extension_headers<F: Net>() {
     }
 }
 
-/// A tagged frame belongs to the VLAN's device, also where the tag looks like the first byte of an IP header.
+/// A tagged frame belongs to the VLAN's device, also where the tag looks like the first byte of an
+/// IP header.
 fn vlan_tags<F: Net>() {
     for id in [1, 0x0500, 0x0600] {
         let step = PacketBuilder::ethernet2([2; 6], [4; 6])

@@ -1,4 +1,5 @@
-//! The node of the scenarios: its addresses, pods, devices and routes, and the hooks that packets meet.
+//! The node of the scenarios: its addresses, pods, devices and routes, and the hooks that packets
+//! meet.
 
 use std::cell::RefCell;
 
@@ -272,7 +273,8 @@ impl<F: Net> Node<F> {
         })
     }
 
-    /// The pods are known, nothing passes to or from [`POD_A`], and everything to and from [`POD_B`].
+    /// The pods are known, nothing passes to or from [`POD_A`], and everything to and from
+    /// [`POD_B`].
     pub fn isolated(mut self) -> Self {
         for (dotted, device, pod_id) in [(POD_A, VETH_A, 1), (POD_B, VETH_B, 2)] {
             self.tables

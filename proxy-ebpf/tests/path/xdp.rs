@@ -1,4 +1,5 @@
-//! XDP: the same packets as at tc plus the link-layer header, or none of its business; it decides before it writes.
+//! XDP: the same packets as at tc plus the link-layer header, or none of its business; it decides
+//! before it writes.
 
 use proxy_common::net::{IfIndex, Protocol};
 use proxy_common::node::Device;
@@ -47,7 +48,8 @@ fn first_packet_is_left_to_tc<F: Net>() {
     }
 }
 
-/// Half-open and established, forward and reply: byte for byte what tc sends, with the next hop's addresses in front.
+/// Half-open and established, forward and reply: byte for byte what tc sends, with the next hop's
+/// addresses in front.
 fn both_directions_leave_as_at_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let (node, there) = opened::<F>(protocol);

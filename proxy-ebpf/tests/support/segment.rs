@@ -1,4 +1,5 @@
-//! Packets in words: made from a description, and read back with every checksum verified, by `etherparse` and `crc32c` and not by us.
+//! Packets in words: made from a description, and read back with every checksum verified, by
+//! `etherparse` and `crc32c` and not by us.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,7 +21,8 @@ pub const ACK: u8 = 16;
 /// Time to live of the packets that tests make.
 pub const TTL: u8 = 64;
 
-/// Bytes between the IP header and the payload of the packets that tests make; SCTP's has one chunk.
+/// Bytes between the IP header and the payload of the packets that tests make; SCTP's has one
+/// chunk.
 pub fn overhead(protocol: Protocol) -> usize {
     match protocol {
         Protocol::TCP => 20,
@@ -162,7 +164,8 @@ impl Segment {
         }
     }
 
-    /// The packet that lies in `bytes`, if it is TCP, UDP or SCTP and all its checksums are right; else what is wrong.
+    /// The packet that lies in `bytes`, if it is TCP, UDP or SCTP and all its checksums are right;
+    /// else what is wrong.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let packet = PacketHeaders::from_ethernet_slice(bytes).map_err(|why| why.to_string())?;
         let Some(net) = &packet.net else {

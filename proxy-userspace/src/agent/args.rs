@@ -58,7 +58,8 @@ pub struct AgentArgs {
         value_delimiter = ','
     )]
     pub service_cidr: Vec<IpNet>,
-    /// Source ports for masquerade; neither nodePorts nor the host's ephemeral ports may be among them.
+    /// Source ports for masquerade; neither nodePorts nor the host's ephemeral ports may be among
+    /// them.
     #[arg(
         long,
         env = "PORTWAY_MASQUERADE_PORTS",
@@ -131,7 +132,8 @@ pub struct AgentArgs {
     /// Mode in which XDP is attached.
     #[arg(long, env = "PORTWAY_XDP", value_enum, default_value = "auto")]
     pub xdp: Xdp,
-    /// End as soon as the kernel is in step with the source, and print the status; what is attached goes on forwarding.
+    /// End as soon as the kernel is in step with the source, and print the status; what is attached
+    /// goes on forwarding.
     #[arg(long, env = "PORTWAY_ONCE", value_enum, value_name = "text|json", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "text", hide_possible_values = true)]
     pub once: Option<Output>,
@@ -223,7 +225,8 @@ pub enum Xdp {
     /// In the driver, or fail. Over a veth it breaks packets with a checksum that the sender leaves
     /// to the device, as most do; and the far end must have an XDP program, too.
     Native,
-    /// In the stack: slower than tc on most devices, works on all with whole checksums (not over a veth, see `native`).
+    /// In the stack: slower than tc on most devices, works on all with whole checksums (not over a
+    /// veth, see `native`).
     Generic,
     /// Not at all: tc does everything.
     Off,
@@ -288,7 +291,8 @@ impl AgentArgs {
             metrics_bind: Bind(metrics_bind),
         } = self;
         let StateDirArg { state_dir } = pins;
-        // What the API server writes down as a ServiceCIDR object, a source that plays it has as a flag.
+        // What the API server writes down as a ServiceCIDR object, a source that plays it has as a
+        // flag.
         let played = source
             .manifests
             .iter()
@@ -374,7 +378,8 @@ impl TimeoutArgs {
             tcp_closed_timeout,
             udp_timeout,
         ];
-        // Flows note the time in 32 bits of jiffies, which at 1000 a second come round after 49 days.
+        // Flows note the time in 32 bits of jiffies, which at 1000 a second come round after 49
+        // days.
         ensure!(
             all.iter().all(|seconds| (1..=2_000_000).contains(seconds)),
             "timeouts must be 1 to 2000000 seconds"

@@ -63,8 +63,11 @@ pub(super) fn table(header: &[&str]) -> Table {
 }
 
 pub(super) fn lines(table: &Table) -> String {
-    let line = |line: &str| format!("{}\n", line.trim_end());
-    table.to_string().lines().map(line).collect()
+    table
+        .to_string()
+        .lines()
+        .map(|line: &str| format!("{}\n", line.trim_end()))
+        .collect()
 }
 
 /// A device's name in the network namespace of this process.

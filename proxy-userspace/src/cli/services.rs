@@ -116,10 +116,12 @@ impl From<&Services> for Value {
                 "backends": { "localOnly": list(local_only), "both": list(both), "clusterOnly": list(cluster_only) },
             })
         };
-        let service = |(name, frontends): (&Arc<str>, Vec<_>)| json!({ "service": **name, "frontends": frontends.iter().map(frontend).collect::<Vec<_>>() });
         by_service(services)
             .into_iter()
-            .map(service)
+            .map(|(name, frontends): (&Arc<str>, Vec<_>)| {
+                let frontends: Vec<_> = frontends.iter().map(frontend).collect();
+                json!({ "service": **name, "frontends": frontends })
+            })
             .collect::<Vec<_>>()
             .into()
     }

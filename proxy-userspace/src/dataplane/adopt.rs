@@ -17,7 +17,8 @@ const NEW: u64 = 1;
 /// translator goes on to.
 const HOOKS: u8 = Hook::FromDevice as u8 | Hook::FromPod as u8 | Hook::ToPod as u8;
 
-/// Lets the programs follow a connection, which the client's host itself began if it is `own`; tells whether they did not yet.
+/// Lets the programs follow a connection, which the client's host itself began if it is `own`;
+/// tells whether they did not yet.
 ///
 /// # Errors
 /// Where the tables have no room.

@@ -49,7 +49,8 @@ impl Default for Walk {
 }
 
 impl Walk {
-    /// The next elements, none at the end. Elements that come and go meanwhile may be missed; none is seen twice in one bucket.
+    /// The next elements, none at the end. Elements that come and go meanwhile may be missed; none
+    /// is seen twice in one bucket.
     pub fn next<K: Pod, V: Pod>(
         &mut self,
         map: &HashMap<MapData, K, V>,
@@ -118,8 +119,9 @@ fn look_up<K: Pod, V: Pod>(
         map_fd: map.fd().as_fd().as_raw_fd() as u32,
         ..BatchAttr::default()
     };
-    // SAFETY: the attribute has the layout of the kernel's, and its pointers lead to `size` keys and values of the map's own sizes
-    // (aya has compared them), and to positions of four bytes, which is what hash maps use.
+    // SAFETY: the attribute has the layout of the kernel's, and its pointers lead to `size` keys
+    // and values of the map's own sizes (aya has compared them), and to positions of four bytes,
+    // which is what hash maps use.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -137,7 +139,8 @@ fn look_up<K: Pod, V: Pod>(
     };
     let written = (attr.count as usize).min(size);
     let pair = |(key, value): (&MaybeUninit<K>, &MaybeUninit<V>)| {
-        // SAFETY: the kernel has written the first `count` keys and values; `Pod` means that any bytes are a value.
+        // SAFETY: the kernel has written the first `count` keys and values; `Pod` means that any
+        // bytes are a value.
         unsafe { (key.assume_init(), value.assume_init()) }
     };
     Ok((

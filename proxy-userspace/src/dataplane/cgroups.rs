@@ -128,12 +128,13 @@ fn read_mounts() -> Result<String> {
 }
 
 fn mounts(text: &str) -> Vec<PathBuf> {
-    let field = |line: &str| {
-        let mut fields = line.split(' ').skip(1);
-        let (path, kind) = (fields.next()?, fields.next()?);
-        (kind == "cgroup2").then(|| PathBuf::from(path.replace("\\040", " ")))
-    };
-    text.lines().filter_map(field).collect()
+    text.lines()
+        .filter_map(|line: &str| {
+            let mut fields = line.split(' ').skip(1);
+            let (path, kind) = (fields.next()?, fields.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(path.replace("\\040", " ")))
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -42,7 +42,8 @@ impl Denials {
             .context("open the ring buffer DENIALS")
     }
 
-    /// Passes denials on until the agent ends. What nobody takes in time is lost: it is counted all the same.
+    /// Passes denials on until the agent ends. What nobody takes in time is lost: it is counted all
+    /// the same.
     pub async fn run(self, tell: mpsc::Sender<Denied>) -> Result<()> {
         let waits = "wait for denials";
         // SAFETY: the descriptor is open for as long as the ring buffer, which this moves in.

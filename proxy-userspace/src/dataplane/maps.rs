@@ -263,9 +263,8 @@ impl Maps {
 
     /// The counters, summed over the processors, in the order of `Reason::ALL` and `Counter::ALL`.
     pub fn counters(&self) -> Result<Vec<u64>> {
-        let sum = |index| Ok(self.counters.get(&index, 0)?.iter().sum());
         (0..COUNTERS)
-            .map(sum)
+            .map(|index| Ok(self.counters.get(&index, 0)?.iter().sum()))
             .collect::<Result<_, MapError>>()
             .context("read COUNTERS")
     }

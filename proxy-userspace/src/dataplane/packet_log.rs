@@ -1,4 +1,5 @@
-//! The log of the packet path: which flows the programs open and which packets they stop, in words. Compiled out unless the filter asks for it.
+//! The log of the packet path: which flows the programs open and which packets they stop, in words.
+//! Compiled out unless the filter asks for it.
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
@@ -14,7 +15,8 @@ use tracing::Level;
 /// The global of the programs that says up to which level they log.
 pub const LEVEL: &str = aya_log::LEVEL;
 
-/// The level that the programs are to log at, by the filter of this process: `--log info,portway::packets=debug`.
+/// The level that the programs are to log at, by the filter of this process: `--log
+/// info,portway::packets=debug`.
 pub fn level() -> u8 {
     if tracing::enabled!(target: "portway::packets", Level::DEBUG) {
         aya_log::Level::Debug as u8
@@ -36,7 +38,8 @@ impl PacketLog {
 
     /// Carries lines until the agent ends.
     pub async fn run(self) -> Result<()> {
-        // SAFETY: the ring buffer's descriptor is open for as long as the logger that it belongs to, which this moves in.
+        // SAFETY: the ring buffer's descriptor is open for as long as the logger that it belongs
+        // to, which this moves in.
         let log = unsafe { AsyncFd::register_with_interest(self.0, Interest::READABLE) };
         let mut log = log.context("wait for the packet path's log")?;
         loop {

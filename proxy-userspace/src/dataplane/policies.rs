@@ -1,4 +1,5 @@
-//! The policy tables in the kernel. Arrays are mapped into this process: one element changes by one store, which is all that a packet sees.
+//! The policy tables in the kernel. Arrays are mapped into this process: one element changes by one
+//! store, which is all that a packet sees.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -201,7 +202,8 @@ impl<T> Words<T> {
     }
 
     pub(super) fn load_u16(&self, element: u32, part: u32) -> Result<u16> {
-        // SAFETY: aligned, within a mapping that lives as long as this value, and only ever accessed whole.
+        // SAFETY: aligned, within a mapping that lives as long as this value, and only ever
+        // accessed whole.
         Ok(unsafe { AtomicU16::from_ptr(self.at(element, part)?) }.load(Ordering::Acquire))
     }
 

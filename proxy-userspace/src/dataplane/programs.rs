@@ -23,16 +23,16 @@ pub struct Verified {
     pub instructions: Option<u32>,
 }
 
-/// The programs that are pinned in `dir` or use a map that is, by their ids: those at hooks, and those that a running agent keeps ready.
-/// Without CAP_SYS_ADMIN, as in the DaemonSet's container, the kernel lists nobody's programs, and only the pinned are found.
+/// The programs that are pinned in `dir` or use a map that is, by their ids: those at hooks, and
+/// those that a running agent keeps ready. Without CAP_SYS_ADMIN, as in the DaemonSet's container,
+/// the kernel lists nobody's programs, and only the pinned are found.
 pub fn programs_in(dir: &StateDir) -> Result<Vec<Verified>> {
     let maps = map_ids(dir)?;
-    let uses = |program: &ProgramInfo| {
+    // One that went while it was looked at is none.
+    let using = loaded_programs().flatten().filter(|program: &ProgramInfo| {
         let used = program.map_ids().ok().flatten().unwrap_or_default();
         used.iter().any(|id| maps.contains(id))
-    };
-    // One that went while it was looked at is none.
-    let using = loaded_programs().flatten().filter(uses);
+    });
     let all = program_pins(dir)?
         .into_iter()
         .chain(using)
@@ -41,20 +41,24 @@ pub fn programs_in(dir: &StateDir) -> Result<Vec<Verified>> {
 }
 
 fn map_ids(dir: &StateDir) -> Result<BTreeSet<u32>> {
-    let id = |name: &String| {
-        Ok(MapInfo::from_pin(dir.map(name))
-            .with_context(|| format!("look at the map {name}"))?
-            .id())
-    };
-    names_in(&dir.maps())?.iter().map(id).collect()
+    names_in(&dir.maps())?
+        .iter()
+        .map(|name: &String| {
+            Ok(MapInfo::from_pin(dir.map(name))
+                .with_context(|| format!("look at the map {name}"))?
+                .id())
+        })
+        .collect()
 }
 
 fn program_pins(dir: &StateDir) -> Result<Vec<ProgramInfo>> {
-    let info = |name: &String| {
-        ProgramInfo::from_pin(dir.programs().join(name))
-            .with_context(|| format!("look at the program {name}"))
-    };
-    names_in(&dir.programs())?.iter().map(info).collect()
+    names_in(&dir.programs())?
+        .iter()
+        .map(|name: &String| {
+            ProgramInfo::from_pin(dir.programs().join(name))
+                .with_context(|| format!("look at the program {name}"))
+        })
+        .collect()
 }
 
 impl From<&ProgramInfo> for Verified {

@@ -1,4 +1,5 @@
-//! Elements of maps as plain bytes, whatever their types: for moving them from an old map to a new one.
+//! Elements of maps as plain bytes, whatever their types: for moving them from an old map to a new
+//! one.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -71,7 +72,8 @@ fn value_bytes(info: &aya::maps::MapInfo) -> Result<usize> {
 fn next_key(map: &MapData, key: Option<&[u8]>, size: usize) -> Result<Option<Vec<u8>>> {
     let mut next = vec![0_u8; size];
     let start = key.map_or(std::ptr::null(), <[u8]>::as_ptr);
-    // SAFETY: both pointers lead to keys of the map's size, or the first is null, which means the start.
+    // SAFETY: both pointers lead to keys of the map's size, or the first is null, which means the
+    // start.
     match unsafe { command(BPF_MAP_GET_NEXT_KEY, map, start, next.as_mut_ptr(), 0) } {
         Ok(()) => Ok(Some(next)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),

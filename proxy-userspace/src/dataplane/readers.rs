@@ -1,4 +1,5 @@
-//! The programs that are running now: what nothing leads to any more may be used again when they have ended.
+//! The programs that are running now: what nothing leads to any more may be used again when they
+//! have ended.
 
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use tracing::debug;
 /// A time that no program exceeds, for kernels that do not report when programs have ended.
 const LONG: Duration = Duration::from_millis(100);
 
-/// Returns when every program that runs at the call has ended: programs are RCU readers, and the kernel's barrier for all processes waits for a
-/// grace period of RCU (some milliseconds).
+/// Returns when every program that runs at the call has ended: programs are RCU readers, and the
+/// kernel's barrier for all processes waits for a grace period of RCU (some milliseconds).
 pub fn wait() {
     if let Err(error) = membarrier(MembarrierCommand::Global) {
         // Where CPUs run without ticks (nohz_full).

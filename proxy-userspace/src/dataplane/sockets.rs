@@ -23,7 +23,8 @@ use tracing::{info, warn};
 use super::cgroups::{Cgroup, CgroupChoice, path_of};
 use super::statedir::{StateDir, names_in, remove};
 
-/// The programs; each carries the name of its place, and so does its pin. Who restores a name comes before who makes it needed.
+/// The programs; each carries the name of its place, and so does its pin. Who restores a name comes
+/// before who makes it needed.
 pub const PROGRAMS: [&str; 8] = [
     "recvmsg4",
     "recvmsg6",
@@ -119,7 +120,8 @@ pub enum SocketHooks {
 }
 
 impl SocketHooks {
-    /// Finds the cgroup and has the verifier take the programs; what does not succeed is said in the log.
+    /// Finds the cgroup and has the verifier take the programs; what does not succeed is said in
+    /// the log.
     pub fn prepare(ebpf: &mut Ebpf, choice: &CgroupChoice, globals: &Result<Globals>) -> Self {
         if *choice == CgroupChoice::Off {
             info!("no socket hooks are wanted: processes of this node reach Services by packets");
@@ -140,7 +142,8 @@ impl SocketHooks {
         Self::Absent(why)
     }
 
-    /// Attaches the programs, or takes those of an earlier agent away that are not wanted any more. Once is enough.
+    /// Attaches the programs, or takes those of an earlier agent away that are not wanted any more.
+    /// Once is enough.
     pub fn attach(&mut self, ebpf: &mut Ebpf, dir: &StateDir) -> Result<()> {
         let cgroup = match self {
             Self::Attached => return Ok(()),
@@ -152,7 +155,8 @@ impl SocketHooks {
                 info!(cgroup = %cgroup, "processes of this node are served by their sockets");
                 Self::Attached
             }
-            // All or none: whoever is sent to a backend has to know it by the name that it asked for.
+            // All or none: whoever is sent to a backend has to know it by the name that it asked
+            // for.
             Err(error) => {
                 detach(dir)?;
                 Self::absent(&error)

@@ -1,4 +1,5 @@
-//! The directory of one agent on bpffs: where its maps, programs and hooks are pinned, and the lock that says that it lives.
+//! The directory of one agent on bpffs: where its maps, programs and hooks are pinned, and the lock
+//! that says that it lives.
 
 use std::fs::{self, File};
 use std::io;

@@ -310,7 +310,8 @@ fn a_pinned_map_of_another_form_is_replaced_by_an_empty_one() {
     });
 }
 
-/// Until the new agent has heard of the cluster, new connections are masqueraded by what the old one knew.
+/// Until the new agent has heard of the cluster, new connections are masqueraded by what the old
+/// one knew.
 #[test]
 fn devices_of_an_earlier_version_are_known_at_once_although_they_have_grown() {
     let node = Namespace::new();

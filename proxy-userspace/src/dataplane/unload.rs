@@ -14,8 +14,9 @@ use super::sockets;
 use super::statedir::{StateDir, names_in, remove};
 use crate::gate;
 
-/// Removes hooks, programs and maps of a state directory and the directory itself, and the clsact qdiscs that were made for them if nobody
-/// else uses them. Runs in the network namespace of the agent.
+/// Removes hooks, programs and maps of a state directory and the directory itself, and the clsact
+/// qdiscs that were made for them if nobody else uses them. Runs in the network namespace of the
+/// agent.
 ///
 /// # Errors
 /// Where an agent still runs there; what else fails is said, and the rest is removed all the same.

@@ -1,4 +1,5 @@
-//! Asks the policy tables that an agent has pinned, by the same steps as its programs: what does this node say of a connection?
+//! Asks the policy tables that an agent has pinned, by the same steps as its programs: what does
+//! this node say of a connection?
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -57,7 +58,8 @@ impl NodeVerdicts {
         })
     }
 
-    /// What they say of a new connection between two addresses of one family; port 0 where the protocol has none.
+    /// What they say of a new connection between two addresses of one family; port 0 where the
+    /// protocol has none.
     ///
     /// # Errors
     /// Where the kernel does not let a table be read.

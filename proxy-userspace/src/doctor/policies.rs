@@ -1,4 +1,5 @@
-//! NetworkPolicies that do something else than was meant: selectors that match nothing, unknown port names, no way to DNS.
+//! NetworkPolicies that do something else than was meant: selectors that match nothing, unknown
+//! port names, no way to DNS.
 
 use std::collections::BTreeSet;
 
@@ -368,7 +369,8 @@ impl<'a> Examined<'a> {
         )
     }
 
-    /// Its pods may go somewhere, but cannot ask for names. Where nothing at all is allowed that is meant.
+    /// Its pods may go somewhere, but cannot ask for names. Where nothing at all is allowed that is
+    /// meant.
     fn without_dns(&self) -> Option<Finding> {
         if self.policy.egress.as_ref().is_none_or(Vec::is_empty) {
             return None;
@@ -394,7 +396,8 @@ impl<'a> Examined<'a> {
             .filter(|(policy, _)| policy.namespace == name.namespace);
         let applicable = own.filter(|(_, policy)| policy.pods.selects(&pod.labels));
         let mut rules = applicable.flat_map(|(_, policy)| policy.egress.iter().flatten());
-        // Which addresses a block is for, and where DNS is if its Service is not known, cannot be told: it may be meant for DNS.
+        // Which addresses a block is for, and where DNS is if its Service is not known, cannot be
+        // told: it may be meant for DNS.
         let perhaps = |rule: &Rule| {
             servers.is_empty()
                 || rule.peers.is_empty()

@@ -1,4 +1,5 @@
-//! The ends of a connection as they are typed, and what the objects make of them: a pod, a node, or an address outside.
+//! The ends of a connection as they are typed, and what the objects make of them: a pod, a node, or
+//! an address outside.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -409,7 +410,8 @@ fn service_named<'a>(state: &'a State, name: &ObjectName) -> Result<(&'a ObjectN
         .ok_or_else(|| anyhow::anyhow!("no Service {name}"))
 }
 
-/// The backends that answer the cluster's pods' questions for names, where the usual Service is there.
+/// The backends that answer the cluster's pods' questions for names, where the usual Service is
+/// there.
 pub(crate) fn dns(state: &State) -> Vec<(Party<'_>, Port)> {
     let name = ObjectName::new("kube-system", "kube-dns");
     let to = Target {
@@ -431,7 +433,8 @@ fn service_at(state: &State, addr: IpAddr) -> Option<(&ObjectName, &Service)> {
         .find(|(_, service)| service.cluster_ips.contains(&addr))
 }
 
-/// P28: the ready endpoints behind a Service's port, or those that still serve; of one family if a cluster IP was asked for.
+/// P28: the ready endpoints behind a Service's port, or those that still serve; of one family if a
+/// cluster IP was asked for.
 fn backends<'a>(
     state: &'a State,
     name: &ObjectName,

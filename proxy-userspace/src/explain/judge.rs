@@ -1,4 +1,5 @@
-//! One direction of a connection: the policies that select the end, and each of their rules with what speaks against it (P1-P20).
+//! One direction of a connection: the policies that select the end, and each of their rules with
+//! what speaks against it (P1-P20).
 
 use std::net::IpAddr;
 

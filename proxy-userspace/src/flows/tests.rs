@@ -170,9 +170,8 @@ fn closed_flows_go_the_sooner_the_fuller_the_table_is() {
         [60, 60, 30, 0, 0]
     );
     assert_eq!(rules.for_table(u64::MAX).timeouts.tcp_closed, 0);
-    let direct = |n: u64| rules.for_table(u64::from(TABLE_ENTRIES) / 8 * n).dsr;
     assert_eq!(
-        [0, 4, 5, 6, 8].map(direct),
+        [0, 4, 5, 6, 8].map(|n: u64| rules.for_table(u64::from(TABLE_ENTRIES) / 8 * n).dsr),
         [10_800, 10_800, 5_400, 600, 600]
     );
     assert_eq!(
@@ -238,7 +237,8 @@ fn jiffies_may_wrap_and_a_note_from_the_future_is_no_age() {
     assert_eq!(age(5, 6), 0);
 }
 
-/// Runs a sweep over these connections; gives the client ports of those that are left, by direction.
+/// Runs a sweep over these connections; gives the client ports of those that are left, by
+/// direction.
 fn survivors(
     rules: SweepRules,
     make: impl Fn(u32) -> Vec<[(FlowKey<Addr4>, Flow<Addr4>); 2]> + Send + 'static,
@@ -324,7 +324,8 @@ fn both_directions_of_a_udp_flow_go_with_its_backend() {
     assert_eq!(left, [2, 2]);
 }
 
-/// P22: who gets an address of a pod that has left finds no flow of it, half-open or established; those of others stay.
+/// P22: who gets an address of a pod that has left finds no flow of it, half-open or established;
+/// those of others stay.
 #[test]
 fn p22_flows_end_with_the_pod_that_had_the_address() {
     let node = Namespace::new();

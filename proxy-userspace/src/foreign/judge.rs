@@ -148,7 +148,8 @@ fn refusal(table: &Table, name: &str, chain: &Chain) -> Option<String> {
     })
 }
 
-/// The first chain on the way that has a rule which refuses. Those of other data planes are judged as theirs.
+/// The first chain on the way that has a rule which refuses. Those of other data planes are judged
+/// as theirs.
 fn refusing_chain<'a>(
     table: &'a Table,
     name: &'a str,

@@ -35,7 +35,8 @@ pub(super) fn look(bpffs: &Path) -> Seen {
     }
 }
 
-/// iptables' rules are among nftables' too, unless they are in the older tables that only their own tools see.
+/// iptables' rules are among nftables' too, unless they are in the older tables that only their own
+/// tools see.
 fn tables() -> Vec<Table> {
     let nft = run("nft", &["-j", "-t", "list", "ruleset"]);
     let seen_by_nft = nft.is_some();
@@ -116,7 +117,8 @@ fn tcx(device: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Programs in filters, as they were attached before tcx. A thread of its own has this one's namespace, and no runtime yet.
+/// Programs in filters, as they were attached before tcx. A thread of its own has this one's
+/// namespace, and no runtime yet.
 fn clsact(devices: &[(u32, String)]) -> Vec<(String, String)> {
     let look = || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -164,9 +166,11 @@ fn program_names(attribute: TcAttribute) -> Vec<String> {
     let TcAttribute::Options(options) = attribute else {
         return Vec::new();
     };
-    let name = |option| match option {
-        TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name),
-        _ => None,
-    };
-    options.into_iter().filter_map(name).collect()
+    options
+        .into_iter()
+        .filter_map(|option| match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name),
+            _ => None,
+        })
+        .collect()
 }

@@ -1,6 +1,8 @@
-//! Firewall rules as far as they matter here, read leniently from `nft -j list ruleset` and from `iptables-save`.
+//! Firewall rules as far as they matter here, read leniently from `nft -j list ruleset` and from
+//! `iptables-save`.
 //!
-//! A strict reader of nftables would lose a whole rule to one expression that it does not know, and with it a `drop`.
+//! A strict reader of nftables would lose a whole rule to one expression that it does not know, and
+//! with it a `drop`.
 
 use std::collections::BTreeMap;
 

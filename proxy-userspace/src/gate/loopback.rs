@@ -90,13 +90,13 @@ pub async fn close(handle: &Handle, entry: u32) -> Result<()> {
     Ok(())
 }
 
-/// A host that takes a packet only by the device that leads to its sender refuses by loopback what comes from elsewhere.
+/// A host that takes a packet only by the device that leads to its sender refuses by loopback what
+/// comes from elsewhere.
 pub fn warn_of_filter() {
-    let read = |device| {
+    if is_strict(&["all", "lo"].map(|device| {
         fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"))
             .unwrap_or_default()
-    };
-    if is_strict(&["all", "lo"].map(read)) {
+    })) {
         warn!(
             "net.ipv4.conf.all.rp_filter is 1 (strict): processes of this node reach cluster IPs and nodePorts, but not external and load balancer \
              IPs that are on no device here; with 2 (loose) or 0 they would"

@@ -150,7 +150,8 @@ fn proxy(vitals: &Vitals, at: Moment, patience: Duration, node_eligible: Option<
     };
     let healthy = vitals.alive(at.now, patience);
     let good = healthy && node_eligible.unwrap_or(true);
-    // Tools take an old time for a stuck proxy: as long as all is well it is always new, as with kube-proxy.
+    // Tools take an old time for a stuck proxy: as long as all is well it is always new, as with
+    // kube-proxy.
     let last = if good {
         Some(at.now)
     } else {

@@ -29,20 +29,24 @@ pub async fn serve_health(
     vitals: watch::Receiver<Vitals>,
     metrics: Arc<Metrics>,
 ) -> Result<()> {
-    let health = |State(known): State<Known>| async move {
-        let answer = healthz(&known.vitals.borrow(), Moment::now(), TOO_LONG);
-        known.metrics.healthz(answer.status);
-        answer
-    };
-    let live = |State(known): State<Known>| async move {
-        let answer = livez(&known.vitals.borrow(), Moment::now(), TOO_LONG);
-        known.metrics.livez(answer.status);
-        answer
-    };
     let ready = |State(known): State<Known>| async move { readyz(&known.vitals.borrow()) };
     let router = Router::new()
-        .route("/healthz", get(health))
-        .route("/livez", get(live))
+        .route(
+            "/healthz",
+            get(|State(known): State<Known>| async move {
+                let answer = healthz(&known.vitals.borrow(), Moment::now(), TOO_LONG);
+                known.metrics.healthz(answer.status);
+                answer
+            }),
+        )
+        .route(
+            "/livez",
+            get(|State(known): State<Known>| async move {
+                let answer = livez(&known.vitals.borrow(), Moment::now(), TOO_LONG);
+                known.metrics.livez(answer.status);
+                answer
+            }),
+        )
         .route("/readyz", get(ready));
     let router = router.with_state(Known { vitals, metrics });
     http::serve(bind, router).await

@@ -1,4 +1,5 @@
-//! The servers that load balancers ask which nodes have backends (V22): one listener for each address and port.
+//! The servers that load balancers ask which nodes have backends (V22): one listener for each
+//! address and port.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -27,7 +28,8 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// The health checks to serve, by Service.
 pub type Checks = BTreeMap<ObjectName, HealthCheck>;
 
-/// Serves what `checks` says, as it changes; an address that is taken becomes a warning about the Service and is tried again.
+/// Serves what `checks` says, as it changes; an address that is taken becomes a warning about the
+/// Service and is tried again.
 ///
 /// # Errors
 /// If whoever tells the checks has gone.
@@ -175,12 +177,14 @@ async fn reply(State(asked): State<Asked>) -> Response {
     }
 }
 
-/// V22: the answer to whoever asks at this address and port; `None` if no Service is asked about there.
+/// V22: the answer to whoever asks at this address and port; `None` if no Service is asked about
+/// there.
 pub fn answer_at(checks: &Checks, at: SocketAddr, vitals: &Vitals, now: Instant) -> Option<Answer> {
-    let here = |(_, check): &(&ObjectName, &HealthCheck)| {
-        check.port == at.port() && check.addresses.contains(&at.ip())
-    };
-    let (name, check) = checks.iter().find(here)?;
+    let (name, check) = checks
+        .iter()
+        .find(|(_, check): &(&ObjectName, &HealthCheck)| {
+            check.port == at.port() && check.addresses.contains(&at.ip())
+        })?;
     Some(answer::service(
         name,
         check.weight(at.ip()),

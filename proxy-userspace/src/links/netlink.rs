@@ -82,7 +82,8 @@ impl Netlink {
         }
     }
 
-    /// All links, addresses and unicast routes of the main table; one dump after the other, since a socket can have one at a time.
+    /// All links, addresses and unicast routes of the main table; one dump after the other, since a
+    /// socket can have one at a time.
     pub async fn read(&self) -> Result<Facts> {
         let links = self
             .handle
@@ -126,7 +127,8 @@ impl Netlink {
             .concat())
     }
 
-    /// The device that packets to `addr` leave by, if it is on a link of this host: neither local nor behind a gateway.
+    /// The device that packets to `addr` leave by, if it is on a link of this host: neither local
+    /// nor behind a gateway.
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "the list of netlink's attributes is open"
@@ -179,9 +181,11 @@ impl Netlink {
             .with_context(|| format!("list {family:?} neighbours"))
     }
 
-    /// Makes the kernel ask who has `addr`, so that the answer shows the bridge behind which port it is.
+    /// Makes the kernel ask who has `addr`, so that the answer shows the bridge behind which port
+    /// it is.
     ///
-    /// A neighbour that is known already is probed anew: its entry in the bridge's table may have aged out.
+    /// A neighbour that is known already is probed anew: its entry in the bridge's table may have
+    /// aged out.
     pub async fn resolve(&self, bridge: IfIndex, addr: IpAddr, known: Option<&Mac>) -> Result<()> {
         let request = self.handle.neighbours().add(bridge.0, addr).replace();
         let request = match known {

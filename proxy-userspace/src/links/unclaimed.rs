@@ -27,15 +27,14 @@ pub fn unclaimed(
         .filter(|route| is_to_a_pod(wanted, route))
         .map(|route| route.device)
         .collect();
-    let looks_like_a_pods = |(index, link): &(&IfIndex, &Link)| match link.bridge {
-        _ if link.kind != Kind::Veth => false,
-        Some(bridge) => bridges.contains(&bridge),
-        None => routed.contains(index),
-    };
     let found = facts
         .links
         .iter()
-        .filter(looks_like_a_pods)
+        .filter(|(index, link): &(&IfIndex, &Link)| match link.bridge {
+            _ if link.kind != Kind::Veth => false,
+            Some(bridge) => bridges.contains(&bridge),
+            None => routed.contains(index),
+        })
         .map(|(index, _)| *index);
     found
         .filter(|index| !known.contains(index) && !ours.contains(index))
@@ -43,19 +42,21 @@ pub fn unclaimed(
 }
 
 fn bridges_of_pods(facts: &Facts, wanted: &Wanted, known: &BTreeSet<IfIndex>) -> BTreeSet<IfIndex> {
-    let is_bridge = |index: &IfIndex| {
-        facts
-            .links
-            .get(index)
-            .is_some_and(|link| link.kind == Kind::Bridge)
-    };
     let of_known = known.iter().filter_map(|pod| facts.links.get(pod)?.bridge);
     let addressed = facts
         .addresses
         .iter()
         .filter(|a| is_pods(wanted, a.addr))
         .map(|a| a.device);
-    of_known.chain(addressed).filter(is_bridge).collect()
+    of_known
+        .chain(addressed)
+        .filter(|index: &IfIndex| {
+            facts
+                .links
+                .get(index)
+                .is_some_and(|link| link.kind == Kind::Bridge)
+        })
+        .collect()
 }
 
 /// A route to one address, on the link.
@@ -105,7 +106,8 @@ mod tests {
         }
     }
 
-    /// The uplink, which is a veth as in kind; a bridge of pods with two ports, a user's bridge with one, and two veths of their own.
+    /// The uplink, which is a veth as in kind; a bridge of pods with two ports, a user's bridge
+    /// with one, and two veths of their own.
     fn node() -> (Facts, Wanted) {
         let links = [
             (2, link("eth0", Kind::Veth, None)),

@@ -225,7 +225,8 @@ fn port_of(ports: &[Neighbour], bridge: IfIndex, mac: &Mac) -> Option<IfIndex> {
     )
 }
 
-/// The devices with the node's addresses, the default routes, and the routes to other nodes' pods; or those that were named.
+/// The devices with the node's addresses, the default routes, and the routes to other nodes' pods;
+/// or those that were named.
 fn node_devices(
     facts: &Facts,
     wanted: &Wanted,
@@ -304,8 +305,9 @@ fn device(
     })
 }
 
-/// The source that packets leaving by a device get (V12): the Node's address if the device has it, else the device's first that
-/// the kernel prefers, else the Node's, else the first of any device that leads out.
+/// The source that packets leaving by a device get (V12): the Node's address if the device has it,
+/// else the device's first that the kernel prefers, else the Node's, else the first of any device
+/// that leads out.
 fn masquerade(
     facts: &Facts,
     wanted: &Wanted,
@@ -320,30 +322,32 @@ fn masquerade(
     };
     let ours = |a: &&super::facts::HostAddress| wanted.node_addresses.contains(&a.addr);
     let here = |a: &&super::facts::HostAddress| a.device == index;
-    let leads_out = |a: &&super::facts::HostAddress| {
-        facts
-            .routes
-            .iter()
-            .any(|r| r.to.prefix_len() == 0 && r.device == a.device)
-    };
     let found = usable()
         .filter(here)
         .find(ours)
         .or_else(|| usable().find(here));
     found
         .or_else(|| usable().find(ours))
-        .or_else(|| usable().find(leads_out))
+        .or_else(|| {
+            usable().find(|a: &&super::facts::HostAddress| {
+                facts
+                    .routes
+                    .iter()
+                    .any(|r| r.to.prefix_len() == 0 && r.device == a.device)
+            })
+        })
         .map(|a| a.addr)
 }
 
 fn host_addresses(facts: &Facts) -> BTreeMap<IpAddr, IfIndex> {
-    let counts = |link: &super::facts::Link| {
-        link.kind != Kind::Loopback && !NOT_OURS.contains(&link.name.as_str())
-    };
-    let ours = facts
-        .addresses
-        .iter()
-        .filter(|a| facts.links.get(&a.device).is_some_and(counts));
+    let ours = facts.addresses.iter().filter(|a| {
+        facts
+            .links
+            .get(&a.device)
+            .is_some_and(|link: &super::facts::Link| {
+                link.kind != Kind::Loopback && !NOT_OURS.contains(&link.name.as_str())
+            })
+    });
     ours.map(|a| (a.addr, a.device)).collect()
 }
 
@@ -379,7 +383,8 @@ mod tests {
         }
     }
 
-    /// P18: a node device that is the pods' bridge is one that their packets come in by; no other is.
+    /// P18: a node device that is the pods' bridge is one that their packets come in by; no other
+    /// is.
     #[test]
     fn p18_a_bridge_with_pods_is_known_as_such() {
         let (mut facts, mut wanted) = node();

@@ -1,4 +1,5 @@
-//! The names and types that existing dashboards ask for, and that both texts are what their formats say.
+//! The names and types that existing dashboards ask for, and that both texts are what their formats
+//! say.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +31,8 @@ struct Read {
     samples: Vec<(String, f64)>,
 }
 
-/// Reads the text format 0.0.4 as strictly as promtool: each sample belongs to the TYPE before it, and is a number.
+/// Reads the text format 0.0.4 as strictly as promtool: each sample belongs to the TYPE before it,
+/// and is a number.
 fn read(text: &str) -> BTreeMap<String, Read> {
     let mut metrics: BTreeMap<String, Read> = BTreeMap::new();
     let mut current = String::new();
@@ -103,13 +105,13 @@ fn v24_names_types_and_labels_are_kube_proxys_from_the_start() {
     let ours = read
         .iter()
         .filter(|(name, _)| name.starts_with("kubeproxy_"));
-    let line = |(name, read): (&String, &Read)| {
-        format!("{name} {} {}", read.kind, read.labels.join(","))
-            .trim_end()
-            .to_owned()
-    };
     assert_eq!(
-        ours.map(line).collect::<Vec<_>>(),
+        ours.map(|(name, read): (&String, &Read)| {
+            format!("{name} {} {}", read.kind, read.labels.join(","))
+                .trim_end()
+                .to_owned()
+        })
+        .collect::<Vec<_>>(),
         KUBE_PROXY.trim().lines().collect::<Vec<_>>()
     );
     assert!(

@@ -59,7 +59,8 @@ impl Exporter {
     }
 }
 
-/// In the older format a counter's comments have its whole name, and there are neither units nor an end.
+/// In the older format a counter's comments have its whole name, and there are neither units nor an
+/// end.
 fn plain(open: &str) -> String {
     let mut counters = open
         .lines()

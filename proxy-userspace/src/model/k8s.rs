@@ -1,4 +1,5 @@
-//! From Kubernetes' types to our words; a bad object becomes an [`Invalid`] that names object, field and reason.
+//! From Kubernetes' types to our words; a bad object becomes an [`Invalid`] that names object,
+//! field and reason.
 
 mod endpoints;
 mod node;
@@ -120,7 +121,8 @@ pub fn seen_unreadable(object: ObjectRef, field: String, why: String) -> Update 
     )
 }
 
-/// What an object that the API server shows as JSON means to us; one that is not of its kind's form is bad.
+/// What an object that the API server shows as JSON means to us; one that is not of its kind's form
+/// is bad.
 ///
 /// # Errors
 /// Where it is of no kind that nodes care for.
@@ -193,7 +195,8 @@ fn protocol(name: Option<&str>, path: impl Into<String>) -> Result<Protocol, Fie
     }
 }
 
-/// An address, as loosely as Kubernetes has always read them: `010.0.0.1` is decimal, `::ffff:10.0.0.1` is IPv4.
+/// An address, as loosely as Kubernetes has always read them: `010.0.0.1` is decimal,
+/// `::ffff:10.0.0.1` is IPv4.
 fn address(text: &str, path: impl Into<String>) -> Result<IpAddr, Field> {
     let parsed = IpAddr::from_str(text).or_else(|_| IpAddr::from_str(&without_leading_zeros(text)));
     parsed

@@ -1,5 +1,5 @@
-//! Sockets by the kernel's `sock_diag`: which UDP sockets are connected, and the end of some. The crate of its messages does not know how to
-//! end one.
+//! Sockets by the kernel's `sock_diag`: which UDP sockets are connected, and the end of some. The
+//! crate of its messages does not know how to end one.
 
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
@@ -37,7 +37,8 @@ struct Connected {
     id: [u8; ID],
 }
 
-/// Ends the connected UDP sockets of this network namespace that have these cookies and peers; gives how many.
+/// Ends the connected UDP sockets of this network namespace that have these cookies and peers;
+/// gives how many.
 ///
 /// # Errors
 /// Where the kernel does not list sockets, or refuses to end one.

@@ -288,13 +288,16 @@ mod tests {
     }
 
     fn said(known: &mut Known, event: Event<DeserializeGuard<Service>>) -> Vec<String> {
-        let words = |step: Step| match step {
-            Step::Update(Update::Apply(o)) => format!("+{}", o.reference().name.name),
-            Step::Update(Update::Delete(o)) => format!("-{}", o.name.name),
-            Step::Listed(_) => "listed".to_owned(),
-            Step::Update(_) | Step::Lost(..) => "other".to_owned(),
-        };
-        known.steps(Ok(event)).into_iter().map(words).collect()
+        known
+            .steps(Ok(event))
+            .into_iter()
+            .map(|step: Step| match step {
+                Step::Update(Update::Apply(o)) => format!("+{}", o.reference().name.name),
+                Step::Update(Update::Delete(o)) => format!("-{}", o.name.name),
+                Step::Listed(_) => "listed".to_owned(),
+                Step::Update(_) | Step::Lost(..) => "other".to_owned(),
+            })
+            .collect()
     }
 
     #[test]

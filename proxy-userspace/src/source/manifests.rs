@@ -96,11 +96,10 @@ fn news_of(
     directory: &Directory,
     ranges: &Ranges,
 ) -> Vec<Update> {
-    let named = |update: Update| Some((update.object()?, update));
     let now: BTreeMap<_, _> = directory
         .updates(ranges)
         .into_iter()
-        .filter_map(named)
+        .filter_map(|update: Update| Some((update.object()?, update)))
         .collect();
     let gone = sent
         .keys()

@@ -1,4 +1,5 @@
-//! Addresses that pods of this node have by the word of their CNI plugin, until the API server has them (P31).
+//! Addresses that pods of this node have by the word of their CNI plugin, until the API server has
+//! them (P31).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -46,7 +47,8 @@ impl Given {
         Update::Apply(Object::Pod(name, pod))
     }
 
-    /// The plugins say something else now: the pods that are concerned, as they are without what was lent to them.
+    /// The plugins say something else now: the pods that are concerned, as they are without what
+    /// was lent to them.
     pub fn say(&mut self, said: cni::Given, state: &State) -> Vec<Update> {
         let before = std::mem::replace(&mut self.said, said);
         let names: BTreeSet<_> = before.keys().chain(self.said.keys()).collect();

@@ -22,7 +22,8 @@ pub struct PolicySync {
 }
 
 impl PolicySync {
-    /// Nothing is written yet to tables of this size; pods get the pod_ids that they had in `actual`, if those are free.
+    /// Nothing is written yet to tables of this size; pods get the pod_ids that they had in
+    /// `actual`, if those are free.
     pub fn new(actual: &Actual, room: Room) -> Self {
         let pod_ids = actual
             .pods()
@@ -44,7 +45,8 @@ impl PolicySync {
         &self.compiler
     }
 
-    /// Brings the tables up to the snapshot; gives the number of writes, and what the kernel refused.
+    /// Brings the tables up to the snapshot; gives the number of writes, and what the kernel
+    /// refused.
     pub fn bring_in_step(
         &mut self,
         snapshot: &Snapshot,
@@ -106,7 +108,8 @@ impl PolicySync {
         self.pod_ids = now;
     }
 
-    /// Pods that nobody reaches where they are isolated, for want of room for what their policies say (P34).
+    /// Pods that nobody reaches where they are isolated, for want of room for what their policies
+    /// say (P34).
     pub fn closed(&self) -> &BTreeSet<ObjectName> {
         self.tables.closed()
     }

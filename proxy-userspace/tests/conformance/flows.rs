@@ -1,4 +1,5 @@
-//! The flows of a case: many connections each, until every endpoint that is owed was met, and whatever else is met differs.
+//! The flows of a case: many connections each, until every endpoint that is owed was met, and
+//! whatever else is met differs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -24,7 +25,8 @@ use crate::rules::{self, Owed, Row};
 use crate::sockets;
 use crate::world::{DEVICE, World};
 
-/// Connections of a flow, for each endpoint that is owed: of ten endpoints one is missed once in 10^13 such runs.
+/// Connections of a flow, for each endpoint that is owed: of ten endpoints one is missed once in
+/// 10^13 such runs.
 const ATTEMPTS: u16 = 32;
 /// The first of the clients' ports.
 const FIRST_PORT: u16 = 32768;
@@ -182,7 +184,8 @@ fn run<F: Side4or6>(
     Ok((library, programs))
 }
 
-/// The backends that processes of the node get, by the library. Their sockets are sent there, so that no source is ever rewritten.
+/// The backends that processes of the node get, by the library. Their sockets are sent there, so
+/// that no source is ever rewritten.
 fn choices<F: Side4or6>(flow: &Flow, owed: &Owed, memory: &Memory<F>) -> Result<Seen> {
     let protocol = packet::protocol(&flow.protocol)?;
     let mut seen = Seen::new();

@@ -1,5 +1,5 @@
-//! Health: how many endpoints of a Service are here and ready, and what load balancers and the kubelet are answered (V22, V23), by the
-//! pure functions that the servers use.
+//! Health: how many endpoints of a Service are here and ready, and what load balancers and the
+//! kubelet are answered (V22, V23), by the pure functions that the servers use.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -51,17 +51,16 @@ fn services(case: &ServiceHealthCase, tally: &mut Tally) -> Result<()> {
         snapshot.links.host_addresses = [(HOST.parse()?, IfIndex(2))].into();
         let checks = health_checks(&snapshot).served;
         let name = |what: &str| format!("{}, step {}: {what}", case.name, number + 1);
-        let served = |(name, check): (&_, &portway::compile::HealthCheck)| {
-            (
-                ToString::to_string(name),
-                json!({ "port": check.port, "local_endpoints": check.local_endpoints.len() }),
-            )
-        };
         tally.compare(
             &name("Services"),
             Weight::Binding,
             &step.expect_services,
-            &checks.iter().map(served).collect(),
+            &checks.iter().map(|(name, check): (&_, &portway::compile::HealthCheck)| {
+            (
+                ToString::to_string(name),
+                json!({ "port": check.port, "local_endpoints": check.local_endpoints.len() }),
+            )
+        }).collect(),
         );
         tally.compare(
             &name("listening"),

@@ -1,4 +1,5 @@
-//! The loaded programs over real maps that hold what was placed, in a network namespace with the devices that the cases mean.
+//! The loaded programs over real maps that hold what was placed, in a network namespace with the
+//! devices that the cases mean.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,7 +1,9 @@
-//! Conformance: the cases of a directory, each compiled and placed, its flows run through the library on fake tables and through
-//! the loaded programs, and what comes out compared with what the case says.
+//! Conformance: the cases of a directory, each compiled and placed, its flows run through the
+//! library on fake tables and through the loaded programs, and what comes out compared with what
+//! the case says.
 //!
-//! Run by `cargo xtask conform DIR…`; needs root: the programs are loaded, and run in a network namespace of this test's own.
+//! Run by `cargo xtask conform DIR…`; needs root: the programs are loaded, and run in a network
+//! namespace of this test's own.
 
 #[path = "../kernel/programs.rs"]
 #[expect(dead_code, reason = "the kernel's own tests need the rest")]

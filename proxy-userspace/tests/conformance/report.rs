@@ -17,7 +17,8 @@ pub struct Tally {
     pub programs: usize,
     /// Other comparisons.
     pub others: usize,
-    /// Connections judged by NetworkPolicy: by the text, through the tables step by step and from nothing, and by the loaded programs.
+    /// Connections judged by NetworkPolicy: by the text, through the tables step by step and from
+    /// nothing, and by the loaded programs.
     pub policies: [usize; 5],
     differences: Vec<(Row, String)>,
     advisory: Vec<String>,

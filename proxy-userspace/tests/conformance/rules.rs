@@ -24,7 +24,8 @@ pub enum Rule {
     PodsAreKnown,
     /// A nodePort with policy Local and no backend here refuses at once.
     LocalNodePort,
-    /// UDP flows end with their backend, also where the Service has none left, and for no other reason.
+    /// UDP flows end with their backend, also where the Service has none left, and for no other
+    /// reason.
     UdpEndsWithBackend,
 }
 
@@ -140,7 +141,8 @@ fn masqueraded(flow: &Flow, endpoint: &SocketAddr, world: &World) -> bool {
     }
 }
 
-/// V11: where kube-proxy cannot tell pods, what it says of the node's own flow to the same place holds for its pods too.
+/// V11: where kube-proxy cannot tell pods, what it says of the node's own flow to the same place
+/// holds for its pods too.
 fn sibling_of_node<'a>(flow: &Flow, all: &'a [Flow], config: &FlowConfig) -> Option<&'a Flow> {
     let place = |f: &Flow| (f.dest_ip, f.dest_port, f.protocol.clone());
     let unknown = config.local_pod_cidrs.is_none() && flow.origin == Origin::Pod;

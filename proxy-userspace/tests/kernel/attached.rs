@@ -1,4 +1,5 @@
-//! The programs on a device, for what a test run cannot show: tags that the kernel has taken off, and the log.
+//! The programs on a device, for what a test run cannot show: tags that the kernel has taken off,
+//! and the log.
 
 use std::io;
 use std::os::fd::AsRawFd as _;

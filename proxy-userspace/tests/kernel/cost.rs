@@ -20,7 +20,8 @@ use crate::segment::{ACK, SYN, Segment};
 const ROUNDS: usize = 4001;
 /// Repetitions in an emulated machine.
 const FEW: usize = 101;
-/// By how much the median may be more than that of another version: less than what runs of the same program differ by.
+/// By how much the median may be more than that of another version: less than what runs of the same
+/// program differ by.
 const NOISE: f64 = 1.1;
 
 /// A packet at a hook.
@@ -182,7 +183,8 @@ fn first<F: Net>() -> Segment {
     .flags(SYN)
 }
 
-/// Opens a connection by a nodePort; the data packets of both directions, where they meet the programs.
+/// Opens a connection by a nodePort; the data packets of both directions, where they meet the
+/// programs.
 fn connection<F: Net>(loaded: &Loaded, network: &Network, remote: Remote) -> Result<Vec<Hop>> {
     let (outside, pod) = (network.device(0), network.device(1));
     let (there, back, name) = match remote {

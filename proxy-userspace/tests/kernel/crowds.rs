@@ -1,4 +1,5 @@
-//! Many flows at once, in maps of the size that the agent uses: masquerade ports hold, and a flood evicts none that is established.
+//! Many flows at once, in maps of the size that the agent uses: masquerade ports hold, and a flood
+//! evicts none that is established.
 
 use std::collections::BTreeSet;
 
@@ -71,8 +72,8 @@ fn v18_a_flood_of_half_open_flows_evicts_no_established_one() -> Result<()> {
     })
 }
 
-/// V18, P25: a denied SYN opens a flow that is forgotten once it is judged. So many of them evict no flow of those that may come, not even the
-/// half-open ones.
+/// V18, P25: a denied SYN opens a flow that is forgotten once it is judged. So many of them evict
+/// no flow of those that may come, not even the half-open ones.
 #[test]
 fn v18_a_flood_of_denied_syns_evicts_no_flow() -> Result<()> {
     in_namespace(|network| {

@@ -322,7 +322,8 @@ pub fn compare<F: Maps>(
     Ok(said)
 }
 
-/// A program's frame around the library, as in the kernel: it hands on what its EtherType says is of the family.
+/// A program's frame around the library, as in the kernel: it hands on what its EtherType says is
+/// of the family.
 fn library<F: Maps>(bytes: &[u8], hook: impl Fn(&mut Bytes) -> Said) -> (Said, Vec<u8>) {
     // A test run's packets came in by no device.
     let mut bytes = Bytes {

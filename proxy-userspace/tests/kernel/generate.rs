@@ -81,7 +81,8 @@ pub const MASQUERADE_FIRST: u16 = 2000;
 const LONG: usize = 1700;
 /// Bytes of the link-layer header.
 const LINK: usize = 14;
-/// Jiffies in a second, for the programs: more than any kernel has, so that nothing grows old while a test runs.
+/// Jiffies in a second, for the programs: more than any kernel has, so that nothing grows old while
+/// a test runs.
 const HZ: u32 = 10_000;
 
 /// The source of all that is random here.
@@ -203,7 +204,8 @@ fn backend<F: Net>(dotted: Dotted, port: u16, flags: u16) -> Backend<F::Addr> {
     }
 }
 
-/// A node as it may be: what addresses are, where pods are, what devices can, which Services there are.
+/// A node as it may be: what addresses are, where pods are, what devices can, which Services there
+/// are.
 pub fn node<F: Net>(dice: &mut Dice, network: &Network) -> Memory<F> {
     let mut memory = Memory::<F>::default();
     network.tell_routes(&mut memory);
@@ -328,7 +330,8 @@ fn ranges<F: Net>(dice: &mut Dice, memory: &mut Memory<F>) {
     }
 }
 
-/// Services anew: frontends of all kinds, intervals of all shapes, now and then a slot that is missing or another's.
+/// Services anew: frontends of all kinds, intervals of all shapes, now and then a slot that is
+/// missing or another's.
 pub fn serve<F: Net>(dice: &mut Dice, memory: &mut Memory<F>) {
     memory.services.clear();
     memory.backends.clear();
@@ -546,8 +549,8 @@ fn carrier((src, dst): (IpAddr, IpAddr), protocol: u8, number: u16, len: usize) 
     [head, octets(src), octets(dst)].concat()
 }
 
-/// The shortest frame that a test run takes, of this EtherType: XDP wants the link-layer header, tc something behind it, and on
-/// kernels of today the network header that is announced.
+/// The shortest frame that a test run takes, of this EtherType: XDP wants the link-layer header, tc
+/// something behind it, and on kernels of today the network header that is announced.
 pub fn shortest(hook: Hook, bytes: &[u8]) -> usize {
     match (hook, &bytes[12..14]) {
         (Hook::Xdp, _) => LINK,
@@ -672,7 +675,8 @@ fn anything<F: Net>(dice: &mut Dice) -> Segment {
     Segment::new(dice.pick(&PROTOCOLS), ends[0], ends[1]).flags(dice.number() as u8)
 }
 
-/// The frame, now and then bent: options, no UDP checksum, a fragment, other bytes, the end cut off or something behind it.
+/// The frame, now and then bent: options, no UDP checksum, a fragment, other bytes, the end cut off
+/// or something behind it.
 fn bend(dice: &mut Dice, mut segment: Segment) -> Vec<u8> {
     let v4 = segment.src.is_ipv4();
     if v4 && dice.chance(5) {

@@ -1,7 +1,9 @@
-//! The programs in the kernel: each meets the verifier, and does to thousands of packets what the library does on the host.
+//! The programs in the kernel: each meets the verifier, and does to thousands of packets what the
+//! library does on the host.
 //!
-//! Needs root and the veth module; nothing else of the machine is used: each test lives in a network namespace of its own, and
-//! attaches nothing. `PORTWAY_TEST_SEED` repeats a run of the differential test.
+//! Needs root and the veth module; nothing else of the machine is used: each test lives in a
+//! network namespace of its own, and attaches nothing. `PORTWAY_TEST_SEED` repeats a run of the
+//! differential test.
 
 #[path = "../../../proxy-ebpf/tests/support/family.rs"]
 mod family;
@@ -41,8 +43,9 @@ use portway::dataplane::SOCKET_PROGRAMS;
 use programs::{Hook, Loaded, PROGRAMS, XDP};
 use segment::{SYN, Segment};
 
-/// The most instructions that the verifier may walk through, per program: room for twice what is there, and far below its limit
-/// of a million, so that a program that grows out of hand is seen on the day that it does.
+/// The most instructions that the verifier may walk through, per program: room for twice what is
+/// there, and far below its limit of a million, so that a program that grows out of hand is seen on
+/// the day that it does.
 const BUDGET_TC: u32 = 400_000;
 /// Budget for XDP. Its direct access costs the verifier more.
 const BUDGET_XDP: u32 = 20_000;
@@ -101,7 +104,8 @@ fn kernel_and_library_do_the_same() -> Result<()> {
     })
 }
 
-/// P32: policies change a thousand times a second, and every packet's verdict is that of a state that was in force while it passed.
+/// P32: policies change a thousand times a second, and every packet's verdict is that of a state
+/// that was in force while it passed.
 #[test]
 fn p32_no_packet_meets_a_verdict_of_neither_state() -> Result<()> {
     let seed = Dice::seed()?;
@@ -177,7 +181,8 @@ fn masquerade_ports_are_random_and_unique() -> Result<()> {
     })
 }
 
-/// V12: in the kernel too, where the dice are its own, every connection gets a port of the range that no other has.
+/// V12: in the kernel too, where the dice are its own, every connection gets a port of the range
+/// that no other has.
 fn masquerade<F: Maps>(loaded: &mut Loaded, network: &Network) -> Result<()> {
     let mut memory = generate::node_port_to::<F>(network, &[Remote::Pod]);
     memory.config.masquerade_len = 64;
@@ -215,7 +220,8 @@ fn refusals_are_rate_limited() -> Result<()> {
         // Seconds so long that the test lies in one.
         memory.config.hz = 1 << 30;
         V4::fill(&mut loaded, &memory)?;
-        // Freshly booted or about to wrap, jiffies are within that "second" of zero: begin one by hand.
+        // Freshly booted or about to wrap, jiffies are within that "second" of zero: begin one by
+        // hand.
         let now = loaded.now()?;
         loaded.set_refusals(now, 0)?;
         let syn = connect::<V4>(1).bytes();

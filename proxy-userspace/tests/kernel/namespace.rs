@@ -177,8 +177,8 @@ async fn build() -> Result<Network> {
     Ok(Network { devices })
 }
 
-/// One of [`DEVICES`], both its ends up; the index of the end that we mean. Indexes do not begin at 2, so that no test gets by with
-/// a number that happens to be right.
+/// One of [`DEVICES`], both its ends up; the index of the end that we mean. Indexes do not begin at
+/// 2, so that no test gets by with a number that happens to be right.
 async fn veth(handle: &Handle, number: usize) -> Result<IfIndex> {
     let index = 10 + number as u32;
     let peer = format!("peer{number}");

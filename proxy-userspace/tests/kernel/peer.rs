@@ -1,5 +1,5 @@
-//! Verdicts as others find them, for comparison only: an address's identity by a trie of prefixes, then what is allowed to that by a hash. Two
-//! programs by hand, for nothing of this ships.
+//! Verdicts as others find them, for comparison only: an address's identity by a trie of prefixes,
+//! then what is allowed to that by a hash. Two programs by hand, for nothing of this ships.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -33,7 +33,8 @@ pub struct Peer {
 type Attr = [u32; 20];
 
 fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<i32> {
-    // SAFETY: the attribute is as long as is said, and its pointers lead to what the callers below keep alive.
+    // SAFETY: the attribute is as long as is said, and its pointers lead to what the callers below
+    // keep alive.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of::<Attr>()) };
     if result < 0 {

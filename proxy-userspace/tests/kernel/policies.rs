@@ -1,4 +1,5 @@
-//! Policies at random: rows of the pods, classes of the ends that packets have, verdicts and sets of ports.
+//! Policies at random: rows of the pods, classes of the ends that packets have, verdicts and sets
+//! of ports.
 
 use std::net::IpAddr;
 

@@ -21,9 +21,11 @@ pub const XDP: [&str; 2] = ["portway_xdp", "portway_xdp_frags"];
 /// Capacity of the established tables: small, so that they are full now and then.
 pub const CAPACITY: u32 = 16;
 
-/// Kernels that know `xdp.frags`; the same ones, or nearly, take a context for XDP test runs (5.15).
+/// Kernels that know `xdp.frags`; the same ones, or nearly, take a context for XDP test runs
+/// (5.15).
 const FRAGS: KernelVersion = KernelVersion::new(5, 18, 0);
-/// Kernels that charge maps to the memory cgroup; older ones to a limit of the process, that not every root may raise.
+/// Kernels that charge maps to the memory cgroup; older ones to a limit of the process, that not
+/// every root may raise.
 const MEMCG: KernelVersion = KernelVersion::new(5, 11, 0);
 /// The loopback device, which XDP test runs without a context use.
 const LOOPBACK: IfIndex = IfIndex(1);
@@ -107,7 +109,8 @@ impl Loaded {
         )
     }
 
-    /// Another object, of a version with the same maps, with tables of the size that the agent uses.
+    /// Another object, of a version with the same maps, with tables of the size that the agent
+    /// uses.
     pub fn other(object: &[u8]) -> Result<Self> {
         Self::object(object, 0, &[])
     }
@@ -123,7 +126,8 @@ impl Loaded {
             loader.map_max_entries(name, *size);
         }
         loader.override_global("AYA_LOG_LEVEL", &level, true);
-        // Kernels that do not tell network namespaces apart run the tests in none but these, where the hooks are only loaded.
+        // Kernels that do not tell network namespaces apart run the tests in none but these, where
+        // the hooks are only loaded.
         let globals = Globals::here();
         if let Ok(globals) = &globals {
             globals.tell(&mut loader);
@@ -167,7 +171,8 @@ impl Loaded {
             .context("ask for a program")
     }
 
-    /// Runs a tc program over a packet that belongs to `device`; what it decided, and the packet then.
+    /// Runs a tc program over a packet that belongs to `device`; what it decided, and the packet
+    /// then.
     pub fn tc(
         &self,
         hook: Hook,

@@ -112,16 +112,15 @@ impl Written {
 
     /// Bytes that the tables take.
     fn memory(&self) -> Result<BTreeMap<&'static str, u64>> {
-        let of = |(name, id): (&&'static str, &u32)| {
-            Ok((
-                *name,
-                memory(*id).with_context(|| format!("ask for the memory of {name}"))?,
-            ))
-        };
         let each = self
             .ids
             .iter()
-            .map(of)
+            .map(|(name, id): (&&'static str, &u32)| {
+                Ok((
+                    *name,
+                    memory(*id).with_context(|| format!("ask for the memory of {name}"))?,
+                ))
+            })
             .collect::<Result<BTreeMap<_, _>>>()?;
         let in_kb: Vec<_> = each
             .iter()
@@ -203,7 +202,8 @@ fn a_verdict_costs_less_than_identity_and_lpm() -> Result<()> {
         namespaces: namespaces(),
         cidrs: CIDRS,
     });
-    // One more policy lets everybody in at one port: no peer is denied, and none allowed by a rule without peers.
+    // One more policy lets everybody in at one port: no peer is denied, and none allowed by a rule
+    // without peers.
     snapshot
         .state
         .policies
@@ -318,7 +318,8 @@ fn peer(compiler: &PolicyCompiler) -> Result<Peer> {
     Ok(peer)
 }
 
-/// Nanoseconds of our verdict and theirs: medians over rounds in which all programs take turns, each without what it costs besides.
+/// Nanoseconds of our verdict and theirs: medians over rounds in which all programs take turns,
+/// each without what it costs besides.
 fn compare(loaded: &mut Loaded, peer: &Peer, packets: &[Vec<u8>]) -> Result<[f64; 2]> {
     let config = Config {
         hz: 250,

@@ -36,7 +36,8 @@ const NODE_PORT: u16 = 30080;
 const PORT: u16 = 80;
 /// The port of backends.
 const TARGET: u16 = 8080;
-/// Kernels that tell a process its network namespace's cookie; on older ones only the initial namespace can be served.
+/// Kernels that tell a process its network namespace's cookie; on older ones only the initial
+/// namespace can be served.
 const NETNS_COOKIE: KernelVersion = KernelVersion::new(5, 14, 0);
 /// First kernel on which programs can return "connection refused".
 const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
@@ -398,7 +399,8 @@ fn processes_reach_services_by_their_sockets() -> Result<()> {
     Ok(())
 }
 
-/// V21: by cluster IP, nodePort and loopback, by IPv4, IPv6, and IPv4 on IPv6 sockets; all backends have their turn.
+/// V21: by cluster IP, nodePort and loopback, by IPv4, IPv6, and IPv4 on IPv6 sockets; all backends
+/// have their turn.
 fn everybody_is_served(node: &Node) -> Result<()> {
     let before = node.counted(Counter::SocketsDirected.index())?;
     let mut asked = 0;
@@ -472,7 +474,8 @@ fn refused(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// V21: a process of the same cgroup in another network namespace, which has the same addresses and other servers.
+/// V21: a process of the same cgroup in another network namespace, which has the same addresses and
+/// other servers.
 fn others_are_left_alone() -> Result<()> {
     apart(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -564,7 +567,8 @@ fn gone_backends(node: &mut Node) -> Result<()> {
             }
         };
         node.bring(&contents(1))?;
-        // What sync would say now: the first backend serves the service port, whose id the flows name.
+        // What sync would say now: the first backend serves the service port, whose id the flows
+        // name.
         let maps = node.plane()?.open_maps();
         let serving = serving(node);
         let mut sockets = Sockets::default();

@@ -1,4 +1,5 @@
-//! Policies change as fast as they can be written, while packets pass: none gets a verdict that neither the state before nor the one after gives.
+//! Policies change as fast as they can be written, while packets pass: none gets a verdict that
+//! neither the state before nor the one after gives.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
@@ -148,7 +149,8 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
     let (mut edits, mut took) = (0, Took::default());
     std::thread::scope(|scope| {
         let packets = scope.spawn(|| watch(&loaded, &history));
-        // As the agent has it: what went out of use before the last rest is used again when no program is left that ran then.
+        // As the agent has it: what went out of use before the last rest is used again when no
+        // program is left that ran then.
         let (ask, asked) = mpsc::channel();
         let (tell, told) = mpsc::channel();
         scope.spawn(move || {

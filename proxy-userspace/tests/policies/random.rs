@@ -1,4 +1,5 @@
-//! Clusters and policies as users write them, at random: undefaulted, with every form that the rules know.
+//! Clusters and policies as users write them, at random: undefaulted, with every form that the
+//! rules know.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,4 +1,5 @@
-//! Puts the questions to one side, many at once, each often enough that every endpoint has its turn.
+//! Puts the questions to one side, many at once, each often enough that every endpoint has its
+//! turn.
 
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
@@ -53,7 +54,8 @@ pub fn ask_all(cluster: &Cluster, rows: &[Row]) -> Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-/// A busy machine loses an answer now and then: what was answered in part is asked again, alone, and that counts.
+/// A busy machine loses an answer now and then: what was answered in part is asked again, alone,
+/// and that counts.
 fn again_where_mixed(cluster: &Cluster, rows: &[Row], outcomes: &mut [Outcome]) -> Result<()> {
     for (row, outcome) in rows
         .iter()
@@ -133,13 +135,14 @@ fn by_processes(node: &Node, cluster: &Cluster, row: &Row, count: usize) -> Resu
         .kind()
         .to_possible_value()
         .context("name the kind of probe")?;
-    let start = |_| {
-        let mut command = Command::new(&cluster.lab().tools().xtask);
-        command.args(["probe", "--kind", kind.get_name(), &row.addr().to_string()]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        node.spawn(command)
-    };
-    let processes = (0..count).map(start).collect::<Result<Vec<_>>>()?;
+    let processes = (0..count)
+        .map(|_| {
+            let mut command = Command::new(&cluster.lab().tools().xtask);
+            command.args(["probe", "--kind", kind.get_name(), &row.addr().to_string()]);
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
+            node.spawn(command)
+        })
+        .collect::<Result<Vec<_>>>()?;
     processes
         .into_iter()
         .map(|process| process.all_output()?.trim_end().parse())

@@ -1,4 +1,5 @@
-//! Owns one side of the comparison: a lab with a control plane of its own, the objects, and one of the two data planes on its nodes.
+//! Owns one side of the comparison: a lab with a control plane of its own, the objects, and one of
+//! the two data planes on its nodes.
 
 use std::process::Command;
 use std::time::Duration;
@@ -18,7 +19,8 @@ use crate::lab::{probe, sctp};
 /// Time limit for slices to follow pods, and for data planes to follow slices; generous, since
 /// machines are slow in CI.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Refusals are counted here, so that none may be lost to the kernel's own limit of one a second for each client.
+/// Refusals are counted here, so that none may be lost to the kernel's own limit of one a second
+/// for each client.
 const UNLIMITED_ICMP: &[(&str, &str)] =
     &[("ipv4/icmp_ratelimit", "0"), ("ipv6/icmp/ratelimit", "0")];
 
@@ -100,8 +102,8 @@ impl Cluster {
         })
     }
 
-    /// Waits until the first and the last Service are served at every node and to every pod: they come to the kernel all at once, devices of
-    /// pods one by one.
+    /// Waits until the first and the last Service are served at every node and to every pod: they
+    /// come to the kernel all at once, devices of pods one by one.
     fn wait_until_served(&self, side: Side) -> Result<()> {
         let clients = [("client-1", 1), ("client-3", 3), ("web-1", 1)]
             .map(|(name, node)| (Client::Pod(name, node), Target::ClusterIp));

@@ -1,4 +1,5 @@
-//! Owns the questions: which client asks which frontend by which family and protocol, and which node has to deal with it.
+//! Owns the questions: which client asks which frontend by which family and protocol, and which
+//! node has to deal with it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,7 +19,8 @@ pub enum Client {
     Near,
     /// The client behind the router.
     Far,
-    /// A process of a node, which is also what a hostNetwork pod is: the node's network namespace and cgroup.
+    /// A process of a node, which is also what a hostNetwork pod is: the node's network namespace
+    /// and cgroup.
     Process(u8),
     /// A process of the node that no socket hooks serve.
     Unhooked(u8),
@@ -211,7 +213,8 @@ impl Row {
         )
     }
 
-    /// The number of the node that has to deal with it: the one that is addressed, else the client's own, else the one that it is routed to.
+    /// The number of the node that has to deal with it: the one that is addressed, else the
+    /// client's own, else the one that it is routed to.
     pub fn asked(&self) -> u8 {
         match (self.target, self.client) {
             (Target::NodePort(n) | Target::UnassignedNodePort(n), _) => n,

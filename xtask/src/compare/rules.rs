@@ -1,4 +1,5 @@
-//! Owns the list of intended differences: each rule says, from a row and from what kube-proxy made of it, what Portway has to make of it.
+//! Owns the list of intended differences: each rule says, from a row and from what kube-proxy made
+//! of it, what Portway has to make of it.
 
 use std::io;
 

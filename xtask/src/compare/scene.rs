@@ -1,4 +1,5 @@
-//! Owns what both sides are given: the nodes, pods and Services with every address among them, and the routes to these addresses.
+//! Owns what both sides are given: the nodes, pods and Services with every address among them, and
+//! the routes to these addresses.
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -26,7 +27,8 @@ pub const SCTP_SERVERS: [(&str, u16); 3] = [
     ("web-2", SCTP_PORTS[0]),
     ("host-1", SCTP_PORTS[1]),
 ];
-/// The MTU of the last hop to the routed client, which neither it nor the nodes know: that of IPv6 at least, in bytes.
+/// The MTU of the last hop to the routed client, which neither it nor the nodes know: that of IPv6
+/// at least, in bytes.
 pub const NARROW: u32 = 1280;
 
 /// The traffic policies.
@@ -267,7 +269,8 @@ fn cluster_ip(family: Family, number: u8) -> IpAddr {
     }
 }
 
-/// Three nodes: the first two have backends, the first and the third have pods that are clients only.
+/// Three nodes: the first two have backends, the first and the third have pods that are clients
+/// only.
 pub fn topology(wiring: Wiring, join: Join) -> Topology {
     let web = |name: &str| {
         PodSpec::new(name)
@@ -290,7 +293,8 @@ pub fn topology(wiring: Wiring, join: Join) -> Topology {
         .node("node3", vec![PodSpec::new("client-3")])
 }
 
-/// Lines of `ip` for a router or client that reaches ClusterIPs by way of the `cluster_way`th node, and each LB and external IP by its own.
+/// Lines of `ip` for a router or client that reaches ClusterIPs by way of the `cluster_way`th node,
+/// and each LB and external IP by its own.
 pub fn routes(cluster_way: u8) -> String {
     let mut script = String::new();
     for (range, family) in SERVICE_RANGES.iter().zip(Family::BOTH) {

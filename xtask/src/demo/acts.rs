@@ -1,4 +1,5 @@
-//! Owns what the demo shows, act by act: what is asked, what came back as a table, and what ought to have.
+//! Owns what the demo shows, act by act: what is asked, what came back as a table, and what ought
+//! to have.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -96,7 +97,8 @@ pub fn client_address(stage: &mut Stage, say: &mut Say) -> Result<()> {
     Ok(())
 }
 
-/// A pod asks cluster DNS for a Service's name, and the Service by what it learnt; both go by cluster IPs.
+/// A pod asks cluster DNS for a Service's name, and the Service by what it learnt; both go by
+/// cluster IPs.
 ///
 /// # Errors
 /// If DNS cannot be brought up.
@@ -341,12 +343,6 @@ fn node_label(node: &Node, family: Family) -> String {
 
 /// A label, how often each web pod answered, and what else came back.
 fn row_of_pods(label: &str, tally: &Tally) -> Vec<String> {
-    let count = |pod: &str| {
-        tally
-            .by_pod
-            .get(pod)
-            .map_or("-".to_owned(), usize::to_string)
-    };
     let others = Tally {
         by_pod: BTreeMap::new(),
         ..tally.clone()
@@ -358,7 +354,12 @@ fn row_of_pods(label: &str, tally: &Tally) -> Vec<String> {
     };
     [label.to_owned()]
         .into_iter()
-        .chain(WEB.map(count))
+        .chain(WEB.map(|pod: &str| {
+            tally
+                .by_pod
+                .get(pod)
+                .map_or("-".to_owned(), usize::to_string)
+        }))
         .chain([others])
         .collect()
 }

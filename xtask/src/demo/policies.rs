@@ -1,4 +1,5 @@
-//! Owns the demo's acts of NetworkPolicy: nobody reaches the backend, then the frontend alone does; and what `portway explain` says.
+//! Owns the demo's acts of NetworkPolicy: nobody reaches the backend, then the frontend alone does;
+//! and what `portway explain` says.
 
 use std::fs;
 use std::net::SocketAddr;

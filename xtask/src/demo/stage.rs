@@ -1,4 +1,5 @@
-//! Owns the demo's stage: the lab, the directory of manifests that the agents watch, and an agent on each node.
+//! Owns the demo's stage: the lab, the directory of manifests that the agents watch, and an agent
+//! on each node.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -164,7 +165,8 @@ impl Stage {
         )
     }
 
-    /// Waits until every node answers from outside: the tables are full a moment before the programs are attached.
+    /// Waits until every node answers from outside: the tables are full a moment before the
+    /// programs are attached.
     fn wait_until_served(&self) -> Result<()> {
         eventually(
             Duration::from_secs(5),
@@ -312,7 +314,8 @@ pub fn eventually<T>(
     }
 }
 
-/// Reads `portway services`: a line per service port, and below it a line `at ADDRESS:PORT/PROTOCOL …` per frontend.
+/// Reads `portway services`: a line per service port, and below it a line `at ADDRESS:PORT/PROTOCOL
+/// …` per frontend.
 fn frontends(json: &str) -> Result<Vec<Frontend>> {
     let services: Vec<Value> =
         serde_json::from_str(json).with_context(|| format!("read `portway services`: {json}"))?;

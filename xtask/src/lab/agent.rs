@@ -1,4 +1,5 @@
-//! Owns a node's agent: started, waited for, killed without warning and started again, its words kept in a file.
+//! Owns a node's agent: started, waited for, killed without warning and started again, its words
+//! kept in a file.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};

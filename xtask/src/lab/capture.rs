@@ -49,7 +49,8 @@ pub struct Judgement {
 }
 
 impl Capture {
-    /// Captures what passes `device` (`any` for all) into a file in `dir`, and returns once it does.
+    /// Captures what passes `device` (`any` for all) into a file in `dir`, and returns once it
+    /// does.
     ///
     /// # Errors
     /// If tcpdump is missing or does not begin.
@@ -96,7 +97,8 @@ impl Capture {
         Ok(Self { process, file })
     }
 
-    /// Ends it, and has tshark judge the SCTP packets in it: each chunk's type, and whether the packet's checksum is right.
+    /// Ends it, and has tshark judge the SCTP packets in it: each chunk's type, and whether the
+    /// packet's checksum is right.
     ///
     /// # Errors
     /// If tcpdump does not end, or tshark is missing or prints something else.

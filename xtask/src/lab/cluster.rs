@@ -12,7 +12,8 @@ use super::{Lab, agent, objects};
 pub const SERVICE_RANGES: [&str; 2] = ["10.96.0.0/12", "fd00:10:96::/112"];
 const DEPLOY: &str = include_str!("../../../deploy/portway.yaml");
 
-/// Starts a control plane beside the lab's router, with the agents' account, the nodes and the pods.
+/// Starts a control plane beside the lab's router, with the agents' account, the nodes and the
+/// pods.
 ///
 /// # Errors
 /// If it does not start, or refuses an object.

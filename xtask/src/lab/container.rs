@@ -1,6 +1,8 @@
-//! Plays a container of a real Pod object as a runtime does, capabilities, files and environment; seccomp and AppArmor are not played.
+//! Plays a container of a real Pod object as a runtime does, capabilities, files and environment;
+//! seccomp and AppArmor are not played.
 //!
-//! The runtime's own part runs as a hidden command in the container's process, because between fork and exec nothing may allocate.
+//! The runtime's own part runs as a hidden command in the container's process, because between fork
+//! and exec nothing may allocate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -260,8 +262,9 @@ pub fn capabilities(mask: &str) -> Result<BTreeSet<&'static str>> {
         .collect())
 }
 
-/// Makes the container's root and becomes its command. `setpriv` takes the capabilities out of the bounding set, which is what a
-/// runtime does too: a root that executes gets no more than the bounding set has.
+/// Makes the container's root and becomes its command. `setpriv` takes the capabilities out of the
+/// bounding set, which is what a runtime does too: a root that executes gets no more than the
+/// bounding set has.
 ///
 /// # Errors
 /// If it cannot; it returns only then.
@@ -283,7 +286,8 @@ pub fn play(args: &ContainerArgs) -> Result<()> {
 
 fn make_root(root: &Path, binds: &[String]) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("leave the host's mounts")?;
-    // What the host mounts later is seen, as with HostToContainer; what is mounted here is not seen there.
+    // What the host mounts later is seen, as with HostToContainer; what is mounted here is not seen
+    // there.
     remount(Path::new("/"), MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
     mount(
         Some("tmpfs"),

@@ -1,5 +1,5 @@
-//! A real Kubernetes control plane inside one network namespace: etcd, kube-apiserver and the controllers that the lab needs. The
-//! kubelet is played, and kube-proxy is there to compare with.
+//! A real Kubernetes control plane inside one network namespace: etcd, kube-apiserver and the
+//! controllers that the lab needs. The kubelet is played, and kube-proxy is there to compare with.
 
 mod binaries;
 mod client;
@@ -87,7 +87,8 @@ pub enum User {
 }
 
 impl ControlPlane {
-    /// Starts one, and returns when the API server says that it is ready and the Service `kubernetes` is there.
+    /// Starts one, and returns when the API server says that it is ready and the Service
+    /// `kubernetes` is there.
     pub fn start(spec: &ControlPlaneSpec) -> Result<Self> {
         let binaries = Binaries::find()?;
         let dir = tempfile::Builder::new()
@@ -160,7 +161,8 @@ impl ControlPlane {
         self.dir.path()
     }
 
-    /// Writes a kubeconfig for `user`, which is valid as long as this control plane is, and returns its path.
+    /// Writes a kubeconfig for `user`, which is valid as long as this control plane is, and returns
+    /// its path.
     pub fn kubeconfig(&self, user: &User) -> Result<PathBuf> {
         let (file, token) = match user {
             User::Admin => ("admin".to_owned(), ADMIN_TOKEN.to_owned()),
@@ -211,7 +213,8 @@ impl ControlPlane {
     fn wait_until_ready(&mut self) -> Result<()> {
         let own = ObjectRef::namespaced("v1", "Service", "default", "kubernetes");
         wait_for("the API server", PATIENCE, || {
-            // On a busy machine it gives up on an API server that is not healthy within ten seconds.
+            // On a busy machine it gives up on an API server that is not healthy within ten
+            // seconds.
             if self.manager.ended()?.is_some() {
                 let (args, log) = (
                     manager_args(&self.dir.path().join("admin.kubeconfig")),
@@ -240,7 +243,8 @@ fn url(spec: &ControlPlaneSpec) -> String {
     format!("https://{}", std::net::SocketAddr::new(spec.address, PORT))
 }
 
-/// By which names and addresses clients may know the API server: also as the Service `kubernetes`, the first of each range.
+/// By which names and addresses clients may know the API server: also as the Service `kubernetes`,
+/// the first of each range.
 fn server_names(spec: &ControlPlaneSpec) -> Vec<String> {
     let addresses = spec
         .service_ranges

@@ -1,4 +1,5 @@
-//! Reads what the kernel counts about a namespace's TCP and IP, to tell a packet that was lost from one that was late.
+//! Reads what the kernel counts about a namespace's TCP and IP, to tell a packet that was lost from
+//! one that was late.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -102,7 +102,8 @@ fn append_address(reply: &mut Vec<u8>, ip: &IpAddr) {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
-    // The name is that of the question, at offset 12; class IN; five seconds to live, as cluster DNS has.
+    // The name is that of the question, at offset 12; class IN; five seconds to live, as cluster
+    // DNS has.
     for field in [0xc00c, record_type(ip), 1, 0, 5, octets.len() as u16] {
         reply.extend(field.to_be_bytes());
     }

@@ -42,7 +42,8 @@ pub enum Standing {
     Down,
 }
 
-/// Connections that failed and were tried again, which HAProxy's clients notice by the time that it takes only.
+/// Connections that failed and were tried again, which HAProxy's clients notice by the time that it
+/// takes only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Again {
     /// With the same server.
@@ -70,7 +71,8 @@ pub struct Haproxy {
 type Row = BTreeMap<String, String>;
 
 impl Haproxy {
-    /// Starts it in `ns`, serving at `bind`, with its files in `directory`; returns when it answers for itself.
+    /// Starts it in `ns`, serving at `bind`, with its files in `directory`; returns when it answers
+    /// for itself.
     ///
     /// # Errors
     /// If it is not installed, or does not start; the error has what it said.
@@ -157,12 +159,11 @@ impl Haproxy {
     }
 
     fn row(&self, server: &str) -> Result<Row> {
-        let ours = |row: &Row| {
-            row.get("pxname").is_some_and(|name| name == BACKEND) && row["svname"] == server
-        };
         self.rows()?
             .into_iter()
-            .find(ours)
+            .find(|row: &Row| {
+                row.get("pxname").is_some_and(|name| name == BACKEND) && row["svname"] == server
+            })
             .with_context(|| format!("find {server} in HAProxy's statistics"))
     }
 
@@ -178,7 +179,8 @@ impl Haproxy {
     }
 }
 
-/// Each request is a connection of its own to a node, and a node is out and in again with a single check.
+/// Each request is a connection of its own to a node, and a node is out and in again with a single
+/// check.
 fn configuration(socket: &Path, bind: SocketAddr, servers: &[Server]) -> String {
     let server = |server: &Server| {
         format!(

@@ -1,4 +1,5 @@
-//! Finds what a lab needs of its host: a cgroup2 hierarchy, a mounted bpffs, the project's binaries.
+//! Finds what a lab needs of its host: a cgroup2 hierarchy, a mounted bpffs, the project's
+//! binaries.
 
 use std::fs;
 use std::path::{Path, PathBuf};

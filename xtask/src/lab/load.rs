@@ -1,4 +1,5 @@
-//! Owns the load generator: HTTP requests at a steady rate, over connections that are held and over new ones, each failure counted.
+//! Owns the load generator: HTTP requests at a steady rate, over connections that are held and over
+//! new ones, each failure counted.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -33,7 +34,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// A load of `rate` requests per second over 100 held connections, each fifth request over a new one.
+    /// A load of `rate` requests per second over 100 held connections, each fifth request over a
+    /// new one.
     pub fn new(target: SocketAddr, rate: u32, duration: Duration) -> Self {
         Self {
             target,
@@ -245,7 +247,8 @@ impl<'a> Generator<'a> {
             .any(|(_, connection)| connection.asked.is_some())
     }
 
-    /// Sends what the rate says ought to have been sent after `elapsed`, as far as held connections are free.
+    /// Sends what the rate says ought to have been sent after `elapsed`, as far as held connections
+    /// are free.
     fn send_due(&mut self, elapsed: Duration, now: Instant) {
         let due = (elapsed.as_secs_f64() * f64::from(self.load.rate)) as u64;
         while self.asked < due {
@@ -274,7 +277,8 @@ impl<'a> Generator<'a> {
     fn ask_again(&mut self, id: usize, now: Instant) {
         let connection = &mut self.connections[id];
         connection.asked = Some(now);
-        // A request is far smaller than an empty send buffer, so that it is written whole or not at all.
+        // A request is far smaller than an empty send buffer, so that it is written whole or not at
+        // all.
         if let Err(e) = connection.stream.write_all(REQUEST_KEEP) {
             self.fail(id, &e.to_string());
         }
@@ -363,7 +367,8 @@ impl<'a> Generator<'a> {
 }
 
 impl Connection {
-    /// Sends the request of a new connection, reads what has come, and gives the answer once it is whole.
+    /// Sends the request of a new connection, reads what has come, and gives the answer once it is
+    /// whole.
     fn advance(&mut self) -> io::Result<Option<Facts>> {
         if self.life == Life::Fresh && !self.sent {
             if let Some(e) = self.stream.take_error()? {

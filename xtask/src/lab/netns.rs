@@ -1,4 +1,5 @@
-//! Owns network namespaces: a value per namespace, in which closures and processes run, and which is gone when the value is.
+//! Owns network namespaces: a value per namespace, in which closures and processes run, and which
+//! is gone when the value is.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -1,4 +1,5 @@
-//! Owns a running node and its pods: namespaces, addresses, the servers that play pods, the cgroup and the state directory.
+//! Owns a running node and its pods: namespaces, addresses, the servers that play pods, the cgroup
+//! and the state directory.
 
 use std::net::SocketAddr;
 use std::path::Path;

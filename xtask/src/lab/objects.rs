@@ -24,7 +24,8 @@ pub fn node(node: &Node) -> Value {
     })
 }
 
-/// The Service `web` of the pods with the label `app: web`: for outside clients of this node's pods only, and asked about at a port.
+/// The Service `web` of the pods with the label `app: web`: for outside clients of this node's pods
+/// only, and asked about at a port.
 pub fn local_load_balancer(node_port: u16, health_check_node_port: u16) -> Value {
     json!({
         "apiVersion": "v1",

@@ -1,4 +1,5 @@
-//! Owns what would outlive this program: each process, namespace, cgroup and directory of a lab goes on drop, on Ctrl-C, or with the next lab.
+//! Owns what would outlive this program: each process, namespace, cgroup and directory of a lab
+//! goes on drop, on Ctrl-C, or with the next lab.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -75,7 +76,8 @@ impl Thing {
     }
 }
 
-/// Holds everybody else off too, which is what an interruption wants: nothing new is made while it cleans up.
+/// Holds everybody else off too, which is what an interruption wants: nothing new is made while it
+/// cleans up.
 fn live() -> MutexGuard<'static, BTreeMap<u64, Thing>> {
     LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -141,7 +143,8 @@ fn owner(name: &str) -> Option<u32> {
         .ok()
 }
 
-/// Removes what labs of dead processes left in namespaces, cgroups, bpffs and the directory for temporary files.
+/// Removes what labs of dead processes left in namespaces, cgroups, bpffs and the directory for
+/// temporary files.
 ///
 /// # Errors
 /// If the lock that keeps two labs from doing so at once cannot be had.
@@ -183,8 +186,8 @@ fn abandoned(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> + use<> {
 pub fn clean_up_on_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // Also where a shell had the signals ignored, as for what it runs in the background. Failing means that somebody else of this
-        // program handles them; the next lab then sweeps.
+        // Also where a shell had the signals ignored, as for what it runs in the background.
+        // Failing means that somebody else of this program handles them; the next lab then sweeps.
         let _ = ctrlc::set_handler(|| {
             let live = live();
             live.values().rev().for_each(Thing::remove);

@@ -80,7 +80,8 @@ pub fn http(addr: SocketAddr) -> Answer {
 /// So many probes in a row without an answer end a survey: the rest would only cost time.
 pub const SILENCE: usize = 5;
 
-/// Asks `count` times, each time as a new client, or until [`SILENCE`] probes in a row have timed out.
+/// Asks `count` times, each time as a new client, or until [`SILENCE`] probes in a row have timed
+/// out.
 pub fn answers(kind: Kind, addr: SocketAddr, count: usize) -> Vec<Answer> {
     let mut answers = Vec::new();
     while answers.len() < count && !answers.ends_with(&[const { Answer::TimedOut }; SILENCE]) {

@@ -1,4 +1,5 @@
-//! Owns child processes of the lab: they end with the value that stands for them, and with the lab's own process whatever ends that.
+//! Owns child processes of the lab: they end with the value that stands for them, and with the
+//! lab's own process whatever ends that.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -49,7 +50,8 @@ impl Process {
             prctl::set_pdeathsig(Signal::SIGKILL)?;
             Ok(())
         };
-        // SAFETY: between fork and exec `enter` makes system calls on open descriptors only; it neither allocates nor locks.
+        // SAFETY: between fork and exec `enter` makes system calls on open descriptors only; it
+        // neither allocates nor locks.
         unsafe { command.pre_exec(enter) };
         let mut child = spawn_by_nanny(command).with_context(|| format!("start {what}"))?;
         let pid = Pid::from_raw(child.id().cast_signed());
@@ -149,7 +151,8 @@ impl Process {
 /// A command to start, and who wants to hear of it.
 type Order = (Command, Sender<std::io::Result<Child>>);
 
-/// Spawns on a thread that lives as long as this process: the kernel sends a child's parent-death signal when the *thread* ends that forked it.
+/// Spawns on a thread that lives as long as this process: the kernel sends a child's parent-death
+/// signal when the *thread* ends that forked it.
 fn spawn_by_nanny(command: Command) -> Result<Child> {
     static NANNY: OnceLock<Sender<Order>> = OnceLock::new();
     let nanny = NANNY.get_or_init(|| {

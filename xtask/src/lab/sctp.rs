@@ -1,4 +1,5 @@
-//! SCTP associations (RFC 9260) of crafted packets over raw sockets, for kernels without SCTP: both ends say all that an association's life has.
+//! SCTP associations (RFC 9260) of crafted packets over raw sockets, for kernels without SCTP: both
+//! ends say all that an association's life has.
 
 use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Result};
@@ -87,7 +88,8 @@ struct Raw {
 }
 
 impl Raw {
-    /// The standard library has none of its own, but moves datagrams by whatever socket it is given.
+    /// The standard library has none of its own, but moves datagrams by whatever socket it is
+    /// given.
     fn open(v4: bool) -> Result<Self> {
         let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(SCTP)))?;
@@ -137,7 +139,8 @@ pub fn start(name: &str, ns: &Namespace, port: u16) {
     }
 }
 
-/// Answers associations at `port` of one family for ever: DATA comes back, with the [`Facts`] of the pod `name` and a line's end over its begin.
+/// Answers associations at `port` of one family for ever: DATA comes back, with the [`Facts`] of
+/// the pod `name` and a line's end over its begin.
 fn serve(name: &str, port: u16, v4: bool) -> Result<()> {
     let raw = Raw::open(v4)?;
     // By the other end: its tag, and the one that we gave it.
@@ -219,7 +222,8 @@ fn sack(data: &[u8]) -> Vec<u8> {
     [&data[..4], &65_536_u32.to_be_bytes(), &[0; 4]].concat()
 }
 
-/// Lives through an association from `port` of this host: set-up, DATA of these sizes, a heartbeat after each, and shutdown.
+/// Lives through an association from `port` of this host: set-up, DATA of these sizes, a heartbeat
+/// after each, and shutdown.
 ///
 /// # Errors
 /// `TimedOut` where an answer does not come, or comes wrong; `InvalidData` if data comes back as other data, or none is long enough to tell who

@@ -132,11 +132,10 @@ impl Server {
         let accepted = match self.sources.get_mut(token.0) {
             None => Vec::new(),
             Some(Source::Udp(socket, local, talks)) => {
-                let reply = |datagram: &[u8], client: SocketAddr| match talks {
+                answer_datagrams(socket, |datagram: &[u8], client: SocketAddr| match talks {
                     Talks::Echo => Some(echo(&self.name, datagram, client, *local)),
                     Talks::Dns => dns::answer(datagram, &self.records),
-                };
-                answer_datagrams(socket, reply);
+                });
                 Vec::new()
             }
             Some(Source::Listener(listener, speaks)) => accept(&self.name, listener, *speaks),

@@ -1,4 +1,5 @@
-//! Describes a lab before it exists: how it is wired, which nodes and pods it has, and which address everything gets.
+//! Describes a lab before it exists: how it is wired, which nodes and pods it has, and which
+//! address everything gets.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,7 +11,8 @@ use super::dns::Record;
 /// Wiring of pods to their node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Wiring {
-    /// A routed veth per pod and a gateway that only the node's proxy ARP answers for, as Calico does.
+    /// A routed veth per pod and a gateway that only the node's proxy ARP answers for, as Calico
+    /// does.
     PointToPoint,
     /// A bridge `cni0` that has the pods' gateway address, as flannel and the bridge CNI plugin do.
     Bridge,

@@ -1,4 +1,5 @@
-//! Turns a topology into lines for `ip` and `bridge` and into sysctls, one script per namespace; it runs none of them.
+//! Turns a topology into lines for `ip` and `bridge` and into sysctls, one script per namespace; it
+//! runs none of them.
 
 use std::fmt::Write;
 
@@ -7,7 +8,8 @@ use super::topology::{
     Wiring, node, pod_gateway, pod_network,
 };
 
-/// Sysctls that every namespace gets before it has devices: duplicate address detection would cost seconds.
+/// Sysctls that every namespace gets before it has devices: duplicate address detection would cost
+/// seconds.
 pub const EVERYWHERE: &[(&str, &str)] = &[
     ("ipv6/conf/all/accept_dad", "0"),
     ("ipv6/conf/default/accept_dad", "0"),
@@ -39,7 +41,8 @@ pub fn rp_filter(filter: RpFilter) -> [(&'static str, &'static str); 2] {
     ]
 }
 
-/// The LAN's switch: a bridge with a port for each of `hosts` and `nodes`, which are namespaces; each sees it as `eth0`.
+/// The LAN's switch: a bridge with a port for each of `hosts` and `nodes`, which are namespaces;
+/// each sees it as `eth0`.
 pub fn switch<'a>(
     topology: &Topology,
     hosts: impl IntoIterator<Item = &'a str>,
@@ -113,7 +116,8 @@ pub fn switch_port(n: usize) -> String {
     format!("port{n}")
 }
 
-/// The router: `eth0` on the LAN, `eth1` to the far client in the namespace `far`, routes to the pods of all nodes.
+/// The router: `eth0` on the LAN, `eth1` to the far client in the namespace `far`, routes to the
+/// pods of all nodes.
 pub fn router(topology: &Topology, far: &str) -> String {
     let (mtu, nodes) = (topology.mtu, topology.nodes.len() as u8);
     let mut script = host(&ROUTER, "eth0");
@@ -245,7 +249,8 @@ pub fn pod_script(topology: &Topology, n: u8, addresses: &Addresses) -> String {
     }
 }
 
-/// The link-local address of every host side: what the kernel makes of the MAC address ee:ee:ee:ee:ee:ee.
+/// The link-local address of every host side: what the kernel makes of the MAC address
+/// ee:ee:ee:ee:ee:ee.
 const CALICO_GATEWAY: &str = "fe80::ecee:eeff:feee:eeee";
 
 const UP: &str = "link set lo up\nlink set eth0 up\n";

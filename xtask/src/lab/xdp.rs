@@ -1,7 +1,9 @@
-//! Owns the far ends of XDP: a program at a device that passes all frames, there for what its presence switches on.
+//! Owns the far ends of XDP: a program at a device that passes all frames, there for what its
+//! presence switches on.
 //!
-//! A veth device rings for frames that the other end has sent by `XDP_TX` only if it has a program of its own. GRO, which is enough for
-//! `XDP_REDIRECT`, leaves them waiting for the next frame that comes by another way.
+//! A veth device rings for frames that the other end has sent by `XDP_TX` only if it has a program
+//! of its own. GRO, which is enough for `XDP_REDIRECT`, leaves them waiting for the next frame that
+//! comes by another way.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -64,7 +66,8 @@ pub fn pass_all(ns: &Namespace, device: &str) -> Result<OwnedFd> {
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes, and what they point to lives until it returns.
+    // SAFETY: the kernel reads `size_of::<T>()` bytes, and what they point to lives until it
+    // returns.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
     match libc::c_int::try_from(fd) {
         // SAFETY: a new descriptor that nobody else has.

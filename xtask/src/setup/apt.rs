@@ -1,4 +1,5 @@
-//! apt-get on Debian and Ubuntu: refreshes old lists, says how large an installation is, and installs.
+//! apt-get on Debian and Ubuntu: refreshes old lists, says how large an installation is, and
+//! installs.
 
 use crate::sh;
 use anyhow::{Result, bail};
@@ -13,7 +14,8 @@ pub const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Lists older than this may name versions that the archive no longer has.
 const LISTS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Installs `packages` and what they depend on; elsewhere than on Debian and Ubuntu an error that names them.
+/// Installs `packages` and what they depend on; elsewhere than on Debian and Ubuntu an error that
+/// names them.
 pub fn install(packages: &[&str]) -> Result<()> {
     if sh::find_program("apt-get").is_none() {
         bail!(

@@ -1,4 +1,5 @@
-//! Go of the version that Kubernetes is written in: the host's where it is new enough, else a toolchain from the module proxy.
+//! Go of the version that Kubernetes is written in: the host's where it is new enough, else a
+//! toolchain from the module proxy.
 
 use super::found::Found;
 use crate::sh;

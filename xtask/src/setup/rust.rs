@@ -1,4 +1,5 @@
-//! Rust for the kernel: a toolchain with `core` for BPF, bpf-linker, and the linters, by rustup, Debian's packages or cargo.
+//! Rust for the kernel: a toolchain with `core` for BPF, bpf-linker, and the linters, by rustup,
+//! Debian's packages or cargo.
 
 #[path = "../../../proxy-userspace/build/toolchain.rs"]
 mod toolchain;

@@ -1,4 +1,5 @@
-//! qemu: boots a kernel with an initramfs, shows its console, and reads from it how the program ended.
+//! qemu: boots a kernel with an initramfs, shows its console, and reads from it how the program
+//! ended.
 
 use crate::counts::Counts;
 use anyhow::{Context, Result, bail};
@@ -73,8 +74,8 @@ pub fn run(image: &Path, initramfs: &Path, log: &Path) -> Result<Outcome> {
 
 /// Emulated on purpose: it needs no /dev/kvm, and is the same machine everywhere.
 ///
-/// Without cmpxchg16b: qemu 7.2's emulation of it sometimes leaves the flags register broken, which ends 6.12 in a double fault
-/// within kmalloc; the kernel then takes another way.
+/// Without cmpxchg16b: qemu 7.2's emulation of it sometimes leaves the flags register broken, which
+/// ends 6.12 in a double fault within kmalloc; the kernel then takes another way.
 fn qemu(image: &Path, initramfs: &Path) -> Command {
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args([

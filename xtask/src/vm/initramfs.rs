@@ -1,4 +1,5 @@
-//! The root file system of the test machine: busybox, a few modules, the program with its libraries, and an init that runs it.
+//! The root file system of the test machine: busybox, a few modules, the program with its
+//! libraries, and an init that runs it.
 
 use super::Work;
 use super::kernel::Kernel;
@@ -116,7 +117,8 @@ fn lay_module(from: &Path, to: &Path) -> Result<()> {
     )
 }
 
-/// The program at some place, without what only debuggers read, and every library that the loader would give it here, each under its path.
+/// The program at some place, without what only debuggers read, and every library that the loader
+/// would give it here, each under its path.
 fn lay_program(root: &Path, program: &Path, at: &Path) -> Result<()> {
     let place = root.join(at.strip_prefix("/").unwrap_or(at));
     fs::create_dir_all(place.parent().unwrap_or(root)).context("make a directory for a program")?;

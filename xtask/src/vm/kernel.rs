@@ -1,4 +1,5 @@
-//! Debian's cloud kernels: fetched once by apt with lists of its own, and unpacked into xtask's cache.
+//! Debian's cloud kernels: fetched once by apt with lists of its own, and unpacked into xtask's
+//! cache.
 
 use crate::setup::DEBIAN_KEYS;
 use crate::sh;
@@ -182,7 +183,8 @@ impl Apt {
                 .arg("-o")
                 .arg(format!("Dir::{key}={}", apt.join(value).display()));
         }
-        // The sandbox's user cannot write into our directory; descriptions and icons are of no use here.
+        // The sandbox's user cannot write into our directory; descriptions and icons are of no use
+        // here.
         for option in [
             "APT::Sandbox::User=root",
             "APT::Architecture=amd64",

@@ -75,7 +75,8 @@ fn changes_take_effect_and_bad_objects_cost_only_themselves() -> Result<()> {
     )
 }
 
-/// The API server comes back without memory of what was: an object went while nobody watched, and the agents' watches are answered 410.
+/// The API server comes back without memory of what was: an object went while nobody watched, and
+/// the agents' watches are answered 410.
 #[test]
 fn what_went_while_nobody_watched_is_found_out_after_410_gone() -> Result<()> {
     let mut cluster = Cluster::start(Wiring::PointToPoint, Join::Routes)?;

@@ -68,7 +68,8 @@ impl Cluster {
         Self::start_in(Turn::alone(), wiring, join, arguments, |_| Ok(()))
     }
 
-    /// `prepare` changes the lab before there are agents; these get `arguments` besides the usual ones.
+    /// `prepare` changes the lab before there are agents; these get `arguments` besides the usual
+    /// ones.
     pub fn start_with(
         wiring: Wiring,
         join: Join,
@@ -112,7 +113,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Waits until every node leads to all three web pods, by both families, and to the backend in a node's own network.
+    /// Waits until every node leads to all three web pods, by both families, and to the backend in
+    /// a node's own network.
     pub fn settle(&self) -> Result<()> {
         let mut lacks = String::new();
         let settled = wait_for("all nodes to serve", IN_FORCE, || {
@@ -208,12 +210,11 @@ impl Cluster {
 
 /// Returns the sum of a metric's values with the label value `label`, or of all if that is empty.
 fn sum(text: &str, name: &str, label: &str) -> Result<u64> {
-    let wanted = |line: &&str| {
-        line.starts_with(name) && (label.is_empty() || line.contains(&format!("\"{label}\"")))
-    };
     let values: Vec<&str> = text
         .lines()
-        .filter(wanted)
+        .filter(|line: &&str| {
+            line.starts_with(name) && (label.is_empty() || line.contains(&format!("\"{label}\"")))
+        })
         .filter_map(|line| line.rsplit(' ').next())
         .collect();
     ensure!(!values.is_empty(), "no {name} {label} in\n{text}");

@@ -1,4 +1,5 @@
-//! Direct server return: pods of other nodes than the asked one see the client and answer him themselves.
+//! Direct server return: pods of other nodes than the asked one see the client and answer him
+//! themselves.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -250,7 +251,8 @@ fn an_ip_block_sees_the_client(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The asked node merges what it receives, and cuts what it has encapsulated again: the pieces arrive as what they are, for nobody merges them there.
+/// The asked node merges what it receives, and cuts what it has encapsulated again: the pieces
+/// arrive as what they are, for nobody merges them there.
 #[test]
 fn dsr_of_merged_segments_that_are_cut_again() -> Result<()> {
     let cluster = Cluster::start_with(

@@ -1,4 +1,5 @@
-//! A node's firewall for forwarded packets: `--host-firewall respect` leads translated packets through it, `bypass` past it.
+//! A node's firewall for forwarded packets: `--host-firewall respect` leads translated packets
+//! through it, `bypass` past it.
 
 use std::process::Command;
 

@@ -1,4 +1,5 @@
-//! V21 without hooks of sockets: processes of nodes reach Services by packets, through a pair of devices.
+//! V21 without hooks of sockets: processes of nodes reach Services by packets, through a pair of
+//! devices.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
@@ -92,7 +93,8 @@ fn by_packets(wiring: Wiring, join: Join) -> Result<()> {
     nothing_stays(&mut cluster)
 }
 
-/// By TCP, UDP, long responses, fragments and SCTP; pods here and elsewhere, and a process of the third node, by itself too.
+/// By TCP, UDP, long responses, fragments and SCTP; pods here and elsewhere, and a process of the
+/// third node, by itself too.
 fn everything_is_reached(cluster: &Cluster, node: &Node) -> Result<()> {
     for ip in cluster.cluster_ips("web")? {
         for (kind, port) in [

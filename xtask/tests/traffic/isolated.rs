@@ -1,4 +1,5 @@
-//! Isolated pods and what tables cannot show: errors about connections, fragments, sources, and addresses that change hands.
+//! Isolated pods and what tables cannot show: errors about connections, fragments, sources, and
+//! addresses that change hands.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -160,7 +161,8 @@ fn large_datagram(from: &Namespace, to: SocketAddr) -> Result<bool> {
     from.run(|| Ok(datagram(to, LARGE).is_ok()))
 }
 
-/// P33: what a pod sends with an address of another pod, of its node or of nobody here is dropped; an annotation exempts it.
+/// P33: what a pod sends with an address of another pod, of its node or of nobody here is dropped;
+/// an annotation exempts it.
 fn sources(cluster: &Cluster) -> Result<()> {
     let visitor = cluster.lab.pod("visitor")?;
     let node2 = cluster.lab.node("node2")?;
@@ -201,7 +203,8 @@ fn sources(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// Sends one datagram with an address that the sender has only for this; nobody waits for an answer.
+/// Sends one datagram with an address that the sender has only for this; nobody waits for an
+/// answer.
 fn send_from(from: &Namespace, source: IpAddr, to: SocketAddr) -> Result<()> {
     let len = if source.is_ipv4() { 32 } else { 128 };
     let nodad = if source.is_ipv4() { "" } else { " nodad" };
@@ -276,7 +279,8 @@ fn finished_pods(cluster: &Cluster) -> Result<()> {
     reach(cluster, true)
 }
 
-/// P22: another pod gets the address: it has its own verdicts, and the connections of the one before are over.
+/// P22: another pod gets the address: it has its own verdicts, and the connections of the one
+/// before are over.
 fn addresses_change_hands(cluster: &Cluster) -> Result<()> {
     let visitor = cluster.lab.pod("visitor")?;
     let mut held = Vec::new();

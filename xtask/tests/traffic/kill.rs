@@ -38,7 +38,8 @@ fn time_without() -> Result<Duration> {
         .context("read PORTWAY_SECONDS_WITHOUT_AGENT")
 }
 
-/// `kill -9` of the agent under load, a while without one, and a new one: no request fails, and no packet is dropped.
+/// `kill -9` of the agent under load, a while without one, and a new one: no request fails, and no
+/// packet is dropped.
 #[test]
 fn killing_and_restarting_the_agent_fails_no_request() -> Result<()> {
     let mut cluster = Cluster::start_alone(Wiring::Bridge, Join::Routes, &[])?;

@@ -85,7 +85,8 @@ fn heed(event: &Value, tell: &mpsc::Sender<(String, SystemTime)>) -> ControlFlow
     }
 }
 
-/// An endpoint gets ready and unready, each time after all agents have said that their maps have the last change.
+/// An endpoint gets ready and unready, each time after all agents have said that their maps have
+/// the last change.
 fn change_often(cluster: &Cluster, target: &ObjectRef) -> Result<Vec<Change>> {
     let mut logs: Vec<Log> = cluster.agents.iter().map(Log::from_here).collect();
     let mut changes = Vec::new();

@@ -107,10 +107,12 @@ fn with_maglev_nodes_choose_alike_and_few_choices_change() -> Result<()> {
 
 /// Returns the pod that answers each of the client's ports.
 fn choices(cluster: &Cluster, ip: IpAddr, port: u16) -> Result<Vec<String>> {
-    let ask = |from: u16| {
-        Ok(probe::udp_from(from, SocketAddr::new(ip, port))
-            .with_context(|| format!("ask {ip} from {from}"))?
-            .pod)
-    };
-    cluster.lab.far_client().run(|| FROM.map(ask).collect())
+    cluster.lab.far_client().run(|| {
+        FROM.map(|from: u16| {
+            Ok(probe::udp_from(from, SocketAddr::new(ip, port))
+                .with_context(|| format!("ask {ip} from {from}"))?
+                .pod)
+        })
+        .collect()
+    })
 }

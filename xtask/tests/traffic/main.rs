@@ -1,4 +1,5 @@
-//! Traffic through Portway in the lab, with a real API server as the source of the objects and an agent on each node.
+//! Traffic through Portway in the lab, with a real API server as the source of the objects and an
+//! agent on each node.
 
 mod changes;
 mod cluster;

@@ -1,5 +1,6 @@
-//! ICMP errors about translated connections reach the sockets that they are for: whole transfers through a hop that takes less than both ends,
-//! datagrams that learn of it, and ports that nobody listens on.
+//! ICMP errors about translated connections reach the sockets that they are for: whole transfers
+//! through a hop that takes less than both ends, datagrams that learn of it, and ports that nobody
+//! listens on.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -69,7 +70,8 @@ fn narrow(wiring: Wiring, forwarding: &str) -> Result<()> {
     for object in objects() {
         cluster.plane.client().apply(&object)?;
     }
-    // A pod tells one address once a second and six times at once (icmp_ratelimit): that of the client where all see him, else those of the nodes.
+    // A pod tells one address once a second and six times at once (icmp_ratelimit): that of the
+    // client where all see him, else those of the nodes.
     nobody_listens(&cluster, if forwarding == DSR { 2 } else { 6 })?;
     large_datagrams(&cluster, forwarding)?;
     for (index, ip) in FAR_CLIENT.both().into_iter().enumerate() {
@@ -188,7 +190,8 @@ fn longest_run((longest, run): (usize, usize), byte: &u8) -> (usize, usize) {
     (longest.max(run), run)
 }
 
-/// The client is near, and the backend behind the hop: by the cluster IP from a pod, and masqueraded by a nodePort.
+/// The client is near, and the backend behind the hop: by the cluster IP from a pod, and
+/// masqueraded by a nodePort.
 fn outward(cluster: &Cluster, index: usize) -> Result<()> {
     let visitor = ("the visitor", cluster.lab.pod("visitor")?.ns());
     let near = ("the near client", cluster.lab.near_client());
@@ -215,7 +218,8 @@ fn outward(cluster: &Cluster, index: usize) -> Result<()> {
     Ok(())
 }
 
-/// The client is behind the hop, and the backends are pods of this node and of others, and a process of a node.
+/// The client is behind the hop, and the backends are pods of this node and of others, and a
+/// process of a node.
 fn inward(cluster: &Cluster, index: usize) -> Result<()> {
     let far = cluster.lab.far_client();
     for node in cluster.lab.nodes() {

@@ -1,4 +1,5 @@
-//! P31: pods that have begun before anybody has said who they are, with and without the result cache of their CNI plugin.
+//! P31: pods that have begun before anybody has said who they are, with and without the result
+//! cache of their CNI plugin.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -31,7 +32,8 @@ fn p31_a_new_pod_over_a_bridge() -> Result<()> {
     new_pod(Wiring::Bridge)
 }
 
-/// Denied both ways until it is known, its own node let in; then judged by its policies, which its CNI result makes known first.
+/// Denied both ways until it is known, its own node let in; then judged by its policies, which its
+/// CNI result makes known first.
 fn new_pod(wiring: Wiring) -> Result<()> {
     let results = Results::new()?;
     let mut cluster = Cluster::start_with(wiring, Join::Routes, &results.arguments(), |_| Ok(()))?;
@@ -131,8 +133,12 @@ fn object(cluster: &Cluster, name: &str) -> Result<Value> {
 /// Returns the outcomes of asking both addresses from a pod of the same node.
 fn reached(cluster: &Cluster, from: &str, ips: &[IpAddr]) -> Result<Tally> {
     let from = cluster.lab.pod(from)?;
-    let ask = |ip: &IpAddr| probe::answers(Kind::Http, SocketAddr::new(*ip, 8080), 2);
-    from.ns().run(|| Ok(ips.iter().flat_map(ask).collect()))
+    from.ns().run(|| {
+        Ok(ips
+            .iter()
+            .flat_map(|ip: &IpAddr| probe::answers(Kind::Http, SocketAddr::new(*ip, 8080), 2))
+            .collect())
+    })
 }
 
 /// Denied both ways, counted, and reached by its own node.
@@ -221,7 +227,8 @@ impl Drop for Results {
     }
 }
 
-/// The figures of the issue: from a link that is up to its programs, and from what makes the pod known to its first answer.
+/// The figures of the issue: from a link that is up to its programs, and from what makes the pod
+/// known to its first answer.
 #[test]
 fn p31_how_long_a_new_pod_waits() -> Result<()> {
     let results = Results::new()?;
@@ -295,7 +302,8 @@ fn link(cluster: &Cluster, round: usize) -> Result<Duration> {
     Ok(last.duration_since(up).unwrap_or_default())
 }
 
-/// The agent has heard of the pod, which has no addresses yet: its watch is at least as fast as a second one.
+/// The agent has heard of the pod, which has no addresses yet: its watch is at least as fast as a
+/// second one.
 fn wait_for_pod(cluster: &Cluster, name: &str) -> Result<()> {
     let target = ObjectRef::namespaced("v1", "Pod", "default", name);
     cluster

@@ -1,4 +1,5 @@
-//! NetworkPolicies in force: who gets through, from where, and what becomes of connections that there are already.
+//! NetworkPolicies in force: who gets through, from where, and what becomes of connections that
+//! there are already.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,7 +21,8 @@ fn policies_over_a_bridge() -> Result<()> {
     policies(Wiring::Bridge)
 }
 
-/// P1-P8, P18, P24, P25, P29, P30 by traffic, both families: a default deny, and what is allowed again step by step.
+/// P1-P8, P18, P24, P25, P29, P30 by traffic, both families: a default deny, and what is allowed
+/// again step by step.
 fn policies(wiring: Wiring) -> Result<()> {
     let cluster = Cluster::start(wiring, Join::Routes)?;
     reach(&cluster, "visitor", &["web-1", "web-2", "web-3"])?;
@@ -76,7 +78,8 @@ fn policies(wiring: Wiring) -> Result<()> {
     cluster.settle()
 }
 
-/// P2, P25, P28: what a pod may reach is judged after translation, and answers to those who ask it come through nevertheless.
+/// P2, P25, P28: what a pod may reach is judged after translation, and answers to those who ask it
+/// come through nevertheless.
 #[test]
 fn what_a_pod_may_reach() -> Result<()> {
     let cluster = Cluster::start(Wiring::PointToPoint, Join::Routes)?;

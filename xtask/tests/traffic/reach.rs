@@ -54,7 +54,8 @@ pub fn everything(cluster: &Cluster, elsewhere: Elsewhere) -> Result<()> {
     Ok(())
 }
 
-/// V9: a pod of the asked node sees the client, a process elsewhere sees the asked node, and a pod elsewhere one of both; TCP and UDP, both clients.
+/// V9: a pod of the asked node sees the client, a process elsewhere sees the asked node, and a pod
+/// elsewhere one of both; TCP and UDP, both clients.
 fn from_outside(cluster: &Cluster, node: &Node, ip: IpAddr, elsewhere: Elsewhere) -> Result<()> {
     let here: Vec<&str> = node.pods().iter().map(|pod| pod.name()).collect();
     for (client, address) in [
@@ -116,7 +117,8 @@ fn from_a_pod(cluster: &Cluster, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Segments and acknowledgements in both directions, with the offloads that the devices have; datagrams of several fragments.
+/// Segments and acknowledgements in both directions, with the offloads that the devices have;
+/// datagrams of several fragments.
 fn bulk(cluster: &Cluster) -> Result<()> {
     for ip in cluster
         .lab

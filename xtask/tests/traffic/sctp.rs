@@ -1,5 +1,5 @@
-//! SCTP by crafted packets, for this kernel may have none: associations live through all their chunks by every frontend, and tshark finds all
-//! checksums right where they arrive.
+//! SCTP by crafted packets, for this kernel may have none: associations live through all their
+//! chunks by every frontend, and tshark finds all checksums right where they arrive.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -76,7 +76,8 @@ fn associations(cluster: &Cluster) -> Result<()> {
         let header = if addr.is_ipv4() { 20 } else { 40 };
         let sizes = [8, 9, 1001, 1500 - header - 12 - DATA_HEADER];
         let mut seen = BTreeSet::new();
-        // Of 60 ports none chooses one of three pods in one of ten billion runs; from the first ones what is over is opened anew (V17).
+        // Of 60 ports none chooses one of three pods in one of ten billion runs; from the first
+        // ones what is over is opened anew (V17).
         for port in (40000..40060).chain(40000..40012) {
             let facts = from
                 .run(|| Ok(associate(port, *addr, &sizes)?))

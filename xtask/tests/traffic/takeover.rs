@@ -28,8 +28,9 @@ enum From {
     Node,
 }
 
-/// P25: the web pods may ask nobody and the visitor may be asked by nobody, so that an answer passes only if it is known as one. P28: the visitor may
-/// ask web pods, not their Service's address. P30: they are judged by what is allowed now. P18: the node reaches its own pods.
+/// P25: the web pods may ask nobody and the visitor may be asked by nobody, so that an answer
+/// passes only if it is known as one. P28: the visitor may ask web pods, not their Service's
+/// address. P30: they are judged by what is allowed now. P18: the node reaches its own pods.
 #[test]
 fn connections_from_before_go_on_and_are_judged() -> Result<()> {
     let mut cluster = Cluster::start(Wiring::PointToPoint, Join::Routes)?;

@@ -1,4 +1,5 @@
-//! XDP in the nodes' devices forwards what leaves a node again, in both directions, and leaves the rest to tc.
+//! XDP in the nodes' devices forwards what leaves a node again, in both directions, and leaves the
+//! rest to tc.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};

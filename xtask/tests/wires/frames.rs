@@ -23,7 +23,8 @@ use xtask::lab::{Lab, objects};
 
 /// Arguments of agents that serve processes of their node by packets.
 pub const BY_PACKETS: &[&str] = &["--cgroup", "off"];
-/// nodePorts of the web pods' HTTP, UDP echo and TCP echo, of a port that nobody listens on, and of a Service without pods.
+/// nodePorts of the web pods' HTTP, UDP echo and TCP echo, of a port that nobody listens on, and of
+/// a Service without pods.
 const HTTP: u16 = 30080;
 const UDP: u16 = 30053;
 const ECHO: u16 = 30007;
@@ -39,7 +40,8 @@ const BODY: usize = 400_000;
 const IN_FORCE: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Everything that crosses the wires of a lab of this kind has right checksums, and arrives; the agents get `arguments` besides the usual ones.
+/// Everything that crosses the wires of a lab of this kind has right checksums, and arrives; the
+/// agents get `arguments` besides the usual ones.
 pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32, arguments: &[&str]) -> Result<()> {
     let lab = Lab::start(
         topology(uplink, wiring, mtu),
@@ -69,7 +71,8 @@ pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32, arguments: &[&str]) -
             .collect::<Vec<_>>()
             .join("\n---\n")
     })?;
-    // What a node or the router sends has its checksums and its segments made there, from what the programs left of them.
+    // What a node or the router sends has its checksums and its segments made there, from what the
+    // programs left of them.
     let wires = lab.nodes().iter().map(Node::ns).chain([lab.router()]);
     wires
         .clone()
@@ -80,7 +83,8 @@ pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32, arguments: &[&str]) -
             .iter()
             .try_for_each(|node| node.ns().switch_checksum_offload_off("eth1"))?;
     }
-    // Received segments are merged again before the programs see them; veth does so with what was sent in segments only.
+    // Received segments are merged again before the programs see them; veth does so with what was
+    // sent in segments only.
     (2..2 + lab.nodes().len())
         .map(switch_port)
         .try_for_each(|port| lab.lan().switch_checksum_offload_off(&port))?;
@@ -245,7 +249,8 @@ fn from_outside(ip: IpAddr, mtu: usize) -> Result<()> {
     Ok(())
 }
 
-/// Downloads, exchanges datagrams of all sizes and uploads, so often that pods of the asked node and of others serve.
+/// Downloads, exchanges datagrams of all sizes and uploads, so often that pods of the asked node
+/// and of others serve.
 fn exchanges(ip: IpAddr, [http, udp, echo]: [u16; 3], mtu: usize) -> Result<()> {
     for _ in 0..4 {
         let body = Session::open((ip, http).into())?

@@ -1,4 +1,5 @@
-//! Frames over plain devices and bridges, ordinary and jumbo, masqueraded and encapsulated, from clients, pods and processes of nodes.
+//! Frames over plain devices and bridges, ordinary and jumbo, masqueraded and encapsulated, from
+//! clients, pods and processes of nodes.
 
 mod frames;
 

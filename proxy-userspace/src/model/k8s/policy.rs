@@ -1,4 +1,5 @@
-//! NetworkPolicies of the API to ours. What cannot be read matches nothing and the rest stays in force: a mistake never opens anything.
+//! NetworkPolicies of the API to ours. What cannot be read matches nothing and the rest stays in
+//! force: a mistake never opens anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -219,7 +220,8 @@ impl Reader {
         (self.flaws.len() == before).then_some(Peer::Pods { namespaces, pods })
     }
 
-    /// P11, P12: an except that cannot be read costs its block, for without it the block would be wider.
+    /// P11, P12: an except that cannot be read costs its block, for without it the block would be
+    /// wider.
     fn block(&mut self, value: &Value, path: &str) -> Option<Peer> {
         self.keep(fields(value, path, &["cidr", "except"]))?;
         let block = self.keep(typed::<networking::IPBlock>(value, path))?;
@@ -379,7 +381,8 @@ fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }
 
-/// An object with no other fields than these: one that is misspelt would count as missing, and missing fields often mean "all".
+/// An object with no other fields than these: one that is misspelt would count as missing, and
+/// missing fields often mean "all".
 fn fields<'a>(
     value: &'a Value,
     path: &str,

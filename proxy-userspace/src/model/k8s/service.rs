@@ -1,4 +1,5 @@
-//! Services of the API to ours: ports, addresses, policies; refuses ports of 0 and Services without any.
+//! Services of the API to ours: ports, addresses, policies; refuses ports of 0 and Services without
+//! any.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

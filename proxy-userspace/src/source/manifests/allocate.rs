@@ -92,10 +92,15 @@ fn node_ports(
     let ports = spec.ports.as_deref().unwrap_or_default();
     let mut found = Vec::new();
     for (i, port) in ports.iter().enumerate() {
-        let same = |other: &&k8s_openapi::api::core::v1::ServicePort| other.name == port.name;
         if ports.len() > 1
             && (port.name.as_deref().is_none_or(str::is_empty)
-                || ports.iter().filter(same).count() > 1)
+                || ports
+                    .iter()
+                    .filter(|other: &&k8s_openapi::api::core::v1::ServicePort| {
+                        other.name == port.name
+                    })
+                    .count()
+                    > 1)
         {
             return Err(invalid(
                 object,
@@ -288,17 +293,18 @@ fn free_address(object: &ObjectRef, range: &IpNet, given: &Given) -> Option<IpAd
     // Neither the network's own address nor IPv4's broadcast.
     let usable = (1u64 << bits) - 2;
     let reserved = (usable / 16).clamp(16, 256).min(usable / 2);
-    let at = |offset: u64| match range.network() {
-        IpAddr::V4(first) => IpAddr::V4(Ipv4Addr::from(u32::from(first) + 1 + offset as u32)),
-        IpAddr::V6(first) => IpAddr::V6(Ipv6Addr::from(u128::from(first) + 1 + u128::from(offset))),
-    };
     let family = if range.addr().is_ipv4() {
         "IPv4"
     } else {
         "IPv6"
     };
     probe(hash(&format!("{} {family}", object.name)), reserved, usable)
-        .map(at)
+        .map(|offset: u64| match range.network() {
+            IpAddr::V4(first) => IpAddr::V4(Ipv4Addr::from(u32::from(first) + 1 + offset as u32)),
+            IpAddr::V6(first) => {
+                IpAddr::V6(Ipv6Addr::from(u128::from(first) + 1 + u128::from(offset)))
+            }
+        })
         .find(|ip| !given.cluster_ips.contains_key(ip))
 }
 

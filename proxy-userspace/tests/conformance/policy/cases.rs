@@ -149,7 +149,8 @@ impl Step {
         labels
     }
 
-    /// Both ends of a row, with their addresses of its family; where that is not said, of the one that both have.
+    /// Both ends of a row, with their addresses of its family; where that is not said, of the one
+    /// that both have.
     pub fn ends(&self, row: &Row) -> Result<(End<'_>, End<'_>)> {
         let ends = |v6| Ok((self.end(&row.from, v6)?, self.end(&row.to, v6)?));
         match row.v6 {

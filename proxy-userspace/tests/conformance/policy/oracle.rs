@@ -1,4 +1,5 @@
-//! The rules of NetworkPolicy read literally: one connection, every policy, every rule, in Kubernetes' own types. Shares nothing with the compiler.
+//! The rules of NetworkPolicy read literally: one connection, every policy, every rule, in
+//! Kubernetes' own types. Shares nothing with the compiler.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -53,7 +54,8 @@ enum Direction {
     Egress,
 }
 
-/// P3, P4: isolated by a policy that selects the pod and names the direction; allowed by any rule of any of these.
+/// P3, P4: isolated by a policy that selects the pod and names the direction; allowed by any rule
+/// of any of these.
 fn allowed(
     step: &Step,
     policies: &[NetworkPolicy],
@@ -63,13 +65,15 @@ fn allowed(
     port: Port,
 ) -> bool {
     let Some(pod) = judged.pod else { return true };
-    let applies = |policy: &&NetworkPolicy| {
-        let spec = policy.spec.clone().unwrap_or_default();
-        policy.metadata.namespace.as_deref() == Some(&pod.namespace)
-            && selects(&spec.pod_selector.unwrap_or_default(), &pod.labels)
-            && names(policy, direction)
-    };
-    let mut applicable = policies.iter().filter(applies).peekable();
+    let mut applicable = policies
+        .iter()
+        .filter(|policy: &&NetworkPolicy| {
+            let spec = policy.spec.clone().unwrap_or_default();
+            policy.metadata.namespace.as_deref() == Some(&pod.namespace)
+                && selects(&spec.pod_selector.unwrap_or_default(), &pod.labels)
+                && names(policy, direction)
+        })
+        .peekable();
     applicable.peek().is_none()
         || applicable.any(|policy| has_rule(step, policy, direction, pod, other, port))
 }

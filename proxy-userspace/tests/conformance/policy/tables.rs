@@ -89,7 +89,8 @@ impl Tables {
         ))
     }
 
-    /// By the loaded programs: the first packet of a connection at the source's device, and at the destination's.
+    /// By the loaded programs: the first packet of a connection at the source's device, and at the
+    /// destination's.
     pub fn verdict_of_programs(
         &self,
         from: End,

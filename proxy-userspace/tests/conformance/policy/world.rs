@@ -1,4 +1,5 @@
-//! The cluster of a case compiled and placed in memory: all its pods are this node's, so that both ends are judged.
+//! The cluster of a case compiled and placed in memory: all its pods are this node's, so that both
+//! ends are judged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
-//! Owns where the control plane's programs come from: `$KUBEBUILDER_ASSETS`, `PATH`, else one build of the pinned Go module,
-//! kept in a cache that outlives the checkout.
+//! Owns where the control plane's programs come from: `$KUBEBUILDER_ASSETS`, `PATH`, else one build
+//! of the pinned Go module, kept in a cache that outlives the checkout.
 
 use std::env;
 use std::fs::{self, File};
@@ -37,7 +37,8 @@ pub struct Program {
 }
 
 impl Binaries {
-    /// Finds every program, and builds those of Kubernetes that are nowhere; that takes minutes, once per machine.
+    /// Finds every program, and builds those of Kubernetes that are nowhere; that takes minutes,
+    /// once per machine.
     pub fn find() -> Result<Self> {
         Ok(Self {
             apiserver: component("kube-apiserver")?,
@@ -177,7 +178,8 @@ fn linker_flags(version: &str) -> String {
     )
 }
 
-/// The host's, or a newer one that setup brings: only here, because where Kubernetes' programs are found Go is not needed.
+/// The host's, or a newer one that setup brings: only here, because where Kubernetes' programs are
+/// found Go is not needed.
 fn go() -> Result<PathBuf> {
     setup::ensure(&[Component::Go])?;
     setup::go()

@@ -94,7 +94,8 @@ impl Client {
         })
     }
 
-    /// Creates the object or makes it what `object` says; fields that the server does not know are an error. Returns what the server keeps.
+    /// Creates the object or makes it what `object` says; fields that the server does not know are
+    /// an error. Returns what the server keeps.
     pub fn apply(&self, object: &Value) -> Result<Value> {
         let target = ObjectRef::of(object)?;
         let path = format!(
@@ -123,7 +124,8 @@ impl Client {
         }
     }
 
-    /// The objects of a kind, in one namespace or all, that have the labels of `selector` (`a=b,c=d`, or empty for all).
+    /// The objects of a kind, in one namespace or all, that have the labels of `selector`
+    /// (`a=b,c=d`, or empty for all).
     pub fn list(
         &self,
         api_version: &str,
@@ -170,7 +172,8 @@ impl Client {
             .with_context(|| format!("patch the status of {target}"))
     }
 
-    /// Watches one object from now on: `heed` gets each event, an object with `type` and `object`, as soon as it can be read, until it breaks.
+    /// Watches one object from now on: `heed` gets each event, an object with `type` and `object`,
+    /// as soon as it can be read, until it breaks.
     ///
     /// # Errors
     /// If the server ends the watch first.
@@ -220,7 +223,8 @@ impl Client {
         self.delete_after(target, Duration::ZERO)
     }
 
-    /// Asks for the object's end; a Pod that runs is then terminating, until the kubelet finishes it.
+    /// Asks for the object's end; a Pod that runs is then terminating, until the kubelet finishes
+    /// it.
     pub fn delete_after(&self, target: &ObjectRef, grace: Duration) -> Result<()> {
         let path = format!(
             "{}?gracePeriodSeconds={}&propagationPolicy=Background",

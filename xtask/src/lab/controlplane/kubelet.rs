@@ -1,5 +1,5 @@
-//! Plays the kubelet of one node: registers the node, binds pods to it, and posts the status that a kubelet would. What runs in
-//! the pod's namespace is the lab's affair.
+//! Plays the kubelet of one node: registers the node, binds pods to it, and posts the status that a
+//! kubelet would. What runs in the pod's namespace is the lab's affair.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -86,7 +86,8 @@ impl<'a> Kubelet<'a> {
         Ok(target)
     }
 
-    /// Takes a pod that exists and is bound to no node, such as a Deployment's, and runs it here, ready, with the addresses `ips`.
+    /// Takes a pod that exists and is bound to no node, such as a Deployment's, and runs it here,
+    /// ready, with the addresses `ips`.
     pub fn adopt(&self, pod: &ObjectRef, ips: &[IpAddr]) -> Result<()> {
         let target = json!({ "apiVersion": "v1", "kind": "Node", "name": self.node.name });
         let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": pod.name }, "target": target });
@@ -101,7 +102,8 @@ impl<'a> Kubelet<'a> {
             .map(drop)
     }
 
-    /// Asks the pod to end; it stays, terminating, until `finish` or until `grace` is over and nobody cares.
+    /// Asks the pod to end; it stays, terminating, until `finish` or until `grace` is over and
+    /// nobody cares.
     pub fn terminate(&self, pod: &ObjectRef, grace: Duration) -> Result<()> {
         self.client.delete_after(pod, grace)
     }
@@ -137,8 +139,7 @@ impl<'a> Kubelet<'a> {
 impl PodSpec {
     /// The Pod object.
     pub fn manifest(&self) -> Value {
-        let port = |(name, number, protocol): &(String, u16, String)| json!({ "name": name, "containerPort": number, "protocol": protocol });
-        let ports: Vec<Value> = self.ports.iter().map(port).collect();
+        let ports: Vec<Value> = self.ports.iter().map(|(name, number, protocol): &(String, u16, String)| json!({ "name": name, "containerPort": number, "protocol": protocol })).collect();
         json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -150,12 +151,11 @@ impl PodSpec {
 
 /// The pods that wait for a node, and that nobody is deleting.
 pub fn pending_pods(client: &Client) -> Result<Vec<Value>> {
-    let waits = |pod: &Value| {
+    let mut pods = client.list("v1", "Pod", None, "")?;
+    pods.retain(|pod: &Value| {
         pod.pointer("/spec/nodeName").is_none()
             && pod.pointer("/metadata/deletionTimestamp").is_none()
-    };
-    let mut pods = client.list("v1", "Pod", None, "")?;
-    pods.retain(waits);
+    });
     Ok(pods)
 }
 

@@ -1,5 +1,5 @@
-//! Owns the control plane's keys and certificates: an authority, the API server's certificate, the key that signs service
-//! accounts' tokens.
+//! Owns the control plane's keys and certificates: an authority, the API server's certificate, the
+//! key that signs service accounts' tokens.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,8 @@ pub struct Pki {
 }
 
 impl Pki {
-    /// Makes new keys under `dir` for an API server reached by any of `names` (addresses or DNS names).
+    /// Makes new keys under `dir` for an API server reached by any of `names` (addresses or DNS
+    /// names).
     pub fn create(dir: &Path, names: &[String]) -> Result<Self> {
         let pki = Self {
             ca: dir.join("ca.crt"),

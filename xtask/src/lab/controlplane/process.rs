@@ -1,5 +1,5 @@
-//! Owns the lab's long-running programs: started inside a network namespace, ended by their process id when dropped, and by
-//! the kernel if this process dies first.
+//! Owns the lab's long-running programs: started inside a network namespace, ended by their process
+//! id when dropped, and by the kernel if this process dies first.
 
 use std::fs::{self, File};
 use std::io;
@@ -79,8 +79,8 @@ impl Drop for Daemon {
 
 type Order = (Command, Sender<io::Result<Child>>);
 
-/// Starts a child from a thread that lives as long as this process: the kernel sends the parent's death signal when the
-/// starting *thread* ends, and a test's thread ends early.
+/// Starts a child from a thread that lives as long as this process: the kernel sends the parent's
+/// death signal when the starting *thread* ends, and a test's thread ends early.
 fn spawn_for_life(command: Command) -> io::Result<Child> {
     static SPAWNER: OnceLock<Sender<Order>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {

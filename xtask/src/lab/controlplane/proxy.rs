@@ -1,4 +1,5 @@
-//! Runs the real kube-proxy in a node's network namespace, in nftables mode: the data plane that Portway is compared with.
+//! Runs the real kube-proxy in a node's network namespace, in nftables mode: the data plane that
+//! Portway is compared with.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
