@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What the eBPF object is compiled for: little-endian BPF, which is what every host of ours runs.
+/// The target of the eBPF object: little-endian BPF, for all hosts that are supported.
 pub const TARGET: &str = "bpfel-unknown-none";
 
 /// The newest LLVM whose bitcode our bpf-linker reads; a toolchain with a newer one cannot be
@@ -28,7 +28,7 @@ pub enum Core {
 /// A Rust toolchain that can build for the kernel.
 #[derive(Clone, Debug)]
 pub struct Toolchain {
-    /// What a person calls it, for messages.
+    /// Its name in messages.
     pub name: String,
     /// The directory that holds `bin/cargo`, `bin/rustc` and `lib/rustlib`.
     pub sysroot: PathBuf,

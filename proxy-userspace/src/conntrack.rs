@@ -51,10 +51,10 @@ impl Tracked {
     }
 }
 
-/// What the connection tracking of this network namespace knows of connections that still go on.
+/// Lists the connections that the connection tracking of this network namespace has and that go on.
 ///
 /// # Errors
-/// Where the kernel has no connection tracking, or does not tell.
+/// If the kernel has no connection tracking, or does not tell.
 pub fn tracked() -> Result<Vec<Tracked>> {
     let mut socket = Socket::new(NETLINK_NETFILTER).context("open a netlink socket")?;
     socket.bind_auto().context("bind a netlink socket")?;

@@ -122,12 +122,12 @@ impl Dataplane {
     /// Loads the programs over new maps or those of an earlier agent. Nothing is attached yet.
     ///
     /// # Errors
-    /// Where another agent has the directory, or the kernel refuses a program.
+    /// If another agent has the directory, or the kernel refuses a program.
     pub fn open(options: &Options) -> Result<Self> {
         Self::open_sized(options, Room::default())
     }
 
-    /// The same with policy tables of this size.
+    /// Opens it with policy tables of this size.
     ///
     /// # Errors
     /// As above.
@@ -204,7 +204,7 @@ impl Dataplane {
     /// tracking knows; how many they did not yet.
     ///
     /// # Errors
-    /// Where those cannot be read, or the flow tables have no room.
+    /// If those cannot be read, or the flow tables have no room.
     pub fn adopt(&mut self, contents: &Contents) -> Result<usize> {
         let now = Clock::from_pins(&self.dir)?.now()?;
         let is_host = |addr| {

@@ -97,7 +97,7 @@ impl Answer {
 /// Prints what there is to say; the exit status is 1 if something is denied.
 ///
 /// # Errors
-/// Where objects cannot be listed, or do not have what was asked about.
+/// If objects cannot be listed, or do not have what was asked about.
 pub async fn run(args: ExplainArgs) -> Result<ExitCode> {
     let ExplainArgs {
         source,
@@ -156,10 +156,10 @@ fn hold(connection: &mut Explanation, tables: &NodeVerdicts) -> Result<()> {
     Ok(())
 }
 
-/// What the objects say of new connections; pure.
+/// Judges new connections by the objects; pure.
 ///
 /// # Errors
-/// Where there is no such pod, Service or port.
+/// If there is no such pod, Service or port.
 pub fn explain(state: &State, from: &End, to: &Target) -> Result<Answer> {
     let mut notes = Vec::new();
     let pairs = ends::pairs(state, from, to, &mut notes)?;

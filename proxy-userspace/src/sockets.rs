@@ -33,7 +33,7 @@ impl Sockets {
     /// allow; gives how many.
     ///
     /// # Errors
-    /// Where what is remembered cannot be read. That the kernel refuses is said in the log, and is none.
+    /// If what is remembered cannot be read. That the kernel refuses is said in the log, and is none.
     pub fn end(&mut self, maps: &mut Maps, serving: &Serving, metrics: &Metrics) -> Result<usize> {
         let mut sent = forget(&mut maps.v4, serving).context("IPv4")?;
         sent.extend(forget(&mut maps.v6, serving).context("IPv6")?);

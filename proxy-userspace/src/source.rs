@@ -41,7 +41,7 @@ pub async fn spawn(settings: SourceSettings) -> Result<mpsc::Receiver<Update>> {
 /// The objects, once all are listed.
 ///
 /// # Errors
-/// Where [`spawn`] fails, and where the source does not answer in time.
+/// If [`spawn`] fails, and where the source does not answer in time.
 pub async fn list(settings: SourceSettings) -> Result<State> {
     let mut updates = spawn(settings).await?;
     let mut state = State::default();

@@ -21,7 +21,7 @@ const HOOKS: u8 = Hook::FromDevice as u8 | Hook::FromPod as u8 | Hook::ToPod as 
 /// tells whether they did not yet.
 ///
 /// # Errors
-/// Where the tables have no room.
+/// If the tables have no room.
 pub fn adopt(maps: &mut Maps, tracked: &Tracked, own: bool, now: u32) -> Result<bool> {
     match (
         tracked.original.0.ip(),

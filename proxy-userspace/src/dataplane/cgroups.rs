@@ -63,7 +63,7 @@ impl Cgroup {
     /// The cgroup of a directory.
     ///
     /// # Errors
-    /// Where it is none of cgroup v2.
+    /// If it is none of cgroup v2.
     pub fn at(path: &Path) -> Result<Self> {
         let kind = statfs(path)
             .with_context(|| format!("look at {}", path.display()))?
@@ -86,7 +86,7 @@ impl Cgroup {
     /// The root of the hierarchy.
     ///
     /// # Errors
-    /// Where it is not mounted, or only a part of it, as in a container.
+    /// If it is not mounted, or only a part of it, as in a container.
     pub fn root() -> Result<Self> {
         let mounts = mounts(&read_mounts()?);
         let Some(any) = mounts.first() else {

@@ -64,7 +64,7 @@ impl Globals {
     /// For the network namespace of this process.
     ///
     /// # Errors
-    /// Where the kernel does not tell which one that is, and it is not the initial one either.
+    /// If the kernel does not tell which one that is, and it is not the initial one either.
     pub fn here() -> Result<Self> {
         let kernel = KernelVersion::current().context("ask for the kernel's version")?;
         Ok(Self {

@@ -19,7 +19,7 @@ use crate::gate;
 /// agent.
 ///
 /// # Errors
-/// Where an agent still runs there; what else fails is said, and the rest is removed all the same.
+/// If an agent still runs there; what else fails is said, and the rest is removed all the same.
 pub async fn unload(root: &Path) -> Result<()> {
     if !root.exists() {
         return Ok(());

@@ -38,7 +38,7 @@ impl NodeVerdicts {
     /// The tables that are pinned in `dir`.
     ///
     /// # Errors
-    /// Where one is missing, or is not what this version makes.
+    /// If one is missing, or is not what this version makes.
     pub fn from_pins(dir: &StateDir) -> Result<Self> {
         Self::open(pinned(|name| dir.map(name)))
     }
@@ -58,11 +58,11 @@ impl NodeVerdicts {
         })
     }
 
-    /// What they say of a new connection between two addresses of one family; port 0 where the
-    /// protocol has none.
+    /// Returns their verdicts on a new connection between two addresses of one family; port 0 where
+    /// the protocol has none.
     ///
     /// # Errors
-    /// Where the kernel does not let a table be read.
+    /// If the kernel does not let a table be read.
     pub fn held(&self, from: IpAddr, to: IpAddr, protocol: Protocol, port: u16) -> Result<Held> {
         match (from, to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {

@@ -42,7 +42,7 @@ impl Collector for PacketPath {
     }
 }
 
-/// The same metrics with every counter at 0, without a kernel.
+/// These metrics with every counter at 0, without a kernel.
 #[derive(Debug)]
 pub struct Zeros;
 

@@ -121,11 +121,10 @@ pub fn seen_unreadable(object: ObjectRef, field: String, why: String) -> Update 
     )
 }
 
-/// What an object that the API server shows as JSON means to us; one that is not of its kind's form
-/// is bad.
+/// Converts an object that the API server returned as JSON; a malformed one is invalid.
 ///
 /// # Errors
-/// Where it is of no kind that nodes care for.
+/// If it is of no kind that nodes care for.
 pub fn seen_json(object: Value) -> anyhow::Result<Update> {
     Ok(match object["kind"].as_str() {
         Some("Service") => seen_as::<core::Service>(object),

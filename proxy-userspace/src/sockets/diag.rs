@@ -41,7 +41,7 @@ struct Connected {
 /// gives how many.
 ///
 /// # Errors
-/// Where the kernel does not list sockets, or refuses to end one.
+/// If the kernel does not list sockets, or refuses to end one.
 pub fn destroy_udp(wanted: &BTreeMap<u64, SocketAddr>) -> Result<usize> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let netlink = socket(

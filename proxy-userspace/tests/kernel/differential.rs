@@ -1,4 +1,4 @@
-//! The same packet over the same tables, on the host and in the kernel: equal verdicts, bytes, and
+//! One packet over equal tables, on the host and in the kernel: equal verdicts, bytes, and
 //! flows afterwards.
 
 use std::collections::BTreeMap;

@@ -114,7 +114,7 @@ impl Stage {
         fs::read_to_string(self.manifests.join(file)).with_context(|| format!("read {file}"))
     }
 
-    /// What `portway …` prints on a node, whatever its exit status.
+    /// Returns the output of `portway …` on a node, whatever its exit status.
     ///
     /// # Errors
     /// If it cannot be started.

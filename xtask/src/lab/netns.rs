@@ -168,7 +168,7 @@ impl Namespace {
             .map(drop)
     }
 
-    /// Whether `device` merges the segments that it receives (GRO), as cards do.
+    /// Sets whether `device` merges the segments that it receives (GRO), as cards do.
     ///
     /// # Errors
     /// If ethtool is missing or fails.
