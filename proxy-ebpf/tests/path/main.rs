@@ -9,7 +9,6 @@ mod world;
 
 mod cluster_ip;
 mod dsr;
-
 mod errors;
 mod firewall;
 mod fragments;
