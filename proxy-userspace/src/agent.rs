@@ -234,7 +234,7 @@ fn complete(settings: Settings, actual: &Actual) -> Result<Settings> {
 
 /// The state directory lies where other data planes pin theirs.
 fn look_around(state_dir: &Path) -> ForwardFirewall {
-    foreign::tell(&foreign::find(state_dir.parent().unwrap_or(state_dir)))
+    foreign::report(&foreign::find(state_dir.parent().unwrap_or(state_dir)))
 }
 
 fn known_pods(actual: &Actual) -> std::collections::BTreeMap<IpAddr, IfIndex> {

@@ -57,7 +57,7 @@ pub use sockets::{
 };
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
-pub use verdicts::{Held, NodeVerdicts};
+pub use verdicts::{NodeVerdicts, TableVerdicts};
 
 use crate::conntrack;
 use crate::contents::Contents;

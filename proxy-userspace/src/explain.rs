@@ -3,9 +3,9 @@
 
 mod display;
 mod ends;
-mod held;
 mod judge;
 mod ports;
+mod tables;
 mod words;
 
 use std::io::Write as _;
@@ -23,8 +23,8 @@ use crate::source::{self, SourceArgs};
 
 pub(crate) use ends::dns;
 pub use ends::{End, Party, Port, Target, Who};
-pub use held::{Tables, compare};
 pub use judge::{Judgement, Outcome, PolicyView, RuleView, Side, judge};
+pub use tables::{Tables, compare};
 pub(crate) use words::{pods as peer_words, port as port_words, selector as selector_words};
 
 /// `portway explain`.
@@ -150,8 +150,9 @@ fn tables(said: Option<&Path>, manifests: bool) -> Result<Option<NodeVerdicts>> 
 /// Adds what a node's tables say of a connection.
 fn hold(connection: &mut Explanation, tables: &NodeVerdicts) -> Result<()> {
     if let (Some(from), Some(to)) = (connection.from_address, connection.to_address) {
-        let held = tables.held(from, to, connection.port.protocol, connection.port.number)?;
-        connection.tables = Some(compare(held, connection));
+        let verdicts =
+            tables.verdicts(from, to, connection.port.protocol, connection.port.number)?;
+        connection.tables = Some(compare(verdicts, connection));
     }
     Ok(())
 }

@@ -85,7 +85,7 @@ pub fn find(bpffs: &Path) -> Vec<Foreign> {
 }
 
 /// Says it in the log, and whether forwarded packets are filtered.
-pub fn tell(found: &[Foreign]) -> ForwardFirewall {
+pub fn report(found: &[Foreign]) -> ForwardFirewall {
     for foreign in found {
         let what = match foreign.kind {
             Kind::DataPlane => "another data plane",

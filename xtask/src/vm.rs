@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> Result<()> {
             arguments: args.arguments.clone(),
             is_test: false,
             tools: &[],
-            beside: Vec::new(),
+            programs: Vec::new(),
         },
         None if args.uplinks => uplinks(&args.arguments)?,
         None => kernel_test(&args.arguments)?,
@@ -91,7 +91,7 @@ struct Work {
     /// Programs of this host that it runs, by name.
     tools: &'static [&'static str],
     /// Programs that it runs, which lie there as they do here.
-    beside: Vec<PathBuf>,
+    programs: Vec<PathBuf>,
 }
 
 /// The test that loads every program and compares it with the library on the host.
@@ -114,7 +114,7 @@ fn kernel_test(arguments: &[String]) -> Result<Work> {
         arguments: arguments.to_vec(),
         is_test: true,
         tools: &[],
-        beside: Vec::new(),
+        programs: Vec::new(),
     })
 }
 
@@ -130,7 +130,7 @@ fn uplinks(arguments: &[String]) -> Result<Work> {
         "--package",
         "proxy-userspace",
     ];
-    let beside = ["xtask", "portway"].map(|name| build::executable(&build, name, Profile::Dev));
+    let programs = ["xtask", "portway"].map(|name| build::executable(&build, name, Profile::Dev));
     let program = build::executable(
         &[
             "test",
@@ -144,13 +144,13 @@ fn uplinks(arguments: &[String]) -> Result<Work> {
         Profile::Dev,
     )?;
     let arguments = [&["--test-threads".to_owned(), "1".to_owned()], arguments].concat();
-    let beside = beside.into_iter().collect::<Result<_>>()?;
+    let programs = programs.into_iter().collect::<Result<_>>()?;
     Ok(Work {
         program,
         arguments,
         is_test: true,
         tools: &["ip", "bridge", "ethtool", "tcpdump"],
-        beside,
+        programs,
     })
 }
 

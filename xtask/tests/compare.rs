@@ -13,7 +13,7 @@ fn a_few_rows_differ_exactly_as_intended() -> Result<()> {
         Extent::Quick,
         Wiring::PointToPoint,
         Join::Routes,
-        &Tools::beside(env!("CARGO_BIN_EXE_xtask")),
+        &Tools::next_to(env!("CARGO_BIN_EXE_xtask")),
     )?;
     let sums = table::sums(&all);
     println!("{}", table::report(&all));

@@ -42,7 +42,7 @@ impl Cluster {
         let topology = topology
             .node("node1", vec![web("web-1")])
             .node("node2", vec![web("web-2")]);
-        let lab = Lab::start(topology, Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
+        let lab = Lab::start(topology, Tools::next_to(env!("CARGO_BIN_EXE_xtask")))?;
         let plane = cluster::begin(&lab)?;
         plane.client().apply(&service())?;
         // As the manifest tells those who have no kube-proxy.

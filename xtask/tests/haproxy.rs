@@ -76,7 +76,7 @@ impl Scene {
             .node("node2", vec![web("web-3")]);
         let lab = Lab::start(
             topology.node("node3", Vec::new()),
-            Tools::beside(env!("CARGO_BIN_EXE_xtask")),
+            Tools::next_to(env!("CARGO_BIN_EXE_xtask")),
         )?;
         let plane = cluster::begin(&lab)?;
         plane
@@ -130,7 +130,7 @@ impl Scene {
         what: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
         let load = Load {
-            held: 0,
+            kept_alive: 0,
             fresh_percent: 100,
             patience: Duration::from_secs(8),
             ..Load::new(FRONT, RATE, 6 * SOON)

@@ -39,7 +39,7 @@ impl Cluster {
         let topology = topology
             .node("node1", vec![web("web-1"), web("web-2")])
             .node("node2", Vec::new());
-        let lab = Lab::start(topology, Tools::beside(env!("CARGO_BIN_EXE_xtask")))?;
+        let lab = Lab::start(topology, Tools::next_to(env!("CARGO_BIN_EXE_xtask")))?;
         lab.nodes().iter().try_for_each(prepare)?;
         let plane = cluster::begin(&lab)?;
         plane

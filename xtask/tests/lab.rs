@@ -21,7 +21,7 @@ use xtask::lab::topology::{
 };
 
 fn tools() -> Tools {
-    Tools::beside(env!("CARGO_BIN_EXE_xtask"))
+    Tools::next_to(env!("CARGO_BIN_EXE_xtask"))
 }
 
 /// The three nodes, and a pod in the third's own network.
@@ -255,7 +255,7 @@ fn a_load_counts_what_is_answered_and_what_fails() -> Result<()> {
     let report = running.join().expect("the load does not panic")?;
     println!("{report}");
     ensure!(
-        report.held.failed.values().sum::<usize>() > 0
+        report.kept_alive.failed.values().sum::<usize>() > 0
             && report.fresh.failed.values().sum::<usize>() > 50,
         "{report}"
     );

@@ -19,7 +19,7 @@ use xtask::lab::owned::{self, LabId};
 use xtask::load::{LoadArgs, Loaded, Pins, load, unload};
 
 const DEVICE: &str = "uplink0";
-/// The kernel takes programs apart a moment after the last one who held them has let go.
+/// The kernel takes programs apart a moment after the last one who objects them has let go.
 const TAKEN_APART: Duration = Duration::from_secs(10);
 /// A backend that is a process of the host itself, so that one device is all that is needed.
 const WEB: &str = "
@@ -50,7 +50,7 @@ struct Rig {
 
 /// The kernel's objects that belong to a state directory, by ids, which the kernel does not reuse.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Held {
+struct KernelObjects {
     programs: BTreeSet<u32>,
     maps: BTreeSet<u32>,
     links: BTreeSet<u32>,
@@ -73,7 +73,7 @@ impl Rig {
         ))?;
         client.ip("link set lo up\nlink set eth0 up\naddr add 192.0.2.100/24 dev eth0\n")?;
         Ok(Self {
-            portway: Tools::beside(env!("CARGO_BIN_EXE_xtask")).portway,
+            portway: Tools::next_to(env!("CARGO_BIN_EXE_xtask")).portway,
             host,
             client,
             state: OwnedDir::to_be_made(bpffs.join(id.name("load"))),
@@ -133,7 +133,7 @@ impl Rig {
 
     /// Beginning at what is pinned, all that hangs together: programs that use our maps, their
     /// other maps, their links.
-    fn held(&self) -> Result<Held> {
+    fn kernel_objects(&self) -> Result<KernelObjects> {
         let mut maps = self.pinned_maps()?;
         let pinned = files(&self.state.path().join("programs"));
         let mut programs: BTreeSet<u32> = pinned
@@ -159,7 +159,7 @@ impl Rig {
             .flatten()
             .filter(|link| programs.contains(&link.program_id()))
             .map(|link| link.id());
-        Ok(Held {
+        Ok(KernelObjects {
             links: links.collect(),
             programs,
             maps,
@@ -167,7 +167,7 @@ impl Rig {
     }
 }
 
-impl Held {
+impl KernelObjects {
     /// Returns those that the kernel still lists.
     fn left(&self) -> Self {
         let left = |before: &BTreeSet<u32>, now: BTreeSet<u32>| {
@@ -215,16 +215,16 @@ fn unload_leaves_nothing_of_load_behind() -> Result<()> {
     let before = rig.devices()?;
     let loaded = rig.load(DEVICE, None)?;
     println!("{loaded}");
-    let held = rig.held()?;
-    println!("{held:?}");
+    let objects = rig.kernel_objects()?;
+    println!("{objects:?}");
     ensure!(
-        held.left() == held,
-        "the kernel does not list what is pinned: {held:?}"
+        objects.left() == objects,
+        "the kernel does not list what is pinned: {objects:?}"
     );
     // Both directions of the device, and the clock, which no device has.
     ensure!(
-        held.programs.len() == 3 && held.maps.len() >= 16,
-        "not the programs of one device and all maps: {held:?}"
+        objects.programs.len() == 3 && objects.maps.len() >= 16,
+        "not the programs of one device and all maps: {objects:?}"
     );
     ensure!(
         loaded.left.frontends == 0,
@@ -235,7 +235,7 @@ fn unload_leaves_nothing_of_load_behind() -> Result<()> {
         "a device has two hooks: {loaded}"
     );
     ensure!(
-        rig.held()?.links.len()
+        rig.kernel_objects()?.links.len()
             == loaded
                 .left
                 .hooks
@@ -261,7 +261,7 @@ fn unload_leaves_nothing_of_load_behind() -> Result<()> {
         rig.state.path().display(),
         files(rig.state.path())
     );
-    held.wait_until_gone()?;
+    objects.wait_until_gone()?;
     let after = rig.devices()?;
     ensure!(
         before == after,
@@ -274,9 +274,9 @@ fn unload_leaves_nothing_of_load_behind() -> Result<()> {
 fn loading_again_adopts_what_is_there() -> Result<()> {
     let rig = Rig::set_up()?;
     rig.load(DEVICE, None)?;
-    let (first, maps) = (rig.held()?, rig.pinned_maps()?);
+    let (first, maps) = (rig.kernel_objects()?, rig.pinned_maps()?);
     rig.load(DEVICE, None)?;
-    let second = rig.held()?;
+    let second = rig.kernel_objects()?;
     let kept: BTreeSet<_> = rig.pinned_maps()?.intersection(&maps).copied().collect();
     // Those of NetworkPolicy, with the pods' addresses, are each loader's own.
     ensure!(
@@ -291,7 +291,7 @@ fn loading_again_adopts_what_is_there() -> Result<()> {
         first.programs.is_disjoint(&second.programs),
         "the programs were not replaced: {first:?} became {second:?}"
     );
-    let replaced = Held {
+    let replaced = KernelObjects {
         maps: first.maps.difference(&kept).copied().collect(),
         links: BTreeSet::new(),
         ..first
@@ -331,9 +331,9 @@ fn what_was_loaded_serves_a_node_port_without_an_agent() -> Result<()> {
         "an answer of somebody else: {answer}"
     );
     server.join().expect("the backend does not panic")?;
-    let held = rig.held()?;
+    let objects = rig.kernel_objects()?;
     rig.unload()?;
-    held.wait_until_gone()
+    objects.wait_until_gone()
 }
 
 #[test]

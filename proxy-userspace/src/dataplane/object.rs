@@ -88,7 +88,7 @@ pub fn load(
         .map_max_entries(maps::MATRIX, room.chunks);
     loader.override_global(super::packet_log::LEVEL, &log_level, true);
     if let Some(globals) = globals {
-        globals.tell(&mut loader);
+        globals.set(&mut loader);
     }
     let ebpf = loader.load(object).context("load the eBPF object")?;
     migration.copy(dir, raw::Put::Always)?;

@@ -78,7 +78,7 @@ impl Globals {
     }
 
     /// Sets the globals of the programs that `loader` will load.
-    pub fn tell<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
+    pub fn set<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
         loader.override_global(NETNS, &self.netns, true);
         loader.override_global(REFUSED, &self.refused, true);
     }

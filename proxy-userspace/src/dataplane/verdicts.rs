@@ -27,7 +27,7 @@ pub struct NodeVerdicts {
 
 /// The verdicts of a node's tables on a connection; `None` where an end is no pod of that node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct TableVerdicts {
     /// True if the source may reach the destination.
     pub egress: Option<bool>,
     /// True if the destination may be reached by the source.
@@ -63,17 +63,23 @@ impl NodeVerdicts {
     ///
     /// # Errors
     /// If the kernel does not let a table be read.
-    pub fn held(&self, from: IpAddr, to: IpAddr, protocol: Protocol, port: u16) -> Result<Held> {
+    pub fn verdicts(
+        &self,
+        from: IpAddr,
+        to: IpAddr,
+        protocol: Protocol,
+        port: u16,
+    ) -> Result<TableVerdicts> {
         match (from, to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 self.tables
-                    .held::<V4>(&self.pods4, from.into(), to.into(), protocol, port)
+                    .verdicts::<V4>(&self.pods4, from.into(), to.into(), protocol, port)
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
                 self.tables
-                    .held::<V6>(&self.pods6, from.into(), to.into(), protocol, port)
+                    .verdicts::<V6>(&self.pods6, from.into(), to.into(), protocol, port)
             }
-            _ => Ok(Held::default()),
+            _ => Ok(TableVerdicts::default()),
         }
     }
 }
@@ -85,14 +91,14 @@ struct Asked {
 }
 
 impl Asked {
-    fn held<F: Ip>(
+    fn verdicts<F: Ip>(
         &self,
         pods: &Hash<F::Addr, LocalPod>,
         from: F::Addr,
         to: F::Addr,
         protocol: Protocol,
         port: u16,
-    ) -> Result<Held>
+    ) -> Result<TableVerdicts>
     where
         Self: Verdicts<F>,
         F::Addr: Pod,
@@ -102,11 +108,11 @@ impl Asked {
                 .map(|pod| self.rows(pod.pod_id))
         };
         let says = |row, other| allows::<F, _>(self, row, &other, protocol, port);
-        let held = Held {
+        let verdicts = TableVerdicts {
             egress: rows(from).map(|rows| says(rows.egress, to)),
             ingress: rows(to).map(|rows| says(rows.ingress, from)),
         };
-        self.failed.take().map_or(Ok(held), |error| {
+        self.failed.take().map_or(Ok(verdicts), |error| {
             Err(error).context("read the policy tables")
         })
     }

@@ -169,7 +169,7 @@ fn selecting<'a>(
         .filter_map(move |(name, policy)| Some((name, side.rules(policy)?)))
 }
 
-/// A connection as rules are held against it.
+/// A connection as rules are verdicts against it.
 struct Asked<'a> {
     state: &'a State,
     /// The end on the other side, which these policies do not select.

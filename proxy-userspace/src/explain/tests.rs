@@ -3,7 +3,7 @@
 use super::*;
 use crate::compile::{PolicyCompiler, Touched};
 use crate::contents::policies::{Policies, verdict};
-use crate::dataplane::Held;
+use crate::dataplane::TableVerdicts;
 use crate::model::{PortRange, Snapshot};
 use crate::source::Ranges;
 use crate::source::manifests::Directory;
@@ -406,7 +406,7 @@ fn flaws_of_the_policies_that_judge_are_said() {
 }
 
 /// Returns the verdicts of tables that hold what was compiled for the node.
-fn held(policies: &Policies, connection: &Explanation) -> Held {
+fn verdicts(policies: &Policies, connection: &Explanation) -> TableVerdicts {
     let Explanation {
         from_address: Some(from),
         to_address: Some(to),
@@ -414,11 +414,11 @@ fn held(policies: &Policies, connection: &Explanation) -> Held {
         ..
     } = connection
     else {
-        return Held::default();
+        return TableVerdicts::default();
     };
     let said = verdict(policies, *from, *to, port.protocol, port.number);
     let here = |addr, said| policies.pod_at(addr).map(|_| said);
-    Held {
+    TableVerdicts {
         egress: here(*from, said.egress),
         ingress: here(*to, said.ingress),
     }
@@ -452,13 +452,14 @@ fn the_tables_agree_with_the_objects_and_where_they_do_not_it_is_said() {
     ] {
         for connection in answer(&policies, from, to).expect("an answer").connections {
             let both = [&db, &web]
-                .map(|tables| compare(held(tables, &connection), &connection).disagreements);
+                .map(|tables| compare(verdicts(tables, &connection), &connection).disagreements);
             assert_eq!(both.concat(), [""; 0], "{from} {to}");
         }
     }
     let now_open = answer("", "shop/web", "shop/db:80").expect("an answer");
     let connection = &now_open.connections[0];
-    let [by_db, by_web] = [&db, &web].map(|tables| compare(held(tables, connection), connection));
+    let [by_db, by_web] =
+        [&db, &web].map(|tables| compare(verdicts(tables, connection), connection));
     assert_eq!(
         by_db.to_string(),
         "  Tables: the tables of this node deny this ingress of shop/db and the objects allow it: the agent is not in step\n"

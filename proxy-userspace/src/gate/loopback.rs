@@ -57,9 +57,9 @@ pub async fn open(handle: &Handle, entry: u32) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let noted = note(&link(handle, entry).await?);
+    let recorded = record(&link(handle, entry).await?);
     let names = SETTINGS.iter().filter(|setting| {
-        noted.contains(setting.name) || missing.iter().any(|m| m.name == setting.name)
+        recorded.contains(setting.name) || missing.iter().any(|m| m.name == setting.name)
     });
     let names: Vec<_> = names.map(|setting| setting.name).collect();
     let alias = LinkAttribute::IfAlias(format!("portway has set of lo: {}", names.join(" ")));
@@ -80,10 +80,10 @@ pub async fn open(handle: &Handle, entry: u32) -> Result<()> {
 
 /// Puts back what [`open`] has changed.
 pub async fn close(handle: &Handle, entry: u32) -> Result<()> {
-    let noted = note(&link(handle, entry).await?);
+    let recorded = record(&link(handle, entry).await?);
     for setting in SETTINGS
         .iter()
-        .filter(|setting| noted.contains(setting.name))
+        .filter(|setting| recorded.contains(setting.name))
     {
         set(handle, setting, 0).await?;
     }
@@ -145,7 +145,7 @@ fn settings(link: &LinkMessage) -> Option<&InetDevConf> {
 }
 
 /// Returns the record at a device; empty if there is none.
-fn note(link: &LinkMessage) -> String {
+fn record(link: &LinkMessage) -> String {
     let alias = link
         .attributes
         .iter()

@@ -130,7 +130,7 @@ impl Loaded {
         // the hooks are only loaded.
         let globals = Globals::here();
         if let Ok(globals) = &globals {
-            globals.tell(&mut loader);
+            globals.set(&mut loader);
         }
         let mut ebpf = loader.load(object).context("load the object")?;
         for name in PROGRAMS {

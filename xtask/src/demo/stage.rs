@@ -287,9 +287,9 @@ fn write_cluster(lab: &Lab, manifests: &Path) -> Result<()> {
 
 /// Writes a file next to the directory and moves it in, so that nobody reads half a file.
 fn write_whole(dir: &Path, file: &str, text: &str) -> Result<()> {
-    let beside = dir.with_extension("new");
-    fs::write(&beside, text)
-        .and_then(|()| fs::rename(&beside, dir.join(file)))
+    let sibling = dir.with_extension("new");
+    fs::write(&sibling, text)
+        .and_then(|()| fs::rename(&sibling, dir.join(file)))
         .with_context(|| format!("write {file}"))
 }
 

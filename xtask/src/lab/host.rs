@@ -24,7 +24,7 @@ pub struct Tools {
 
 impl Tools {
     /// Returns the tools of the `xtask` at this path; `portway` is in the same directory.
-    pub fn beside(xtask: impl Into<PathBuf>) -> Self {
+    pub fn next_to(xtask: impl Into<PathBuf>) -> Self {
         let xtask = xtask.into();
         Self {
             portway: xtask.with_file_name("portway"),
@@ -37,7 +37,7 @@ impl Tools {
     /// # Errors
     /// If the kernel does not tell where that is.
     pub fn of_this_program() -> Result<Self> {
-        Ok(Self::beside(
+        Ok(Self::next_to(
             std::env::current_exe().context("find this program")?,
         ))
     }

@@ -1,4 +1,4 @@
-//! Owns the load generator: HTTP requests at a steady rate, over connections that are held and over
+//! Owns the load generator: HTTP requests at a steady rate, over connections that are kept alive and over
 //! new ones, each failure counted.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -25,8 +25,8 @@ pub struct Load {
     pub rate: u32,
     /// For how long.
     pub duration: Duration,
-    /// Connections that are opened first and held to the end.
-    pub held: usize,
+    /// Connections that are opened first and kept alive to the end.
+    pub kept_alive: usize,
     /// Percentage of requests that use a new connection each.
     pub fresh_percent: u32,
     /// A request without an answer for this long has failed.
@@ -34,14 +34,14 @@ pub struct Load {
 }
 
 impl Load {
-    /// A load of `rate` requests per second over 100 held connections, each fifth request over a
+    /// A load of `rate` requests per second over 100 kept-alive connections, each fifth request over a
     /// new one.
     pub fn new(target: SocketAddr, rate: u32, duration: Duration) -> Self {
         Self {
             target,
             rate,
             duration,
-            held: 100,
+            kept_alive: 100,
             fresh_percent: 20,
             patience: Duration::from_secs(3),
         }
@@ -62,8 +62,8 @@ pub struct Outcome {
 /// The outcome of a load.
 #[derive(Clone, Debug, Default)]
 pub struct LoadReport {
-    /// Requests over held connections.
-    pub held: Outcome,
+    /// Requests over kept-alive connections.
+    pub kept_alive: Outcome,
     /// Requests over a new connection each.
     pub fresh: Outcome,
     /// Number of answers by pod.
@@ -75,12 +75,12 @@ pub struct LoadReport {
 impl LoadReport {
     /// Returns the number of answered requests.
     pub fn answered(&self) -> usize {
-        self.held.answered + self.fresh.answered
+        self.kept_alive.answered + self.fresh.answered
     }
 
     /// Returns the number of failed requests.
     pub fn failed(&self) -> usize {
-        self.held
+        self.kept_alive
             .failed
             .values()
             .chain(self.fresh.failed.values())
@@ -102,7 +102,7 @@ impl fmt::Display for LoadReport {
             self.elapsed,
             self.rate()
         )?;
-        for (what, outcome) in [("held", &self.held), ("new", &self.fresh)] {
+        for (what, outcome) in [("kept alive", &self.kept_alive), ("new", &self.fresh)] {
             let failed: usize = outcome.failed.values().sum();
             write!(
                 f,
@@ -132,7 +132,7 @@ pub fn run(load: &Load) -> Result<LoadReport> {
 /// As those of [`run`].
 pub fn run_until(load: &Load, enough: &AtomicBool) -> Result<LoadReport> {
     let mut generator = Generator::new(load)?;
-    generator.open_held();
+    generator.open_kept_alive();
     let start = Instant::now();
     let (mut next_check, mut end) = (start, load.duration);
     loop {
@@ -157,7 +157,7 @@ pub fn run_until(load: &Load, enough: &AtomicBool) -> Result<LoadReport> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
-    Held,
+    KeptAlive,
     Fresh,
 }
 
@@ -176,7 +176,7 @@ struct Generator<'a> {
     events: Events,
     connections: Slab<Connection>,
     idle: VecDeque<usize>,
-    held: usize,
+    kept_alive: usize,
     asked: u64,
     report: LoadReport,
 }
@@ -192,27 +192,27 @@ impl<'a> Generator<'a> {
             events: Events::with_capacity(1024),
             connections: Slab::new(),
             idle: VecDeque::new(),
-            held: 0,
+            kept_alive: 0,
             asked: 0,
             report: LoadReport::default(),
         })
     }
 
-    fn open_held(&mut self) {
-        for _ in 0..self.load.held {
+    fn open_kept_alive(&mut self) {
+        for _ in 0..self.load.kept_alive {
             let opened =
                 std::net::TcpStream::connect_timeout(&self.load.target, self.load.patience)
                     .and_then(|stream| {
                         stream.set_nonblocking(true)?;
                         stream.set_nodelay(true)?;
-                        self.add(TcpStream::from_std(stream), Life::Held, None)
+                        self.add(TcpStream::from_std(stream), Life::KeptAlive, None)
                     });
             match opened {
                 Ok(id) => {
                     self.idle.push_back(id);
-                    self.held += 1;
+                    self.kept_alive += 1;
                 }
-                Err(e) => self.count_failure(Life::Held, &format!("connect: {e}")),
+                Err(e) => self.count_failure(Life::KeptAlive, &format!("connect: {e}")),
             }
         }
     }
@@ -247,13 +247,13 @@ impl<'a> Generator<'a> {
             .any(|(_, connection)| connection.asked.is_some())
     }
 
-    /// Sends what the rate says ought to have been sent after `elapsed`, as far as held connections
+    /// Sends what the rate says ought to have been sent after `elapsed`, as far as kept-alive connections
     /// are free.
     fn send_due(&mut self, elapsed: Duration, now: Instant) {
         let due = (elapsed.as_secs_f64() * f64::from(self.load.rate)) as u64;
         while self.asked < due {
             let share = u64::from(self.load.fresh_percent);
-            let fresh = self.held == 0 || self.asked * share % 100 < share;
+            let fresh = self.kept_alive == 0 || self.asked * share % 100 < share;
             match (fresh, self.idle.pop_front()) {
                 (true, idle) => {
                     idle.into_iter().for_each(|id| self.idle.push_front(id));
@@ -318,15 +318,15 @@ impl<'a> Generator<'a> {
         outcome.slowest = outcome.slowest.max(took);
         *self.report.by_pod.entry(facts.pod).or_default() += 1;
         match life {
-            Life::Held => self.idle.push_back(id),
+            Life::KeptAlive => self.idle.push_back(id),
             Life::Fresh => drop(self.connections.remove(id)),
         }
     }
 
     fn fail(&mut self, id: usize, why: &str) {
         let connection = self.connections.remove(id);
-        if connection.life == Life::Held {
-            self.held -= 1;
+        if connection.life == Life::KeptAlive {
+            self.kept_alive -= 1;
             self.idle.retain(|idle| *idle != id);
         }
         self.count_failure(connection.life, why);
@@ -338,7 +338,7 @@ impl<'a> Generator<'a> {
 
     fn outcome(&mut self, life: Life) -> &mut Outcome {
         match life {
-            Life::Held => &mut self.report.held,
+            Life::KeptAlive => &mut self.report.kept_alive,
             Life::Fresh => &mut self.report.fresh,
         }
     }

@@ -68,7 +68,7 @@ pub fn pack(target: &Path, kernel: &Kernel, work: &Work) -> Result<PathBuf> {
         let found = sh::find_program(tool).with_context(|| format!("find {tool}"))?;
         lay_program(&root, &found, &Path::new("/").join(TOOLS).join(tool))?;
     }
-    work.beside
+    work.programs
         .iter()
         .try_for_each(|program| lay_program(&root, program, program))?;
     lay_init(&root, &modules, &work.arguments)?;

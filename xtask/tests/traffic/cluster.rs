@@ -88,7 +88,7 @@ impl Cluster {
     ) -> Result<Self> {
         let mut lab = Lab::start(
             topology(wiring, join),
-            Tools::beside(env!("CARGO_BIN_EXE_xtask")),
+            Tools::next_to(env!("CARGO_BIN_EXE_xtask")),
         )?;
         prepare(&mut lab)?;
         let plane = cluster::begin(&lab)?;

@@ -54,7 +54,7 @@ fn errors_about_a_connection(cluster: &Cluster) -> Result<()> {
     let visitor = cluster.lab.pod("visitor")?.ns();
     for pod in ["web-1", "web-3"] {
         for ip in cluster.lab.pod(pod)?.addresses().both() {
-            wait_for("the visitor to be held back", IN_FORCE, || {
+            wait_for("the visitor to be sessions back", IN_FORCE, || {
                 Ok((ask(visitor, Kind::Http, ip, 8080, 2)?.served() == 0).then_some(()))
             })?;
             let tally = ask(visitor, Kind::Udp, ip, NOBODY, 3)?;
@@ -87,7 +87,7 @@ fn packets_too_big(cluster: &Cluster) -> Result<()> {
         .context("narrow the way")?;
     for ip in cluster.lab.pod("web-3")?.addresses().both() {
         let addr = SocketAddr::new(ip, 8080);
-        wait_for("the visitor to be held back", IN_FORCE, || {
+        wait_for("the visitor to be sessions back", IN_FORCE, || {
             Ok(
                 (ask(cluster.lab.pod("visitor")?.ns(), Kind::Http, ip, 8080, 2)?.served() == 0)
                     .then_some(()),
@@ -283,14 +283,14 @@ fn finished_pods(cluster: &Cluster) -> Result<()> {
 /// before are over.
 fn addresses_change_hands(cluster: &Cluster) -> Result<()> {
     let visitor = cluster.lab.pod("visitor")?;
-    let mut held = Vec::new();
+    let mut sessions = Vec::new();
     for pod in ["web-1", "web-3"] {
         for ip in cluster.lab.pod(pod)?.addresses().both() {
             let mut session = visitor
                 .ns()
                 .run(|| Ok(Session::open(SocketAddr::new(ip, 8080))?))?;
             session.ask()?;
-            held.push((ip, session));
+            sessions.push((ip, session));
         }
     }
     cluster.plane.client().delete(&cluster.pod_ref("visitor"))?;
@@ -299,7 +299,7 @@ fn addresses_change_hands(cluster: &Cluster) -> Result<()> {
     heir["metadata"]["labels"]["app"] = json!("heir");
     cluster::apply_with_status(&cluster.plane, &heir)?;
     reach(cluster, false)?;
-    for (ip, session) in &mut held {
+    for (ip, session) in &mut sessions {
         ensure!(
             session.ask().is_err(),
             "a connection of the pod before to {ip} goes on"

@@ -26,11 +26,11 @@ fn policies_over_a_bridge() -> Result<()> {
 fn policies(wiring: Wiring) -> Result<()> {
     let cluster = Cluster::start(wiring, Join::Routes)?;
     reach(&cluster, "visitor", &["web-1", "web-2", "web-3"])?;
-    let mut held = held(&cluster)?;
+    let mut sessions = sessions(&cluster)?;
     deny(&cluster)?;
     shut(&cluster)?;
     // P30: also who was connected already.
-    for (addr, session) in &mut held {
+    for (addr, session) in &mut sessions {
         ensure!(session.ask().is_err(), "the connection to {addr} goes on");
     }
     // P18: the pod's own node is always let in, others are not.
@@ -97,7 +97,7 @@ fn what_a_pod_may_reach() -> Result<()> {
     let web = cluster.lab.pod("web-3")?;
     let vips = cluster.cluster_ips("web")?;
     // P19: it may reach itself.
-    wait_for("web-3 to be held back", IN_FORCE, || {
+    wait_for("web-3 to be sessions back", IN_FORCE, || {
         let mut held_back = true;
         for ip in &vips {
             let tally = ask(web.ns(), Kind::Http, *ip, 80, 6)?;
@@ -205,13 +205,13 @@ fn shut(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Connections that are held open: from outside by each node, and from a pod to each.
-fn held(cluster: &Cluster) -> Result<Vec<(SocketAddr, Session)>> {
-    let mut held = Vec::new();
+/// Connections that are sessions open: from outside by each node, and from a pod to each.
+fn sessions(cluster: &Cluster) -> Result<Vec<(SocketAddr, Session)>> {
+    let mut sessions = Vec::new();
     let mut open = |from: &xtask::lab::netns::Namespace, addr: SocketAddr| {
         let mut session = from.run(|| Ok(Session::open(addr)?))?;
         session.ask()?;
-        held.push((addr, session));
+        sessions.push((addr, session));
         anyhow::Ok(())
     };
     for node in cluster.lab.nodes() {
@@ -230,7 +230,7 @@ fn held(cluster: &Cluster) -> Result<Vec<(SocketAddr, Session)>> {
             .into_iter()
             .try_for_each(|ip| open(visitor, SocketAddr::new(ip, 8080)))?;
     }
-    Ok(held)
+    Ok(sessions)
 }
 
 fn own_node(cluster: &Cluster) -> Result<()> {

@@ -15,7 +15,7 @@ use xtask::lab::topology::{FAR_CLIENT, Join, Wiring};
 use crate::cluster::{Cluster, IN_FORCE, WEB, ask};
 
 /// A connection from before the agent, with its client.
-struct Held {
+struct OpenConnection {
     what: String,
     from: From,
     session: Session,
@@ -48,7 +48,7 @@ fn connections_from_before_go_on_and_are_judged() -> Result<()> {
             .output(Command::new(&cluster.spec.portway).args(unload))?;
         translate_as_others_do(&cluster, node)?;
     }
-    let mut held = connections(&cluster)?;
+    let mut open = connections(&cluster)?;
     for object in policies(&[visitor(), far()]) {
         cluster.plane.client().apply(&object)?;
     }
@@ -68,7 +68,7 @@ fn connections_from_before_go_on_and_are_judged() -> Result<()> {
             )
         })?;
     }
-    for Held { what, session, .. } in &mut held {
+    for OpenConnection { what, session, .. } in &mut open {
         session
             .ask()
             .with_context(|| format!("{what}, with an agent since"))?;
@@ -95,11 +95,11 @@ fn connections_from_before_go_on_and_are_judged() -> Result<()> {
                 .then_some(()),
         )
     })?;
-    for Held {
+    for OpenConnection {
         what,
         from,
         session,
-    } in &mut held
+    } in &mut open
     {
         ensure!(
             session.ask().is_ok() == (*from != From::Far),
@@ -136,9 +136,9 @@ fn translate_as_others_do(cluster: &Cluster, node: &Node) -> Result<()> {
         .map(drop)
 }
 
-fn connections(cluster: &Cluster) -> Result<Vec<Held>> {
+fn connections(cluster: &Cluster) -> Result<Vec<OpenConnection>> {
     let lab = &cluster.lab;
-    let mut held = Vec::new();
+    let mut opened = Vec::new();
     let mut hold = |what: &str, from: From, ns: &Namespace, to: SocketAddr| -> Result<()> {
         let what = format!("{what} to {to}");
         let open = || {
@@ -147,7 +147,7 @@ fn connections(cluster: &Cluster) -> Result<Vec<Held>> {
             Ok(session)
         };
         let session = ns.run(open).with_context(|| what.clone())?;
-        held.push(Held {
+        opened.push(OpenConnection {
             what,
             from,
             session,
@@ -189,7 +189,7 @@ fn connections(cluster: &Cluster) -> Result<Vec<Held>> {
             SocketAddr::new(web1[index], 8080),
         )?;
     }
-    Ok(held)
+    Ok(opened)
 }
 
 fn visitor() -> Value {

@@ -45,7 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn are_right(uplink: Uplink, wiring: Wiring, mtu: u32, arguments: &[&str]) -> Result<()> {
     let lab = Lab::start(
         topology(uplink, wiring, mtu),
-        Tools::beside(env!("CARGO_BIN_EXE_xtask")),
+        Tools::next_to(env!("CARGO_BIN_EXE_xtask")),
     )?;
     let manifests = lab.directory().join("manifests");
     fs::create_dir(&manifests).context("make a directory for manifests")?;

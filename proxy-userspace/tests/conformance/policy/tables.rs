@@ -80,12 +80,13 @@ impl Tables {
         port: Port,
         kernel: &Kernel,
     ) -> Result<(bool, bool)> {
-        let held = kernel
-            .verdicts()
-            .held(from.ip, to.ip, protocol(port.protocol), port.number)?;
+        let verdicts =
+            kernel
+                .verdicts()
+                .verdicts(from.ip, to.ip, protocol(port.protocol), port.number)?;
         Ok((
-            own_node(from, to) || held.ingress.unwrap_or(true),
-            held.egress.unwrap_or(true),
+            own_node(from, to) || verdicts.ingress.unwrap_or(true),
+            verdicts.egress.unwrap_or(true),
         ))
     }
 

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::{Explanation, Judgement, Outcome, Side};
-use crate::dataplane::Held;
+use crate::dataplane::TableVerdicts;
 
 /// The verdicts of a node's tables, compared with the judgement of the objects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -17,33 +17,33 @@ pub struct Tables {
 }
 
 /// Holds a node's tables against the objects.
-pub fn compare(held: Held, connection: &Explanation) -> Tables {
+pub fn compare(verdicts: TableVerdicts, connection: &Explanation) -> Tables {
     let ends = [
-        (&connection.egress, held.egress),
-        (&connection.ingress, held.ingress),
+        (&connection.egress, verdicts.egress),
+        (&connection.ingress, verdicts.ingress),
     ];
     let here: Vec<_> = ends
         .into_iter()
-        .filter_map(|(judgement, held)| Some((judgement, held?)))
+        .filter_map(|(judgement, verdicts)| Some((judgement, verdicts?)))
         .collect();
     Tables {
         judged: here.iter().map(|(judgement, _)| judgement.side).collect(),
         disagreements: here
             .into_iter()
-            .filter_map(|(judgement, held)| disagreement(judgement, held))
+            .filter_map(|(judgement, verdicts)| disagreement(judgement, verdicts))
             .collect(),
     }
 }
 
-fn disagreement(judgement: &Judgement, held: bool) -> Option<String> {
+fn disagreement(judgement: &Judgement, verdicts: bool) -> Option<String> {
     let Judgement {
         side, of, outcome, ..
     } = judgement;
     // What every pod may is decided before the tables are asked (P18, P19).
     let asked = !matches!(outcome, Outcome::OwnNode | Outcome::Itself);
     let [tables, objects] =
-        [held, judgement.allows()].map(|allows| if allows { "allow" } else { "deny" });
-    (asked && held != judgement.allows()).then(|| {
+        [verdicts, judgement.allows()].map(|allows| if allows { "allow" } else { "deny" });
+    (asked && verdicts != judgement.allows()).then(|| {
         let side = side.name().to_lowercase();
         format!("the tables of this node {tables} this {side} of {of} and the objects {objects} it: the agent is not in step")
     })
