@@ -46,8 +46,8 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves the Services on this node until SIGTERM or SIGINT, or just until the kernel is in step.
 ///
-/// # Errors
-/// On what waiting does not mend: a program that the verifier refuses, a state directory that another agent has, no kubeconfig.
+/// # Errors On what waiting does not mend: a program that the verifier refuses, a state directory
+/// that another agent has, no kubeconfig.
 pub async fn run(settings: AgentSettings) -> Result<()> {
     let AgentSettings {
         source,
@@ -94,13 +94,13 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
         dsr: SweepRules::DSR,
     };
     let clock = Clock::from_pins(&StateDir::at(&state_dir))?;
-    let (left_tx, left) = mpsc::unbounded_channel();
+    let (departed_tx, departed) = mpsc::unbounded_channel();
     let sweep = flows::run(
         plane.open_maps()?,
         clock,
         rules,
         serving,
-        left,
+        departed,
         metrics.clone(),
     );
     tasks.spawn(async {
@@ -119,8 +119,8 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     if let Some(log) = plane.take_log() {
         tasks.spawn(log.run());
     }
-    let (given_tx, given) = watch::channel(cni::Given::new());
-    tasks.spawn(cni::run(cni_results, given_tx));
+    let (cni_pods_tx, cni_pods) = watch::channel(cni::CniPods::new());
+    tasks.spawn(cni::run(cni_results, cni_pods_tx));
     let (denied_tx, denied) = mpsc::channel(DENIALS);
     if let Some(denials) = plane.take_denials() {
         tasks.spawn(denials.run(denied_tx));
@@ -133,7 +133,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     let outputs = Outputs {
         wanted: wanted_tx,
         serving: serving_tx,
-        left: left_tx,
+        departed: departed_tx,
         vitals: vitals_tx,
         gate,
         reports,
@@ -151,7 +151,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
     tasks.spawn(sync.run(Inputs {
         updates,
         found,
-        given,
+        cni_pods,
         denied,
     }));
     tokio::select! {

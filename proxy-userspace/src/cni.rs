@@ -1,6 +1,8 @@
-//! The result cache of CNI plugins: who a new pod is, before the API server has heard of its addresses (P31).
+//! The result cache of CNI plugins: the addresses of a new pod, before the API server has them
+//! (P31).
 //!
-//! libcni writes a file for each network of each container when it is added, and removes it when it is deleted.
+//! libcni writes a file for each network of each container when it is added, and removes it when it
+//! is deleted.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,42 +24,44 @@ use crate::model::ObjectName;
 /// Interval after which a directory is read again that is absent, or that inotify does not report
 /// on.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-/// The device inside of a pod that its own addresses are on; other networks' (Multus) are not the pod's in the API's sense.
+/// The device inside of a pod that its own addresses are on; other networks' (Multus) are not the
+/// pod's in the API's sense.
 const MAIN_DEVICE: &str = "eth0";
 
 /// A file that was written is closed.
 const WRITTEN: EventKind = EventKind::Access(AccessKind::Close(AccessMode::Write));
 
-/// The addresses of pods, as their plugins gave them.
-pub type Given = BTreeMap<ObjectName, Vec<IpAddr>>;
+/// The addresses of pods by the results of their CNI plugins.
+pub type CniPods = BTreeMap<ObjectName, Vec<IpAddr>>;
 
-/// Keeps `given` true for as long as somebody wants it.
+/// Sends the pods of the cache in `dir`, again after each change, until every receiver is dropped.
 ///
 /// # Errors
 /// Only where files cannot be watched at all.
-pub async fn run(dir: PathBuf, given: watch::Sender<Given>) -> Result<()> {
+pub async fn run(dir: PathBuf, pods_tx: watch::Sender<CniPods>) -> Result<()> {
     let (touch, mut touched) = mpsc::channel(1);
-    let told = move |event: notify::Result<notify::Event>| {
-        // Our own reading is no news. A full queue means that a look is due anyway.
+    let on_event = move |event: notify::Result<notify::Event>| {
+        // Our own reading changes nothing. A full queue means that a look is due anyway.
         if event.map_or(true, |event| {
             !event.kind.is_access() || event.kind == WRITTEN
         }) {
             _ = touch.try_send(());
         }
     };
-    let mut watcher = notify::recommended_watcher(told).context("set up watching of files")?;
+    let mut watcher = notify::recommended_watcher(on_event).context("set up watching of files")?;
     let (mut cache, mut watched) = (Cache::new(dir), false);
     loop {
         if !watched {
             watched = watch_dir(&mut watcher, &cache.dir);
         }
-        // A file that is read while it is being written is read again when that is over, and complained of only then.
+        // A file that is read while it is being written is read again when that is over, and
+        // complained of only then.
         if let Err(error) = cache.look() {
             watched = false;
             debug!(error = format!("{error:#}"), "no CNI results");
         }
-        let now = cache.given();
-        given.send_if_modified(|old| {
+        let now = cache.cni_pods();
+        pods_tx.send_if_modified(|old| {
             let changed = *old != now;
             *old = now;
             changed
@@ -65,7 +69,7 @@ pub async fn run(dir: PathBuf, given: watch::Sender<Given>) -> Result<()> {
         tokio::select! {
             heard = touched.recv() => if heard.is_none() { return Ok(()) },
             () = tokio::time::sleep(LOOK_AGAIN) => cache.complain(),
-            () = given.closed() => return Ok(()),
+            () = pods_tx.closed() => return Ok(()),
         }
     }
 }
@@ -166,7 +170,7 @@ impl Cache {
 
     /// Returns the pods of all files. Of two files about a pod the newer one counts: an earlier
     /// container of the same name may not be deleted yet.
-    fn given(&self) -> Given {
+    fn cni_pods(&self) -> CniPods {
         let mut pods: Vec<_> = self
             .files
             .values()
@@ -235,7 +239,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// A file as libcni writes it for the plugins bridge and portmap, with host-local addresses of both families.
+    /// A file as libcni writes it for the plugins bridge and portmap, with host-local addresses of
+    /// both families.
     fn file(pod: &str, device: &str, addresses: &[&str]) -> String {
         let ips: Vec<_> = addresses
             .iter()
@@ -343,20 +348,20 @@ mod tests {
         write("cbr0-2-eth0", "{", 50);
         cache.look().expect("it can be read");
         assert_eq!(
-            cache.given(),
-            Given::from([(db.clone(), addresses(&["10.244.1.7"]))])
+            cache.cni_pods(),
+            CniPods::from([(db.clone(), addresses(&["10.244.1.7"]))])
         );
         // A container takes the other's place; the file that was broken is whole.
         write("cbr0-3-eth0", &file("db-0", "eth0", &["10.244.1.9/24"]), 10);
         write("cbr0-2-eth0", &file("web", "eth0", &["10.244.1.8/24"]), 5);
         cache.look().expect("it can be read");
-        assert_eq!(cache.given()[&db], addresses(&["10.244.1.9"]));
-        assert_eq!(cache.given().len(), 2);
+        assert_eq!(cache.cni_pods()[&db], addresses(&["10.244.1.9"]));
+        assert_eq!(cache.cni_pods().len(), 2);
         fs::remove_file(dir.path().join("cbr0-3-eth0")).expect("removed");
         fs::remove_file(dir.path().join("cbr0-1-eth0")).expect("removed");
         cache.look().expect("it can be read");
-        assert!(!cache.given().contains_key(&db));
+        assert!(!cache.cni_pods().contains_key(&db));
         drop(dir);
-        assert!(cache.look().is_err() && cache.given().is_empty());
+        assert!(cache.look().is_err() && cache.cni_pods().is_empty());
     }
 }

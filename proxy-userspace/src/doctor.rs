@@ -1,9 +1,10 @@
-//! `portway doctor`: the usual mistakes in Services and on this host, each with what to do about it.
+//! `portway doctor`: the usual mistakes in Services and on this host, each with what to do about
+//! it.
 
-mod beside;
 mod check;
 mod labels;
 mod node_ports;
+mod other_dataplanes;
 mod policies;
 mod services;
 
@@ -116,7 +117,7 @@ pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     snapshot.state = source::list(source.settings()?).await?;
     let listeners = listeners().context("read the host's sockets")?;
     let mut findings = examine(&snapshot, &listeners);
-    findings.extend(beside::findings(
+    findings.extend(other_dataplanes::findings(
         &foreign::find(&bpffs),
         &snapshot.settings.node_name,
     ));

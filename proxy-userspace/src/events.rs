@@ -1,5 +1,5 @@
-//! Warnings about objects: to the log, and to the API server as Events where there is one; each
-//! cause once.
+//! Warnings about objects: to the log, and as Events to the API server if there is one; each cause
+//! once.
 
 use std::collections::BTreeSet;
 
@@ -8,16 +8,16 @@ use tracing::warn;
 
 use crate::model::ObjectRef;
 
-/// Something about an object that its owner should know.
+/// A problem of an object, for its owner.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Warning {
-    /// Which object.
+    /// The object.
     pub object: ObjectRef,
-    /// The event's reason: one CamelCase word.
+    /// The Event's reason: one CamelCase word.
     pub reason: &'static str,
-    /// The event's action, likewise.
+    /// The Event's action, likewise.
     pub action: &'static str,
-    /// The whole in a sentence; at most 1 kB is kept.
+    /// One sentence; at most 1 kB is kept.
     pub note: String,
 }
 
@@ -28,14 +28,14 @@ pub struct Events {
 }
 
 impl Events {
-    /// Warnings also go to whoever receives these.
+    /// Returns a destination that also sends the warnings to a channel.
     pub fn to(sender: mpsc::Sender<Warning>) -> Self {
         Self {
             sender: Some(sender),
         }
     }
 
-    fn tell(&self, warning: Warning) {
+    fn report(&self, warning: Warning) {
         warn!(
             reason = warning.reason,
             "{}: {}", warning.object, warning.note
@@ -43,7 +43,7 @@ impl Events {
         if let Some(sender) = &self.sender
             && sender.try_send(warning).is_err()
         {
-            warn!("too many Events wait for the API server; this one is a line of the log only");
+            warn!("the queue of Events to the API server is full; this warning is in the log only");
         }
     }
 }
@@ -52,24 +52,24 @@ impl Events {
 #[derive(Debug)]
 pub struct Warnings {
     events: Events,
-    told: BTreeSet<Warning>,
+    reported: BTreeSet<Warning>,
 }
 
 impl Warnings {
-    /// None hold yet.
+    /// Returns an origin without warnings.
     pub fn new(events: Events) -> Self {
         Self {
             events,
-            told: BTreeSet::new(),
+            reported: BTreeSet::new(),
         }
     }
 
     /// Sets the warnings that hold now and reports those that are new. One that was gone and comes
     /// back is reported again.
     pub fn are(&mut self, now: BTreeSet<Warning>) {
-        now.difference(&self.told)
-            .for_each(|warning| self.events.tell(warning.clone()));
-        self.told = now;
+        now.difference(&self.reported)
+            .for_each(|warning| self.events.report(warning.clone()));
+        self.reported = now;
     }
 }
 

@@ -17,28 +17,32 @@ use crate::model::{Connection, Invalid, ObjectRef, State, Update};
 pub use args::{Ranges, SourceArgs, SourceSettings};
 pub use events::events;
 
-/// Updates that may wait for the one who applies them.
+/// Capacity of the queue of updates that wait to be applied.
 const QUEUE: usize = 4096;
-/// The longest that a source may take to list everything.
+/// Time limit for the first complete list of all objects.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Starts to watch; the first [`Update::Synced`] comes when everything was listed once.
+/// Starts to watch; the first [`Update::Synced`] comes when everything was listed once. The watch
+/// ends when the receiver is dropped.
 ///
-/// Fails on what cannot get better by waiting: no such kubeconfig or directory. Ends when the receiver is dropped.
+/// # Errors
+/// On faults that waiting does not mend, for example a kubeconfig or directory that is absent.
 pub async fn spawn(settings: SourceSettings) -> Result<mpsc::Receiver<Update>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let news = News {
+    let updates_tx = Updates {
         sender,
         warned: BTreeMap::new(),
     };
     match settings {
-        SourceSettings::ApiServer { kubeconfig } => api_server::spawn(kubeconfig, news).await?,
-        SourceSettings::Manifests { dir, ranges } => manifests::spawn(dir, ranges, news)?,
+        SourceSettings::ApiServer { kubeconfig } => {
+            api_server::spawn(kubeconfig, updates_tx).await?
+        }
+        SourceSettings::Manifests { dir, ranges } => manifests::spawn(dir, ranges, updates_tx)?,
     }
     Ok(receiver)
 }
 
-/// The objects, once all are listed.
+/// Returns all objects, listed once.
 ///
 /// # Errors
 /// If [`spawn`] fails, and where the source does not answer in time.
@@ -63,16 +67,16 @@ pub async fn list(settings: SourceSettings) -> Result<State> {
     Ok(state)
 }
 
-/// The sending end: warns once of what is wrong with an object, not each time that it is seen.
-struct News {
+/// The sender of updates. Warns of an invalid object once, not each time that it is seen.
+struct Updates {
     sender: mpsc::Sender<Update>,
     warned: BTreeMap<ObjectRef, Vec<Invalid>>,
 }
 
-/// Nobody listens any more.
+/// The receiver of the updates was dropped.
 struct Closed;
 
-impl News {
+impl Updates {
     async fn send(&mut self, update: Update) -> Result<(), Closed> {
         if let Some(object) = update.object() {
             match &update {

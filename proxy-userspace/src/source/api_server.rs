@@ -1,4 +1,5 @@
-//! Watches an API server. A lost connection and an expired resource version (410) are survived; what is known stays.
+//! Watches an API server. Objects stay as they are while the connection is lost; an expired
+//! resource version (410) starts a new list.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -17,26 +18,29 @@ use kube::runtime::watcher::{self, DefaultBackoff, Event, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
 
-use super::{Closed, News};
+use super::{Closed, Updates};
 use crate::model::k8s::{self, Convert};
 use crate::model::{Connection, Kind, ObjectName, ObjectRef, Update};
 
-/// Interval of questions whether the API server is reachable.
+/// Interval between probes of the API server while it answers.
 const PROBE: Duration = Duration::from_secs(10);
-/// The interval while it is not.
+/// Interval between probes while it does not answer.
 const PROBE_LOST: Duration = Duration::from_secs(1);
-/// The longest that an answer may take.
+/// Time limit for the answer to a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Starts the watches; fails where the configuration does, not where the server is away.
-pub(super) async fn spawn(kubeconfig: Option<PathBuf>, news: News) -> Result<()> {
+/// Starts the watches.
+///
+/// # Errors
+/// If the configuration cannot be used. An API server that does not answer is no error.
+pub(super) async fn spawn(kubeconfig: Option<PathBuf>, updates_tx: Updates) -> Result<()> {
     let client = client(kubeconfig).await?;
     let watches: Vec<_> = Kind::WATCHED
         .iter()
         .filter_map(|kind| watch_kind(*kind, &client))
         .chain([probe(client.clone()).boxed()])
         .collect();
-    tokio::spawn(forward(select_all(watches), news));
+    tokio::spawn(forward(select_all(watches), updates_tx));
     Ok(())
 }
 
@@ -63,7 +67,8 @@ pub(super) async fn client(kubeconfig: Option<PathBuf>) -> Result<Client> {
     Client::try_from(config(kubeconfig).await?).context("set up the client of the API server")
 }
 
-/// The file given, else the pod's service account, else the user's own kubeconfig.
+/// Returns the configuration from the given file, else from the pod's service account, else from
+/// the user's kubeconfig.
 async fn config(kubeconfig: Option<PathBuf>) -> Result<Config> {
     let Some(path) = kubeconfig else {
         return match Config::incluster() {
@@ -74,7 +79,7 @@ async fn config(kubeconfig: Option<PathBuf>) -> Result<Config> {
         };
     };
     let read = || format!("read kubeconfig {}", path.display());
-    // kube's own error for this says everything twice.
+    // kube's own error for an absent file repeats itself.
     std::fs::File::open(&path).with_context(read)?;
     let kubeconfig = Kubeconfig::read_from(&path).with_context(read)?;
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
@@ -90,23 +95,24 @@ enum Step {
     Lost(Kind, watcher::Error),
 }
 
-/// Passes steps on; says [`Update::Synced`] when every kind was listed.
-async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut news: News) {
+/// Passes steps on; sends [`Update::Synced`] when every kind was listed.
+async fn forward(mut steps: impl Stream<Item = Step> + Unpin, mut updates_tx: Updates) {
     let mut unlisted: BTreeSet<_> = Kind::WATCHED.iter().copied().collect();
     while let Some(step) = steps.next().await {
         let sent = match step {
-            Step::Update(update) => news.send(update).await,
+            Step::Update(update) => updates_tx.send(update).await,
             Step::Listed(kind) if unlisted.remove(&kind) && unlisted.is_empty() => {
-                news.send(Update::Synced).await
+                updates_tx.send(Update::Synced).await
             }
             Step::Listed(_) => Ok(()),
-            // Before Kubernetes 1.33 there are none, which is not to be waited for; an API server that is away is.
+            // Kubernetes before 1.33 has no ServiceCIDRs: a refusal counts as an empty list.
+            // An API server that does not answer is waited for.
             Step::Lost(Kind::ServiceCIDR, error) => {
                 tracing::debug!("watch of ServiceCIDRs: {error}; trying again");
                 let absent =
                     is_absent(&error) && unlisted.remove(&Kind::ServiceCIDR) && unlisted.is_empty();
                 if absent {
-                    news.send(Update::Synced).await
+                    updates_tx.send(Update::Synced).await
                 } else {
                     Ok(())
                 }
@@ -136,7 +142,7 @@ fn is_absent(error: &watcher::Error) -> bool {
     }
 }
 
-/// Objects of one kind as they are listed and change; survives errors and starts over where it has to.
+/// Watches the objects of one kind. After an error the watch resumes, or lists again where it must.
 fn watch<K>(client: &Client, labels: &str) -> BoxStream<'static, Step>
 where
     K: Convert
@@ -163,7 +169,8 @@ where
         .boxed()
 }
 
-/// kube's own backoff at three times the pace: a quarter of a second to ten, with jitter, so that nodes do not come all at once.
+/// kube's backoff divided by three: 0.25 to 10 seconds, with jitter, so that nodes do not retry all
+/// at once.
 struct Impatient(DefaultBackoff);
 
 impl Iterator for Impatient {
@@ -180,7 +187,7 @@ impl Backoff for Impatient {
     }
 }
 
-/// The objects of one kind that were reported, so that those missing from a new list can be taken back.
+/// The objects of one kind that were reported. Those missing from a new list are deleted.
 #[derive(Default)]
 struct Known {
     reported: BTreeSet<ObjectRef>,
@@ -227,7 +234,8 @@ impl Known {
     }
 }
 
-/// An object's name and what it means, also where it cannot even be read.
+/// Returns an object's reference and its update; for an unreadable object an update that marks it
+/// as invalid.
 fn seen<K: Convert>(DeserializeGuard(object): DeserializeGuard<K>) -> (ObjectRef, Update) {
     match object {
         Ok(object) => (k8s::reference(&object), k8s::seen(&object)),
@@ -245,7 +253,7 @@ fn seen<K: Convert>(DeserializeGuard(object): DeserializeGuard<K>) -> (ObjectRef
     }
 }
 
-/// Asks from time to time whether the server answers; reports changes only.
+/// Probes the API server and yields a step when its connection changes.
 fn probe(client: Client) -> impl Stream<Item = Step> {
     futures::stream::unfold((client, Connection::Never), |(client, before)| async move {
         loop {
@@ -260,17 +268,17 @@ fn probe(client: Client) -> impl Stream<Item = Step> {
                 Err(_) => Connection::Down(format!("no answer within {PROBE_TIMEOUT:?}").into()),
             };
             if std::mem::discriminant(&now) != std::mem::discriminant(&before) {
-                said(&now);
+                log_connection(&now);
                 return Some((Step::Update(Update::Connection(now.clone())), (client, now)));
             }
         }
     })
 }
 
-fn said(connection: &Connection) {
+fn log_connection(connection: &Connection) {
     match connection {
         Connection::Down(error) => tracing::warn!(
-            "the API server cannot be reached: {error}; what is known stays in force"
+            "the API server cannot be reached: {error}; the objects known so far stay in force"
         ),
         Connection::Never | Connection::Up => tracing::info!("the API server answers"),
     }
@@ -287,30 +295,42 @@ mod tests {
         DeserializeGuard(Ok(serde_json::from_value(object).expect("a Service")))
     }
 
-    fn said(known: &mut Known, event: Event<DeserializeGuard<Service>>) -> Vec<String> {
-        known
-            .steps(Ok(event))
-            .into_iter()
-            .map(|step: Step| match step {
-                Step::Update(Update::Apply(o)) => format!("+{}", o.reference().name.name),
-                Step::Update(Update::Delete(o)) => format!("-{}", o.name.name),
-                Step::Listed(_) => "listed".to_owned(),
-                Step::Update(_) | Step::Lost(..) => "other".to_owned(),
-            })
-            .collect()
+    fn steps_in_words(known: &mut Known, event: Event<DeserializeGuard<Service>>) -> Vec<String> {
+        let words = |step: Step| match step {
+            Step::Update(Update::Apply(o)) => format!("+{}", o.reference().name.name),
+            Step::Update(Update::Delete(o)) => format!("-{}", o.name.name),
+            Step::Listed(_) => "listed".to_owned(),
+            Step::Update(_) | Step::Lost(..) => "other".to_owned(),
+        };
+        known.steps(Ok(event)).into_iter().map(words).collect()
     }
 
     #[test]
     fn an_object_deleted_while_the_watch_was_broken_is_taken_back_by_the_next_list() {
         let mut known = Known::default();
-        said(&mut known, Event::Init);
-        assert_eq!(said(&mut known, Event::InitApply(service("a"))), ["+a"]);
-        assert_eq!(said(&mut known, Event::InitDone), ["listed"]);
-        assert_eq!(said(&mut known, Event::Apply(service("b"))), ["+b"]);
-        said(&mut known, Event::Init);
-        assert_eq!(said(&mut known, Event::InitApply(service("b"))), ["+b"]);
-        assert_eq!(said(&mut known, Event::InitDone), ["-a", "listed"]);
-        assert_eq!(said(&mut known, Event::Delete(service("b"))), ["-b"]);
+        steps_in_words(&mut known, Event::Init);
+        assert_eq!(
+            steps_in_words(&mut known, Event::InitApply(service("a"))),
+            ["+a"]
+        );
+        assert_eq!(steps_in_words(&mut known, Event::InitDone), ["listed"]);
+        assert_eq!(
+            steps_in_words(&mut known, Event::Apply(service("b"))),
+            ["+b"]
+        );
+        steps_in_words(&mut known, Event::Init);
+        assert_eq!(
+            steps_in_words(&mut known, Event::InitApply(service("b"))),
+            ["+b"]
+        );
+        assert_eq!(
+            steps_in_words(&mut known, Event::InitDone),
+            ["-a", "listed"]
+        );
+        assert_eq!(
+            steps_in_words(&mut known, Event::Delete(service("b"))),
+            ["-b"]
+        );
     }
 
     #[test]

@@ -11,16 +11,14 @@ use crate::model::PortRange;
 /// Flags for the source of objects.
 #[derive(Args, Clone, Debug)]
 pub struct SourceArgs {
-    /// The name of this node's Node object.
+    /// Name of this node's Node object.
     #[arg(long, env = "PORTWAY_NODE_NAME", value_name = "NAME")]
-    #[arg(
-        help = "The name of this node's Node object [default: the host's name, in small letters]"
-    )]
+    #[arg(help = "Name of this node's Node object [default: the host's name in lower case]")]
     pub node_name: Option<String>,
-    /// A kubeconfig file; without it and in a pod, the pod's service account.
+    /// Kubeconfig file of the API server. Default: the pod's service account, else ~/.kube/config.
     #[arg(long, env = "PORTWAY_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// Read objects from the YAML files of this directory instead of an API server, and watch them.
+    /// Directory of YAML and JSON files to read and watch instead of an API server.
     #[arg(
         long,
         env = "PORTWAY_MANIFESTS",
@@ -28,7 +26,7 @@ pub struct SourceArgs {
         conflicts_with = "kubeconfig"
     )]
     pub manifests: Option<PathBuf>,
-    /// With --manifests: the nodePorts that may be given and are allocated.
+    /// With --manifests: range of nodePorts, for Services that name one and for allocation.
     #[arg(
         long,
         env = "PORTWAY_SERVICE_NODE_PORT_RANGE",
@@ -36,7 +34,8 @@ pub struct SourceArgs {
         default_value = "30000-32767"
     )]
     pub service_node_port_range: PortRange,
-    /// With --manifests: cluster IPs are allocated from these; the first one's family is the default family.
+    /// With --manifests: prefixes to allocate cluster IPs from, at most one of each family. The
+    /// first one's family is the default family.
     #[arg(
         long,
         env = "PORTWAY_SERVICE_CLUSTER_IP_RANGE",
@@ -52,7 +51,7 @@ pub struct SourceArgs {
 pub enum SourceSettings {
     /// An API server.
     ApiServer {
-        /// Its kubeconfig; `None` is in-cluster, else the user's own.
+        /// Its kubeconfig; `None` is the pod's service account, else the user's own.
         kubeconfig: Option<PathBuf>,
     },
     /// A directory of YAML files.
@@ -64,20 +63,23 @@ pub enum SourceSettings {
     },
 }
 
-/// The ranges that a source that plays the API server allocates from.
+/// The ranges from which manifests without an API server get ports and addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ranges {
-    /// nodePorts.
+    /// The nodePorts.
     pub node_ports: PortRange,
     /// Cluster IPs, at most one prefix per family; the first is the default.
     pub cluster_ips: Vec<IpNet>,
 }
 
 impl SourceArgs {
-    /// The name given, else the host's in small letters, as kubelets have it.
+    /// Returns the given name, else the host's in lower case, as the kubelet registers it.
+    ///
+    /// # Errors
+    /// If the name is empty or the host's cannot be read.
     pub fn node_name(&self) -> Result<String> {
         if let Some(name) = &self.node_name {
-            ensure!(!name.is_empty(), "--node-name: is empty");
+            ensure!(!name.is_empty(), "--node-name is empty");
             return Ok(name.clone());
         }
         let host = nix::unistd::gethostname().context("read the host's name")?;
@@ -85,6 +87,9 @@ impl SourceArgs {
     }
 
     /// Returns the source of objects.
+    ///
+    /// # Errors
+    /// If two cluster IP ranges are of one family, or one is too small.
     pub fn settings(self) -> Result<SourceSettings> {
         let Self {
             node_name: _,

@@ -1,4 +1,4 @@
-//! Makes Events of warnings, where objects come from an API server.
+//! Publishes warnings as Events, where objects come from an API server.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use super::args::SourceSettings;
 use crate::events::{Events, Warning};
 use crate::model::{Kind, ObjectName};
 
-/// Events that may wait for the API server.
+/// Capacity of the queue of Events that wait for the API server.
 const QUEUE: usize = 256;
 /// Attempts to send an Event, with pauses that double.
 const TRIES: u32 = 6;
-/// The API server refuses longer notes.
+/// Maximum length of a note, in bytes; the API server refuses longer ones.
 const NOTE: usize = 1024;
 
-/// Where the agent of this node tells what is wrong with objects.
+/// Returns the destination of this node's warnings about objects.
 ///
 /// # Errors
 /// If the configuration of the API server's client cannot be used.
@@ -46,7 +46,7 @@ async fn publish_all(client: Client, reporter: Reporter, mut warnings: mpsc::Rec
         for attempt in 0..TRIES {
             match publish(&client, &reporter, &warning).await {
                 Ok(()) => break,
-                Err(error) => info!("Event for {}: {error}", warning.object),
+                Err(error) => info!("cannot publish the Event of {}: {error}", warning.object),
             }
             tokio::time::sleep(Duration::from_secs(1 << attempt)).await;
         }
@@ -62,7 +62,7 @@ async fn publish(client: &Client, reporter: &Reporter, warning: &Warning) -> kub
         secondary: None,
     };
     let object = reference(client, warning).await?;
-    // A recorder that lives on would take a second cause with the same reason for a repetition of the first.
+    // A new recorder each time: one that is kept would merge two causes with the same reason.
     Recorder::new(client.clone(), reporter.clone())
         .publish(&event, &object)
         .await
@@ -72,7 +72,7 @@ fn cut(note: &str) -> &str {
     &note[..note.floor_char_boundary(NOTE)]
 }
 
-/// With the uid, by which `kubectl describe` finds an object's Events.
+/// Returns a reference with the uid, by which `kubectl describe` finds an object's Events.
 async fn reference(client: &Client, warning: &Warning) -> kube::Result<ObjectReference> {
     let ObjectName { namespace, name } = &warning.object.name;
     let (version, metadata) = match warning.object.kind {

@@ -1,4 +1,5 @@
-//! Plays the API server from a directory of YAML files, as a user writes them: reads, allocates, resolves selectors, watches.
+//! Plays the API server from a directory of YAML files: reads and watches them, allocates cluster
+//! IPs and nodePorts, resolves selectors to EndpointSlices.
 
 mod allocate;
 mod endpoints;
@@ -13,43 +14,43 @@ use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::args::Ranges;
-use super::{Closed, News};
+use super::{Closed, Updates};
 use crate::model::{
     Connection, Kind, Labels, Namespace, Object, ObjectName, ObjectRef, State, Update,
 };
 
 pub use read::{Directory, Manifest};
 
-/// Editors write a file in several steps; what is read in between is not meant.
+/// Pause between a change and reading: editors write a file in several steps.
 const SETTLE: Duration = Duration::from_millis(60);
 /// Interval after which changes are seen that inotify does not report (network file systems,
 /// targets of links elsewhere).
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Starts to read and watch; fails if the directory cannot be read or watched at all.
-pub(super) fn spawn(dir: PathBuf, ranges: Ranges, news: News) -> Result<()> {
+pub(super) fn spawn(dir: PathBuf, ranges: Ranges, updates_tx: Updates) -> Result<()> {
     let (touch, touched) = mpsc::channel(1);
-    let told = move |event: notify::Result<notify::Event>| {
+    let on_event = move |event: notify::Result<notify::Event>| {
         if event.map_or(true, |e| !e.kind.is_access()) {
             // A full queue means that a look is due anyway.
             _ = touch.try_send(());
         }
     };
-    let mut watcher = notify::recommended_watcher(told).context("set up watching of files")?;
+    let mut watcher = notify::recommended_watcher(on_event).context("set up watching of files")?;
     watcher
         .watch(&dir, RecursiveMode::Recursive)
         .with_context(|| format!("watch directory {}", dir.display()))?;
     let mut directory = Directory::new(dir);
     directory.read()?;
-    tokio::spawn(follow(directory, ranges, news, touched, watcher));
+    tokio::spawn(follow(directory, ranges, updates_tx, touched, watcher));
     Ok(())
 }
 
-/// Sends what the files say, and what changes in them. `_watcher` works as long as it lives.
+/// Sends the objects of the files, then their changes. Changes are seen while `_watcher` lives.
 async fn follow(
     mut directory: Directory,
     ranges: Ranges,
-    mut news: News,
+    mut updates_tx: Updates,
     mut touched: mpsc::Receiver<()>,
     _watcher: impl Watcher,
 ) {
@@ -59,9 +60,9 @@ async fn follow(
     let synced = [Update::Synced];
     let all = first
         .into_iter()
-        .chain(news_of(&mut sent, &directory, &ranges))
+        .chain(changes(&mut sent, &directory, &ranges))
         .chain(synced);
-    if send(&mut news, all.collect()).await.is_err() {
+    if send(&mut updates_tx, all.collect()).await.is_err() {
         return;
     }
     loop {
@@ -72,26 +73,26 @@ async fn follow(
             Ok(()) => Connection::Up,
             Err(error) => Connection::Down(format!("{error:#}").into()),
         };
-        let mut updates = news_of(&mut sent, &directory, &ranges);
+        let mut updates = changes(&mut sent, &directory, &ranges);
         if now != connection {
             connection = now;
             updates.push(Update::Connection(connection.clone()));
         }
-        if send(&mut news, updates).await.is_err() {
+        if send(&mut updates_tx, updates).await.is_err() {
             return;
         }
     }
 }
 
-async fn send(news: &mut News, updates: Vec<Update>) -> Result<(), Closed> {
+async fn send(updates_tx: &mut Updates, updates: Vec<Update>) -> Result<(), Closed> {
     for update in updates {
-        news.send(update).await?;
+        updates_tx.send(update).await?;
     }
     Ok(())
 }
 
 /// Returns the differences to what was sent before.
-fn news_of(
+fn changes(
     sent: &mut BTreeMap<ObjectRef, Update>,
     directory: &Directory,
     ranges: &Ranges,
@@ -116,7 +117,8 @@ fn news_of(
 }
 
 impl Directory {
-    /// Everything that the files say, resolved as the API server and its controllers would; of each object, one update.
+    /// Returns one update for each object of the files, completed as by the API server and its
+    /// controllers.
     pub fn updates(&self, ranges: &Ranges) -> Vec<Update> {
         let mut updates: Vec<_> = self.problems().into_iter().map(Update::Invalid).collect();
         let mut services = Vec::new();
@@ -139,7 +141,8 @@ impl Directory {
     }
 }
 
-/// Namespaces that objects are in and no file has: to be written there they must have been made.
+/// Returns the namespaces that objects are in but no file has. A cluster has these too, since an
+/// object needs its namespace.
 fn referenced(updates: &[Update]) -> Vec<Update> {
     let objects: BTreeSet<_> = updates.iter().filter_map(Update::object).collect();
     let names: BTreeSet<_> = objects
@@ -163,7 +166,7 @@ fn referenced(updates: &[Update]) -> Vec<Update> {
         .collect()
 }
 
-/// A state that has heard these updates.
+/// Returns the state after these updates.
 fn state_of(updates: &[Update]) -> State {
     let mut state = State::default();
     for update in updates {

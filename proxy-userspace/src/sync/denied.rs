@@ -11,8 +11,8 @@ use crate::compile::PolicyCompiler;
 use crate::dataplane::Denied;
 use crate::model::{NetworkPolicy, ObjectName, Snapshot};
 
-/// Writes a denial into the log.
-pub fn tell(denied: &Denied, compiler: &PolicyCompiler, snapshot: &Snapshot) {
+/// Logs a denial.
+pub fn log(denied: &Denied, compiler: &PolicyCompiler, snapshot: &Snapshot) {
     info!(target: "portway::denied", "{}", in_words(denied, compiler, snapshot));
 }
 
@@ -37,14 +37,14 @@ fn in_words(denied: &Denied, compiler: &PolicyCompiler, snapshot: &Snapshot) -> 
     } else {
         String::new()
     };
-    let whose = pod.map_or_else(|| judge.ip().to_string(), ToString::to_string);
+    let isolated = pod.map_or_else(|| judge.ip().to_string(), ToString::to_string);
     let from = end(client.ip(), compiler, snapshot);
     let to = format!(
         "{} port {}",
         end(server.ip(), compiler, snapshot),
         port(*server, *protocol)
     );
-    format!("{from} may not reach {to}: the {direction} of {whose} is isolated, and {why}{more}")
+    format!("{from} may not reach {to}: the {direction} of {isolated} is isolated, and {why}{more}")
 }
 
 fn port(server: SocketAddr, protocol: Protocol) -> String {

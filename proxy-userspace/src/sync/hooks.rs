@@ -1,4 +1,4 @@
-//! When hooks that the kernel has refused are tried again, whether there is news or not.
+//! The time at which refused hooks are tried again, with or without updates.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use tokio::time::Instant;
 
 use super::RETRY;
 
-/// They are tried again after a pause, and after twice that, up to a minute.
+/// The retry of refused hooks: after a pause that doubles up to a minute.
 pub struct HookRetry {
-    /// When they are to be; never while there are none.
+    /// Time of the next attempt; `None` while no hook is refused.
     pub at: Option<Instant>,
     pause: Duration,
 }
@@ -26,7 +26,7 @@ impl HookRetry {
     /// The longest pause.
     const MOST: Duration = Duration::from_secs(60);
 
-    /// They are tried now.
+    /// Starts an attempt and doubles the pause.
     pub fn begin(&mut self) {
         *self = Self {
             at: None,
@@ -34,7 +34,7 @@ impl HookRetry {
         };
     }
 
-    /// Some are left, or none.
+    /// Plans the next attempt if hooks were refused, else resets the pause.
     pub fn wait(&mut self, refused: bool) {
         if refused {
             self.at.get_or_insert_with(|| Instant::now() + self.pause);

@@ -1,5 +1,5 @@
 //! The policy part of a sync: compiled, placed and written before Services, so that no connection
-//! is led to a pod without its policy.
+//! reaches a pod without its policy.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -14,16 +14,16 @@ use crate::place::policies::{PolicyTables, PolicyWrite, Room};
 pub struct PolicySync {
     compiler: PolicyCompiler,
     tables: PolicyTables,
-    /// Writes that the kernel has refused, and those behind them.
+    /// Writes that the kernel has refused, and those after them.
     pending: VecDeque<PolicyWrite>,
     pod_ids: BTreeMap<IpAddr, u32>,
-    /// Addresses that another pod has now, or none of this node.
-    left: BTreeSet<IpAddr>,
+    /// Addresses that another pod has now, or no pod of this node.
+    departed: BTreeSet<IpAddr>,
 }
 
 impl PolicySync {
-    /// Nothing is written yet to tables of this size; pods get the pod_ids that they had in
-    /// `actual`, if those are free.
+    /// Returns the state before the first write, to tables of this size. Pods keep the ids that
+    /// they have in `actual`, if those are free.
     pub fn new(actual: &Actual, room: Room) -> Self {
         let pod_ids = actual
             .pods()
@@ -36,7 +36,7 @@ impl PolicySync {
             tables,
             pending: VecDeque::new(),
             pod_ids: BTreeMap::new(),
-            left: BTreeSet::new(),
+            departed: BTreeSet::new(),
         }
     }
 
@@ -45,8 +45,8 @@ impl PolicySync {
         &self.compiler
     }
 
-    /// Brings the tables up to the snapshot; gives the number of writes, and what the kernel
-    /// refused.
+    /// Brings the tables up to the snapshot. Returns the number of writes and the kernel's first
+    /// error.
     pub fn bring_in_step(
         &mut self,
         snapshot: &Snapshot,
@@ -65,9 +65,9 @@ impl PolicySync {
         (count, error)
     }
 
-    /// The grace period of what rests is over.
+    /// Frees the resting rows; called after their grace period. Returns the kernel's first error.
     pub fn rest(&mut self, plane: &mut Dataplane) -> Option<anyhow::Error> {
-        // What is still to be written may lead to what rests.
+        // Pending writes may refer to resting rows.
         if !self.pending.is_empty() {
             return None;
         }
@@ -75,9 +75,9 @@ impl PolicySync {
         self.write(plane)
     }
 
-    /// The addresses that pods have left since this was last asked (P22).
-    pub fn take_left(&mut self) -> BTreeSet<IpAddr> {
-        std::mem::take(&mut self.left)
+    /// Takes the addresses that departed since the last call (P22).
+    pub fn take_departed(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.departed)
     }
 
     /// Returns true if something waits for [`Self::rest`].
@@ -86,30 +86,30 @@ impl PolicySync {
     }
 
     fn write(&mut self, plane: &mut Dataplane) -> Option<anyhow::Error> {
-        let (left, error) = plane.apply_policies(std::mem::take(&mut self.pending));
-        self.pending = left;
+        let (refused, error) = plane.apply_policies(std::mem::take(&mut self.pending));
+        self.pending = refused;
         error
     }
 
-    /// Pods' addresses are written with the pod_ids of their policies.
+    /// Assigns the pods' ids to their addresses.
     fn assign(&mut self, actual: &mut Actual) {
         let now: BTreeMap<_, _> = self.tables.pod_ids().collect();
         self.pod_ids
             .keys()
             .filter(|addr| !now.contains_key(addr))
             .for_each(|addr| actual.assign(*addr, 0));
-        let left = self
+        let departed = self
             .pod_ids
             .iter()
             .filter(|(addr, pod_id)| now.get(addr) != Some(pod_id));
-        self.left.extend(left.map(|(addr, _)| *addr));
+        self.departed.extend(departed.map(|(addr, _)| *addr));
         now.iter()
             .for_each(|(addr, pod_id)| actual.assign(*addr, *pod_id));
         self.pod_ids = now;
     }
 
-    /// Pods that nobody reaches where they are isolated, for want of room for what their policies
-    /// say (P34).
+    /// Returns the pods that are closed where they are isolated, since the tables have no room for
+    /// their policies (P34).
     pub fn closed(&self) -> &BTreeSet<ObjectName> {
         self.tables.closed()
     }

@@ -16,7 +16,7 @@ use crate::metrics::{Counted, Metrics};
 use crate::model::{Kind, ObjectName, ObjectRef, Snapshot, State, Update};
 use crate::shadow::{NodePorts, node_ports};
 
-/// The receivers and their last values.
+/// The senders with their last values, and the warnings that hold.
 pub struct Reports {
     checks: watch::Sender<Checks>,
     node_ports: watch::Sender<NodePorts>,
@@ -26,11 +26,11 @@ pub struct Reports {
     pending: Pending,
 }
 
-/// The ends that others hold.
+/// The receivers of the reports.
 pub struct Audience {
     /// The health checks (V22).
     pub checks: watch::Receiver<Checks>,
-    /// Which nodePorts there are (V8).
+    /// The nodePorts in use (V8).
     pub node_ports: watch::Receiver<NodePorts>,
 }
 
@@ -42,7 +42,7 @@ struct Pending {
 }
 
 impl Reports {
-    /// Nothing is reported yet; the agent starts at `now`.
+    /// Returns reports of an agent that starts at `now`, and their receivers.
     pub fn new(events: Events, metrics: Arc<Metrics>, now: Timestamp) -> (Self, Audience) {
         let (checks_tx, checks) = watch::channel(Checks::default());
         let (node_ports_tx, node_ports) = watch::channel(NodePorts::default());
@@ -63,15 +63,15 @@ impl Reports {
         (reports, Audience { checks, node_ports })
     }
 
-    /// An update was heard of.
-    pub fn heard(&self, change: &Change) {
+    /// Counts an update.
+    pub fn count(&self, change: &Change) {
         if let Some(what) = change.counted {
             self.metrics.heard(what);
         }
     }
 
-    /// It changes what ought to be in force.
-    pub fn matters(&mut self, change: Change, now: Timestamp) {
+    /// Adds a change that the kernel does not have yet.
+    pub fn queue(&mut self, change: Change, now: Timestamp) {
         let Pending {
             endpoints,
             services,
@@ -90,7 +90,7 @@ impl Reports {
         self.metrics.queued(seconds(now));
     }
 
-    /// Everything heard of until now is in force.
+    /// Reports that the kernel has all changes.
     pub fn settled(&mut self, now: Timestamp) {
         for (family, time) in self.pending.triggers.take().into_values().flatten() {
             self.metrics.programmed(
@@ -109,7 +109,7 @@ impl Reports {
             .pending(Counted::Services, self.pending.services);
     }
 
-    /// Reports what the snapshot was compiled to.
+    /// Reports health checks, nodePorts and conflicts of the compiled contents.
     pub fn compiled<'a>(
         &mut self,
         snapshot: &Snapshot,
@@ -144,7 +144,7 @@ impl Reports {
     }
 }
 
-/// P34: of each policy that selects pods which are closed for want of room.
+/// Returns a warning for each policy that selects closed pods (P34).
 fn closed_for(snapshot: &Snapshot, closed: &BTreeSet<ObjectName>) -> BTreeSet<Warning> {
     let mut pods_of: BTreeMap<&ObjectName, Vec<&ObjectName>> = BTreeMap::new();
     for pod in closed {
@@ -164,14 +164,14 @@ fn closed_for(snapshot: &Snapshot, closed: &BTreeSet<ObjectName>) -> BTreeSet<Wa
             pods_of.entry(name).or_default().push(pod);
         }
     }
-    let told = |(policy, pods): (&ObjectName, Vec<&ObjectName>)| {
+    let warning = |(policy, pods): (&ObjectName, Vec<&ObjectName>)| {
         let more = if pods.len() > 1 {
             format!(" and {} more", pods.len() - 1)
         } else {
             String::new()
         };
         let note = format!(
-            "the kernel's tables have no room for what is said of {}{more}: nothing is let through there where policies isolate",
+            "the policy tables have no room for the rules of {}{more}: in isolated directions these pods get no traffic",
             pods[0]
         );
         let object = ObjectRef {
@@ -185,12 +185,13 @@ fn closed_for(snapshot: &Snapshot, closed: &BTreeSet<ObjectName>) -> BTreeSet<Wa
             note,
         }
     };
-    pods_of.into_iter().map(told).collect()
+    pods_of.into_iter().map(warning).collect()
 }
 
-/// P34: of a policy that is among too many.
+/// Returns the warning for a policy that is among too many with blocks around the same addresses
+/// (P34).
 fn crowds(policy: &ObjectName) -> Warning {
-    let note = "more rules than can be told apart have ipBlocks around the same addresses: none of these rules lets them through";
+    let note = "too many rules have ipBlocks around the same addresses: none of these rules allows those addresses";
     let object = ObjectRef {
         kind: Kind::NetworkPolicy,
         name: policy.clone(),
@@ -211,7 +212,7 @@ fn send_changed<T: PartialEq>(to: &watch::Sender<T>, now: T) {
     });
 }
 
-/// Seconds since 1970, as metrics have time.
+/// Returns seconds since 1970, the time format of metrics.
 pub fn seconds(time: Timestamp) -> f64 {
     time.as_duration().as_secs_f64()
 }
@@ -264,7 +265,19 @@ impl Change {
         let counted = match update.object().map(|object| object.kind) {
             Some(Kind::EndpointSlice) => Some(Counted::Endpoints),
             Some(Kind::Service) => Some(Counted::Services),
-            _ => None,
+            None
+            | Some(
+                Kind::Pod
+                | Kind::Node
+                | Kind::Namespace
+                | Kind::NetworkPolicy
+                | Kind::ServiceCIDR
+                | Kind::Deployment
+                | Kind::ReplicaSet
+                | Kind::StatefulSet
+                | Kind::DaemonSet
+                | Kind::Manifest,
+            ) => None,
         };
         Self {
             counted,
@@ -321,15 +334,15 @@ mod tests {
         let closed = ["web-1", "web-2", "gone"]
             .map(|name| ObjectName::new("shop", name))
             .into();
-        let told: Vec<_> = closed_for(&snapshot, &closed)
+        let notes: Vec<_> = closed_for(&snapshot, &closed)
             .into_iter()
             .map(|w| format!("{}: {}", w.object, w.note))
             .collect();
         assert_eq!(
-            told,
+            notes,
             [
-                "NetworkPolicy shop/of-web: the kernel's tables have no room for what is said of shop/web-1 and 1 more: \
-              nothing is let through there where policies isolate"
+                "NetworkPolicy shop/of-web: the policy tables have no room for the rules of shop/web-1 and 1 more: \
+              in isolated directions these pods get no traffic"
             ]
         );
         assert!(closed_for(&snapshot, &BTreeSet::new()).is_empty());

@@ -1,18 +1,21 @@
 //! The task over real maps and a real network, with the test as its source.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use proxy_common::net::{AddressFlags, Device, IfIndex};
+use proxy_common::net::{AddressFlags, Device, IfIndex, Protocol};
 use proxy_common::service::BackendFlags;
 
 use super::*;
 use crate::contents::Contents;
 use crate::dataplane::{CgroupChoice, Maps, Options, StateDir, XdpChoice, names_in, unload};
 use crate::events::Events;
+use crate::health::NodeVitals;
 use crate::links;
 use crate::model::{
-    EndpointSlice, Family, ObjectRef, Phase, Pod, Proxied, Service, ServicePort, Settings,
-    SliceEndpoint, SlicePort, TargetPort, TrafficPolicy,
+    EndpointSlice, Family, Kind, Node, Object, ObjectName, ObjectRef, Phase, Pod, Proxied, Service,
+    ServicePort, Settings, SliceEndpoint, SlicePort, State, TargetPort, TrafficPolicy,
 };
 use crate::testing::Namespace;
 
@@ -138,7 +141,7 @@ impl Agent {
         let outputs = Outputs {
             wanted: wanted_tx,
             serving: serving_tx,
-            left: mpsc::unbounded_channel().0,
+            departed: mpsc::unbounded_channel().0,
             gate: watch::channel(None).0,
             vitals: vitals_tx,
             reports,
@@ -154,11 +157,11 @@ impl Agent {
             outputs,
         );
         // Nobody says anything: the channel is closed, and that ends nothing.
-        let given = watch::channel(crate::cni::Given::new()).1;
+        let cni_pods = watch::channel(cni::CniPods::new()).1;
         tasks.spawn(sync.run(Inputs {
             updates: inbox,
             found,
-            given,
+            cni_pods,
             denied: mpsc::channel(1).1,
         }));
         Self {
@@ -401,7 +404,7 @@ fn a_device_that_is_found_just_as_objects_change_gets_its_programs() {
         let outputs = Outputs {
             wanted: wanted_tx,
             serving,
-            left: mpsc::unbounded_channel().0,
+            departed: mpsc::unbounded_channel().0,
             vitals,
             gate,
             reports,

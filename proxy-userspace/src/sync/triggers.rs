@@ -1,4 +1,5 @@
-//! When the changes were made that the kernel does not have yet, as EndpointSlices tell it (V24).
+//! Times of the changes that the kernel does not have yet, from annotations of EndpointSlices
+//! (V24).
 
 use std::collections::BTreeMap;
 
@@ -6,16 +7,15 @@ use jiff::Timestamp;
 
 use crate::model::{Family, Kind, Object, ObjectName, State, Update};
 
-/// Times of one Service that are kept at most, should the kernel refuse writes for long.
+/// Maximum number of times kept of one Service, should the kernel refuse writes for long.
 const MOST: usize = 1000;
 
 /// The time of a change, from a slice, for its Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// It was made then.
+    /// A change was made at this time.
     At(ObjectName, Family, Timestamp),
-    /// A slice was deleted. It carries no time, and the times of its Service so far do not count
-    /// any more.
+    /// A slice was deleted. It carries no time, and the times of its Service are dropped.
     Gone(ObjectName),
 }
 
@@ -56,7 +56,7 @@ impl Triggers {
         }
     }
 
-    /// A change is to be brought to the kernel.
+    /// Adds a change that the kernel does not have yet.
     pub fn wait(&mut self, trigger: Trigger) {
         match trigger {
             Trigger::At(service, family, time) if time > self.began => {
@@ -70,7 +70,7 @@ impl Triggers {
         }
     }
 
-    /// The kernel has everything: what waited until now.
+    /// Takes all times; called when the kernel has every change.
     pub fn take(&mut self) -> BTreeMap<ObjectName, Vec<(Family, Timestamp)>> {
         std::mem::take(&mut self.waiting)
     }

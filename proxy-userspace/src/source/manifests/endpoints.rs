@@ -1,4 +1,4 @@
-//! Plays the EndpointSlice controller: Services' selectors to slices.
+//! Plays the EndpointSlice controller: resolves Services' selectors to slices.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use crate::model::{
     EndpointSlice, Family, ObjectName, Pod, Proxied, Service, SliceEndpoint, SlicePort, State,
 };
 
-/// Slices for the Services with a selector; none for a Service that has slices of its own.
+/// Returns slices for the Services with a selector, except for those that have written slices.
 pub(super) fn resolve(state: &State) -> Vec<(ObjectName, EndpointSlice)> {
     let written = state.slices_by_service();
     let ours = |name: &ObjectName, s: &Service| {
@@ -22,7 +22,7 @@ pub(super) fn resolve(state: &State) -> Vec<(ObjectName, EndpointSlice)> {
         .collect()
 }
 
-/// One slice for each family and each way in which the pods resolve the ports.
+/// Returns one slice for each family and each set of port numbers that the pods resolve to.
 fn slices(name: &ObjectName, service: &Service, state: &State) -> Vec<(ObjectName, EndpointSlice)> {
     let mut groups: BTreeMap<(Family, Vec<Option<u16>>), Vec<SliceEndpoint>> = BTreeMap::new();
     for (_, pod) in state

@@ -23,17 +23,17 @@ use crate::model::{Invalid, Kind, ObjectName, ObjectRef, Update};
 pub enum Manifest {
     /// A Service, which may still need cluster IPs and nodePorts.
     Service(Box<Service>),
-    /// Any other object, in our words already.
+    /// Any other object, converted to an update.
     Other(Box<Update>),
 }
 
-/// The files of a directory, each as it was last readable.
+/// The files of a directory, each with its last readable content.
 pub struct Directory {
     dir: PathBuf,
     files: BTreeMap<PathBuf, File>,
 }
 
-/// One file; while it is no YAML, its last good objects stay.
+/// One file. While its text is not valid YAML, its last objects stay.
 #[derive(Default)]
 struct File {
     text: String,
@@ -51,7 +51,10 @@ impl Directory {
         }
     }
 
-    /// Reads the files anew that have changed. Fails if the directory cannot be listed; what was read before stays.
+    /// Reads the files that have changed.
+    ///
+    /// # Errors
+    /// If the directory cannot be listed. The objects read before stay.
     pub fn read(&mut self) -> Result<()> {
         let mut paths = BTreeSet::new();
         list(&self.dir, &mut paths)
@@ -72,7 +75,8 @@ impl Directory {
         Ok(())
     }
 
-    /// Takes a file's text into account, as if it had been read from `path`; Services without a creation time get its.
+    /// Sets the text of the file at `path`. Services without a creation time get the file's
+    /// modification time.
     pub fn take(&mut self, path: PathBuf, text: String, modified: Option<SystemTime>) {
         let file = self.files.entry(path.clone()).or_default();
         if file.text == text && file.modified == modified && file.broken.is_none() {
@@ -107,7 +111,7 @@ impl Directory {
         }
     }
 
-    /// The objects that could be read, in the order of files; of two of one name, the first.
+    /// Returns the readable objects in the order of files; of two with one name, the first.
     pub fn manifests(&self) -> impl Iterator<Item = &Manifest> {
         let mut known = BTreeSet::new();
         let all = self.files.values().flat_map(|file| &file.objects);
@@ -115,7 +119,7 @@ impl Directory {
             .filter_map(|(_, manifest)| manifest.as_ref().ok())
     }
 
-    /// Files and objects that could not be read, and objects that are there twice.
+    /// Returns the errors of unreadable files and objects, and of objects that are written twice.
     pub fn problems(&self) -> Vec<Invalid> {
         let mut problems: Vec<_> = self
             .files
@@ -143,7 +147,8 @@ impl Directory {
     }
 }
 
-/// YAML and JSON files, in subdirectories too; hidden ones are editors' and volumes' own business.
+/// Lists the YAML and JSON files, in subdirectories too, without hidden ones (of editors and
+/// volumes).
 fn list(dir: &Path, found: &mut BTreeSet<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("read directory {}", dir.display()))? {
         let path = entry?.path();
@@ -181,7 +186,7 @@ fn unreadable(path: &Path, place: &str, why: String) -> Invalid {
     }
 }
 
-/// The items of a List, or the document itself.
+/// Returns the items of a List, or the document itself.
 fn items(mut document: Value) -> Vec<Value> {
     match document.get_mut("items").map(Value::take) {
         Some(Value::Array(items))
@@ -195,7 +200,8 @@ fn items(mut document: Value) -> Vec<Value> {
     }
 }
 
-/// An object of a kind that we know, or why it cannot be read. Empty documents and other kinds are none.
+/// Returns an object of a known kind, or the reason why it is unreadable. Returns `None` for empty
+/// documents and other kinds.
 fn object(
     mut document: Value,
     modified: Option<SystemTime>,
@@ -256,8 +262,8 @@ fn typed(
     })
 }
 
-/// Stamps a Service with its file's time, as the API server stamps what it creates: the later one
-/// is the one with the later file.
+/// Stamps a Service with its file's time, as the API server does on creation: of two Services the
+/// later one has the later file.
 fn stamped(mut service: Service, modified: Option<SystemTime>) -> Service {
     let stamp = modified.and_then(|time| Timestamp::try_from(time).ok());
     service.metadata.creation_timestamp = service.metadata.creation_timestamp.or(stamp.map(Time));
@@ -273,7 +279,7 @@ fn parse<T: DeserializeOwned>(document: Value) -> Result<T, (String, String)> {
         .map_err(|e| (e.path().to_string(), e.inner().to_string()))
 }
 
-/// The API server gives slice ports without a name the empty one.
+/// Gives slice ports without a name the empty name, as the API server does.
 fn with_port_names(mut slice: Value) -> Value {
     for port in slice
         .get_mut("ports")

@@ -1,4 +1,4 @@
-//! Addresses that pods of this node have by the word of their CNI plugin, until the API server has
+//! Completes pods of this node with the addresses of their CNI results, until the API server has
 //! them (P31).
 
 use std::collections::BTreeSet;
@@ -7,18 +7,18 @@ use std::sync::Arc;
 
 use tracing::{debug, warn};
 
-use crate::cni;
+use crate::cni::CniPods;
 use crate::model::{Kind, Object, ObjectName, ObjectRef, Pod, State, Update};
 
-/// The pods named by CNI plugins, and those that have their addresses from there.
+/// The pods of CNI results, and those that have their addresses from there.
 #[derive(Debug, Default)]
-pub struct Given {
-    said: cni::Given,
+pub struct CniAddresses {
+    cni_pods: CniPods,
     lent: BTreeSet<ObjectName>,
 }
 
-impl Given {
-    /// An update with the addresses that the API server does not have yet.
+impl CniAddresses {
+    /// Adds the addresses that the API server does not have yet to an update of a pod of `node`.
     pub fn complete(&mut self, update: Update, node: &Arc<str>) -> Update {
         if let Update::Delete(ObjectRef {
             kind: Kind::Pod,
@@ -31,30 +31,30 @@ impl Given {
             return update;
         };
         self.lent.remove(&name);
-        if let Some(said) = self
-            .said
+        if let Some(addresses) = self
+            .cni_pods
             .get(&name)
-            .filter(|said| is_ours(&pod, node) && !said.is_empty())
+            .filter(|addresses| is_ours(&pod, node) && !addresses.is_empty())
         {
             if pod.addresses.is_empty() {
-                debug!(pod = %name, addresses = ?said, "known by its CNI result");
-                pod.addresses.clone_from(said);
+                debug!(pod = %name, ?addresses, "addresses taken from the CNI result");
+                pod.addresses.clone_from(addresses);
                 self.lent.insert(name.clone());
-            } else if !same(&pod.addresses, said) {
-                warn!(pod = %name, api = ?pod.addresses, cni = ?said, "the API server and the CNI result disagree; the API server is believed");
+            } else if !same(&pod.addresses, addresses) {
+                warn!(pod = %name, api = ?pod.addresses, cni = ?addresses, "the addresses of the API server and of the CNI result differ; the API server's are used");
             }
         }
         Update::Apply(Object::Pod(name, pod))
     }
 
-    /// The plugins say something else now: the pods that are concerned, as they are without what
-    /// was lent to them.
-    pub fn say(&mut self, said: cni::Given, state: &State) -> Vec<Update> {
-        let before = std::mem::replace(&mut self.said, said);
-        let names: BTreeSet<_> = before.keys().chain(self.said.keys()).collect();
+    /// Replaces the CNI results. Returns an update for each pod that this concerns, without the
+    /// addresses that it had from an earlier result.
+    pub fn replace(&mut self, cni_pods: CniPods, state: &State) -> Vec<Update> {
+        let before = std::mem::replace(&mut self.cni_pods, cni_pods);
+        let names: BTreeSet<_> = before.keys().chain(self.cni_pods.keys()).collect();
         let changed = names
             .into_iter()
-            .filter(|name| before.get(*name) != self.said.get(*name));
+            .filter(|name| before.get(*name) != self.cni_pods.get(*name));
         let concerned = changed.filter_map(|name| {
             let pod = state.pods.get(name)?;
             let lent = self.lent.contains(name);
@@ -106,29 +106,32 @@ mod tests {
         let (name, here): (_, Arc<str>) = (ObjectName::new("shop", "db-0"), "here".into());
         let apply = |pod: &Pod| Update::Apply(Object::Pod(name.clone(), pod.clone()));
         let mut state = State::default();
-        let mut given = Given::default();
+        let mut completer = CniAddresses::default();
         let bare = Pod {
             node: Some(here.clone()),
             ..Pod::default()
         };
         // Its object comes first, then the plugin, then the API server.
-        _ = state.apply(given.complete(apply(&bare), &here));
+        _ = state.apply(completer.complete(apply(&bare), &here));
         assert!(state.pods[&name].addresses.is_empty());
-        let said = addresses(&["10.244.1.7", "fd00::7"]);
-        let again = given.say([(name.clone(), said.clone())].into(), &state);
+        let from_cni = addresses(&["10.244.1.7", "fd00::7"]);
+        let again = completer.replace([(name.clone(), from_cni.clone())].into(), &state);
         assert_eq!(again.len(), 1);
-        _ = state.apply(given.complete(again[0].clone(), &here));
-        assert_eq!(state.pods[&name].addresses, said);
+        _ = state.apply(completer.complete(again[0].clone(), &here));
+        assert_eq!(state.pods[&name].addresses, from_cni);
         // A change of labels before that does not take them away.
-        assert_eq!(of(&given.complete(apply(&bare), &here)), said);
+        assert_eq!(of(&completer.complete(apply(&bare), &here)), from_cni);
         let known = Pod {
             addresses: addresses(&["10.244.1.7"]),
             ..bare.clone()
         };
-        assert_eq!(of(&given.complete(apply(&known), &here)), known.addresses);
+        assert_eq!(
+            of(&completer.complete(apply(&known), &here)),
+            known.addresses
+        );
         _ = state.apply(apply(&known));
         assert_eq!(
-            given.say(cni::Given::new(), &state),
+            completer.replace(CniPods::new(), &state),
             [],
             "what the API server says stays"
         );
@@ -139,19 +142,19 @@ mod tests {
         let (name, here): (_, Arc<str>) = (ObjectName::new("shop", "db-0"), "here".into());
         let apply = |pod: &Pod| Update::Apply(Object::Pod(name.clone(), pod.clone()));
         let mut state = State::default();
-        let mut given = Given::default();
-        let said = addresses(&["10.244.1.7"]);
-        given.say([(name.clone(), said.clone())].into(), &state);
+        let mut completer = CniAddresses::default();
+        let from_cni = addresses(&["10.244.1.7"]);
+        completer.replace([(name.clone(), from_cni.clone())].into(), &state);
         let bare = Pod {
             node: Some(here.clone()),
             ..Pod::default()
         };
-        _ = state.apply(given.complete(apply(&bare), &here));
-        assert_eq!(state.pods[&name].addresses, said);
-        let without = given.say(cni::Given::new(), &state);
+        _ = state.apply(completer.complete(apply(&bare), &here));
+        assert_eq!(state.pods[&name].addresses, from_cni);
+        let without = completer.replace(CniPods::new(), &state);
         assert_eq!(without.len(), 1);
-        assert!(of(&given.complete(without[0].clone(), &here)).is_empty());
-        given.say([(name.clone(), said)].into(), &state);
+        assert!(of(&completer.complete(without[0].clone(), &here)).is_empty());
+        completer.replace([(name.clone(), from_cni)].into(), &state);
         for other in [
             Pod {
                 node: Some("there".into()),
@@ -162,7 +165,7 @@ mod tests {
                 ..bare.clone()
             },
         ] {
-            assert!(of(&given.complete(apply(&other), &here)).is_empty());
+            assert!(of(&completer.complete(apply(&other), &here)).is_empty());
         }
     }
 }
