@@ -1,4 +1,4 @@
-//! Tells bpf-linker how to link `portway-ebpf`; nothing to do for the host library.
+//! Linker arguments of `portway-ebpf`, for bpf-linker; the host library needs none.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
