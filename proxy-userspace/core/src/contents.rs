@@ -45,21 +45,10 @@ impl Contents {
     /// Returns the service ports that have a frontend of these kinds (bits of `ServiceFlags`) with
     /// policy Local and only backends on other nodes.
     pub fn without_local_backend(&self, kinds: u32) -> BTreeSet<&Arc<str>> {
-        let local =
-            |target: &&Target| target.flags & kinds != 0 && target.flags & ServiceFlags::LOCAL != 0;
-        let elsewhere = |target: &&Target| {
-            let Backends {
-                local_only,
-                both,
-                cluster_only,
-                ..
-            } = &*target.backends;
-            local_only.is_empty() && both.is_empty() && !cluster_only.is_empty()
-        };
         self.frontends
             .values()
-            .filter(local)
-            .filter(elsewhere)
+            .filter(|target| target.flags & kinds != 0)
+            .filter(|target| target.misses_local_backend())
             .map(|target| &target.service)
             .collect()
     }
@@ -91,6 +80,20 @@ pub struct Target {
 }
 
 impl Target {
+    /// Returns true if its policy is Local and only other nodes have backends.
+    pub fn misses_local_backend(&self) -> bool {
+        let Backends {
+            local_only,
+            both,
+            cluster_only,
+            algorithm: _,
+        } = &*self.backends;
+        self.flags & ServiceFlags::LOCAL != 0
+            && local_only.is_empty()
+            && both.is_empty()
+            && !cluster_only.is_empty()
+    }
+
     /// Returns how replies return to clients outside, from backends of other nodes.
     pub fn forwarding(&self) -> Forwarding {
         if self.flags & ServiceFlags::DSR == 0 {

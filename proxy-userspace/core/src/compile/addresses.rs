@@ -83,15 +83,14 @@ fn within(links: &Links, prefixes: &[IpNet]) -> BTreeSet<IpAddr> {
 
 /// Returns the first InternalIP of each family, else the first ExternalIP.
 fn primary(node: &Node) -> BTreeSet<IpAddr> {
-    let of_family = |v4: bool| {
-        node.internal_ips
-            .iter()
-            .chain(&node.external_ips)
-            .find(|ip| ip.is_ipv4() == v4)
-    };
     [true, false]
         .into_iter()
-        .filter_map(of_family)
+        .filter_map(|v4| {
+            node.internal_ips
+                .iter()
+                .chain(&node.external_ips)
+                .find(|ip| ip.is_ipv4() == v4)
+        })
         .copied()
         .collect()
 }
@@ -99,15 +98,19 @@ fn primary(node: &Node) -> BTreeSet<IpAddr> {
 /// Returns the addresses of the node's devices. They stand for the node's addresses if there is no
 /// Node object, as in a directory of manifests without one.
 fn on_node_devices(links: &Links) -> BTreeSet<IpAddr> {
-    let link_local = |addr: &IpAddr| matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let on_devices = links
         .host_addresses
         .iter()
         .filter(|(_, device)| links.devices.contains_key(device));
     on_devices
         .map(|(addr, _)| *addr)
-        .filter(|addr| !link_local(addr))
+        .filter(|addr| !is_link_local(*addr))
         .collect()
+}
+
+/// Returns true for link-local addresses of IPv6, which need a device to be listened on.
+pub(super) fn is_link_local(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 #[cfg(test)]

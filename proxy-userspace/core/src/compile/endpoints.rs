@@ -64,10 +64,9 @@ pub fn serving_endpoints(
     port: &ServicePort,
     slices: &[&EndpointSlice],
 ) -> BTreeSet<SocketAddr> {
-    let answers = |e: &SliceEndpoint| e.serving || (e.ready && service.publish_not_ready);
     known_endpoints(port, slices)
         .into_iter()
-        .filter(|(_, endpoint)| answers(endpoint))
+        .filter(|(_, e)| e.serving || (e.ready && service.publish_not_ready))
         .map(|(addr, _)| addr)
         .collect()
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::addresses::node_port_addresses;
+use super::addresses::{is_link_local, node_port_addresses};
 use crate::model::{NodePortAddresses, ObjectName, Proxied, Service, Snapshot, State, UnixTime};
 
 /// The health check of one Service (V22).
@@ -108,13 +108,16 @@ fn asked<'a>(
 }
 
 fn of_families(addresses: &BTreeSet<IpAddr>, service: &Service) -> BTreeSet<IpAddr> {
-    let served = |addr: &&IpAddr| {
-        service
-            .cluster_ips
-            .iter()
-            .any(|ip| ip.is_ipv4() == addr.is_ipv4())
-    };
-    addresses.iter().filter(served).copied().collect()
+    addresses
+        .iter()
+        .copied()
+        .filter(|addr| {
+            service
+                .cluster_ips
+                .iter()
+                .any(|ip| ip.is_ipv4() == addr.is_ipv4())
+        })
+        .collect()
 }
 
 /// V8, restricted to addresses of this host: an ExternalIP often belongs to another host that
@@ -122,9 +125,9 @@ fn of_families(addresses: &BTreeSet<IpAddr>, service: &Service) -> BTreeSet<IpAd
 /// host. Link-local addresses are not: listening there needs a device, and no load balancer asks
 /// there.
 fn listen_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
-    let link_local = |addr: &IpAddr| matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
     let mut addresses = node_port_addresses(snapshot);
-    addresses.retain(|addr| !link_local(addr) && snapshot.links.host_addresses.contains_key(addr));
+    addresses
+        .retain(|addr| !is_link_local(*addr) && snapshot.links.host_addresses.contains_key(addr));
     if let NodePortAddresses::Within(prefixes) = &snapshot.settings.nodeport_addresses {
         let loopback = [
             IpAddr::from(Ipv4Addr::LOCALHOST),

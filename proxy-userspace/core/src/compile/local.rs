@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proxy_common::service::ServiceFlags;
 
-use crate::contents::{Contents, Target};
+use crate::contents::Contents;
 use crate::model::Family;
 
 /// Service ports of each policy, by family and name.
@@ -23,7 +23,7 @@ pub fn no_local_endpoints(contents: &Contents) -> NoLocalEndpoints {
     for (frontend, target) in contents
         .frontends
         .iter()
-        .filter(|(_, target)| misses(target))
+        .filter(|(_, target)| target.misses_local_backend())
     {
         let inside = target.flags & ServiceFlags::CLUSTER_IP != 0;
         let services = if inside {
@@ -36,16 +36,10 @@ pub fn no_local_endpoints(contents: &Contents) -> NoLocalEndpoints {
     found
 }
 
-fn misses(target: &Target) -> bool {
-    let backends = &target.backends;
-    let local = backends.local_only.len() + backends.both.len();
-    target.flags & ServiceFlags::LOCAL != 0 && local == 0 && !backends.cluster_only.is_empty()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contents::{Backends, Endpoint, Frontend};
+    use crate::contents::{Backends, Endpoint, Frontend, Target};
     use proxy_common::net::Protocol;
 
     fn frontend(addr: &str, flags: u32, backends: Backends) -> (Frontend, Target) {

@@ -103,13 +103,12 @@ impl PodNetwork {
     /// them, or another node's pod's outside.
     pub(super) fn range(&self, snapshot: &Snapshot, addr: IpAddr) -> Option<RangeKind> {
         let inside = self.is_inside(addr);
-        let elsewhere = |pod: &Pod| pod.node.as_deref() != Some(&*snapshot.settings.node_name);
         if inside && self.is_node(snapshot, addr) {
             Some(RangeKind::NONE)
         } else if !inside
             && self
                 .owner(snapshot, addr)
-                .is_some_and(|(_, pod)| elsewhere(pod))
+                .is_some_and(|(_, pod)| pod.node.as_deref() != Some(&*snapshot.settings.node_name))
         {
             Some(RangeKind::PODS)
         } else {
@@ -146,11 +145,10 @@ impl PodNetwork {
     }
 
     fn is_inside(&self, addr: IpAddr) -> bool {
-        let around = |length: &u8| IpNet::new(addr, *length).ok().map(|net| net.trunc());
         self.lengths
             .iter()
-            .filter_map(around)
-            .any(|prefix| self.prefixes.contains(&prefix))
+            .filter_map(|length| IpNet::new(addr, *length).ok())
+            .any(|prefix| self.prefixes.contains(&prefix.trunc()))
     }
 
     /// Returns the pods with this address in their status.

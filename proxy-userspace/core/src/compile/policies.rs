@@ -249,12 +249,12 @@ impl PolicyCompiler {
             .pods
             .get(name)
             .filter(|_| group.local.contains(name))?;
-        let owns = |addr: &&IpAddr| {
-            self.network
-                .owner(snapshot, **addr)
-                .is_some_and(|(owner, _)| owner == name)
-        };
-        let addresses: BTreeSet<IpAddr> = pod.addresses.iter().filter(owns).copied().collect();
+        let addresses: BTreeSet<IpAddr> = pod
+            .addresses
+            .iter()
+            .copied()
+            .filter(|addr| self.pod_at(snapshot, *addr) == Some(name))
+            .collect();
         let device = addresses
             .iter()
             .find_map(|addr| snapshot.links.pods.get(addr))

@@ -128,13 +128,6 @@ fn claim_port(
         snapshot,
     } = claimant;
     let v4 = cluster_ip.is_ipv4();
-    let pod_flag = |addr: &std::net::SocketAddr| {
-        if pods.contains(snapshot, addr.ip()) {
-            BackendFlags::POD
-        } else {
-            0
-        }
-    };
     let options = service.annotations.over(snapshot.settings.service_options);
     let backends = Arc::new(backends(
         service,
@@ -142,7 +135,13 @@ fn claim_port(
         &endpoints(port, v4, slices),
         place,
         options,
-        pod_flag,
+        |addr| {
+            if pods.contains(snapshot, addr.ip()) {
+                BackendFlags::POD
+            } else {
+                0
+            }
+        },
     ));
     let forwarding = match options.forwarding {
         Forwarding::Dsr => ServiceFlags::DSR,
@@ -260,11 +259,13 @@ pub(super) fn settle(
     };
     // A Service's own second claim is the load balancer's address, also listed as external IP.
     let losers = all.filter(|(_, target)| target.service != winner.service);
-    let conflict = |(order, target): (&Order, &Target)| Conflict {
-        frontend,
-        winner: winner.service.clone(),
-        loser: target.service.clone(),
-        object: order.name.clone(),
-    };
-    (Some(winner), losers.map(conflict).collect())
+    let conflicts = losers
+        .map(|(order, target)| Conflict {
+            frontend,
+            winner: winner.service.clone(),
+            loser: target.service.clone(),
+            object: order.name.clone(),
+        })
+        .collect();
+    (Some(winner), conflicts)
 }

@@ -79,9 +79,13 @@ impl Touched {
 
     /// Adds the differences of the host's network.
     pub fn record_links(&mut self, before: &Links, after: &Links) {
-        let differs = |addr: &&IpAddr| before.pods.get(*addr) != after.pods.get(*addr);
-        self.addresses
-            .extend(before.pods.keys().chain(after.pods.keys()).filter(differs));
+        self.addresses.extend(
+            before
+                .pods
+                .keys()
+                .chain(after.pods.keys())
+                .filter(|addr| before.pods.get(*addr) != after.pods.get(*addr)),
+        );
         self.everything |=
             (&before.devices, &before.host_addresses) != (&after.devices, &after.host_addresses);
     }

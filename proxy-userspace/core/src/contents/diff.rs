@@ -20,10 +20,13 @@ pub fn changes<'a, K: Ord, V: PartialEq>(
             match order {
                 Ordering::Less => return old.next().map(|(key, _)| (key, None)),
                 Ordering::Greater => return new.next().map(|(key, value)| (key, Some(value))),
-                Ordering::Equal => match (old.next(), new.next()) {
-                    (Some((_, a)), Some((key, b))) if a != b => return Some((key, Some(b))),
-                    _ => continue,
-                },
+                Ordering::Equal => {
+                    if let (Some((_, a)), Some((key, b))) = (old.next(), new.next())
+                        && a != b
+                    {
+                        return Some((key, Some(b)));
+                    }
+                }
             }
         }
     })

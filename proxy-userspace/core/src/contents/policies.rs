@@ -204,12 +204,18 @@ impl Isolation {
     }
 }
 
+impl Class {
+    /// Returns true if addresses of this class belong to these peers.
+    pub fn is_among(&self, peers: &Peers) -> bool {
+        *peers == Peers::EVERYBODY || self.peers.contains(peers)
+    }
+}
+
 impl Row {
     /// Returns the ports allowed for addresses of a class: a union (P4), with all names resolved.
     pub fn towards(&self, class: &Class) -> Ports {
-        let applies = |peers: &Peers| *peers == Peers::EVERYBODY || class.peers.contains(peers);
         let mut all = Ports::default();
-        for (_, ports) in self.rules.iter().filter(|(peers, _)| applies(peers)) {
+        for (_, ports) in self.rules.iter().filter(|(peers, _)| class.is_among(peers)) {
             all.add(ports);
         }
         all.resolve(|name| {
@@ -254,8 +260,12 @@ impl Ports {
 
     /// Returns true if a port of a protocol is among them. A protocol without ports has port 0.
     pub fn have(&self, protocol: Protocol, port: u16) -> bool {
-        let within = |(of, range): &(Protocol, PortRange)| *of == protocol && range.contains(port);
-        self.everything || self.whole.contains(&protocol) || self.ranges.iter().any(within)
+        self.everything
+            || self.whole.contains(&protocol)
+            || self
+                .ranges
+                .iter()
+                .any(|(of, range)| *of == protocol && range.contains(port))
     }
 
     /// Brings the ranges into their normal form: contained ranges are removed, touching ones

@@ -282,12 +282,15 @@ fn slots(backends: &Backends, generation: u32) -> impl Iterator<Item = Slot> + '
         cluster_only,
         ..
     } = backends;
-    let slot = move |endpoint: &Endpoint| Slot {
-        addr: endpoint.addr,
-        flags: endpoint.flags,
-        generation,
-    };
-    local_only.iter().chain(both).chain(cluster_only).map(slot)
+    local_only
+        .iter()
+        .chain(both)
+        .chain(cluster_only)
+        .map(move |endpoint| Slot {
+            addr: endpoint.addr,
+            flags: endpoint.flags,
+            generation,
+        })
 }
 
 /// Returns a number that is neither 0 nor in use. Freed numbers are not reused before the counter

@@ -195,18 +195,18 @@ impl PolicyTables {
         delta: &PolicyDelta,
         writes: &mut Vec<PolicyWrite>,
     ) -> Vec<Move> {
-        let numbered = |prefix: &IpNet| {
-            let class = policies
-                .classes
-                .get(prefix)
-                .map(|class| self.matrix.class(class, writes));
-            Move {
+        let mut moves: Vec<_> = delta
+            .classes
+            .iter()
+            .map(|prefix| Move {
                 prefix: *prefix,
                 before: self.classes.get(prefix).copied(),
-                after: class,
-            }
-        };
-        let mut moves: Vec<_> = delta.classes.iter().map(numbered).collect();
+                after: policies
+                    .classes
+                    .get(prefix)
+                    .map(|class| self.matrix.class(class, writes)),
+            })
+            .collect();
         moves.sort_by_key(Move::order);
         moves
     }

@@ -7,7 +7,7 @@ use proxy_common::net::{AddressFlags, Protocol};
 use proxy_common::service::ServiceFlags;
 
 use super::{Compiled, Compiler, Source};
-use crate::compile::services::{self, Order};
+use crate::compile::services::{self};
 use crate::contents::{Delta, Frontend, set};
 use crate::model::{ObjectName, Snapshot};
 
@@ -66,16 +66,10 @@ impl Compiler {
         if compiled.ranges.is_empty() {
             return BTreeSet::new();
         }
-        let has = |frontend: &Frontend, order: &Order| {
-            self.claims
-                .get(frontend)?
-                .first_key_value()
-                .filter(|(first, _)| *first == order)
-        };
-        let won = compiled
-            .claims
-            .iter()
-            .filter_map(|(frontend, order)| Some((frontend, has(frontend, order)?.1)));
+        let won = compiled.claims.iter().filter_map(|(frontend, order)| {
+            let (first, target) = self.claims.get(frontend)?.first_key_value()?;
+            (first == order).then_some((frontend, target))
+        });
         let restricted = won.filter(|(_, target)| target.flags & ServiceFlags::SOURCE_RANGES != 0);
         let ports: BTreeSet<_> = restricted
             .map(|(frontend, target)| (&target.service, frontend.addr.is_ipv4()))

@@ -10,7 +10,7 @@ use slab::Slab;
 
 use super::content::{PodPeer, Scope};
 use super::rules::{Named, Rows};
-use crate::model::policy::{Requirement, Selector};
+use crate::model::policy::Requirement;
 use crate::model::{Labels, ObjectName, Pod, Snapshot};
 
 /// The label that every namespace has (P10).
@@ -169,13 +169,12 @@ impl Groups {
             policies: BTreeSet::new(),
             rows: Rows::default(),
         }));
-        let unknown = || Namespace {
-            labels: namespace_labels(&alike.namespace, snapshot),
-            groups: BTreeSet::new(),
-        };
         self.namespaces
             .entry(alike.namespace.clone())
-            .or_insert_with(unknown)
+            .or_insert_with(|| Namespace {
+                labels: namespace_labels(&alike.namespace, snapshot),
+                groups: BTreeSet::new(),
+            })
             .groups
             .insert(id);
         for (key, value) in &alike.labels {
@@ -234,9 +233,11 @@ impl Groups {
     pub(super) fn meant_by_peer(&self, peer: &PodPeer) -> BTreeSet<GroupId> {
         let labels = |id: &GroupId| &self.get(*id).alike.labels;
         if let Some(candidates) = self.candidates(peer) {
-            let scope = |id: &GroupId| self.in_scope(&peer.scope, &self.get(*id).alike.namespace);
             return candidates
-                .filter(|id| peer.labels.selects(labels(id)) && scope(id))
+                .filter(|id| {
+                    peer.labels.selects(labels(id))
+                        && self.in_scope(&peer.scope, &self.get(*id).alike.namespace)
+                })
                 .collect();
         }
         let namespaces = self
@@ -265,8 +266,8 @@ impl Groups {
         if let Scope::Own(namespace) = &peer.scope {
             return Some(Box::new(self.within(namespace)));
         }
-        let one_of = |selector: &'a Selector| {
-            selector
+        let (key, values) =
+            peer.labels
                 .requirements
                 .iter()
                 .find_map(|requirement| match requirement {
@@ -274,9 +275,7 @@ impl Groups {
                     Requirement::NotIn(..)
                     | Requirement::Exists(_)
                     | Requirement::DoesNotExist(_) => None,
-                })
-        };
-        let (key, values) = one_of(&peer.labels)?;
+                })?;
         let labelled = self.labelled.get(key);
         Some(Box::new(
             values

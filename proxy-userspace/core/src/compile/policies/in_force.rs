@@ -32,13 +32,13 @@ impl PolicyCompiler {
             self.groups.get_mut(*id).policies.insert(name.clone());
             dirty.rows.insert(*id);
         }
-        let selected = |id: &GroupId| {
-            after
-                .as_ref()
-                .is_some_and(|after| after.groups.contains(id))
-        };
         if let Some(before) = self.in_force.remove(name) {
-            for id in before.groups.iter().filter(|id| !selected(id)) {
+            let selected = after.as_ref().map(|after| &after.groups);
+            for id in before
+                .groups
+                .iter()
+                .filter(|id| !selected.is_some_and(|groups| groups.contains(id)))
+            {
                 self.groups.get_mut(*id).policies.remove(name);
                 dirty.rows.insert(*id);
             }
@@ -109,14 +109,16 @@ impl PolicyCompiler {
         };
         let peers = &mut self.peers;
         let mut compile = |rules: &Vec<crate::model::policy::Rule>| -> Vec<Rule> {
-            let compile = |rule: &crate::model::policy::Rule| {
-                let content = Content::of(&rule.peers, &name.namespace);
-                Rule {
-                    peers: peers.acquire(content, &snapshot.settings, parts),
-                    ports: rules::ports(&rule.ports),
-                }
-            };
-            rules.iter().map(compile).collect()
+            rules
+                .iter()
+                .map(|rule| {
+                    let content = Content::of(&rule.peers, &name.namespace);
+                    Rule {
+                        peers: peers.acquire(content, &snapshot.settings, parts),
+                        ports: rules::ports(&rule.ports),
+                    }
+                })
+                .collect()
         };
         let rules = Rules {
             ingress: policy.ingress.as_ref().map(&mut compile),

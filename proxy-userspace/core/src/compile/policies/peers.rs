@@ -201,10 +201,11 @@ impl PeersTable {
             .blocks
             .iter()
             .flat_map(|block| parts.prefixes.owners_within(block.cidr));
-        let have = |id: &GroupId| parts.groups.get(*id).alike.named.contains_key(name);
-        parts
-            .changed
-            .extend(by_labels.chain(by_blocks).filter(have));
+        parts.changed.extend(
+            by_labels
+                .chain(by_blocks)
+                .filter(|id| parts.groups.get(*id).alike.named.contains_key(name)),
+        );
     }
 
     /// Adds a new group to the peers that select it.
@@ -273,16 +274,16 @@ impl PeersTable {
             .iter()
             .flat_map(|number| &self.pods[*number].users);
         let peers: BTreeSet<Peers> = users.chain(&blocks.peers).copied().collect();
-        let is = |asking: &Peers| *asking == Peers::EVERYBODY || peers.contains(asking);
-        let asked = |name: &(Arc<str>, Protocol)| {
-            self.asked
-                .get(name)
-                .is_some_and(|asked| asked.keys().any(is))
+        let mut class = Class {
+            peers,
+            ..Class::default()
         };
-        let named = group.alike.named.iter().filter(|(name, _)| asked(name));
-        let named = named
-            .map(|(name, numbers)| (name.clone(), numbers.clone()))
-            .collect();
-        Class { peers, named }
+        for (name, numbers) in &group.alike.named {
+            let mut asking = self.asked.get(name).into_iter().flat_map(BTreeMap::keys);
+            if asking.any(|peers| class.is_among(peers)) {
+                class.named.insert(name.clone(), numbers.clone());
+            }
+        }
+        class
     }
 }

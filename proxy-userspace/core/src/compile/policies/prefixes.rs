@@ -100,8 +100,10 @@ impl Prefixes {
     /// Adds the blocks of a rule's peers.
     pub(super) fn add(&mut self, peers: Peers, blocks: &[Block]) {
         for (at, edge) in edges(peers, blocks) {
-            let nothing = || Prefix::of(&self.nothing);
-            let prefix = self.all.entry(at).or_insert_with(nothing);
+            let prefix = self
+                .all
+                .entry(at)
+                .or_insert_with(|| Prefix::of(&self.nothing));
             if prefix.edges.is_empty() {
                 *self.lengths.entry(length(at)).or_default() += 1;
             }

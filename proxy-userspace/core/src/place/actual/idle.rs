@@ -18,22 +18,24 @@ impl Actual {
         &'a self,
         of: &'a Idle,
     ) -> impl Iterator<Item = SlotKey> + 'a {
-        let slots = |&(side, generation)| {
-            self.slots(side, generation).map(move |(slot, _)| SlotKey {
-                side,
-                generation,
-                slot,
+        self.idle
+            .intersection(&of.generations)
+            .flat_map(|&(side, generation)| {
+                self.slots(side, generation).map(move |(slot, _)| SlotKey {
+                    side,
+                    generation,
+                    slot,
+                })
             })
-        };
-        self.idle.intersection(&of.generations).flat_map(slots)
     }
 
     pub(in crate::place) fn idle_chunks<'a>(
         &'a self,
         of: &'a Idle,
     ) -> impl Iterator<Item = MaglevKey> + 'a {
-        let chunks = |&(side, generation)| self.chunks(side, generation).map(|(key, _)| *key);
-        self.idle.intersection(&of.generations).flat_map(chunks)
+        self.idle
+            .intersection(&of.generations)
+            .flat_map(|&(side, generation)| self.chunks(side, generation).map(|(key, _)| *key))
     }
 
     pub(in crate::place) fn idle_endpoints<'a>(

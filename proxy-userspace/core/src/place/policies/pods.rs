@@ -114,13 +114,10 @@ impl PolicyTables {
         }
         let Some(known) = before else { return };
         for (direction, isolation) in known.policy.directions().into_iter().enumerate() {
-            let left = |row| {
-                leaving
+            if let Isolation::Rules(row) = isolation
+                && !leaving
                     .get(row)
                     .is_some_and(|pods| pods.contains(&(name.clone(), direction)))
-            };
-            if let Isolation::Rules(row) = isolation
-                && !left(row)
             {
                 self.matrix.drop_row(row);
             }
@@ -167,11 +164,13 @@ impl PolicyTables {
 
     /// Returns true if there is no room for a pod's policies. Then nothing is allowed (P34).
     pub(super) fn is_closed(&self, policy: &PodPolicy) -> bool {
-        let closed = |isolation: &Isolation| match isolation {
-            Isolation::None => false,
-            Isolation::Rules(row) => self.is_misled(row) || self.matrix.is_closed(row),
-        };
-        policy.directions().into_iter().any(closed)
+        policy
+            .directions()
+            .into_iter()
+            .any(|isolation| match isolation {
+                Isolation::None => false,
+                Isolation::Rules(row) => self.is_misled(row) || self.matrix.is_closed(row),
+            })
     }
 }
 

@@ -120,8 +120,9 @@ impl Matrix {
             "every row that pods are on was given room"
         );
         // Most classes do not concern most rows.
-        let concerns = |peers: &Peers| *peers == Peers::EVERYBODY || class.peers.contains(peers);
-        if !placed.verdicts.contains_key(&id) && !row.rules.keys().any(concerns) {
+        if !placed.verdicts.contains_key(&id)
+            && !row.rules.keys().any(|peers| class.is_among(peers))
+        {
             return;
         }
         let mut memo = Memo::new(row);
