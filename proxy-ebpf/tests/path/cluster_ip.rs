@@ -75,12 +75,13 @@ fn replies_that_came_through_the_stack_are_restored_too<F: Net>() {
     }
 }
 
-/// A hostNetwork backend of this node: by the stack, in both directions.
+/// A hostNetwork backend of this node is reached through the stack, in both directions.
 fn pod_reaches_a_process_of_its_node<F: Net>() {
     by_the_stack::<F>(NODE);
 }
 
-/// A hostNetwork backend of another node: the stack, where the CNI masquerades, in both directions.
+/// A hostNetwork backend of another node is reached through the stack, where the CNI masquerades,
+/// in both directions.
 fn pod_reaches_a_process_of_another_node<F: Net>() {
     by_the_stack::<F>(NODE2);
 }
@@ -92,7 +93,7 @@ fn by_the_stack<F: Net>(backend: Dotted) {
         let left = node.from_pod(VETH_B, &syn).goes(Action::Stack);
         assert_eq!(left, syn.to(end::<F>((backend, TARGET))));
 
-        // Where it comes in it is the stack's, which undoes the CNI's masquerade first.
+        // At the device the reply is left to the stack, which undoes the CNI's masquerade first.
         let answer = left.answer();
         node.from_device(&answer).untouched();
         let answered = node.to_pod(VETH_B, &answer).goes(Action::Stack);
@@ -102,7 +103,8 @@ fn by_the_stack<F: Net>(backend: Dotted) {
     }
 }
 
-/// V10: a pod that reaches itself is masqueraded, always, else it would answer itself past us.
+/// V10: a pod that reaches itself is always masqueraded; else it would answer itself and bypass the
+/// rewrite.
 fn pod_reaches_itself<F: Net>() {
     for (protocol, to) in PROTOCOLS
         .into_iter()
@@ -130,7 +132,8 @@ fn pod_reaches_itself<F: Net>() {
     }
 }
 
-/// V9: from outside a cluster IP is served like a nodePort: masqueraded to elsewhere, not to here.
+/// V9: a client outside reaches a cluster IP like a nodePort: masqueraded to another node's
+/// backend, not to a local one.
 fn client_outside_reaches_a_cluster_ip<F: Net>() {
     let from = (CLIENT, 40000);
     let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(REMOTE)]);
@@ -170,8 +173,7 @@ fn service_ports_have_target_ports_of_their_own<F: Net>() {
     );
 }
 
-/// Design, write order: a slot that the Service no longer means is not used, it may be another's
-/// already.
+/// Write order: a slot with another generation is not used; another Service may own it already.
 fn backend_of_another_generation_is_not_used<F: Net>() {
     let mut node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
     node.tables
@@ -185,8 +187,7 @@ fn backend_of_another_generation_is_not_used<F: Net>() {
     assert_eq!(node.flows(), (0, 0));
 }
 
-/// Design, write order: new flows to a pod fail while its device is not found yet, and succeed
-/// afterwards.
+/// Write order: new flows to a pod fail until its device is known, and succeed afterwards.
 fn pod_without_a_device_is_waited_for<F: Net>() {
     let mut node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
     node.tables.pods.insert(F::at(POD_A), LocalPod::default());

@@ -1,5 +1,5 @@
-//! Direct server return: two nodes, a client outside who asks one, and a backend of the other that
-//! answers him.
+//! Direct server return: the node that a client asks, and another node with the backend, which
+//! answers the client.
 
 use etherparse::{IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice};
 use proxy_common::config::Config;
@@ -36,13 +36,13 @@ const TO: End = (NODE, NODE_PORT);
 const BACKEND: End = (REMOTE, TARGET);
 /// Another pod of the backend's node.
 const SIBLING: Dotted = [10, 244, 2, 11];
-/// A device towards clients only.
+/// A device that leads to clients only.
 const OTHER_ETH: IfIndex = IfIndex(4);
 /// A node's own address.
 const OWN: AddressFlags =
     AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS | AddressFlags::NODE);
 
-/// The node that clients ask, with such backends of its nodePort and its cluster IP.
+/// Returns the node that clients ask, with these backends of its nodePort and its cluster IP.
 fn asked<F: Net>(backends: &[Backend<F::Addr>]) -> Node<F> {
     let mut node = Node::<F>::new()
         .with_node_port(ServiceFlags::DSR, backends)
@@ -61,8 +61,7 @@ fn asked<F: Net>(backends: &[Backend<F::Addr>]) -> Node<F> {
     node
 }
 
-/// Returns the node of the backends, with the same Services. It need not be told that its backends
-/// answer clients directly.
+/// Returns the backends' node, with the same Services. The Services need no DSR flag there.
 fn answering<F: Net>(backends: &[Backend<F::Addr>]) -> Node<F> {
     let mut node = Node::<F>::new()
         .with_node_port(0, backends)
@@ -112,12 +111,12 @@ fn both<F: Net>() -> (Node<F>, Node<F>) {
     (asked(&[pod::<F>(REMOTE)]), answering(&[pod::<F>(REMOTE)]))
 }
 
-/// Bytes of the carrying header.
+/// Length of the outer IP header, in bytes.
 fn overhead<F: Net>() -> usize {
     if F::V6 { 40 } else { 20 }
 }
 
-/// Returns the packet that a node encapsulated for a backend of the other.
+/// Asserts the outer header of a packet encapsulated for `backend`, and returns the inner packet.
 #[track_caller]
 fn carried<F: Net>(hop: &Hop, (backend, port): End) -> Vec<u8> {
     assert_eq!(hop.said, Ok(Action::Neighbour(ETH)));
@@ -169,7 +168,8 @@ fn carried<F: Net>(hop: &Hop, (backend, port): End) -> Vec<u8> {
     [&bytes[..14], inner].concat()
 }
 
-/// A packet of a client comes to the asked node, and to the backend by the other one.
+/// Passes a client's packet through the asked node and the backend's node; returns the packet that
+/// the backend gets.
 #[track_caller]
 fn through<F: Net>((asked, answering): (&Node<F>, &Node<F>), sent: &Segment) -> Segment {
     let hop = asked.from_device(sent);
@@ -223,8 +223,8 @@ fn of_a_virtual_address_too<F: Net>() {
     assert_eq!((told.src, told.dst), (end::<F>((VIP, 80)), end::<F>(FROM)));
 }
 
-/// V18: nobody but the client can tell the asked node that he was answered. A datagram that comes
-/// again is enough, a SYN is not.
+/// V18: the asked node sees no answers, so only the client's packets establish the flow: a second
+/// datagram does, a second SYN does not.
 fn a_connection_is_established_when_its_client_goes_on<F: Net>() {
     for protocol in PROTOCOLS {
         let (asked, _) = both::<F>();
@@ -248,8 +248,8 @@ fn a_connection_is_established_when_its_client_goes_on<F: Net>() {
     }
 }
 
-/// V17, V18: the backend's last word is not seen here. What it still sends is acknowledged by a
-/// client that has closed.
+/// V17, V18: the asked node does not see the backend's FIN; a client that has closed still
+/// acknowledges the backend's data.
 fn it_is_over_when_its_client_closes_it<F: Net>() {
     for (protocol, flags, state) in [
         (Protocol::TCP, FIN | ACK, State::FIN_FORWARD),
@@ -264,7 +264,7 @@ fn it_is_over_when_its_client_closes_it<F: Net>() {
         }
         let mut last = sent(flags).bytes();
         if protocol == Protocol::SCTP && flags != RST {
-            // SHUTDOWN ACK: the backend has begun the end.
+            // SHUTDOWN ACK: the backend has sent SHUTDOWN before.
             last[14 + overhead::<F>() + 12] = 8;
         }
         carried::<F>(&asked.raw_from_device(&last), BACKEND);

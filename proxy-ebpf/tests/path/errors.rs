@@ -1,5 +1,4 @@
-//! ICMP errors about translated packets reach the sender with the packet as it sent it, as if
-//! nobody had translated anything.
+//! ICMP errors about translated packets reach the sender and quote the packet as it was sent.
 
 use std::net::SocketAddr;
 
@@ -28,10 +27,10 @@ both_families!(
 
 const FROM: End = (CLIENT, 40000);
 const TO: End = (NODE, NODE_PORT);
-/// Somebody between both ends.
+/// A router between client and backend.
 const ROUTER: Dotted = [203, 0, 113, 1];
 
-/// The ICMP error that `from` sends to `to` about a packet, with an MTU of 1,280.
+/// Returns the ICMP error from `from` to `to` about a packet, with an MTU of 1,280.
 pub fn error_about<F: Net>((from, to): (Dotted, Dotted), about: &Segment) -> Vec<u8> {
     error_quoting::<F>((from, to), &about.bytes()[14..])
 }
@@ -65,8 +64,8 @@ pub fn error_quoting<F: Net>((from, to): (Dotted, Dotted), quoted: &[u8]) -> Vec
 
 const MTU: [u8; 4] = [0, 0, 5, 0];
 
-/// Asserts addresses of the message and that it quotes `sent`; SCTP's checksum is that of the
-/// translated packet `met`.
+/// Asserts the addresses of the message, and that it quotes `sent`. An SCTP quote keeps the
+/// checksum of the translated packet `met`.
 #[track_caller]
 fn quotes<F: Net>(icmp: &Icmp, (from, to): (Dotted, Dotted), sent: &Segment, met: &Segment) {
     assert_eq!((icmp.src, icmp.dst), (F::at(from).ip(), F::at(to).ip()));
@@ -142,8 +141,8 @@ fn about_a_pods_own_connection<F: Net>() {
             let bytes = error_about::<F>((teller, POD_B), &met);
             let told = node.raw_from_device(&bytes).tells(Action::Pod(VETH_B));
             quotes::<F>(&told, (known_as, POD_B), &sent, &met);
-            // What comes by the stack, from a router that is this host or beyond a tunnel, stays on
-            // its way.
+            // Errors that the stack forwards, from this host or through a tunnel, go on through the
+            // stack.
             let told = node.raw_at_pod(VETH_B, false, &bytes).tells(Action::Stack);
             quotes::<F>(&told, (known_as, POD_B), &sent, &met);
         }
@@ -156,7 +155,8 @@ fn about_a_pods_own_connection<F: Net>() {
     }
 }
 
-/// The backend is a process of this host: its stack sends errors, and receives them.
+/// The backend is a process of this host: the stack sends its errors, and receives those about its
+/// packets.
 fn about_a_process_of_this_node<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[process::<F>(NODE)]);
@@ -175,7 +175,7 @@ fn about_a_process_of_this_node<F: Net>() {
     }
 }
 
-/// Two flows, one behind the other: an error is translated by both.
+/// The packet passed two flows, one after the other: the error is translated by both.
 fn about_what_went_through_the_firewall<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     node.tables.config.flags = Config::THROUGH_STACK;
@@ -201,7 +201,7 @@ fn others_are_left_alone<F: Net>() {
     for hop in node.everywhere(&error_about::<F>((ROUTER, NODE), &stranger)) {
         hop.untouched();
     }
-    // Of a later fragment, or cut off before the ports, nothing tells whose it is.
+    // A quote of a later fragment, or one cut off before the ports, identifies no flow.
     let quoted = met.bytes()[14..].to_vec();
     let cut = if F::V6 { 40 + 3 } else { 20 + 3 };
     node.raw_at_pod(
@@ -216,14 +216,14 @@ fn others_are_left_alone<F: Net>() {
         node.raw_at_pod(VETH_A, true, &error_quoting::<F>((POD_A, CLIENT), &later))
             .untouched();
     }
-    // An error about an error does not exist.
+    // No host sends an error about an error.
     let nested = error_about::<F>((POD_A, CLIENT), &met)[14..].to_vec();
     node.raw_at_pod(VETH_A, true, &error_quoting::<F>((POD_A, CLIENT), &nested))
         .untouched();
     assert_eq!(node.tables.counted(Counter::ErrorTranslated), 0);
 }
 
-/// P25: as the connection is allowed now.
+/// P25: an error is judged by the connection's current verdict.
 fn p25_they_are_judged_like_their_connection<F: Net>() {
     let node = Node::<F>::new()
         .with_node_port(0, &[pod::<F>(POD_A)])
@@ -242,7 +242,7 @@ fn p25_they_are_judged_like_their_connection<F: Net>() {
         .dropped(Reason::DeniedIngress);
 }
 
-/// An error that is routed loses a hop; at the last one it is dropped, not answered.
+/// A forwarded error loses a hop; at the last one it is dropped without another error.
 fn hops_are_counted<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
     let met = node

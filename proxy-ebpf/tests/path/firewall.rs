@@ -1,5 +1,5 @@
-//! `--host-firewall respect`: translated packets take the stack's way, with the addresses of client
-//! and backend in its forward hooks.
+//! `--host-firewall respect`: translated packets go through the stack; its forward hooks see the
+//! addresses of client and backend.
 
 use proxy_common::config::Config;
 use proxy_common::reason::{Counter, Reason};
@@ -18,7 +18,7 @@ both_families!(
     a_pod_that_reaches_itself_does_not_meet_the_stack,
 );
 
-/// Returns a node with a firewall that is respected.
+/// Returns a node with `--host-firewall respect`.
 fn node<F: Net>() -> Node<F> {
     let mut node = Node::<F>::new();
     node.tables.config.flags = Config::THROUGH_STACK;
@@ -109,7 +109,7 @@ fn a_remote_backend_is_masqueraded_on_the_way_out_of_the_stack<F: Net>() {
     }
 }
 
-/// V17: and the second flow keeps its port, for the backend's TIME_WAIT.
+/// V17: the second flow keeps its port, for the backend's TIME_WAIT.
 fn a_connection_that_is_over_is_opened_anew_both_times<F: Net>() {
     let node = node::<F>().with_node_port(0, &[pod::<F>(REMOTE)]);
     let syn = opening::<F>(PROTOCOLS[0], (CLIENT, 40000), (NODE, NODE_PORT));
@@ -126,7 +126,7 @@ fn a_connection_that_is_over_is_opened_anew_both_times<F: Net>() {
     assert_eq!(node.flows(), (4, 0), "nothing is left of the old ones");
 }
 
-/// V12.
+/// V12: if no port is free, the first rewrite leaves no flow behind.
 fn without_a_port_nothing_stays_behind<F: Net>() {
     let node = node::<F>()
         .with_masquerade_port(2000)
@@ -143,8 +143,7 @@ fn without_a_port_nothing_stays_behind<F: Net>() {
     assert_eq!(node.flows(), (4, 0));
 }
 
-/// V10: as where no firewall is respected: the stack would take such a packet for one with a forged
-/// source.
+/// V10: masqueraded as without `respect`, since the stack would drop such a packet as forged.
 fn a_pod_that_reaches_itself_does_not_meet_the_stack<F: Net>() {
     let node = node::<F>().with_cluster_ip(0, &[pod::<F>(POD_A)]);
     let syn = opening::<F>(PROTOCOLS[0], (POD_A, 40000), (VIP, 80));

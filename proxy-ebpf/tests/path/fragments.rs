@@ -1,5 +1,5 @@
-//! Fragments of translated datagrams: put together again they are what a whole one would have
-//! become, its checksum included.
+//! Fragments of translated datagrams: reassembled, they equal the translated whole datagram,
+//! checksum included.
 
 use etherparse::{IpNumber, Ipv6RawExtHeader, PacketBuilder};
 use proxy_common::net::Protocol;
@@ -24,18 +24,18 @@ both_families!(
 
 const FROM: End = (CLIENT, 40000);
 const TO: End = (NODE, NODE_PORT);
-/// Bytes of a datagram's payload, and of a fragment's.
+/// Payload of a datagram, in bytes.
 const LONG: usize = 3000;
 const PIECE: usize = 1280;
 
-/// A long packet.
+/// Returns a packet with [`LONG`] bytes of payload.
 pub fn long<F: Net>(protocol: Protocol, src: End, dst: End) -> Segment {
     let payload: Vec<u8> = (0..LONG).map(|n| (n % 251) as u8).collect();
-    // TCP's are not first ones, which have no payload.
+    // A TCP segment with data is no SYN.
     packet::<F>(protocol, src, dst).flags(ACK).payload(&payload)
 }
 
-/// Its fragments.
+/// Cuts the packet into fragments between these addresses.
 pub fn cut<F: Net>(packet: &Segment, (src, dst): (Dotted, Dotted)) -> Vec<Vec<u8>> {
     let bytes = packet.bytes();
     let transport = &bytes[if F::V6 { 54 } else { 34 }..];
@@ -52,7 +52,7 @@ pub fn cut<F: Net>(packet: &Segment, (src, dst): (Dotted, Dotted)) -> Vec<Vec<u8
         .collect()
 }
 
-/// The packet that they were; their number.
+/// Reassembles fragments; returns the packet and the IPv4 identification.
 #[track_caller]
 pub fn join<F: Net>(frames: &[Vec<u8>]) -> (Segment, u32) {
     let mut whole = frames[0][..if F::V6 { 54 } else { 34 }].to_vec();
@@ -120,7 +120,7 @@ fn all(frames: &[Vec<u8>], action: Action, hook: impl Fn(&[u8]) -> Hop) -> Vec<V
     .collect()
 }
 
-/// A connection that there is already, for TCP.
+/// Returns a node with a Service; for TCP, the connection is established already.
 fn node_with<F: Net>(
     node: Node<F>,
     protocol: Protocol,
@@ -163,7 +163,8 @@ fn a_local_pod_gets_them<F: Net>() {
     }
 }
 
-/// Both directions get another source, and IPv4 another number with it, for all fragments the same.
+/// Both directions get another source address, and all fragments of a datagram the same new IPv4
+/// identification.
 fn a_remote_pod_gets_them_from_the_node<F: Net>() {
     for protocol in TRANSLATED {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
@@ -229,7 +230,8 @@ fn a_process_here_gets_them_through_the_stack<F: Net>() {
     assert_eq!(back, answer.from(end::<F>(TO)));
 }
 
-/// For a cluster IP it can only be meant for us; the node's own address has others.
+/// A later fragment for a cluster IP is dropped; one for the node's own address may belong to the
+/// stack.
 fn one_before_the_first_is_dropped_or_left_to_the_stack<F: Net>() {
     let node = Node::<F>::new()
         .with_node_port(0, &[pod::<F>(REMOTE)])
@@ -244,7 +246,7 @@ fn one_before_the_first_is_dropped_or_left_to_the_stack<F: Net>() {
     assert_eq!(node.tables.counted(Counter::FragmentLeft), 1);
 }
 
-/// Its checksum would have to be known over all of them.
+/// SCTP's checksum covers all fragments, so the packet path cannot rewrite the first one alone.
 fn those_of_sctp_are_left_alone<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
     for frame in cut::<F>(&long::<F>(Protocol::SCTP, FROM, TO), (CLIENT, NODE)) {
@@ -286,8 +288,7 @@ fn packets_with_extension_headers_are_translated<F: Net>() {
     }
 }
 
-/// A fragment that cannot be sent on is dropped for its reason: an error that quotes a part would
-/// be useless to its sender.
+/// A fragment that cannot be forwarded is dropped without an ICMP error.
 fn they_are_not_answered<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[]);
     let frames = cut::<F>(&long::<F>(Protocol::UDP, FROM, TO), (CLIENT, NODE));

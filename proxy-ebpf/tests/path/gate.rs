@@ -1,5 +1,5 @@
-//! V21 where no hooks of sockets are: what processes of this host send to Services comes by the
-//! gate, and what answers goes out of it.
+//! V21 without socket hooks: packets of this host's processes to Services arrive through the gate,
+//! and answers leave through it.
 
 use proxy_common::net::{IfIndex, Port, Protocol};
 use proxy_common::node::{AddressFlags, Device, RangeKind};
@@ -33,7 +33,7 @@ both_families!(
 const FROM: End = (NODE, 40000);
 const TO: End = (VIP, 80);
 
-/// A node with the gate, and a cluster IP and a nodePort with such backends.
+/// Returns a node with the gate, and this backend behind a cluster IP and a nodePort.
 fn node<F: Net>(backend: Backend<F::Addr>) -> Node<F> {
     let mut node = Node::<F>::new()
         .with_node_port(0, &[backend])
@@ -85,7 +85,7 @@ fn a_process_reaches_a_pod_of_another_node<F: Net>() {
             (F::ip(NODE), end::<F>((REMOTE, TARGET)))
         );
         assert!((1024..30_000).contains(&met.src.port()), "V12: {met:?}");
-        // XDP leaves it to tc.
+        // XDP leaves the answer to tc.
         node.xdp(&met.answer()).untouched();
         let told = node.from_device(&met.answer()).goes(Action::Transmit(GATE));
         assert_eq!((told.src, told.dst), (end::<F>(TO), end::<F>(FROM)));
@@ -94,7 +94,7 @@ fn a_process_reaches_a_pod_of_another_node<F: Net>() {
     }
 }
 
-/// It answers the address that was asked for, by the gate.
+/// The backend's answer is addressed to the cluster IP, and arrives by the gate.
 fn a_process_reaches_another_process_of_its_node<F: Net>() {
     for protocol in PROTOCOLS {
         let node = node::<F>(process::<F>(NODE));
@@ -148,7 +148,7 @@ fn connections_from_one_port_by_two_frontends_stay_apart<F: Net>() {
     }
 }
 
-/// V11: an external policy of Local is not for it.
+/// V11: externalTrafficPolicy Local does not apply to processes.
 fn it_is_asked_as_pods_are<F: Net>() {
     let mut node = node::<F>(pod::<F>(REMOTE)).without_local_backends();
     node.tables
@@ -174,8 +174,8 @@ fn p18_its_address_is_not_forged_there_and_elsewhere_it_is<F: Net>() {
     node.from_gate(&syn).goes(Action::Pod(VETH_A));
 }
 
-/// Errors from the frontend's address reach it; a router's error comes by the device that it
-/// arrived at.
+/// Errors of the backend come from the frontend's address, by the gate; errors of a router are
+/// delivered by the stack.
 fn errors_about_its_packets_reach_it<F: Net>() {
     for protocol in PROTOCOLS {
         let node = node::<F>(pod::<F>(REMOTE));
@@ -207,11 +207,12 @@ fn it_is_refused_by_the_gate<F: Net>() {
 }
 
 const BY_NODE: End = (NODE, NODE_PORT);
-/// An address of a load balancer somewhere else.
+/// An address of a load balancer that is no address of this host.
 const ELSEWHERE: Dotted = [203, 0, 113, 200];
 const PROCESS_PROTOCOLS: [Protocol; 2] = [Protocol::TCP, Protocol::UDP];
 
-/// A process sends by `device`, and what that becomes is met in the gate.
+/// Sends a process's packet by `device`, asserts that it enters the gate unchanged, and passes it
+/// through there.
 fn through<F: Net>(node: &Node<F>, device: IfIndex, packet: &crate::segment::Segment) -> Hop {
     let entered = node.sends(device, packet).goes(Action::Enter(GATE));
     assert_eq!(
@@ -236,7 +237,7 @@ fn with_elsewhere<F: Net>(backend: Backend<F::Addr>) -> Node<F> {
     node
 }
 
-/// Whatever address they ask from.
+/// V13: the source address of a process does not matter.
 fn v13_all_processes_are_one_client<F: Net>() {
     let mut node =
         node::<F>(pod::<F>(POD_A)).with_node_port(0, &[pod::<F>(POD_A), pod::<F>(POD_B)]);
@@ -252,7 +253,7 @@ fn v13_all_processes_are_one_client<F: Net>() {
     assert!((40001..40020).all(|port| asks(LOOPBACK, port) == first && asks(NODE, port) == first));
 }
 
-/// A container without an object, behind a bridge of its own.
+/// The source is a container without a Pod object, behind a bridge of its own.
 fn p18_whom_this_host_routes_is_judged_by_its_own_address<F: Net>() {
     let node = node::<F>(pod::<F>(POD_A)).isolated();
     node.from_gate(&opening::<F>(Protocol::TCP, (CLIENT, 40000), TO))

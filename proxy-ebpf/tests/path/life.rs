@@ -41,7 +41,8 @@ fn data<F: Net>() -> Segment {
     packet::<F>(Protocol::TCP, FROM, TO).flags(ACK)
 }
 
-/// A node with one remote backend and an established connection; what the backend saw.
+/// Returns a node with one remote backend and an established connection, and the packet that the
+/// backend saw.
 fn connected<F: Net>(protocol: Protocol) -> (Node<F>, Segment) {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let there = node
@@ -61,7 +62,7 @@ fn keys<F: Net>(there: &Segment) -> [FlowKey<F::Addr>; 2] {
     ]
 }
 
-/// V18: a client that repeats its SYN is still the same connection, whoever joined the Service.
+/// V18: a retransmitted SYN keeps its backend, also if endpoints were added meanwhile.
 fn retransmitted_syn_finds_its_flow<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let first = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
@@ -77,7 +78,7 @@ fn retransmitted_syn_finds_its_flow<F: Net>() {
     );
 }
 
-/// V18: after the timeout an unanswered SYN is a new connection, to a backend of now.
+/// V18: after the timeout an unanswered SYN opens a new connection, to a current backend.
 fn half_open_flow_grows_old<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
@@ -87,8 +88,8 @@ fn half_open_flow_grows_old<F: Net>() {
     assert_eq!(node.flows(), (2, 0));
 }
 
-/// V18: the LRU evicted the reply's entry: its answer would find nobody, so the next SYN opens the
-/// flow anew.
+/// V18: the LRU evicted the reply entry. An answer would not be translated, so the next SYN opens
+/// the flow anew.
 fn evicted_reply_entry_opens_the_flow_anew<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let there = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
@@ -139,8 +140,7 @@ fn evicted_forward_entry_opens_the_flow_anew<F: Net>() {
     }
 }
 
-/// V18: a port that refuses answers with RST: the client gets it, and no entry of the established
-/// table is spent.
+/// V18: the client gets the RST of a port that refuses, and the established table gets no entry.
 fn reset_by_the_backend_does_not_establish<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let there = node.from_device(&syn::<F>()).goes(Action::Neighbour(ETH));
@@ -153,8 +153,8 @@ fn reset_by_the_backend_does_not_establish<F: Net>() {
     );
 }
 
-/// V18: where the table of established flows is full, connections work from the half-open one, and
-/// that is counted.
+/// V18: while the table of established flows is full, connections work from the half-open one, and
+/// a counter increments.
 fn full_table_is_counted_and_the_flow_lives_on<F: Net>() {
     for capacity in [0, 1] {
         let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
@@ -209,7 +209,7 @@ fn established_flow_outlives_its_service<F: Net>() {
     );
 }
 
-/// V16: TCP that is no SYN and has no flow: untouched on a nodePort, dropped on a cluster IP.
+/// V16: TCP that is no SYN and has no flow is left alone on a nodePort, dropped on a cluster IP.
 fn packets_in_the_middle_of_nothing<F: Net>() {
     let backends = [pod::<F>(POD_A)];
     let node = Node::<F>::new()
@@ -234,8 +234,8 @@ fn packets_in_the_middle_of_nothing<F: Net>() {
     assert_eq!(node.flows(), (0, 0));
 }
 
-/// V25: the way is chosen when the flow opens and binds both directions; hooks that it does not
-/// name leave its packets alone.
+/// V25: the hooks of a flow are chosen when it opens, for both directions; other hooks leave its
+/// packets alone.
 fn flow_is_left_alone_at_other_hooks<F: Net>() {
     let (node, there) = connected::<F>(Protocol::TCP);
     node.from_pod(VETH_A, &data::<F>()).untouched();
@@ -246,8 +246,8 @@ fn flow_is_left_alone_at_other_hooks<F: Net>() {
     node.to_device(&there.answer()).untouched();
 }
 
-/// A pod that asked a Service before connects to the backend itself, from the same port: the answer
-/// is none of the closed flow's.
+/// A pod's earlier connection through a Service is closed; an answer to its direct connection from
+/// the same port is not translated.
 fn an_answer_to_a_direct_connection_is_not_taken_for_a_closed_flows<F: Net>() {
     let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
     let syn = opening::<F>(Protocol::TCP, (POD_B, 40000), (VIP, 80));
@@ -276,14 +276,15 @@ fn nor_is_that_of_a_process_here_and_what_follows_it<F: Net>() {
     node.from_device(&data::<F>().flags(FIN | ACK))
         .goes(Action::Stack);
     assert_eq!(node.flows(), (0, 2));
-    // From the same port the client asks the process itself now.
+    // The client connects to the process directly, from the same port.
     for flags in [SYN | ACK, ACK, FIN | ACK] {
         node.to_device(&there.answer().flags(flags)).untouched();
     }
     assert_eq!(node.flows(), (0, 0));
 }
 
-/// A client's late RST on a connection with a masquerade port that another one has now.
+/// The client of a closed connection sends RST, and its masquerade port belongs to another
+/// connection now.
 fn a_replaced_connections_late_packets_are_no_news_of_the_newcomer<F: Net>() {
     let node = Node::<F>::new()
         .with_masquerade_port(2000)
@@ -307,14 +308,13 @@ fn a_replaced_connections_late_packets_are_no_news_of_the_newcomer<F: Net>() {
     );
 }
 
-/// Two answers on two CPUs: the later one finds that the first has moved both entries, and leaves
-/// them where they are.
+/// Two CPUs promote the same flow: the second finds both entries moved, and leaves them.
 fn a_second_first_answer_does_not_undo_the_promotion<F: Net>() {
     for protocol in PROTOCOLS {
         let (node, there) = connected::<F>(protocol);
         let [forward, reply] = keys::<F>(&there);
         let flow = node.flow(&node.tables.established, &reply);
-        // As the second CPU still saw it.
+        // The state that the second CPU read before.
         node.tables
             .opening
             .borrow_mut()
@@ -327,7 +327,7 @@ fn a_second_first_answer_does_not_undo_the_promotion<F: Net>() {
     }
 }
 
-/// Flows: the state is kept alike in both directions, so that the sweep and V17 may look at either.
+/// Both entries have the same state, so that the sweep and V17 may read either.
 fn fin_and_reset_are_noted_in_both_entries<F: Net>() {
     let (node, there) = connected::<F>(Protocol::TCP);
     let states = || keys::<F>(&there).map(|key| node.flow(&node.tables.established, &key).state);
@@ -353,7 +353,7 @@ fn fin_and_reset_are_noted_in_both_entries<F: Net>() {
     assert_eq!(states, [State::REPLIED | State::RESET; 2]);
 }
 
-/// Flows: the time of the last packet is written at most once a second.
+/// The time of the last packet is written at most once a second.
 fn notes_are_taken_once_a_second<F: Net>() {
     let (mut node, there) = connected::<F>(Protocol::TCP);
     let [forward, _] = keys::<F>(&there);

@@ -21,8 +21,8 @@ both_families!(
 const FROM: End = (CLIENT, 40000);
 const TO: End = (NODE, NODE_PORT);
 
-/// V9: a backend on this node sees the real client; the reply leaves by the device that the client
-/// came by.
+/// V9: a backend on this node sees the client's address; the reply leaves by the device that the
+/// request came by.
 fn local_pod_sees_the_client<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
@@ -43,8 +43,8 @@ fn local_pod_sees_the_client<F: Net>() {
     }
 }
 
-/// V9, V12: a backend elsewhere answers to us, so it sees the node's address and a port of the
-/// masquerade range.
+/// V9, V12: a backend of another node sees the node's address and a port of the masquerade range,
+/// so that it answers to this node.
 fn remote_pod_sees_the_node<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
@@ -52,7 +52,7 @@ fn remote_pod_sees_the_node<F: Net>() {
     }
 }
 
-/// V9 again: a hostNetwork backend of another node.
+/// V9: the same for a hostNetwork backend of another node.
 fn process_of_another_node_sees_the_node<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[process::<F>(NODE2)]);
@@ -85,8 +85,8 @@ fn there_and_back_masqueraded<F: Net>(node: &Node<F>, protocol: Protocol, backen
     );
 }
 
-/// A hostNetwork backend of this node: the stack delivers, and its reply is restored on the way
-/// out. The stack counts the hops.
+/// The stack delivers to a hostNetwork backend of this node, and decrements the TTL; its reply is
+/// restored on the way out.
 fn process_here_is_reached_through_the_stack<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[process::<F>(NODE)]);
@@ -102,8 +102,8 @@ fn process_here_is_reached_through_the_stack<F: Net>() {
     }
 }
 
-/// V9, V11: a pod keeps its address towards a nodePort of its own node, and the reply finds it
-/// wherever the backend is.
+/// V9, V11: a pod keeps its address towards a nodePort of its own node, and gets the reply from any
+/// backend.
 fn pod_reaches_the_node_port_of_its_own_node<F: Net>() {
     for protocol in PROTOCOLS {
         let from = (POD_B, 40000);
@@ -125,8 +125,7 @@ fn pod_reaches_the_node_port_of_its_own_node<F: Net>() {
     }
 }
 
-/// Design, tables: one lookup of an established, unfragmented packet gives the whole rewrite and
-/// the way.
+/// One lookup of an established, unfragmented packet yields the rewrite and the action.
 fn established_packets_cost_one_lookup<F: Net>() {
     for (protocol, backend) in PROTOCOLS
         .into_iter()
@@ -154,7 +153,7 @@ fn established_packets_cost_one_lookup<F: Net>() {
     }
 }
 
-/// IPv4 options move the transport header; they stay as they are. IPv6 has none.
+/// IPv4 options move the transport header, and are kept. IPv6 has none.
 fn ip_options_are_kept<F: Net>() {
     if F::V6 {
         return;
@@ -162,7 +161,7 @@ fn ip_options_are_kept<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
         let mut syn = opening::<F>(protocol, FROM, TO);
-        // Router alert and padding, up to the forty bytes that there may be.
+        // Router alert and padding, up to the forty bytes that options may have.
         syn.options = [[148, 4, 0, 0]; 10].concat();
         let arrived = node.from_device(&syn).goes(Action::Pod(VETH_A));
         assert_eq!(arrived, syn.to(end::<F>((POD_A, TARGET))).hop());

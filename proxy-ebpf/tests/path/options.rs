@@ -1,5 +1,5 @@
-//! Options of a Service: affinity (V13), source ranges (V3), and no answer at unused addresses next
-//! to it.
+//! Options of a Service: affinity (V13), source ranges (V3); and drops at unused addresses of a
+//! Service range.
 
 use std::collections::BTreeSet;
 
@@ -25,7 +25,8 @@ both_families!(
 
 const BACKENDS: [Dotted; 3] = [POD_A, POD_B, REMOTE];
 
-/// A nodePort and a cluster IP of one service port with affinity, and three backends.
+/// Returns a node with a nodePort and a cluster IP of one service port with affinity, and three
+/// backends.
 fn sticky<F: Net>(seconds: u32) -> Node<F> {
     let backends = BACKENDS.map(pod::<F>);
     let mut node = Node::<F>::new()
@@ -38,7 +39,7 @@ fn sticky<F: Net>(seconds: u32) -> Node<F> {
     node
 }
 
-/// The backend that a new connection from this port of a client gets.
+/// Returns the backend of a new connection from this port of a client.
 fn backend<F: Net>(node: &Node<F>, client: Dotted, port: u16, to: End) -> std::net::SocketAddr {
     for protocol in PROTOCOLS {
         let hop = node.from_device(&opening::<F>(protocol, (client, port), to));
@@ -53,8 +54,7 @@ fn backend<F: Net>(node: &Node<F>, client: Dotted, port: u16, to: End) -> std::n
         .dst
 }
 
-/// V13: keyed by the client's address per service port, not per VIP, protocol or port of the
-/// client.
+/// V13: affinity is keyed by client address and service port, not by VIP, protocol or source port.
 fn a_client_stays_with_its_backend_over_all_frontends<F: Net>() {
     let node = sticky::<F>(100);
     let first = backend(&node, CLIENT, 40000, (NODE, NODE_PORT));
@@ -64,7 +64,7 @@ fn a_client_stays_with_its_backend_over_all_frontends<F: Net>() {
     }
 }
 
-/// V13: refreshed by each new connection, ends after the timeout.
+/// V13: each new connection refreshes affinity; it ends after its timeout.
 fn affinity_ends_after_its_time_and_each_connection_renews_it<F: Net>() {
     let mut ended = false;
     for port in 1..40 {
@@ -83,8 +83,7 @@ fn affinity_ends_after_its_time_and_each_connection_renews_it<F: Net>() {
     assert!(ended, "no client ever moved after its time");
 }
 
-/// V13: ends when the endpoint leaves the set that applies: the Local one where the policy says so,
-/// or both.
+/// V13: affinity ends when the endpoint leaves the applicable set, Local or Cluster.
 fn affinity_ends_when_the_endpoint_leaves_the_set_that_applies<F: Net>() {
     let mut node = sticky::<F>(100);
     let first = backend(&node, CLIENT, 40000, (NODE, NODE_PORT));
@@ -115,8 +114,8 @@ fn affinity_ends_when_the_endpoint_leaves_the_set_that_applies<F: Net>() {
         .services
         .values_mut()
         .for_each(|service| (service.affinity, service.local_len) = (100, 1));
-    // A pod reaches the Cluster set (V11) and may stay with the remote backend; the Local set that
-    // applies from outside has not got it.
+    // Pods use the Cluster set (V11) and may keep the remote backend; the Local set for clients
+    // outside lacks it.
     let remote = (1..60).find(|port| {
         node.tables.affinity.borrow_mut().clear();
         let syn = opening::<F>(PROTOCOLS[0], (POD_B, *port), (NODE, NODE_PORT));
@@ -127,8 +126,7 @@ fn affinity_ends_when_the_endpoint_leaves_the_set_that_applies<F: Net>() {
         .goes(Action::Pod(VETH_A));
 }
 
-/// V15: by the flow alone, whatever key and address a node has; without Maglev nobody can know what
-/// another node chooses.
+/// V15: with Maglev the choice depends on the flow alone, not on the node's key and address.
 fn with_maglev_all_nodes_choose_alike_and_otherwise_each_by_itself<F: Net>() {
     let choices = |flags: u32, secret: u64, own: Dotted| {
         let backends = BACKENDS.map(pod::<F>);
@@ -159,7 +157,8 @@ fn with_maglev_all_nodes_choose_alike_and_otherwise_each_by_itself<F: Net>() {
     }
 }
 
-/// The table says who; where it says nothing, or names nobody of the set, the hash does.
+/// The Maglev table names the backend; where it is empty, or names none of the set, the hash
+/// chooses.
 fn maglev_goes_by_its_table<F: Net>() {
     let backends = BACKENDS.map(pod::<F>);
     for (set, entry, chosen) in [
@@ -190,7 +189,7 @@ fn maglev_goes_by_its_table<F: Net>() {
     }
 }
 
-/// V15: others go elsewhere.
+/// V15: different clients get different backends.
 fn clients_are_apart_and_without_affinity_they_spread<F: Net>() {
     let node = sticky::<F>(100);
     let clients =
@@ -201,7 +200,7 @@ fn clients_are_apart_and_without_affinity_they_spread<F: Net>() {
     assert_eq!(ports.collect::<std::collections::BTreeSet<_>>().len(), 3);
 }
 
-/// Table of verdicts, first row: pods included, and before anybody asks whether there is a backend.
+/// Verdict table, first row: source ranges apply to pods too, and before the search for a backend.
 fn sources_out_of_range_are_dropped_before_anything_else<F: Net>() {
     for backends in [&[pod::<F>(POD_A)][..], &[]] {
         let mut node = Node::<F>::new()
@@ -238,8 +237,8 @@ fn sources_out_of_range_are_dropped_before_anything_else<F: Net>() {
     }
 }
 
-/// V11: other nodes' pods reach the Cluster set, masqueraded where the backend is elsewhere (V9);
-/// whoever has an address inside their range that is a node's is outside.
+/// V11: other nodes' pods use the Cluster set, masqueraded to remote backends (V9); a node's
+/// address inside their range counts as outside.
 fn pods_of_other_nodes_short_circuit_the_external_policy<F: Net>() {
     const OTHER: Dotted = [10, 244, 2, 77];
     for protocol in PROTOCOLS {
@@ -275,7 +274,8 @@ fn pods_of_other_nodes_short_circuit_the_external_policy<F: Net>() {
     }
 }
 
-/// Table of verdicts: dropped, unless it is the host's (V20) or another proxy's (V1).
+/// Verdict table: packets to such addresses are dropped, except to the host's own (V20) and to
+/// another proxy's (V1).
 fn addresses_of_the_service_ranges_that_no_service_has_are_dropped<F: Net>() {
     const NOBODY: Dotted = [10, 96, 0, 77];
     for protocol in PROTOCOLS {

@@ -1,4 +1,4 @@
-//! NetworkPolicy on packets: the end and the hook that judge, and the exemptions.
+//! NetworkPolicy on packets: the end and the hook that decide, and the exemptions.
 
 use etherparse::IpNumber;
 use proxy_common::config::Config;
@@ -38,7 +38,8 @@ fn from_client<F: Net>(protocol: Protocol, to: End) -> Segment {
     opening::<F>(protocol, (CLIENT, 40000), to)
 }
 
-/// P1, P28, P29: by a nodePort the client is judged by its own address, at the pod's port.
+/// P1, P28, P29: through a nodePort, ingress is decided by the client's own address and the pod's
+/// port.
 fn p1_p28_redirects_do_not_go_around_the_ingress_check<F: Net>() {
     for protocol in PROTOCOLS {
         let syn = from_client::<F>(protocol, (NODE, NODE_PORT));
@@ -53,7 +54,7 @@ fn p1_p28_redirects_do_not_go_around_the_ingress_check<F: Net>() {
         node.from_device(&syn).goes(Action::Pod(VETH_A));
         node.from_device(&opening::<F>(protocol, (REMOTE, 40000), (NODE, NODE_PORT)))
             .dropped(Reason::DeniedIngress);
-        // P14: the port of the node is none of the pod's.
+        // P14: the nodePort's number is no port of the pod.
         let node = Node::<F>::new()
             .with_node_port(0, &[pod::<F>(POD_A)])
             .isolated();
@@ -71,7 +72,7 @@ fn p1_p28_redirects_do_not_go_around_the_ingress_check<F: Net>() {
     }
 }
 
-/// P1, P28: what is redirected past the destination's hook is judged for both.
+/// P1, P28: a packet that is redirected past the destination's hook is judged for both ends.
 fn p1_both_ends_of_one_node_are_judged_after_translation<F: Net>() {
     for protocol in PROTOCOLS {
         let syn = opening::<F>(protocol, (POD_B, 40000), (VIP, 80));
@@ -83,7 +84,7 @@ fn p1_both_ends_of_one_node_are_judged_after_translation<F: Net>() {
             .isolate(ALLOWING, Row::CLOSED)
             .allowing(POD_B, port_of(TARGET));
         node.from_pod(VETH_B, &syn).goes(Action::Pod(VETH_A));
-        // The other way round it is egress.
+        // In the other direction egress decides.
         let node = Node::<F>::new()
             .with_cluster_ip(0, &[pod::<F>(POD_B)])
             .isolated();
@@ -103,10 +104,10 @@ fn p18_the_own_node_is_who_made_the_packet_here<F: Net>() {
         node.to_pod(VETH_A, &probe).dropped(Reason::DeniedIngress);
         node.own_to_pod(VETH_A, &probe).untouched();
         node.from_pod(VETH_A, &probe.answer()).untouched();
-        // An address of another node is none of this one, whoever made the packet.
+        // Another node's address is not this node's, also if a local process sends from it.
         node.own_to_pod(VETH_A, &opening::<F>(protocol, (NODE2, 40000), A))
             .dropped(Reason::DeniedIngress);
-        // P18: towards its node a pod is judged.
+        // P18: egress to the own node is judged.
         node.from_pod(VETH_A, &opening::<F>(protocol, A, (NODE, 10250)))
             .dropped(Reason::DeniedEgress);
     }
@@ -122,7 +123,7 @@ fn p18_forged_sources_are_dropped_at_the_device<F: Net>() {
         node.from_device(&forged.clone().to(end::<F>(A)))
             .dropped(Reason::ForgedSource);
     }
-    // A bridge that pods are on receives what they send.
+    // A bridge receives the packets that its pods send.
     node.tables.devices.get_mut(&ETH).expect("the device").flags |= Device::HAS_PODS;
     node.from_device(&opening::<F>(Protocol::TCP, (POD_B, 40000), A))
         .untouched();
@@ -138,7 +139,7 @@ fn p19_a_pod_reaches_itself_by_its_service<F: Net>() {
 
 fn p25_replies_pass_and_p30_stop_at_once_when_their_connection_is_not_allowed_any_more<F: Net>() {
     for protocol in PROTOCOLS {
-        // Asked: ingress by the client's address, egress of nothing.
+        // A pod as destination: ingress by the client's address, no egress.
         let node = Node::<F>::new()
             .isolated()
             .isolate(ALLOWING, Row::CLOSED)
@@ -153,7 +154,7 @@ fn p25_replies_pass_and_p30_stop_at_once_when_their_connection_is_not_allowed_an
             .dropped(Reason::DeniedIngress);
         node.from_pod(VETH_A, &answer)
             .dropped(Reason::DeniedIngress);
-        // Asking: egress to the client's address, ingress of nothing.
+        // A pod as source: egress to the client's address, no ingress.
         let node = Node::<F>::new()
             .isolated()
             .isolate(Row::CLOSED, ALLOWING)
@@ -173,7 +174,7 @@ fn p25_replies_pass_and_p30_stop_at_once_when_their_connection_is_not_allowed_an
         let node = node.isolate(Row::CLOSED, Row::CLOSED);
         node.to_pod(VETH_A, &syn.answer().flags(ACK))
             .dropped(Reason::DeniedEgress);
-        // Nobody asked: what looks like an answer is none.
+        // Without a flow, a packet that looks like an answer is none.
         node.to_pod(
             VETH_A,
             &packet::<F>(protocol, (CLIENT, 444), (POD_A, 40000)).flags(ACK),
@@ -217,7 +218,7 @@ fn p16_p26_other_protocols_are_in_the_set_of_everything_only<F: Net>() {
     }
 }
 
-/// IPv6 only; ARP is not judged in IPv4 either.
+/// P26 for IPv6. ARP is no IPv4, and not judged either.
 fn p26_neighbours_are_discovered<F: Net>() {
     if !F::V6 {
         return;
@@ -269,7 +270,7 @@ fn p31_pods_that_are_not_known_are_denied<F: Net>() {
     node.tables.config.flags |= Config::DENY_UNKNOWN;
     node.from_pod(VETH_A, &out).dropped(Reason::PodUnknown);
     node.to_pod(VETH_A, &into).dropped(Reason::PodUnknown);
-    // Its own node reaches it, and is answered; by no other way does it get anywhere.
+    // The own node reaches it and gets answers; nothing else passes.
     let own = opening::<F>(Protocol::TCP, (NODE, 40000), A);
     node.own_to_pod(VETH_A, &own).untouched();
     node.from_pod(VETH_A, &own.answer()).untouched();
@@ -287,7 +288,7 @@ fn p33_a_pod_sends_with_its_own_addresses<F: Net>() {
         )
         .dropped(Reason::SpoofedSource);
     }
-    // Nobody yet: DHCP, and IPv6's duplicate address detection.
+    // The unspecified source: DHCP, and IPv6's duplicate address detection.
     let mut bytes = opening::<F>(Protocol::UDP, (POD_B, 68), (CLIENT, 67)).bytes();
     let source = if F::V6 { 22..38 } else { 26..30 };
     bytes[source].fill(0);
@@ -326,7 +327,7 @@ fn a_denial_can_be_answered<F: Net>() {
         .dropped(Reason::DeniedIngress);
 }
 
-/// A pod that asked before there was a Service is not left with the way that led nowhere.
+/// The flow of a pod that asked before the Service existed is replaced at its next SYN.
 fn a_service_that_comes_later_is_used_by_the_next_syn<F: Net>() {
     let syn = opening::<F>(Protocol::TCP, (POD_B, 40000), (VIP, 80));
     let node = Node::<F>::new().isolated().isolate(Row::OPEN, Row::OPEN);

@@ -1,5 +1,5 @@
-//! Source ports: kept, changed where two connections would have one reply, taken from the
-//! masquerade range (V12).
+//! Source ports (V12): kept, replaced if two connections would share a reply key, or taken from the
+//! masquerade range.
 
 use std::collections::BTreeSet;
 
@@ -25,8 +25,8 @@ both_families!(
     where_all_ports_are_taken_those_of_closed_connections_are_given,
 );
 
-/// One client port through two frontends to one backend: the second connection gets another source
-/// port, and each reply its own way.
+/// One client port, two frontends, one backend: the second connection gets another source port, and
+/// each client its own replies.
 fn two_frontends_of_one_backend_get_two_replies<F: Net>() {
     for protocol in PROTOCOLS {
         let backends = [pod::<F>(POD_A)];
@@ -59,7 +59,7 @@ fn two_frontends_of_one_backend_get_two_replies<F: Net>() {
     }
 }
 
-/// V12: ports are unique per backend address and port, not in all: two backends may see the same.
+/// V12: ports are unique per backend address and port: two backends may see the same port.
 fn masquerade_ports_are_unique_per_backend<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     (
@@ -94,7 +94,7 @@ fn masquerade_ports_are_unique_per_backend<F: Net>() {
     assert_eq!(left.len(), 2, "one connection to each of the two");
 }
 
-/// V12: no port left: the new connection is dropped and leaves nothing behind, the old one goes on.
+/// V12: if no port is left, the new connection is dropped without a flow, and the old one goes on.
 fn exhausted_range_refuses_the_flow<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new()
@@ -112,7 +112,7 @@ fn exhausted_range_refuses_the_flow<F: Net>() {
     }
 }
 
-/// V12: a port returns when its flow ends, here by the agent's sweep.
+/// V12: a port is free after its flow ends, here by the agent's sweep.
 fn port_is_free_again_when_its_flow_is_gone<F: Net>() {
     let node = Node::<F>::new()
         .with_masquerade_port(2000)
@@ -131,8 +131,8 @@ fn port_is_free_again_when_its_flow_is_gone<F: Net>() {
     );
 }
 
-/// A reply's key that moved to the established ones is taken as well, and the attempt leaves no
-/// half-open entry over it.
+/// A reply key among the established flows counts as taken, and the attempt adds no half-open
+/// entry.
 fn established_flow_keeps_its_port_from_others<F: Net>() {
     let node = Node::<F>::new()
         .with_masquerade_port(2000)
@@ -151,8 +151,7 @@ fn established_flow_keeps_its_port_from_others<F: Net>() {
     assert_eq!(answered.dst, end::<F>((CLIENT, 1)));
 }
 
-/// The half that was left is the same connection's: the client's port is not taken, as far as it is
-/// concerned.
+/// The reply entry that is left belongs to the same connection, so its port is not taken.
 fn port_is_kept_where_only_the_forward_half_was_evicted<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(POD_A)]);
@@ -171,7 +170,7 @@ fn port_is_kept_where_only_the_forward_half_was_evicted<F: Net>() {
     }
 }
 
-/// Settings that were never written are no port 0.
+/// A masquerade range that was never written (zeros) yields no port 0.
 fn range_without_ports_masquerades_nothing<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     node.tables.config = Default::default();
@@ -179,8 +178,8 @@ fn range_without_ports_masquerades_nothing<F: Net>() {
         .dropped(Reason::NoMasqueradePort);
 }
 
-/// V12: seven of eight ports to a backend are taken, as with 25,000 of the default range: every new
-/// connection still finds one.
+/// V12: with seven of eight ports to a backend taken (25,000 of the default range), every new
+/// connection finds one.
 fn crowded_range_still_finds_a_port<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     (
@@ -191,7 +190,7 @@ fn crowded_range_still_finds_a_port<F: Net>() {
         let syn = opening::<F>(Protocol::TCP, (CLIENT, 1000 + client), (NODE, NODE_PORT));
         node.from_device(&syn).goes(Action::Neighbour(ETH));
     }
-    // In turn the rest is used up, and then comes the block that is taken.
+    // Ports are tried in order: the free ones first, then the block that is taken.
     for client in 0..2048 {
         let (from, to) = ((CLIENT, 10_000 + client), (NODE, NODE_PORT));
         let left = node
@@ -201,8 +200,8 @@ fn crowded_range_still_finds_a_port<F: Net>() {
     }
 }
 
-/// The backend that closed a connection may hold its port in TIME_WAIT: another connection on it
-/// would not be answered at once.
+/// A backend may hold the port of a connection that it closed in TIME_WAIT, and not answer another
+/// one on it at once.
 fn a_port_that_was_given_back_rests_until_the_range_has_come_round<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     (
@@ -225,8 +224,8 @@ fn a_port_that_was_given_back_rests_until_the_range_has_come_round<F: Net>() {
     assert_eq!(ports[..512], ports[512..]);
 }
 
-/// V17: the backend's TIME_WAIT accepts the same client's next connection, with timestamps that go
-/// on, but hardly another's.
+/// V17: TIME_WAIT accepts the next connection of the same client (its timestamps increase), hardly
+/// another client's.
 fn a_client_that_comes_again_on_its_tuple_gets_its_port_again<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let open = |client| opening::<F>(Protocol::TCP, (CLIENT, client), (NODE, NODE_PORT));
@@ -246,7 +245,7 @@ fn a_client_that_comes_again_on_its_tuple_gets_its_port_again<F: Net>() {
     );
 }
 
-/// V12: a closed connection is the first to make room.
+/// V12: ports of closed connections are given away first.
 fn where_all_ports_are_taken_those_of_closed_connections_are_given<F: Net>() {
     let node = Node::<F>::new()
         .with_masquerade_port(2000)
@@ -269,7 +268,7 @@ fn where_all_ports_are_taken_those_of_closed_connections_are_given<F: Net>() {
     node.from_device(&open(3)).dropped(Reason::NoMasqueradePort);
 }
 
-/// A whole connection to the remote backend; gives its masquerade port.
+/// Makes and closes a connection to the remote backend; returns its masquerade port.
 fn connect_and_close<F: Net>(node: &Node<F>, syn: &Segment) -> u16 {
     let left = node.from_device(syn).goes(Action::Neighbour(ETH));
     node.from_device(&left.answer())
@@ -281,7 +280,7 @@ fn connect_and_close<F: Net>(node: &Node<F>, syn: &Segment) -> u16 {
     left.src.port()
 }
 
-/// The flow ends.
+/// Removes the flow of a connection.
 fn give_back<F: Net>(node: &Node<F>, from: End, to: End, port: u16) {
     node.tables
         .remove_flow(Table::Opening, &key::<F>(Protocol::TCP, from, to));

@@ -1,5 +1,5 @@
-//! Properties of all packets: nothing panics, untouched is identical, checksums stay right, the
-//! reply undoes the rewrite.
+//! Properties of all packets: no panic, no change if untouched, valid checksums, and the reply
+//! undoes the rewrite.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -9,7 +9,7 @@ use proxy_ebpf::Action;
 use crate::segment::Segment;
 use crate::world::*;
 
-/// Returns a node with Services and backends everywhere.
+/// Returns a node with Services and backends of every kind.
 fn node<F: Net>() -> Node<F> {
     let backends = [
         pod::<F>(POD_A),
@@ -59,7 +59,7 @@ fn segments<F: Net>() -> impl Strategy<Value = Segment> {
     )
 }
 
-/// Runs bytes through every hook; where they are said to be untouched, they are.
+/// Passes bytes through every hook, and asserts that untouched ones are unchanged.
 fn survive<F: Net>(node: &Node<F>, bytes: &[u8]) {
     for hop in node.everywhere(bytes) {
         if hop.said == Ok(Action::Untouched) {
@@ -68,7 +68,7 @@ fn survive<F: Net>(node: &Node<F>, bytes: &[u8]) {
     }
 }
 
-/// Changes single bytes and cuts.
+/// Changes single bytes and truncates.
 fn mutate(mut bytes: Vec<u8>, changes: &[(Index, u8)], cut: Option<Index>) -> Vec<u8> {
     for (at, value) in changes {
         let at = at.index(bytes.len());
@@ -78,8 +78,8 @@ fn mutate(mut bytes: Vec<u8>, changes: &[(Index, u8)], cut: Option<Index>) -> Ve
     bytes
 }
 
-/// A sequence of valid packets through every hook of one node: what leaves is valid, be it
-/// translated or refused.
+/// Passes valid packets through every hook of one node; packets that leave are valid, translated or
+/// refused.
 fn stays_valid<F: Net>(packets: &[Segment]) {
     let node = node::<F>();
     for packet in packets {

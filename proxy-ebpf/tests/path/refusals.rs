@@ -30,8 +30,8 @@ both_families!(
 const FROM: End = (CLIENT, 40000);
 const TO: End = (NODE, NODE_PORT);
 
-/// The message that refuses `packet`, judged byte by byte: to its sender, from the address that it
-/// dialled, quoting its headers.
+/// Asserts every byte of the ICMP error that refuses `packet`, and returns it: to its sender, from
+/// the address that was asked, quoting its headers.
 #[track_caller]
 fn refuses(hop: &Hop, packet: &Segment, device: IfIndex) {
     answers(
@@ -78,8 +78,7 @@ fn answers(hop: &Hop, packet: &Segment, device: IfIndex, [kind, code]: [u8; 2], 
     );
 }
 
-/// Table of verdicts: no usable endpoint anywhere: the client sees "connection refused", outside
-/// and in pods.
+/// Verdict table: without any usable endpoint, clients outside and pods see "connection refused".
 fn service_without_backends_refuses<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new()
@@ -96,7 +95,7 @@ fn service_without_backends_refuses<F: Net>() {
     }
 }
 
-/// Table of verdicts: a known cluster IP, but no such port or protocol.
+/// Verdict table: a known cluster IP without such a port or protocol.
 fn unknown_port_of_a_cluster_ip_is_refused<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(POD_A)]);
@@ -105,8 +104,8 @@ fn unknown_port_of_a_cluster_ip_is_refused<F: Net>() {
     }
 }
 
-/// Table of verdicts: externalTrafficPolicy Local on a nodePort, backends elsewhere only: refused
-/// at once.
+/// Verdict table: a nodePort with externalTrafficPolicy Local and remote backends only refuses at
+/// once.
 fn external_traffic_policy_local_refuses<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new()
@@ -119,7 +118,8 @@ fn external_traffic_policy_local_refuses<F: Net>() {
     }
 }
 
-/// Dropped without an error where a retry may find a backend after a roll-out.
+/// Packets to load balancers are dropped without an error: a retry may find a backend after a
+/// roll-out.
 fn load_balancers_may_wait_for_a_local_backend<F: Net>() {
     for protocol in PROTOCOLS {
         let flags = ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP;
@@ -148,8 +148,8 @@ fn external_traffic_policy_local_uses_local_backends_only<F: Net>() {
         node.from_device(&opening::<F>(Protocol::TCP, (CLIENT, port), TO))
             .goes(Action::Pod(VETH_A));
     }
-    // The Cluster set without the local backend (V6, hints): an interval that does not begin at the
-    // first slot.
+    // The Cluster set without the local backend (V6, hints) is an interval that does not begin at
+    // the first slot.
     node.tables.services.values_mut().for_each(|service| {
         (service.flags, service.cluster_first, service.cluster_len) =
             (ServiceFlags::NODE_PORT, 1, 2);
@@ -160,8 +160,8 @@ fn external_traffic_policy_local_uses_local_backends_only<F: Net>() {
     }
 }
 
-/// V11: pods of this node reach all endpoints through its nodePorts, whatever externalTrafficPolicy
-/// says.
+/// V11: pods of this node reach all endpoints through its nodePorts, regardless of
+/// externalTrafficPolicy.
 fn pods_short_circuit_external_traffic_policy_local<F: Net>() {
     for protocol in PROTOCOLS {
         let flags = ServiceFlags::LOCAL | ServiceFlags::LOCAL_DROP;
@@ -176,8 +176,7 @@ fn pods_short_circuit_external_traffic_policy_local<F: Net>() {
     }
 }
 
-/// Table of verdicts: internalTrafficPolicy Local, none local, others elsewhere: dropped, for pods
-/// too.
+/// Verdict table: internalTrafficPolicy Local with remote endpoints only drops, for pods too.
 fn internal_traffic_policy_local_drops<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new()
@@ -190,7 +189,7 @@ fn internal_traffic_policy_local_drops<F: Net>() {
     }
 }
 
-/// The ICMP errors that we make are rate-limited; beyond the limit packets are dropped and counted.
+/// ICMP errors are rate-limited; packets beyond the limit are dropped and counted.
 fn refusals_are_rate_limited<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[]);
     node.tables.refusals.set(2);
@@ -201,9 +200,9 @@ fn refusals_are_rate_limited<F: Net>() {
     assert_eq!(node.tables.counted(Counter::Rejected), 2);
 }
 
-/// The quote ends behind the transport header, wherever that begins and whatever follows.
+/// The quote ends after the transport header.
 fn options_and_long_packets_are_quoted_right<F: Net>() {
-    // An INIT has at least 16 bytes more.
+    // An INIT has 16 more bytes at least.
     let least = |protocol| if protocol == Protocol::SCTP { 16 } else { 0 };
     for (protocol, len) in PROTOCOLS
         .into_iter()
@@ -219,7 +218,7 @@ fn options_and_long_packets_are_quoted_right<F: Net>() {
     }
 }
 
-/// A frame that ends within the header to be quoted cannot be answered; it is dropped.
+/// A frame that ends within the header to quote is dropped without an error.
 fn truncated_transport_is_not_answered<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[]);
     let network = if F::V6 { 40 } else { 20 };
@@ -237,8 +236,8 @@ fn truncated_transport_is_not_answered<F: Net>() {
     }
 }
 
-/// Redirects skip the stack's look at the size, so we look: the sender learns what fits, before a
-/// flow is opened and after.
+/// Redirects bypass the stack's check of the size, so the packet path checks it, before and after a
+/// flow opens.
 fn what_is_larger_than_the_device_takes_is_told_so_and_opens_nothing<F: Net>() {
     let too_big = if F::V6 { [2, 0] } else { [3, 4] };
     for protocol in PROTOCOLS {
@@ -267,7 +266,7 @@ fn what_is_larger_than_the_device_takes_is_told_so_and_opens_nothing<F: Net>() {
             too_big,
             1280,
         );
-        // A pod of this node takes what came: nothing is sent on by a device.
+        // A packet to a pod of this node fits, since a device has received it.
         let node = Node::<F> {
             tables: node.tables,
         }
@@ -277,8 +276,8 @@ fn what_is_larger_than_the_device_takes_is_told_so_and_opens_nothing<F: Net>() {
     }
 }
 
-/// Redirects skip the stack's count of hops, so the packet path counts: at the last hop the sender
-/// gets an error, before a flow is opened.
+/// Redirects bypass the stack's TTL, so the packet path decrements it and sends an error at the
+/// last hop; no flow opens.
 fn the_last_hop_is_told_and_opens_nothing<F: Net>() {
     for (ttl, protocol) in [0, 1]
         .into_iter()
@@ -302,7 +301,7 @@ fn the_last_hop_is_told_and_opens_nothing<F: Net>() {
     }
 }
 
-/// The verdict table: ICMP errors never go to multicast, broadcast or nobody.
+/// Verdict table: ICMP errors are never sent to multicast, broadcast or unspecified addresses.
 fn sources_that_are_no_host_are_not_answered<F: Net>() {
     let node = Node::<F>::new().with_node_port(0, &[]);
     let sources: &[&str] = if F::V6 {

@@ -1,5 +1,4 @@
-//! SCTP: what is its own. All that is the same for every protocol the other scenarios show for SCTP
-//! too, its checksum judged by `crc32c`.
+//! SCTP's own features. The other scenarios cover SCTP too; `crc32c` verifies its checksum there.
 
 use proxy_common::net::Protocol;
 use proxy_common::reason::Reason;
@@ -24,7 +23,7 @@ const fn chunk_at<F: Net>() -> usize {
     14 + if F::V6 { 40 } else { 20 } + 12
 }
 
-/// Returns the frame of a packet with a chunk of another type, and a right checksum.
+/// Returns a frame with a chunk of another type and a valid checksum.
 fn with_chunk<F: Net>(packet: &Segment, kind: u8) -> Vec<u8> {
     let mut bytes = packet.bytes();
     let at = chunk_at::<F>();
@@ -35,7 +34,7 @@ fn with_chunk<F: Net>(packet: &Segment, kind: u8) -> Vec<u8> {
     bytes
 }
 
-/// Asserts that the result is `packet`, except for the type of its chunk.
+/// Asserts that the result equals `packet`, except for the type of its chunk.
 #[track_caller]
 fn same_but_for_the_chunk<F: Net>(hop: &Hop, packet: &Segment, kind: u8) {
     assert_eq!(hop.bytes(), with_chunk::<F>(packet, kind));
@@ -45,8 +44,7 @@ fn init<F: Net>() -> Segment {
     opening::<F>(Protocol::SCTP, FROM, TO)
 }
 
-/// Set-up, data, heartbeats and shutdown, as RFC 9260 has them, to a pod of this node and to one of
-/// another.
+/// Set-up, data, heartbeats and shutdown (RFC 9260), to a local and to a remote pod.
 fn an_association_lives_through_all_its_chunks<F: Net>() {
     for (backend, way) in [
         (POD_A, Action::Pod(VETH_A)),
@@ -126,7 +124,7 @@ fn v17_an_association_that_is_over_is_opened_anew<F: Net>() {
     assert_eq!(node.flows(), (2, 0));
 }
 
-/// A sender on this machine leaves 0 there, and the kernel or the device finishes it after us.
+/// A local sender leaves 0 in the checksum, and the kernel or the device computes it later.
 fn a_checksum_that_the_device_computes_is_left_to_it<F: Net>() {
     let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(REMOTE)]);
     let mut bytes = opening::<F>(Protocol::SCTP, (POD_A, 1), (VIP, 80)).bytes();

@@ -1,5 +1,5 @@
-//! Processes of the node: the backends that their sockets are sent to, and the names of the peers
-//! that they see (V11, V13, V15, V19-V21).
+//! Sockets of the node's processes: the backends that they are sent to, and the peer names that
+//! they see (V11, V13, V15, V19-V21).
 
 use std::collections::BTreeSet;
 
@@ -41,7 +41,7 @@ fn ask<F: Net>(protocol: Protocol, cookie: u32, (dotted, port): End) -> Ask<F::A
     }
 }
 
-/// Returns the destination of a socket.
+/// Asserts success and returns the destination of a socket.
 fn sent<F: Net>(tables: &Memory<F>, ask: &Ask<F::Addr>) -> (F::Addr, Port) {
     direct::<F, _>(tables, ask)
         .expect("no refusal")
@@ -52,8 +52,8 @@ fn to<F: Net>((dotted, port): End) -> (F::Addr, Port) {
     (F::at(dotted), Port::new(port))
 }
 
-/// V21: a process connects to a backend of any node, and its peer's name and its replies' sender
-/// are what it asked for.
+/// V21: a process connects to a backend of any node; getpeername and the sender of replies are the
+/// frontend.
 fn process_reaches_a_cluster_ip_and_knows_it_by_that_name<F: Net>() {
     for protocol in ASKING {
         for backend in [POD_A, REMOTE] {
@@ -97,7 +97,7 @@ fn process_reaches_its_nodes_node_port_and_not_another_nodes<F: Net>() {
     }
 }
 
-/// V21: never over a listener that exists; the unspecified address means loopback.
+/// V21: a listener of the host is never hidden; the unspecified address means loopback.
 fn loopback_serves_node_ports_where_nobody_listens<F: Net>() {
     for protocol in ASKING {
         let mut tables = Node::<F>::new()
@@ -130,7 +130,7 @@ fn loopback_serves_node_ports_where_nobody_listens<F: Net>() {
     }
 }
 
-/// V19, V20: ports and addresses of the host are the host's.
+/// V19, V20: ports and addresses of the host are left alone.
 fn what_no_service_has_is_left_alone<F: Net>() {
     let mut tables = Node::<F>::new()
         .with_node_port(0, &[pod::<F>(REMOTE)])
@@ -160,7 +160,7 @@ fn what_no_service_has_is_left_alone<F: Net>() {
     assert!(tables.peers.borrow().is_empty());
 }
 
-/// The table of verdicts: nothing that is refused is remembered.
+/// Verdict table: a refusal leaves no entry.
 fn refusals_have_their_reasons<F: Net>() {
     let here = pod::<F>(POD_A);
     let unassigned = [10, 96, 0, 99];
@@ -225,8 +225,8 @@ fn process_has_a_pods_rights_where_the_policy_is_local<F: Net>() {
     }
 }
 
-/// V3: a node with an address of its own in a range may; the ranges are those of the load
-/// balancer's address.
+/// V3: a node with an address in a range may connect; the ranges belong to the load balancer's
+/// address.
 fn load_balancer_ranges_hold_for_the_node<F: Net>() {
     let mut tables = Node::<F>::new().tables;
     let key = ServiceKey::new(F::at(VIP), Port::new(80), Protocol::TCP);
@@ -259,7 +259,7 @@ fn three<F: Net>() -> [Backend<F::Addr>; 3] {
     })
 }
 
-/// V15: each socket chooses anew, and a socket that asks again chooses the same.
+/// V15: each new socket chooses a backend; a socket that connects again keeps it.
 fn sockets_spread<F: Net>() {
     let tables = Node::<F>::new().with_cluster_ip(0, &three::<F>()).tables;
     for protocol in ASKING {
@@ -275,8 +275,8 @@ fn sockets_spread<F: Net>() {
     }
 }
 
-/// V14, V15: an unconnected UDP socket is a connection for as long as its backend may be used,
-/// however many others come and go.
+/// V14, V15: an unconnected UDP socket keeps its backend while that may be used, also if others
+/// come and go.
 fn datagrams_of_a_socket_keep_their_backend<F: Net>() {
     let [a, b, remote] = three::<F>();
     let mut node = Node::<F>::new().with_cluster_ip(0, &[a]);
@@ -297,8 +297,8 @@ fn datagrams_of_a_socket_keep_their_backend<F: Net>() {
     node = node.with_cluster_ip(0, &[b]);
     asks.iter()
         .for_each(|ask| assert_eq!(sent(&node.tables, ask), to::<F>((POD_B, TARGET))));
-    // A second address that leads to the same backend takes the reply's name over, and the first
-    // one back.
+    // A second frontend of the same backend takes over the reply's name, and the first one takes it
+    // back.
     node = node.with_node_port(0, &[b]);
     let (first, second) = (
         asks[0],
@@ -316,7 +316,7 @@ fn datagrams_of_a_socket_keep_their_backend<F: Net>() {
     }
 }
 
-/// V13: the node is one client, whatever its processes; by all frontends of the service port.
+/// V13: all processes of the node are one client, over all frontends of the service port.
 fn affinity_is_the_nodes_and_ends_with_its_time_or_its_endpoint<F: Net>() {
     let mut node = Node::<F>::new().with_cluster_ip(0, &three::<F>());
     node.tables
@@ -357,7 +357,7 @@ fn affinity_is_the_nodes_and_ends_with_its_time_or_its_endpoint<F: Net>() {
     );
 }
 
-/// Only TCP and UDP sockets have hooks that can finish it.
+/// Socket hooks exist for TCP and UDP only.
 fn other_protocols_are_nobodys_business<F: Net>() {
     let mut tables = Node::<F>::new().tables;
     tables.serve(

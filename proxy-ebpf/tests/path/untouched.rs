@@ -1,4 +1,4 @@
-//! Packets that are none of ours leave byte-identical, and broken ones do no harm.
+//! Packets without a Service leave byte-identical; malformed ones neither panic nor open flows.
 
 use std::net::IpAddr;
 
@@ -43,8 +43,8 @@ fn node<F: Net>() -> Node<F> {
         .with_cluster_ip(0, &[pod::<F>(POD_A)])
 }
 
-/// Runs a frame through every hook; all must leave it alone. What pods' devices see is followed at
-/// most (P25).
+/// Passes a frame through every hook, and asserts that it is unchanged. Hooks of pods may follow
+/// its flow (P25).
 #[track_caller]
 fn nobody_cares<F: Net>(node: &Node<F>, bytes: &[u8]) {
     for hop in node.everywhere(bytes) {
@@ -83,12 +83,12 @@ fn arp<F: Net>() {
     nobody_cares(&node::<F>(), &bytes);
 }
 
-/// An IP packet of the family from the client, by `number`, with this behind its header.
+/// Returns an IP packet of the family from the client, with protocol `number` and this payload.
 fn raw<F: Net>(to: Dotted, number: IpNumber, rest: &[u8]) -> Vec<u8> {
     raw_between::<F>(CLIENT, to, number, rest)
 }
 
-/// An IP packet of the family by `number`, with this behind its header.
+/// Returns an IP packet of the family with protocol `number` and this payload.
 pub fn raw_between<F: Net>(from: Dotted, to: Dotted, number: IpNumber, rest: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let step = PacketBuilder::ethernet2([2; 6], [4; 6]).ip(headers::<F>(from, to, number));
@@ -97,7 +97,7 @@ pub fn raw_between<F: Net>(from: Dotted, to: Dotted, number: IpNumber, rest: &[u
     bytes
 }
 
-/// A fragment at `offset` eights of bytes, with this behind its headers.
+/// Returns a fragment at `offset` (in units of 8 bytes) with this payload.
 pub fn fragment<F: Net>(
     from: Dotted,
     to: Dotted,
@@ -124,16 +124,16 @@ pub fn fragment<F: Net>(
         .write(&mut bytes, number, rest)
         .expect("writes to memory");
     if F::V6 {
-        // As RFC 8200 has it: this version of etherparse puts the flag elsewhere.
+        // RFC 8200's place of the flag; this version of etherparse puts it elsewhere.
         bytes[56..58].copy_from_slice(&field);
     }
     bytes
 }
 
-/// The number of fragmented datagrams.
+/// Identification of fragmented datagrams.
 pub const NUMBER: u16 = 77;
 
-/// The header of a packet.
+/// Returns the IP header of a packet.
 pub fn headers<F: Net>(from: Dotted, to: Dotted, number: IpNumber) -> IpHeaders {
     match (F::ip(from), F::ip(to)) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
@@ -181,7 +181,7 @@ fn icmp<F: Net>() {
     }
 }
 
-/// ESP, GRE, and numbers that nobody has.
+/// ESP, GRE, and unassigned protocol numbers.
 fn other_protocols<F: Net>() {
     let ports = [[0x9c, 0x40], NODE_PORT.to_be_bytes()].concat();
     for number in [
@@ -195,8 +195,8 @@ fn other_protocols<F: Net>() {
     }
 }
 
-/// Table of verdicts: a port of a node address that is no nodePort; and what the node itself has
-/// open.
+/// Verdict table: a port of a node address that is no nodePort, or that a process of the host
+/// listens on.
 fn ports_that_are_no_node_ports<F: Net>() {
     for (protocol, port) in PROTOCOLS
         .into_iter()
@@ -209,7 +209,7 @@ fn ports_that_are_no_node_ports<F: Net>() {
     }
 }
 
-/// V8, V11: a nodePort counts on the addresses selected only; another node's address is not
+/// V8, V11: nodePorts are served on the selected addresses only; another node's address is not
 /// translated here.
 fn node_ports_of_other_addresses<F: Net>() {
     for protocol in PROTOCOLS {
@@ -227,7 +227,7 @@ fn node_ports_of_other_addresses<F: Net>() {
     }
 }
 
-/// Traffic that needs no translation: a pod and the world, a pod and a pod.
+/// Traffic without translation: between a pod and the world, and between pods.
 fn traffic_of_pods_with_others<F: Net>() {
     for protocol in PROTOCOLS {
         for (src, dst) in [
@@ -245,8 +245,7 @@ fn traffic_of_pods_with_others<F: Net>() {
     }
 }
 
-/// Fragments that no Service concerns are left alone and counted, the first as well as the later
-/// ones.
+/// Fragments for no Service are left alone and counted, first and later ones.
 fn fragments<F: Net>() {
     let transport =
         &opening::<F>(Protocol::TCP, FROM, (NODE, 22)).bytes()[if F::V6 { 54 } else { 34 }..];
@@ -258,7 +257,7 @@ fn fragments<F: Net>() {
     }
 }
 
-/// IPv6 extension headers are counted, and left alone where no Service is concerned.
+/// IPv6 extension headers are counted, and left alone if no Service is concerned.
 fn extension_headers<F: Net>() {
     if !F::V6 {
         return;
@@ -305,8 +304,8 @@ fn vlan_tags<F: Net>() {
     }
 }
 
-/// P35: a frame that ends anywhere is dropped as truncated where a header that is announced is
-/// missing. It never causes a panic, nor a flow of half a header.
+/// P35: a frame that ends before the end of an announced header is dropped as truncated. It causes
+/// no panic and no flow.
 fn frames_cut_at_every_length<F: Net>() {
     for protocol in PROTOCOLS {
         let bytes = opening::<F>(protocol, FROM, TO).bytes();
@@ -334,7 +333,7 @@ fn frames_cut_at_every_length<F: Net>() {
     }
 }
 
-/// Versions and lengths that are none.
+/// Invalid versions and lengths.
 fn headers_that_lie<F: Net>() {
     let bytes = opening::<F>(Protocol::TCP, FROM, TO).bytes();
     for first in 0..=255u8 {
@@ -352,7 +351,7 @@ fn headers_that_lie<F: Net>() {
     }
 }
 
-/// IPv4 lets UDP do without a checksum; one that we made up would be wrong.
+/// A UDP datagram without a checksum (IPv4) leaves without one.
 fn udp_without_a_checksum_stays_without<F: Net>() {
     if F::V6 {
         return;
@@ -370,7 +369,7 @@ fn udp_checksum_that_comes_to_zero_is_written_as_ones<F: Net>() {
     let there = packet::<F>(Protocol::UDP, FROM, (POD_A, TARGET))
         .payload(&[0, 0])
         .bytes();
-    // What makes the sum of everything come to nothing is the checksum itself.
+    // The payload that makes the sum zero is the checksum itself.
     let datagram = packet::<F>(Protocol::UDP, FROM, TO).payload(&there[at..at + 2]);
     let node = node::<F>();
     let hop = node.from_device(&datagram);
@@ -385,7 +384,7 @@ fn udp_checksum_that_comes_to_zero_is_written_as_ones<F: Net>() {
     assert_eq!(hop.bytes()[at..at + 2], [255, 255]);
 }
 
-/// The stack counts hops where it is the one that sends on; else we do.
+/// The stack decrements the TTL of packets that it forwards; the packet path does for the others.
 fn hops_are_counted_by_who_forwards<F: Net>() {
     for (ttl, protocol) in [0, 1]
         .into_iter()

@@ -54,10 +54,10 @@ pub const LINK: [u8; 12] = [2, 0, 0, 0, 9, 9, 2, 0, 0, 0, 9, 1];
 pub const NODE_PORT: u16 = 30080;
 /// The port that backends listen on.
 pub const TARGET: u16 = 8080;
-/// A row that allows what [`Node::allowing`] says.
+/// The row that [`Node::allowing`] fills.
 pub const ALLOWING: Row = Row(2);
 
-/// One port of every protocol.
+/// Returns the set with one port number, for every protocol.
 pub fn port_of(number: u16) -> PortSet {
     let mut set = PortSet {
         len: 3,
@@ -74,7 +74,7 @@ pub fn port_of(number: u16) -> PortSet {
     set
 }
 
-/// Every port of every protocol.
+/// Returns the set of all ports of all protocols.
 pub fn everything() -> PortSet {
     PortSet {
         flags: PortSet::EVERYTHING,
@@ -85,17 +85,17 @@ pub fn everything() -> PortSet {
 /// All protocols that Services have.
 pub const PROTOCOLS: [Protocol; 3] = [Protocol::TCP, Protocol::UDP, Protocol::SCTP];
 
-/// A packet from here to there.
+/// Returns a packet between two ends.
 pub fn packet<F: Net>(protocol: Protocol, src: End, dst: End) -> Segment {
     Segment::new(protocol, end::<F>(src), end::<F>(dst))
 }
 
-/// The first packet of a connection.
+/// Returns the first packet of a connection.
 pub fn opening<F: Net>(protocol: Protocol, src: End, dst: End) -> Segment {
     packet::<F>(protocol, src, dst).flags(crate::segment::SYN)
 }
 
-/// The key of the flow that a packet belongs to.
+/// Returns the key of a packet's flow.
 pub fn key<F: Net>(protocol: Protocol, (src, sport): End, (dst, dport): End) -> FlowKey<F::Addr> {
     FlowKey::new(
         protocol,
@@ -106,7 +106,7 @@ pub fn key<F: Net>(protocol: Protocol, (src, sport): End, (dst, dport): End) -> 
     )
 }
 
-/// A backend that is a pod.
+/// Returns a backend that is a pod.
 pub fn pod<F: Net>(dotted: Dotted) -> Backend<F::Addr> {
     Backend {
         addr: F::at(dotted),
@@ -116,7 +116,7 @@ pub fn pod<F: Net>(dotted: Dotted) -> Backend<F::Addr> {
     }
 }
 
-/// A backend that is a process of a node.
+/// Returns a backend that is a process of a node.
 pub fn process<F: Net>(dotted: Dotted) -> Backend<F::Addr> {
     Backend {
         flags: 0,
@@ -124,7 +124,7 @@ pub fn process<F: Net>(dotted: Dotted) -> Backend<F::Addr> {
     }
 }
 
-/// This node: its tables, for a test to fill and to read.
+/// The node under test: its tables, which a scenario fills and reads.
 pub struct Node<F: Net> {
     /// The tables.
     pub tables: Memory<F>,
@@ -135,7 +135,7 @@ pub struct Node<F: Net> {
     reason = "hooks are named after where packets come from"
 )]
 impl<F: Net> Node<F> {
-    /// Two pods, one device, routes to everybody, no Service.
+    /// Returns a node with two pods, one device, routes to all addresses above, and no Service.
     pub fn new() -> Self {
         let mut tables = Memory::<F>::default();
         let host = AddressFlags(AddressFlags::HOST | AddressFlags::NODE_PORTS);
@@ -176,7 +176,7 @@ impl<F: Net> Node<F> {
         Self { tables }
     }
 
-    /// With a nodePort of every protocol.
+    /// Adds a nodePort of every protocol.
     pub fn with_node_port(mut self, flags: u32, backends: &[Backend<F::Addr>]) -> Self {
         let zero = <F::Addr as proxy_common::net::Address>::ZERO;
         let flags = flags | ServiceFlags::NODE_PORT;
@@ -186,7 +186,7 @@ impl<F: Net> Node<F> {
         self
     }
 
-    /// With port 80 of [`VIP`], of every protocol.
+    /// Adds port 80 of [`VIP`], of every protocol.
     pub fn with_cluster_ip(mut self, flags: u32, backends: &[Backend<F::Addr>]) -> Self {
         let flags = flags | ServiceFlags::CLUSTER_IP;
         let keys =
@@ -198,7 +198,7 @@ impl<F: Net> Node<F> {
         self
     }
 
-    /// With no backend of any Service on this node.
+    /// Leaves every Service without a backend on this node.
     pub fn without_local_backends(mut self) -> Self {
         self.tables
             .services
@@ -207,7 +207,7 @@ impl<F: Net> Node<F> {
         self
     }
 
-    /// With one port only to masquerade with.
+    /// Limits the masquerade range to one port.
     pub fn with_masquerade_port(mut self, port: u16) -> Self {
         (
             self.tables.config.masquerade_first,
@@ -216,61 +216,61 @@ impl<F: Net> Node<F> {
         self
     }
 
-    /// After `seconds`.
+    /// Lets `seconds` pass.
     pub fn later(&mut self, seconds: u32) {
         self.tables.now += seconds * self.tables.config.hz;
     }
 
-    /// A packet that [`ETH`] received, at tc.
+    /// Passes a packet that [`ETH`] received through tc.
     pub fn from_device(&self, packet: &Segment) -> Hop {
         hop::<F>(packet.bytes(), |bytes| {
             from_device::<F, _, _>(bytes, &self.tables, ETH)
         })
     }
-    /// A packet that a process of this host sent, as it comes by [`GATE`].
+    /// Passes a process's packet that arrives by [`GATE`] through tc.
     pub fn from_gate(&self, packet: &Segment) -> Hop {
         hop::<F>(packet.bytes(), |bytes| {
             from_device::<F, _, _>(bytes, &self.tables, GATE)
         })
     }
-    /// Passes bytes through the hook for packets from the gate.
+    /// Passes bytes that arrive by [`GATE`] through tc.
     pub fn raw_from_gate(&self, bytes: &[u8]) -> Hop {
         hop::<F>(bytes.to_vec(), |bytes| {
             from_device::<F, _, _>(bytes, &self.tables, GATE)
         })
     }
-    /// Passes a packet through XDP.
+    /// Passes a packet that [`ETH`] received through XDP.
     pub fn xdp(&self, packet: &Segment) -> Hop {
         hop::<F>(packet.bytes(), |bytes| {
             xdp::<F, _, _>(bytes, &self.tables, ETH)
         })
     }
-    /// Bytes that [`ETH`] received, at tc.
+    /// Passes bytes that [`ETH`] received through tc.
     pub fn raw_from_device(&self, bytes: &[u8]) -> Hop {
         hop::<F>(bytes.to_vec(), |bytes| {
             from_device::<F, _, _>(bytes, &self.tables, ETH)
         })
     }
-    /// A packet that the pod behind `device` sent.
+    /// Passes a packet that the pod behind `device` sent.
     pub fn from_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
         hop::<F>(packet.bytes(), |bytes| {
             from_pod::<F, _, _>(bytes, &self.tables, device)
         })
     }
-    /// A packet that the stack sends to the pod behind `device`.
+    /// Passes a packet that the stack forwards to the pod behind `device`.
     pub fn to_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
         hop::<F>(packet.bytes(), |bytes| {
             to_pod::<F, _, _>(bytes, &self.tables, device)
         })
     }
-    /// A packet that this host itself has made for the pod behind `device`.
+    /// Passes a packet of this host's own to the pod behind `device`.
     pub fn own_to_pod(&self, device: IfIndex, packet: &Segment) -> Hop {
         hop::<F>(packet.bytes(), |bytes| {
             bytes.from_host = true;
             to_pod::<F, _, _>(bytes, &self.tables, device)
         })
     }
-    /// Bytes that the pod behind `device` sent, or that the stack sends to it.
+    /// Passes bytes that the pod behind `device` sent, or that the stack forwards to it.
     pub fn raw_at_pod(&self, device: IfIndex, leaves: bool, bytes: &[u8]) -> Hop {
         hop::<F>(bytes.to_vec(), |bytes| match leaves {
             true => from_pod::<F, _, _>(bytes, &self.tables, device),
@@ -278,8 +278,7 @@ impl<F: Net> Node<F> {
         })
     }
 
-    /// The pods are known, nothing passes to or from [`POD_A`], and everything to and from
-    /// [`POD_B`].
+    /// Turns policy on: [`POD_A`] is isolated in both directions, [`POD_B`] is not.
     pub fn isolated(mut self) -> Self {
         for (dotted, device, pod_id) in [(POD_A, VETH_A, 1), (POD_B, VETH_B, 2)] {
             self.tables
@@ -290,12 +289,12 @@ impl<F: Net> Node<F> {
         self.tables.config.flags |= Config::POLICY;
         self.isolate(Row::CLOSED, Row::CLOSED)
     }
-    /// The rows of [`POD_A`]: see [`Self::allowing`].
+    /// Sets the rows of [`POD_A`]; [`Self::allowing`] fills the row [`ALLOWING`].
     pub fn isolate(mut self, ingress: Row, egress: Row) -> Self {
         self.tables.rows.insert(1, PodRows { ingress, egress });
         self
     }
-    /// [`ALLOWING`] allows this set of ports towards one address, and nothing else.
+    /// Lets [`ALLOWING`] allow this set of ports of one address, and nothing else.
     pub fn allowing(mut self, dotted: Dotted, ports: PortSet) -> Self {
         self.tables.matrix.insert((ALLOWING.0, 1), 2);
         self.tables.port_sets.insert(2, ports);
@@ -308,30 +307,30 @@ impl<F: Net> Node<F> {
         self.tables.exact.insert(F::at(dotted), 1);
         self
     }
-    /// A packet that a process of this node sends by [`ETH`].
+    /// Passes a packet that the stack forwards or sends by [`ETH`].
     pub fn to_device(&self, packet: &Segment) -> Hop {
         hop::<F>(packet.bytes(), |bytes| {
             to_device::<F, _, _>(bytes, &self.tables, ETH)
         })
     }
-    /// A packet that a process of this host sends by `device`, whatever it is for.
+    /// Passes a process's packet, to any destination, as it leaves by `device`.
     pub fn sends(&self, device: IfIndex, packet: &Segment) -> Hop {
         self.raw_sends(device, &packet.bytes())
     }
-    /// Passes bytes through the hook for packets that the pod sends.
+    /// Passes bytes that a process of this host sends by `device`.
     pub fn raw_sends(&self, device: IfIndex, bytes: &[u8]) -> Hop {
         hop::<F>(bytes.to_vec(), |bytes| {
             bytes.from_host = true;
             to_device::<F, _, _>(bytes, &self.tables, device)
         })
     }
-    /// Bytes that this host's stack sends by [`ETH`].
+    /// Passes bytes that the stack forwards or sends by [`ETH`].
     pub fn raw_to_device(&self, bytes: &[u8]) -> Hop {
         hop::<F>(bytes.to_vec(), |bytes| {
             to_device::<F, _, _>(bytes, &self.tables, ETH)
         })
     }
-    /// Bytes at every hook; what each did.
+    /// Passes bytes through every hook; returns each result.
     pub fn everywhere(&self, bytes: &[u8]) -> [Hop; 5] {
         let tables = &self.tables;
         [
@@ -351,14 +350,14 @@ impl<F: Net> Node<F> {
         ]
     }
 
-    /// Returns the numbers of entries in the tables: half-open and established.
+    /// Returns the number of half-open and of established entries.
     pub fn flows(&self) -> (usize, usize) {
         (
             self.tables.opening.borrow().len(),
             self.tables.established.borrow().len(),
         )
     }
-    /// The entry of a flow in a table.
+    /// Returns the entry of a flow; panics if the table has none.
     pub fn flow(&self, table: &RefCell<Flows<F>>, key: &FlowKey<F::Addr>) -> Flow<F::Addr> {
         table
             .borrow()

@@ -1,5 +1,4 @@
-//! XDP: the same packets as at tc plus the link-layer header, or none of its business; it decides
-//! before it writes.
+//! XDP: it sends what tc would send plus the link-layer header, or leaves the packet unchanged.
 
 use proxy_common::net::{IfIndex, Protocol};
 use proxy_common::node::Device;
@@ -27,7 +26,8 @@ fn data<F: Net>(protocol: Protocol) -> Segment {
     packet::<F>(protocol, FROM, TO).flags(ACK)
 }
 
-/// A node with a connection to a remote backend, half-open; what the backend saw.
+/// Returns a node with a half-open connection to a remote backend, and the packet that the backend
+/// saw.
 fn opened<F: Net>(protocol: Protocol) -> (Node<F>, Segment) {
     let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let there = node
@@ -36,7 +36,7 @@ fn opened<F: Net>(protocol: Protocol) -> (Node<F>, Segment) {
     (node, there)
 }
 
-/// Only tc opens flows: it can refuse, and it has room for it.
+/// Only tc opens flows: it can refuse them, and has the instructions for it.
 fn first_packet_is_left_to_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
@@ -48,8 +48,8 @@ fn first_packet_is_left_to_tc<F: Net>() {
     }
 }
 
-/// Half-open and established, forward and reply: byte for byte what tc sends, with the next hop's
-/// addresses in front.
+/// Half-open and established, forward and reply: the bytes that tc sends, with the next hop's MAC
+/// addresses.
 fn both_directions_leave_as_at_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let (node, there) = opened::<F>(protocol);
@@ -72,7 +72,7 @@ fn both_directions_leave_as_at_tc<F: Net>() {
     }
 }
 
-/// Design, which program sees which packet: local pods and local processes are tc's.
+/// Packets to local pods and local processes are left to tc.
 fn local_pods_and_processes_are_left_to_tc<F: Net>() {
     for (protocol, backend) in PROTOCOLS
         .into_iter()
@@ -89,7 +89,7 @@ fn local_pods_and_processes_are_left_to_tc<F: Net>() {
     }
 }
 
-/// The reply to a pod's own connection goes into the pod, which XDP cannot do.
+/// The reply to a pod's own connection must enter the pod, which XDP cannot do.
 fn flows_of_pods_are_left_to_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let node = Node::<F>::new().with_cluster_ip(0, &[pod::<F>(REMOTE)]);
@@ -101,8 +101,8 @@ fn flows_of_pods_are_left_to_tc<F: Net>() {
     }
 }
 
-/// XDP leaves packets to tc as they came: an unresolved next hop, a packet that does not fit, one
-/// at its last hop.
+/// XDP leaves packets unchanged to tc: an unresolved next hop, one that does not fit, one at its
+/// last hop.
 fn what_xdp_cannot_finish_is_left_to_tc<F: Net>() {
     for protocol in PROTOCOLS {
         let (node, _) = opened::<F>(protocol);
@@ -135,7 +135,7 @@ fn what_xdp_cannot_finish_is_left_to_tc<F: Net>() {
     }
 }
 
-/// A frame that is to leave by another device needs a driver there that sends what XDP redirects.
+/// XDP redirects to another device only if that device's driver can send such frames.
 fn other_devices_need_a_program_to_send<F: Net>() {
     let other = IfIndex(3);
     for protocol in PROTOCOLS {

@@ -1,20 +1,20 @@
-//! Addresses that look alike in both families, so that a test is written once.
+//! Addresses with one notation for both families, so that a test is written once.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use proxy_common::net::{Addr4, Addr6, V4, V6};
 use proxy_ebpf::parse::Ip;
 
-/// An address, the same for both families: IPv6 has it behind 2001:db8::/96, but for loopback's.
+/// An address of either family: IPv6 maps it into 2001:db8::/96, except for loopback.
 pub type Dotted = [u8; 4];
 /// Address and port.
 pub type End = (Dotted, u16);
 
-/// A family and how the tests' addresses look in it.
+/// A family, and its form of the tests' addresses.
 pub trait Net: Ip {
-    /// The address as maps have it.
+    /// Returns the address in the maps' form.
     fn at(dotted: Dotted) -> Self::Addr;
-    /// The address in the words of the standard library.
+    /// Returns the address as `std::net` has it.
     fn ip(dotted: Dotted) -> IpAddr;
 }
 
@@ -36,7 +36,7 @@ impl Net for V6 {
     }
 }
 
-/// By which a host reaches itself.
+/// The loopback address.
 pub const LOOPBACK: Dotted = [127, 0, 0, 1];
 
 fn six([a, b, c, d]: Dotted) -> Ipv6Addr {

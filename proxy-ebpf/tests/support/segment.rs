@@ -1,5 +1,5 @@
-//! Packets in words: made from a description, and read back with every checksum verified, by
-//! `etherparse` and `crc32c` and not by us.
+//! Packets made from a description, and read back. `etherparse` and `crc32c` compute and verify
+//! every checksum, not the code under test.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,8 +21,7 @@ pub const ACK: u8 = 16;
 /// Time to live of the packets that tests make.
 pub const TTL: u8 = 64;
 
-/// Bytes between the IP header and the payload of the packets that tests make; SCTP's has one
-/// chunk.
+/// Returns the length of the transport header, in bytes; for SCTP, with the header of one chunk.
 pub fn overhead(protocol: Protocol) -> usize {
     match protocol {
         Protocol::TCP => 20,
@@ -42,7 +41,7 @@ pub struct Segment {
     pub dst: SocketAddr,
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
-    /// The flag byte of TCP, or of the TCP segment that stands for the SCTP chunk; 0 for UDP.
+    /// TCP's flag byte; for SCTP, the flags that stand for its chunk ([`CHUNKS`]); 0 for UDP.
     pub flags: u8,
     /// Time to live or hop limit.
     pub ttl: u8,
@@ -53,7 +52,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// A datagram, or a TCP segment without flags.
+    /// Returns a datagram, or a TCP segment without flags.
     pub fn new(protocol: Protocol, src: SocketAddr, dst: SocketAddr) -> Self {
         let link = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
         let segment = Self {
@@ -98,7 +97,7 @@ impl Segment {
     pub fn to(self, dst: SocketAddr) -> Self {
         Self { dst, ..self }
     }
-    /// One router further.
+    /// Returns the packet one router later.
     pub fn hop(self) -> Self {
         Self {
             ttl: self.ttl - 1,
@@ -117,7 +116,7 @@ impl Segment {
             .payload(b"answer")
     }
 
-    /// The frame.
+    /// Returns the frame.
     pub fn bytes(&self) -> Vec<u8> {
         let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = self.link;
         let step = PacketBuilder::ethernet2([s0, s1, s2, s3, s4, s5], [d0, d1, d2, d3, d4, d5])
@@ -164,8 +163,7 @@ impl Segment {
         }
     }
 
-    /// The packet that lies in `bytes`, if it is TCP, UDP or SCTP and all its checksums are right;
-    /// else what is wrong.
+    /// Reads a TCP, UDP or SCTP packet, and verifies all its checksums.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let packet = PacketHeaders::from_ethernet_slice(bytes).map_err(|why| why.to_string())?;
         let Some(net) = &packet.net else {
@@ -214,7 +212,7 @@ impl Segment {
     }
 }
 
-/// Which chunk plays the part of a TCP segment with these flags.
+/// Returns the chunk type for these flags.
 fn chunk(flags: u8) -> u8 {
     CHUNKS
         .iter()
@@ -301,7 +299,7 @@ fn flag_byte(tcp: &TcpHeader) -> u8 {
         .sum()
 }
 
-/// Source, destination and time to live; an error where an IPv4 header's checksum is wrong.
+/// Returns source, destination and TTL; verifies an IPv4 header's checksum.
 fn ends(net: &NetHeaders) -> Result<(IpAddr, IpAddr, u8), String> {
     match net {
         NetHeaders::Ipv4(ip, _) if ip.header_checksum != ip.calc_header_checksum() => {
@@ -369,7 +367,7 @@ pub struct Icmp {
 }
 
 impl Icmp {
-    /// The message that lies in `bytes`, if all its checksums are right; else what is wrong.
+    /// Reads an ICMP message, and verifies all its checksums.
     pub fn read(bytes: &[u8]) -> Result<Self, String> {
         let packet = PacketHeaders::from_ethernet_slice(bytes).map_err(|why| why.to_string())?;
         let Some(net) = &packet.net else {

@@ -1,4 +1,4 @@
-//! The backend's node: which encapsulated packets it takes, and what becomes of them.
+//! The backend's node: which encapsulated packets it accepts, and where it delivers them.
 
 use super::*;
 
@@ -13,7 +13,7 @@ both_families!(
     a_firewall_of_the_backends_node_is_passed,
 );
 
-/// By the route to him: he is not behind the node that has carried his packet here.
+/// The error follows the route to the client, who is not behind the asked node.
 fn a_refusal_goes_to_the_client_and_not_to_the_asked_node<F: Net>() {
     let (asked, answering) = both::<F>();
     let mut answering = answering.isolate(Row::CLOSED, Row::CLOSED);
@@ -45,7 +45,7 @@ fn a_refusal_goes_to_the_client_and_not_to_the_asked_node<F: Net>() {
     );
 }
 
-/// P16: an ipBlock speaks of clients, who keep their addresses here.
+/// P16: an ipBlock matches the client's own address, which encapsulation preserves.
 fn p16_the_client_himself_is_judged<F: Net>() {
     for (allowed, goes) in [(CLIENT, true), (NODE, false)] {
         let (asked, answering) = both::<F>();
@@ -74,14 +74,14 @@ fn p16_the_client_himself_is_judged<F: Net>() {
     }
 }
 
-/// An encapsulated packet that another host sends to a pod is the pod's own business.
+/// Packets that other hosts encapsulate for a pod are left to the pod.
 fn only_nodes_are_believed<F: Net>() {
     let (asked, mut answering) = both::<F>();
     let hop = asked.from_device(&opening::<F>(Protocol::TCP, FROM, TO));
     answering.tables.addresses.remove(&F::at(NODE));
     answering.raw_from_device(hop.bytes()).untouched();
     assert_eq!(answering.flows(), (0, 0));
-    // Nor is it met where the packet is not for a pod of this node.
+    // Neither are packets for addresses that are no pod of this node.
     let (asked, mut answering) = both::<F>();
     let hop = asked.from_device(&opening::<F>(Protocol::TCP, FROM, TO));
     answering.tables.pods.remove(&F::at(REMOTE));
@@ -90,7 +90,7 @@ fn only_nodes_are_believed<F: Net>() {
 
 fn p18_nobody_carries_what_claims_to_be_from_here<F: Net>() {
     let (mut asked, mut answering) = both::<F>();
-    // Of a node that does not know of these.
+    // The asked node does not have these addresses in its tables.
     asked.tables.addresses.remove(&F::at(NODE2));
     asked.tables.addresses.remove(&F::at(NODE));
     answering.tables.ranges.insert(
@@ -110,7 +110,7 @@ fn p18_nobody_carries_what_claims_to_be_from_here<F: Net>() {
     }
 }
 
-/// It would go round between the nodes for ever.
+/// Forwarded again, such a packet would circle between the nodes.
 fn what_no_service_leads_to_is_dropped<F: Net>() {
     let asked = asked::<F>(&[pod::<F>(REMOTE)]);
     let opening = asked.from_device(&opening::<F>(Protocol::TCP, FROM, TO));
@@ -133,7 +133,7 @@ fn what_no_service_leads_to_is_dropped<F: Net>() {
     answering::<F>(&[pod::<F>(REMOTE)])
         .raw_from_device(reset.bytes())
         .dropped(Reason::NotServedHere);
-    // Nor what nobody translates.
+    // Protocols that are never translated are dropped too.
     let mut echo = opening.bytes()[..14 + overhead::<F>()].to_vec();
     let number = if F::V6 {
         IpNumber::IPV6_ICMP
@@ -153,7 +153,8 @@ fn what_no_service_leads_to_is_dropped<F: Net>() {
         .dropped(Reason::NotServedHere);
 }
 
-/// V16: the asked node sends no packet on that opens nothing, except of connections that it has.
+/// V16: the asked node forwards packets that open nothing only if they belong to a flow of its
+/// table.
 fn a_connection_that_was_lost_here_goes_on<F: Net>() {
     for protocol in [Protocol::TCP, Protocol::SCTP] {
         let (asked, answering) = both::<F>();
@@ -173,7 +174,8 @@ fn a_connection_that_was_lost_here_goes_on<F: Net>() {
     }
 }
 
-/// V14: the asked node has ended a datagram's flow, and chosen another backend of the same node.
+/// V14: the asked node has ended the flow of a datagram, and has chosen another backend on the same
+/// node.
 fn a_backend_that_was_chosen_anew_is_followed<F: Net>() {
     for protocol in PROTOCOLS {
         let both = [pod::<F>(REMOTE), pod::<F>(SIBLING)];

@@ -14,10 +14,10 @@ both_families!(
     the_class_is_kept_and_no_congestion_is_claimed,
 );
 
-/// Somebody on the way.
+/// A router between client and node.
 const ROUTER: Dotted = [203, 0, 113, 1];
 
-/// The kernel numbers what it cuts: 8080 is followed by 8081 (`inet_gso_segment`).
+/// GSO increments the IPv4 identification of each segment: 8080 becomes 8081 (`inet_gso_segment`).
 fn pieces_of_a_larger_packet_count_the_port_up<F: Net>() {
     for protocol in PROTOCOLS {
         let (asked, answering) = both::<F>();
@@ -28,7 +28,8 @@ fn pieces_of_a_larger_packet_count_the_port_up<F: Net>() {
         let met = answering.raw_from_device(&piece).goes(Action::Pod(VETH_A));
         assert_eq!(met, sent.to(end::<F>(BACKEND)).hop());
         assert_eq!(answering.flows(), (2, 0));
-        // Of a connection that is not known here it is no word to go by: its sender tries again.
+        // Without a flow the number is no valid port: the packet is dropped, and its sender
+        // retransmits.
         answering.tables.opening.borrow_mut().clear();
         answering
             .raw_from_device(&piece)
@@ -36,7 +37,7 @@ fn pieces_of_a_larger_packet_count_the_port_up<F: Net>() {
     }
 }
 
-/// A packet that takes so many bytes without the link-layer header.
+/// Returns a packet of `bytes` bytes, without the link-layer header.
 fn sized<F: Net>(protocol: Protocol, flags: u8, bytes: usize) -> Segment {
     let headers = overhead::<F>() + crate::segment::overhead(protocol);
     packet::<F>(protocol, FROM, TO)
@@ -62,10 +63,10 @@ fn what_is_too_big_with_the_carrier_is_told<F: Net>() {
     }
 }
 
-/// A host that cuts its datagrams makes the next ones smaller.
+/// The error carries an MTU, so that the client sends smaller fragments.
 fn a_first_fragment_that_is_too_big_is_told<F: Net>() {
     let mut node = asked::<F>(&[pod::<F>(REMOTE)]);
-    // Fragments have 1,280 bytes behind their headers.
+    // Fragments have 1,280 bytes after their headers.
     let mtu = if F::V6 { 1320 } else { 1310 };
     node.tables.devices.get_mut(&ETH).expect("there").mtu = mtu;
     let frames = cut::<F>(&long::<F>(Protocol::UDP, FROM, TO), (CLIENT, NODE));
@@ -75,7 +76,7 @@ fn a_first_fragment_that_is_too_big_is_told<F: Net>() {
         (F::ip(CLIENT), mtu - overhead::<F>() as u32)
     );
     assert_eq!(told.quote[..8], frames[0][14..22]);
-    // The rest waits in vain for its first.
+    // Later fragments without their first one are left to the stack.
     node.raw_from_device(&frames[1]).untouched();
     assert_eq!(node.flows(), (0, 0));
 }
@@ -97,8 +98,8 @@ fn fragments_arrive<F: Net>() {
     }
 }
 
-/// The client, or a router before it, sends an error to the address that the answer came from; that
-/// node forwards it like the client's packets.
+/// Errors about answers arrive at the asked node, whose address is their source; it forwards them
+/// like the client's packets.
 fn errors_about_answers_reach_the_backend<F: Net>() {
     for (protocol, teller) in PROTOCOLS
         .into_iter()
@@ -126,8 +127,8 @@ fn errors_about_answers_reach_the_backend<F: Net>() {
     }
 }
 
-/// A router between the nodes has a next link with a smaller MTU: the client gets an error as if
-/// the node had sent it.
+/// A link between the nodes has a smaller MTU: the client gets an error with the size that is left
+/// for it.
 fn errors_about_the_carrier_reach_the_client<F: Net>() {
     for protocol in PROTOCOLS {
         let (mut asked, answering) = both::<F>();
@@ -141,7 +142,7 @@ fn errors_about_the_carrier_reach_the_client<F: Net>() {
         );
         let sent = sized::<F>(protocol, ACK, 1400);
         let hop = asked.from_device(&sent);
-        // It quotes 548 bytes at most.
+        // The router quotes 548 bytes at most.
         let told = asked.raw_from_device(&error_quoting::<F>(
             (ROUTER, NODE),
             &hop.bytes()[14..14 + 500],
@@ -158,7 +159,7 @@ fn errors_about_the_carrier_reach_the_client<F: Net>() {
             sent.bytes()[14..14 + overhead::<F>() + 8]
         );
     }
-    // About a packet that this node has not sent.
+    // The quoted packet was not sent by this node.
     let (asked, _) = both::<F>();
     let (other, _) = both::<F>();
     let hop = other.from_device(&opening::<F>(Protocol::TCP, FROM, TO));
@@ -170,12 +171,13 @@ fn other_errors_about_it_are_left_alone<F: Net>() {
     let (asked, _) = both::<F>();
     let hop = asked.from_device(&opening::<F>(Protocol::TCP, FROM, TO));
     let mut error = error_quoting::<F>((ROUTER, NODE), &hop.bytes()[14..]);
-    // A host that cannot be reached; the stack verifies the checksum, not we.
+    // Type and code of "host unreachable". The checksum is wrong then; the stack verifies it, not
+    // the packet path.
     error[14 + overhead::<F>()..][..2].copy_from_slice(if F::V6 { &[1, 3] } else { &[3, 1] });
     asked.raw_from_device(&error).untouched();
 }
 
-/// One router, as for a backend of the asked node.
+/// Both nodes together decrement the TTL once, as for a backend of the asked node.
 fn hops_are_counted_once<F: Net>() {
     let (asked, answering) = both::<F>();
     let met = through(
@@ -189,11 +191,10 @@ fn hops_are_counted_once<F: Net>() {
     assert_eq!(asked.tables.answered(Reason::TtlExceeded), 1);
 }
 
-/// RFC 6040: congestion marks would be lost where the carrier ends, so it says that it cannot be
-/// marked.
+/// RFC 6040: the outer header is not ECN-capable, since marks on it would be lost at decapsulation.
 fn the_class_is_kept_and_no_congestion_is_claimed<F: Net>() {
     let asked = asked::<F>(&[pod::<F>(REMOTE)]);
-    // Expedited forwarding, and able to be marked.
+    // Expedited forwarding, ECN-capable.
     const CLASS: u8 = 46 << 2 | 2;
     let mut bytes = opening::<F>(Protocol::UDP, FROM, TO).bytes();
     if F::V6 {

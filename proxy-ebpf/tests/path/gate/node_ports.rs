@@ -1,4 +1,5 @@
-//! nodePorts and addresses of load balancers: what processes send to them enters the gate on its way out.
+//! nodePorts and addresses of load balancers: packets of processes to them enter the gate on their
+//! way out.
 
 use super::*;
 
@@ -50,7 +51,7 @@ fn its_node_ports_go_into_the_gate_and_come_back_by_loopback<F: Net>() {
         )
         .goes(Action::Neighbour(ETH));
         assert_eq!(met.src.ip(), F::ip(NODE));
-        // What was put into the gate is not put into it again.
+        // Packets that went through the gate do not enter it again.
         node.to_device(&met).untouched();
         node.xdp(&met.answer()).untouched();
         let told = node
@@ -60,7 +61,7 @@ fn its_node_ports_go_into_the_gate_and_come_back_by_loopback<F: Net>() {
     }
 }
 
-/// No pod could answer a loopback address.
+/// Pods cannot answer a loopback address, so the source becomes the node's address.
 fn node_ports_by_loopback_reach_pods_by_the_nodes_address<F: Net>() {
     let (from, to) = ((LOOPBACK, 40000), (LOOPBACK, NODE_PORT));
     for protocol in PROCESS_PROTOCOLS {
@@ -101,7 +102,7 @@ fn node_ports_by_loopback_reach_pods_by_the_nodes_address<F: Net>() {
     .dropped(Reason::NoMasqueradeAddress);
 }
 
-/// It sees the node's address as its client, and its answers are caught like the questions.
+/// The backend sees the node's address as its client; its answers enter the gate like the requests.
 fn a_process_of_its_node_is_reached_by_a_node_port<F: Net>() {
     for protocol in PROCESS_PROTOCOLS {
         for at in [NODE, LOOPBACK] {
@@ -122,7 +123,7 @@ fn a_process_of_its_node_is_reached_by_a_node_port<F: Net>() {
     }
 }
 
-/// The kernel takes what has such an address by loopback.
+/// Answers from such an address reach the process by loopback, where the kernel accepts them.
 fn addresses_that_are_elsewhere_are_caught_on_the_way_out<F: Net>() {
     let to = (ELSEWHERE, 443);
     for protocol in PROTOCOLS {
@@ -132,10 +133,10 @@ fn addresses_that_are_elsewhere_are_caught_on_the_way_out<F: Net>() {
             .from_pod(VETH_A, &met.answer())
             .goes(Action::Enter(IfIndex::LOOPBACK));
         assert_eq!((told.src, told.dst), (end::<F>(to), end::<F>(FROM)));
-        // Another of its ports is somebody else's.
+        // Other ports of the address belong to whoever has it.
         node.sends(ETH, &opening::<F>(protocol, FROM, (ELSEWHERE, 22)))
             .untouched();
-        // What was received is forwarded as it is.
+        // Forwarded packets of others stay as they are.
         node.to_device(&opening::<F>(protocol, FROM, to))
             .untouched();
         let node = with_elsewhere::<F>(process::<F>(NODE));
@@ -188,7 +189,7 @@ fn fragments_go_into_the_gate_after_their_first<F: Net>() {
         join::<F>(&met.collect::<Vec<_>>()).0.dst,
         end::<F>((POD_A, TARGET))
     );
-    // Of nobody's datagrams the later ones are nobody's too.
+    // Later fragments of a datagram that is not translated are left alone.
     let other = cut::<F>(
         &packet::<F>(Protocol::UDP, FROM, (CLIENT, 443)).payload(&[7; 3000]),
         (NODE, CLIENT),
@@ -198,7 +199,7 @@ fn fragments_go_into_the_gate_after_their_first<F: Net>() {
         .for_each(|frame| node.raw_sends(ETH, frame).untouched());
 }
 
-/// A port that is closed meanwhile.
+/// The client has closed its port before the answer arrives.
 fn errors_about_its_node_ports_go_the_same_way<F: Net>() {
     for (at, home) in [
         (NODE, Action::Stack),
@@ -222,7 +223,7 @@ fn errors_about_its_node_ports_go_the_same_way<F: Net>() {
             .raw_from_gate(entered.bytes())
             .tells(Action::Neighbour(ETH));
         assert_eq!((told.src, told.dst), (F::ip(NODE), F::ip(REMOTE)));
-        // What the pod says of it, and what a router does.
+        // Errors from the pod, and from a router.
         let told = node
             .raw_from_device(&error_about::<F>((REMOTE, NODE), &met))
             .tells(Action::Enter(IfIndex::LOOPBACK));
@@ -251,7 +252,7 @@ fn a_node_port_without_pods_is_refused_by_loopback<F: Net>() {
     }
 }
 
-/// IPv6 heeds what is less than what the device has that has the address.
+/// The kernel heeds an ICMPv6 MTU only if it is less than that of the device with the address.
 fn what_does_not_fit_is_told_by_loopback<F: Net>() {
     let node = node::<F>(pod::<F>(REMOTE));
     for (at, port) in [(NODE, NODE_PORT), (LOOPBACK, NODE_PORT), (VIP, 80)] {
@@ -271,7 +272,7 @@ fn what_does_not_fit_is_told_by_loopback<F: Net>() {
     }
 }
 
-/// The kernel would call it a martian.
+/// The kernel drops such a packet as a martian.
 fn what_comes_from_elsewhere_to_loopback_belongs_to_no_flow<F: Net>() {
     for (backend, way) in [
         (POD_A, Action::Pod(VETH_A)),

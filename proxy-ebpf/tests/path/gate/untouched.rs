@@ -1,4 +1,4 @@
-//! Packets of processes that the gate does not take, and packets that end in it.
+//! Packets of processes that stay outside the gate, and packets that are dropped in it.
 
 use super::*;
 
@@ -23,7 +23,7 @@ fn what_asks_for_no_service_leaves_as_it_was<F: Net>() {
                 .untouched();
         }
     }
-    // V16: a connection that somebody had before there was such a nodePort.
+    // V16: the connection is older than the nodePort.
     node.sends(
         IfIndex::LOOPBACK,
         &packet::<F>(Protocol::TCP, FROM, BY_NODE),
@@ -34,7 +34,7 @@ fn what_asks_for_no_service_leaves_as_it_was<F: Net>() {
         &packet::<F>(Protocol::TCP, BY_NODE, FROM),
     )
     .untouched();
-    // V8: nodePorts are not on every address of the host.
+    // V8: nodePorts are served on the selected addresses only.
     let mut node = node;
     node.tables
         .addresses
@@ -47,7 +47,7 @@ fn what_asks_for_no_service_leaves_as_it_was<F: Net>() {
     assert_eq!(node.flows(), (0, 0));
 }
 
-/// For SCTP, listeners are unknown.
+/// The kernel does not show SCTP listeners to programs, so SCTP by loopback is never taken.
 fn v21_who_listens_on_loopback_is_not_hidden<F: Net>() {
     let mut node = node::<F>(pod::<F>(POD_A));
     let (from, to) = ((LOOPBACK, 40000), (LOOPBACK, NODE_PORT));
@@ -60,7 +60,7 @@ fn v21_who_listens_on_loopback_is_not_hidden<F: Net>() {
         .untouched();
     let question = opening::<F>(Protocol::UDP, from, to);
     through(&node, IfIndex::LOOPBACK, &question).goes(Action::Pod(VETH_A));
-    // Who begins to listen later is heard with the next datagram.
+    // A listener that appears later gets the next datagram.
     node.tables
         .taken
         .insert((Protocol::UDP, F::at(LOOPBACK), Port::new(NODE_PORT)));
@@ -79,8 +79,8 @@ fn where_sockets_serve_nothing_is_caught<F: Net>() {
         .untouched();
 }
 
-/// A container that has a device on top of [`ETH`] sends by it, and so does a proxy with its
-/// client's address; what answers would not find them.
+/// A container with a device on top of [`ETH`], or a transparent proxy, sends by [`ETH`] too;
+/// answers would not reach them.
 fn who_has_no_address_of_this_host_is_no_process<F: Net>() {
     let node = with_elsewhere::<F>(pod::<F>(POD_A));
     for to in [(ELSEWHERE, 443), (VIP, 81)] {
@@ -89,7 +89,7 @@ fn who_has_no_address_of_this_host_is_no_process<F: Net>() {
         node.sends(ETH, &opening::<F>(Protocol::TCP, FROM, to))
             .goes(Action::Enter(GATE));
     }
-    // Where the node's address is loopback's own.
+    // The node's address is on the loopback device.
     let mut node = node;
     node.tables
         .addresses
@@ -103,7 +103,7 @@ fn who_has_no_address_of_this_host_is_no_process<F: Net>() {
     .goes(Action::Enter(GATE));
 }
 
-/// Loopback takes more than kernels before 5.12 hand over to a pod.
+/// Loopback's MTU is larger than the packets that kernels before 5.12 redirect to a pod.
 fn pods_here_get_no_larger_packets_than_any_device_takes<F: Net>() {
     let node = node::<F>(pod::<F>(POD_A));
     let datagram = |len| packet::<F>(Protocol::UDP, FROM, BY_NODE).payload(&vec![7; len]);
@@ -117,12 +117,12 @@ fn pods_here_get_no_larger_packets_than_any_device_takes<F: Net>() {
             if F::V6 { 1499 } else { 1500 }
         );
     }
-    // What others send has come by a device that takes it.
+    // Packets from outside fit, since a device has received them.
     let client = packet::<F>(Protocol::UDP, (CLIENT, 40000), BY_NODE).payload(&[7; 1500]);
     node.from_device(&client).goes(Action::Pod(VETH_A));
 }
 
-/// The stack would send it into the gate again.
+/// Given back to the stack, such a packet would enter the gate again.
 fn what_cannot_be_translated_goes_no_further_than_the_gate<F: Net>() {
     let node = node::<F>(pod::<F>(POD_A));
     let mut other = packet::<F>(Protocol::UDP, FROM, TO).bytes();

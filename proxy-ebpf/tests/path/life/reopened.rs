@@ -1,4 +1,5 @@
-//! A flow that opens anew: SYN on a closed connection or on one without its backend (V17), and expired UDP (V18).
+//! Flows that open anew: SYN on a closed connection, or on one without its backend (V17), and
+//! expired UDP (V18).
 
 use super::*;
 
@@ -12,8 +13,8 @@ both_families!(
     udp_flow_with_replies_only_is_alive,
 );
 
-/// V17: a SYN on a flow that has ended, by FIN of both or RST of either, is a new connection to a
-/// backend of now.
+/// V17: a SYN on a closed flow (FIN of both sides, or RST of one) opens a new connection to a
+/// current backend.
 fn syn_on_a_closed_connection_opens_a_new_one<F: Net>() {
     for (forward, reply) in [
         (Some(FIN | ACK), Some(FIN | ACK)),
@@ -43,7 +44,7 @@ fn syn_on_a_closed_connection_opens_a_new_one<F: Net>() {
     }
 }
 
-/// V17's other side: a late SYN, or a half-closed connection, is not cut short.
+/// V17: a late SYN, or one on a half-closed connection, does not replace the flow.
 fn syn_on_a_living_connection_does_not<F: Net>() {
     let (mut node, there) = connected::<F>(Protocol::TCP);
     node = node.with_node_port(0, &[pod::<F>(POD_A), pod::<F>(REMOTE)]);
@@ -84,8 +85,8 @@ fn syn_whose_backend_has_left_opens_a_new_flow<F: Net>() {
     assert_eq!(node.flows(), (0, 0));
 }
 
-/// V17, V7: the first slot is there for policy Local, which leads nobody where it is not the
-/// frontend's.
+/// V17, V7: the backend in the first slot serves policy Local only, so a Cluster frontend does not
+/// keep it.
 fn syn_whose_backend_is_for_policy_local_only_opens_a_new_flow<F: Net>() {
     for (flags, same) in [(0, false), (ServiceFlags::LOCAL, true)] {
         let (mut node, there) = connected::<F>(Protocol::TCP);
@@ -103,8 +104,8 @@ fn syn_whose_backend_is_for_policy_local_only_opens_a_new_flow<F: Net>() {
     }
 }
 
-/// V18: a client that is never answered keeps backend and port for as long as it goes on (syslog,
-/// metrics), and no longer.
+/// V18: an unanswered UDP client keeps backend and port while it sends (syslog, metrics), and no
+/// longer.
 fn one_way_udp_keeps_its_backend<F: Net>() {
     let mut node = Node::<F>::new().with_node_port(0, &[pod::<F>(REMOTE)]);
     let datagram = packet::<F>(Protocol::UDP, FROM, TO);
@@ -139,8 +140,8 @@ fn expired_udp_flow_is_opened_anew<F: Net>() {
     assert_eq!(node.flows(), (2, 0));
 }
 
-/// V18: a packet in one direction refreshes both entries, so a stream that only the backend sends
-/// is no expired flow.
+/// V18: a packet in either direction refreshes both entries, so a stream from the backend alone
+/// keeps the flow.
 fn udp_flow_with_replies_only_is_alive<F: Net>() {
     let (mut node, there) = connected::<F>(Protocol::UDP);
     node = node.with_node_port(0, &[pod::<F>(POD_A)]);
