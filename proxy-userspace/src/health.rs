@@ -86,9 +86,9 @@ impl Progress {
     /// Healthy while starting: before the first update nobody waits in vain.
     pub fn well(&self, now: Instant, patience: Duration) -> bool {
         self.updated.is_none()
-            || !self
+            || self
                 .waiting_since
-                .is_some_and(|since: Instant| now.duration_since(since) > patience)
+                .is_none_or(|since| now.duration_since(since) <= patience)
     }
 }
 
