@@ -420,15 +420,10 @@ mod tests {
                 .into_iter()
                 .chain(args.split_whitespace()),
         )?;
-        match typed.command {
-            Command::Agent(args) => args.settings(),
-            other @ (Command::Status(_)
-            | Command::Services(_)
-            | Command::Flows(_)
-            | Command::Unload(_)
-            | Command::Doctor(_)
-            | Command::Explain(_)) => panic!("no agent: {other:?}"),
-        }
+        let Command::Agent(args) = typed.command else {
+            panic!("no agent: {typed:?}")
+        };
+        args.settings()
     }
 
     #[test]
