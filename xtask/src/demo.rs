@@ -2,6 +2,8 @@
 //! host and judged.
 
 mod acts;
+mod mistakes;
+mod name;
 mod policies;
 mod say;
 mod stage;
@@ -40,11 +42,11 @@ pub fn run(args: &Args) -> Result<()> {
     let mut stage = Stage::set(args.wiring, args.join, tools, &mut say)?;
     acts::node_port(&mut stage, &mut say)?;
     acts::client_address(&mut stage, &mut say)?;
-    acts::cluster_ip_by_name(&mut stage, &mut say)?;
+    name::cluster_ip_by_name(&mut stage, &mut say)?;
     acts::three_ports(&mut stage, &mut say)?;
     acts::local_policy(&mut stage, &mut say)?;
     policies::network_policy(&mut stage, &mut say)?;
-    acts::mistakes(&mut stage, &mut say)?;
+    mistakes::mistakes(&mut stage, &mut say)?;
     let wrong = say.verdict();
     if args.keep {
         stage.leave_up(&mut say);

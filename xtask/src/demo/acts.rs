@@ -8,17 +8,16 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::say::{Say, Table};
-use super::stage::{Stage, cluster_ip_and_node_port, dns_name, eventually};
-use crate::lab::dns::{self, Record};
+use super::stage::{Stage, cluster_ip_and_node_port, eventually};
 use crate::lab::facts::Facts;
 use crate::lab::node::Node;
 use crate::lab::probe::{self, Answer, Kind, Tally};
-use crate::lab::topology::{FAR_CLIENT, Family, PodSpec, Serves};
+use crate::lab::topology::{FAR_CLIENT, Family};
 
-const WEB: [&str; 3] = ["web-1", "web-2", "web-3"];
+pub(super) const WEB: [&str; 3] = ["web-1", "web-2", "web-3"];
 const NODE_PORT: u16 = 30080;
 /// So many that each of three pods is left out less than once in a million demos.
-const REQUESTS: usize = 60;
+pub(super) const REQUESTS: usize = 60;
 /// Time limit for an edited manifest to be in force everywhere.
 const TAKES_EFFECT: Duration = Duration::from_secs(5);
 
@@ -91,42 +90,6 @@ pub fn client_address(stage: &mut Stage, say: &mut Say) -> Result<()> {
     say.show(table);
     say.expect(
         "a pod of the asked node sees the client, a pod elsewhere sees the asked node",
-        &against,
-    );
-    say.done("");
-    Ok(())
-}
-
-/// A pod asks cluster DNS for a Service's name, and the Service by what it learnt; both go by
-/// cluster IPs.
-///
-/// # Errors
-/// If DNS cannot be brought up.
-pub fn cluster_ip_by_name(stage: &mut Stage, say: &mut Say) -> Result<()> {
-    say.step("A pod asks for the Service by its name; DNS, too, is a Service with a cluster IP");
-    let server = start_dns(stage)?;
-    let name = dns_name("web-nodeport");
-    let tally_and_ip = stage.lab.pod("visitor")?.ns().run(|| {
-        let ip = dns::resolve(server, &name, Family::V4)?;
-        Ok((ip, probe::survey(Kind::Http, (ip, 80).into(), REQUESTS)))
-    });
-    let against = match &tally_and_ip {
-        Ok((ip, tally)) => {
-            let mut table =
-                Table::new(["pod visitor asks", "web-1", "web-2", "web-3", "otherwise"]);
-            table.row(row_of_pods(&format!("http://{name}/ = {ip}"), tally));
-            say.show(table);
-            let own = stage.lab.pod("visitor")?.addresses().of(Family::V4);
-            let right = tally.pods() == WEB && tally.unserved() == 0 && tally.clients() == [own];
-            (!right)
-                .then(|| format!("{tally}, seen as {:?}", tally.clients()))
-                .into_iter()
-                .collect()
-        }
-        Err(e) => vec![format!("{e:#}")],
-    };
-    say.expect(
-        "the name is found, all three pods answer, and they see the asking pod's own address",
         &against,
     );
     say.done("");
@@ -249,83 +212,7 @@ pub fn local_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
     Ok(())
 }
 
-const MISTAKES: &str = "\
-# Wants a nodePort that web-nodeport has.
-apiVersion: v1
-kind: Service
-metadata:
-  name: copycat
-spec:
-  type: NodePort
-  selector: { app: demo }
-  ports: [{ port: 80, nodePort: 30080 }]
----
-# Selects pods that nobody has.
-apiVersion: v1
-kind: Service
-metadata:
-  name: lost
-spec:
-  selector: { app: dmeo, tier: web }
-  ports: [{ port: 80 }]
-";
-
-/// Two mistakes that beginners make, and what `portway doctor` says.
-///
-/// # Errors
-/// If the manifest cannot be written, or doctor cannot be started.
-pub fn mistakes(stage: &mut Stage, say: &mut Say) -> Result<()> {
-    say.step("Two mistakes: Service copycat wants nodePort 30080 as well, Service lost selects app: dmeo");
-    stage.write("mistakes.yaml", MISTAKES)?;
-    let node = stage.lab.node("node1")?;
-    let directory = stage.manifests.to_string_lossy().into_owned();
-    let said = stage.portway(
-        node,
-        &[
-            "doctor",
-            "--node-name",
-            node.name(),
-            "--manifests",
-            &directory,
-        ],
-    )?;
-    say.show("$ portway doctor --node-name node1 --manifests DIR");
-    said.lines().for_each(|line| say.show(format!("  {line}")));
-    let about = |words: &[&str]| {
-        said.lines()
-            .any(|line| words.iter().all(|word| line.contains(word)))
-    };
-    let unsaid = |what: &str| vec![format!("doctor does not {what}")];
-    let duplicate = if about(&["30080", "copycat", "web-nodeport"]) {
-        Vec::new()
-    } else {
-        unsaid("name both Services and the port")
-    };
-    say.expect("doctor names the two Services that want 30080", &duplicate);
-    let nearest = said.contains("lost") && said.contains("dmeo") && said.contains("demo");
-    say.expect(
-        "doctor says that lost finds no pod, and which labels come near",
-        &if nearest {
-            Vec::new()
-        } else {
-            unsaid("say so")
-        },
-    );
-    let tally = from_outside(stage, node, Family::V4)?;
-    let against: Vec<String> = (tally.pods() != WEB || tally.unserved() > 0)
-        .then(|| tally.to_string())
-        .into_iter()
-        .collect();
-    say.expect(
-        "meanwhile the Service that had the port first serves as before",
-        &against,
-    );
-    std::fs::remove_file(stage.manifests.join("mistakes.yaml")).context("remove mistakes.yaml")?;
-    say.done("the mistakes are removed");
-    Ok(())
-}
-
-fn from_outside(stage: &Stage, node: &Node, family: Family) -> Result<Tally> {
+pub(super) fn from_outside(stage: &Stage, node: &Node, family: Family) -> Result<Tally> {
     let addr = (node.addresses().of(family), NODE_PORT).into();
     stage
         .lab
@@ -342,7 +229,7 @@ fn node_label(node: &Node, family: Family) -> String {
 }
 
 /// A label, how often each web pod answered, and what else came back.
-fn row_of_pods(label: &str, tally: &Tally) -> Vec<String> {
+pub(super) fn row_of_pods(label: &str, tally: &Tally) -> Vec<String> {
     let others = Tally {
         by_pod: BTreeMap::new(),
         ..tally.clone()
@@ -390,42 +277,6 @@ fn client_label(stage: &Stage, ip: IpAddr) -> String {
     };
     who.map_or(ip.to_string(), |who| format!("{ip} ({who})"))
 }
-
-/// Plays cluster DNS: a pod with the Services' names, and a Service in front of it.
-fn start_dns(stage: &mut Stage) -> Result<SocketAddr> {
-    let (ip, _) = cluster_ip_and_node_port(&stage.wait_for_frontend("default/web-nodeport:http")?)?;
-    let record = Record {
-        name: dns_name("web-nodeport"),
-        address: ip,
-    };
-    let pod = PodSpec::new("dns-1")
-        .namespace("kube-system")
-        .label("k8s-app", "kube-dns")
-        .serving_as("dns", 53, Serves::Dns);
-    stage
-        .lab
-        .node_mut("node1")?
-        .add_pod(pod.knowing(vec![record]))?;
-    stage.write_cluster()?;
-    stage.write("dns.yaml", DNS)?;
-    stage
-        .wait_for_frontend("kube-system/kube-dns:dns")?
-        .first()
-        .copied()
-        .context("find the cluster IP of DNS")
-}
-
-const DNS: &str = "\
-apiVersion: v1
-kind: Service
-metadata:
-  name: kube-dns
-  namespace: kube-system
-spec:
-  clusterIP: 10.96.0.10
-  selector: { k8s-app: kube-dns }
-  ports: [{ name: dns, protocol: UDP, port: 53, targetPort: dns }]
-";
 
 fn ask_many(kind: Kind, addr: SocketAddr) -> Vec<Answer> {
     probe::answers(kind, addr, 20)

@@ -1,8 +1,7 @@
-//! Owns the load generator: HTTP requests at a steady rate, over connections that are kept alive and over
-//! new ones, each failure counted.
+//! Owns the load generator: it sends HTTP requests at a steady rate, over kept-alive connections
+//! and over new ones, and counts each failure.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +14,10 @@ use slab::Slab;
 
 use super::facts::Facts;
 use super::probe;
+
+mod report;
+
+pub use report::{LoadReport, Outcome};
 
 /// The load to send.
 #[derive(Clone, Debug)]
@@ -34,8 +37,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// A load of `rate` requests per second over 100 kept-alive connections, each fifth request over a
-    /// new one.
+    /// A load of `rate` requests per second over 100 kept-alive connections; one request in five
+    /// uses a new connection.
     pub fn new(target: SocketAddr, rate: u32, duration: Duration) -> Self {
         Self {
             target,
@@ -45,76 +48,6 @@ impl Load {
             fresh_percent: 20,
             patience: Duration::from_secs(3),
         }
-    }
-}
-
-/// The outcome of the requests of one kind.
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    /// Number of answered requests.
-    pub answered: usize,
-    /// Number of failed requests, by error.
-    pub failed: BTreeMap<String, usize>,
-    /// The longest time to an answer; of a new connection, from its SYN on.
-    pub slowest: Duration,
-}
-
-/// The outcome of a load.
-#[derive(Clone, Debug, Default)]
-pub struct LoadReport {
-    /// Requests over kept-alive connections.
-    pub kept_alive: Outcome,
-    /// Requests over a new connection each.
-    pub fresh: Outcome,
-    /// Number of answers by pod.
-    pub by_pod: BTreeMap<String, usize>,
-    /// From the first request to the last answer.
-    pub elapsed: Duration,
-}
-
-impl LoadReport {
-    /// Returns the number of answered requests.
-    pub fn answered(&self) -> usize {
-        self.kept_alive.answered + self.fresh.answered
-    }
-
-    /// Returns the number of failed requests.
-    pub fn failed(&self) -> usize {
-        self.kept_alive
-            .failed
-            .values()
-            .chain(self.fresh.failed.values())
-            .sum()
-    }
-
-    /// Answers per second.
-    pub fn rate(&self) -> f64 {
-        self.answered() as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
-    }
-}
-
-impl fmt::Display for LoadReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} answers in {:.1?} ({:.0}/s)",
-            self.answered(),
-            self.elapsed,
-            self.rate()
-        )?;
-        for (what, outcome) in [("kept alive", &self.kept_alive), ("new", &self.fresh)] {
-            let failed: usize = outcome.failed.values().sum();
-            write!(
-                f,
-                "; over {what} connections {} answered, {failed} failed, slowest {:.1?}",
-                outcome.answered, outcome.slowest
-            )?;
-            outcome
-                .failed
-                .iter()
-                .try_for_each(|(why, n)| write!(f, " [{n} x {why}]"))?;
-        }
-        Ok(())
     }
 }
 
@@ -247,8 +180,8 @@ impl<'a> Generator<'a> {
             .any(|(_, connection)| connection.asked.is_some())
     }
 
-    /// Sends what the rate says ought to have been sent after `elapsed`, as far as kept-alive connections
-    /// are free.
+    /// Sends the requests that are due after `elapsed` at the load's rate; those for which no
+    /// kept-alive connection is free wait.
     fn send_due(&mut self, elapsed: Duration, now: Instant) {
         let due = (elapsed.as_secs_f64() * f64::from(self.load.rate)) as u64;
         while self.asked < due {

@@ -1,32 +1,22 @@
 //! Asks a server once or many times from the calling thread's namespace. A refusal and a missing
 //! answer are different outcomes.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use super::facts::Facts;
 use super::sctp;
 
+mod answer;
+mod tally;
+
+pub use answer::Answer;
+pub use tally::Tally;
+
 /// Time that a probe waits for a connection, and again for its answer.
 pub const PATIENCE: Duration = Duration::from_millis(700);
-
-/// The outcome of a probe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// A pod answered.
-    Served(Facts),
-    /// "Connection refused": a reset, or ICMP port unreachable.
-    Refused,
-    /// Nothing came back.
-    TimedOut,
-    /// Anything else, in words.
-    Failed(String),
-}
 
 /// The protocol of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -266,130 +256,6 @@ fn udp_socket(port: u16, addr: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-impl Answer {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "the standard library's list of error kinds is open"
-    )]
-    fn from_error(error: io::Error) -> Self {
-        match error.kind() {
-            ErrorKind::ConnectionRefused => Self::Refused,
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::TimedOut,
-            _ => Self::Failed(error.to_string()),
-        }
-    }
-
-    /// The facts, if a pod answered.
-    pub fn served(&self) -> Option<&Facts> {
-        match self {
-            Self::Served(facts) => Some(facts),
-            Self::Refused | Self::TimedOut | Self::Failed(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Served(facts) => facts.fmt(f),
-            Self::Refused => f.write_str("refused"),
-            Self::TimedOut => f.write_str("timed out"),
-            Self::Failed(why) => write!(f, "failed: {why}"),
-        }
-    }
-}
-
-impl FromStr for Answer {
-    type Err = anyhow::Error;
-
-    fn from_str(line: &str) -> Result<Self, Self::Err> {
-        Ok(match line {
-            "refused" => Self::Refused,
-            "timed out" => Self::TimedOut,
-            _ => match line.strip_prefix("failed: ") {
-                Some(why) => Self::Failed(why.to_owned()),
-                None => Self::Served(line.parse()?),
-            },
-        })
-    }
-}
-
-/// The outcomes of many probes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Number of answers by pod.
-    pub by_pod: BTreeMap<String, usize>,
-    /// Number of answers by the client address that the pod saw.
-    pub by_client: BTreeMap<IpAddr, usize>,
-    /// Number of refusals.
-    pub refused: usize,
-    /// Number of probes without an answer.
-    pub timed_out: usize,
-    /// Anything else, in words.
-    pub failed: Vec<String>,
-}
-
-impl Tally {
-    /// Returns the number of answers.
-    pub fn served(&self) -> usize {
-        self.by_pod.values().sum()
-    }
-
-    /// Returns the number of probes that no pod answered.
-    pub fn unserved(&self) -> usize {
-        self.refused + self.timed_out + self.failed.len()
-    }
-
-    /// The pods that answered.
-    pub fn pods(&self) -> Vec<&str> {
-        self.by_pod.keys().map(String::as_str).collect()
-    }
-
-    /// The client addresses that pods saw.
-    pub fn clients(&self) -> Vec<IpAddr> {
-        self.by_client.keys().copied().collect()
-    }
-}
-
-impl FromIterator<Answer> for Tally {
-    fn from_iter<T: IntoIterator<Item = Answer>>(answers: T) -> Self {
-        let mut tally = Self::default();
-        for answer in answers {
-            match answer {
-                Answer::Served(facts) => {
-                    *tally.by_client.entry(facts.client_ip()).or_default() += 1;
-                    *tally.by_pod.entry(facts.pod).or_default() += 1;
-                }
-                Answer::Refused => tally.refused += 1,
-                Answer::TimedOut => tally.timed_out += 1,
-                Answer::Failed(why) => tally.failed.push(why),
-            }
-        }
-        tally
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pods = self.by_pod.iter().map(|(pod, n)| format!("{pod} {n}"));
-        let others = [("refused", self.refused), ("timed out", self.timed_out)];
-        let others = others
-            .into_iter()
-            .filter(|(_, n)| *n > 0)
-            .map(|(what, n)| format!("{what} {n}"));
-        let failed = self
-            .failed
-            .first()
-            .map(|why| format!("failed {} ({why})", self.failed.len()));
-        let parts: Vec<String> = pods.chain(others).chain(failed).collect();
-        f.write_str(&if parts.is_empty() {
-            "nothing".to_owned()
-        } else {
-            parts.join(", ")
-        })
-    }
-}
-
 /// Asks from a process of its own, as a process of a node would (the lab starts this).
 #[derive(clap::Args, Clone, Debug)]
 pub struct ProbeArgs {
@@ -413,21 +279,6 @@ pub fn print_answers(args: &ProbeArgs) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn answers_read_back() {
-        for answer in [
-            Answer::Refused,
-            Answer::TimedOut,
-            Answer::Failed("no route to host".to_owned()),
-        ] {
-            assert_eq!(
-                answer.to_string().parse::<Answer>().expect("answer"),
-                answer
-            );
-        }
-        assert!("whatever".parse::<Answer>().is_err());
-    }
 
     #[test]
     fn a_body_is_given_when_it_is_whole() {

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 use ureq::Agent;
 use ureq::http::{Method, Request};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+use super::object_ref::ObjectRef;
 
 /// A user of the API server.
 #[derive(Debug)]
@@ -28,19 +30,6 @@ pub struct Client {
     netns: PathBuf,
     /// The server's resources by API version, as far as they were asked for.
     resources: Mutex<BTreeMap<String, Vec<Resource>>>,
-}
-
-/// Names one object, of any kind.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ObjectRef {
-    /// Group and version, such as `v1` or `discovery.k8s.io/v1`.
-    pub api_version: String,
-    /// Such as `Service`.
-    pub kind: String,
-    /// None for what belongs to no namespace, and for the namespace `default`.
-    pub namespace: Option<String>,
-    /// The object's name.
-    pub name: String,
 }
 
 /// The API server's refusal.
@@ -338,57 +327,6 @@ impl Client {
     }
 }
 
-impl ObjectRef {
-    /// An object in a namespace.
-    pub fn namespaced(api_version: &str, kind: &str, namespace: &str, name: &str) -> Self {
-        let (api_version, kind) = (api_version.to_owned(), kind.to_owned());
-        Self {
-            api_version,
-            kind,
-            namespace: Some(namespace.to_owned()),
-            name: name.to_owned(),
-        }
-    }
-
-    /// An object of the whole cluster.
-    pub fn cluster(api_version: &str, kind: &str, name: &str) -> Self {
-        Self {
-            api_version: api_version.to_owned(),
-            kind: kind.to_owned(),
-            namespace: None,
-            name: name.to_owned(),
-        }
-    }
-
-    /// The name of an object at hand.
-    pub fn of(object: &Value) -> Result<Self> {
-        let field = |pointer: &str| {
-            object
-                .pointer(pointer)
-                .and_then(Value::as_str)
-                .map(str::to_owned)
-        };
-        let need = |pointer: &str| {
-            field(pointer).with_context(|| format!("an object has no {pointer}: {object}"))
-        };
-        Ok(Self {
-            api_version: need("/apiVersion")?,
-            kind: need("/kind")?,
-            namespace: field("/metadata/namespace"),
-            name: need("/metadata/name")?,
-        })
-    }
-}
-
-impl fmt::Display for ObjectRef {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match &self.namespace {
-            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
-            None => write!(f, "{} {}", self.kind, self.name),
-        }
-    }
-}
-
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(
@@ -409,24 +347,6 @@ impl Body<'_> {
             Body::Apply(object) => Some(("application/apply-patch+yaml", object.to_string())),
             Body::Merge(change) => Some(("application/merge-patch+json", change.to_string())),
         }
-    }
-}
-
-/// Asks `probe` until it has an answer; an error of its ends the waiting at once.
-pub fn wait_for<T>(
-    what: &str,
-    patience: Duration,
-    mut probe: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = probe().with_context(|| format!("wait for {what}"))? {
-            return Ok(found);
-        }
-        if start.elapsed() > patience {
-            bail!("waited {patience:?} in vain for {what}");
-        }
-        thread::sleep(Duration::from_millis(20));
     }
 }
 

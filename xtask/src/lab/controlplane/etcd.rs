@@ -9,8 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use ureq::Agent;
 
-use super::ETCD;
 use super::client::enter;
+
+/// The URL at which etcd serves, inside its network namespace.
+pub const ETCD: &str = "http://127.0.0.1:2379";
 
 /// Removes the key, which must be there, and gives etcd's revision after that.
 pub fn remove(netns: &Path, key: &str) -> Result<String> {

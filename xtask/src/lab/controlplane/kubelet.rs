@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::client::{Client, ObjectRef};
+use super::client::Client;
+use super::object_ref::ObjectRef;
 
 /// A node as the cluster sees it.
 #[derive(Debug, Clone, Default)]

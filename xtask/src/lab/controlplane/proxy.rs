@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 
-use super::client::wait_for;
+use super::plane::{ControlPlane, User};
 use super::process::Daemon;
-use super::{ControlPlane, User};
+use super::wait::wait_for;
 
 /// The nftables tables that kube-proxy makes, by family; both are named `kube-proxy`.
 const FAMILIES: [&str; 2] = ["ip", "ip6"];

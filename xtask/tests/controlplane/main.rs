@@ -3,17 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use xtask::lab::controlplane::{
-    Client, ControlPlane, ControlPlaneSpec, KubeProxy, Kubelet, NodeSpec, ObjectRef, PodSpec,
-    ProxySpec, Readiness, Refused, User, pending_pods, wait_for,
+    Client, KubeProxy, Kubelet, NodeSpec, ObjectRef, PodSpec, ProxySpec, Readiness, Refused, User,
+    pending_pods, wait_for,
 };
+
+mod lan;
+
+use lan::Lan;
 
 const SOON: Duration = Duration::from_secs(10);
 const SERVICE: &str = "
@@ -26,78 +28,6 @@ spec:
   selector: { app: demo }
   ports: [{ name: http, port: 80, targetPort: http, nodePort: 30080 }]
 ";
-
-/// A network namespace with a bridge `lan` that has the API server's address; gone when dropped.
-struct Lan(String);
-
-impl Lan {
-    fn new() -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let lan = Self(format!(
-            "pw-cp-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        ));
-        run(&format!("ip netns add {}", lan.0))?;
-        for line in [
-            "link set lo up",
-            "link add lan type bridge",
-            "addr add 192.0.2.250/24 dev lan",
-            "link set lan up",
-        ] {
-            run(&format!("ip -n {} {line}", lan.0))?;
-        }
-        Ok(lan)
-    }
-
-    fn netns(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.0)
-    }
-
-    /// Starts a control plane here, and says how long that took.
-    fn control_plane(&self) -> Result<ControlPlane> {
-        let start = Instant::now();
-        let service_ranges = vec!["10.96.0.0/12".parse()?, "fd00:96::/112".parse()?];
-        let plane = ControlPlane::start(&ControlPlaneSpec {
-            netns: self.netns(),
-            address: "192.0.2.250".parse()?,
-            service_ranges,
-        })?;
-        eprintln!("control plane ready after {:.1?}", start.elapsed());
-        Ok(plane)
-    }
-
-    /// Adds a node: a namespace of its own at `address` on the bridge.
-    fn node(&self, address: &str) -> Result<Lan> {
-        let node = Lan(format!("{}-n", self.0));
-        run(&format!("ip netns add {}", node.0))?;
-        run(&format!("ip -n {} link set lo up", node.0))?;
-        run(&format!(
-            "ip -n {} link add eth0 type veth peer name n1 netns {}",
-            node.0, self.0
-        ))?;
-        run(&format!("ip -n {} link set n1 up master lan", self.0))?;
-        run(&format!("ip -n {} addr add {address}/24 dev eth0", node.0))?;
-        run(&format!("ip -n {} link set eth0 up", node.0))?;
-        Ok(node)
-    }
-}
-
-impl Drop for Lan {
-    fn drop(&mut self) {
-        let _ = run(&format!("ip netns del {}", self.0));
-    }
-}
-
-fn run(line: &str) -> Result<()> {
-    let mut words = line.split_whitespace();
-    let status = Command::new(words.next().context("find a command")?)
-        .args(words)
-        .status()
-        .with_context(|| format!("run {line}"))?;
-    ensure!(status.success(), "{line}: {status} (these tests need root)");
-    Ok(())
-}
 
 fn node(name: &str) -> Result<NodeSpec> {
     let addresses = vec!["192.0.2.1".parse()?, "2001:db8::1".parse()?];
@@ -389,7 +319,7 @@ fn the_manifests_of_deploy_are_accepted_and_grant_no_more_than_needed() -> Resul
             ..node("node-a")?
         },
     )?;
-    client.apply_yaml(include_str!("../../deploy/portway.yaml"))?;
+    client.apply_yaml(include_str!("../../../deploy/portway.yaml"))?;
     let pods = wait_for("the agent's pod", SOON, || {
         Ok(Some(client.list("v1", "Pod", Some("portway"), "")?).filter(|pods| !pods.is_empty()))
     })?;
@@ -439,7 +369,7 @@ fn a_dropped_control_plane_leaves_nothing_behind() -> Result<()> {
     let plane = lan.control_plane()?;
     let dir = plane.dir().to_owned();
     let pids = Command::new("ip")
-        .args(["netns", "pids", &lan.0])
+        .args(["netns", "pids", lan.name()])
         .output()?
         .stdout;
     assert_eq!(
@@ -450,7 +380,7 @@ fn a_dropped_control_plane_leaves_nothing_behind() -> Result<()> {
     drop(plane);
     assert!(!dir.exists(), "{} is left", dir.display());
     let pids = Command::new("ip")
-        .args(["netns", "pids", &lan.0])
+        .args(["netns", "pids", lan.name()])
         .output()?
         .stdout;
     assert_eq!(String::from_utf8_lossy(&pids), "");
