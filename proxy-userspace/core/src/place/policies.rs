@@ -44,9 +44,9 @@ pub struct PolicyTables {
     pod_ids: PodIds,
     /// Pairs of classes: that of addresses without room in the tables, and the one that is found
     /// for them instead (P34).
-    misled: BTreeSet<(u32, u32)>,
+    mismatched: BTreeSet<(u32, u32)>,
     /// While such a change is written: the classes that addresses may have meanwhile.
-    met: BTreeSet<u32>,
+    transient: BTreeSet<u32>,
     /// The pods with a policy that could not be represented (P34).
     closed: BTreeSet<ObjectName>,
 }
@@ -109,21 +109,21 @@ impl PolicyTables {
         if !leaving.is_empty() {
             self.bridge(policies, &moves, &mut writes, &mut steps);
         }
-        steps.met.extend(self.classes_met(&moves));
+        steps.transient.extend(self.transient_classes(&moves));
         self.move_addresses(moves, &mut steps.moves);
-        self.directory.place_lost(&mut steps.moves);
+        self.directory.place_unplaced(&mut steps.moves);
         // Rows that have to be closed are found before an address moves; they open again only
         // after.
-        let misled = self.directory.misled();
+        let mismatched = self.directory.mismatched();
         let overflows = self.directory.overflows();
         if overflows {
-            steps.met.extend(
-                self.misled
+            steps.transient.extend(
+                self.mismatched
                     .iter()
-                    .chain(&misled)
+                    .chain(&mismatched)
                     .flat_map(|(wanted, found)| [*wanted, *found]),
             );
-            self.met = std::mem::take(&mut steps.met);
+            self.transient = std::mem::take(&mut steps.transient);
         }
         self.write_moved_rows(&mut writes);
         self.correct(&mut steps.flips);
@@ -138,7 +138,7 @@ impl PolicyTables {
         writes.append(&mut steps.ends);
         self.matrix.end_parting();
         if overflows {
-            (self.misled, self.met) = (misled, BTreeSet::new());
+            (self.mismatched, self.transient) = (mismatched, BTreeSet::new());
             self.write_moved_rows(&mut writes);
         }
         writes
@@ -213,14 +213,14 @@ impl PolicyTables {
 
     /// Returns the classes that addresses have before, during and after these moves, apart from
     /// bridges.
-    fn classes_met(&self, moves: &[Move]) -> BTreeSet<u32> {
-        let mut met = BTreeSet::from([NO_CLASS]);
+    fn transient_classes(&self, moves: &[Move]) -> BTreeSet<u32> {
+        let mut classes = BTreeSet::from([NO_CLASS]);
         for Move { prefix, after, .. } in moves {
-            met.extend(after);
-            met.insert(self.class_before(*prefix));
-            met.extend(prefix.supernet().map(|around| self.class_before(around)));
+            classes.extend(after);
+            classes.insert(self.class_before(*prefix));
+            classes.extend(prefix.supernet().map(|around| self.class_before(around)));
         }
-        met
+        classes
     }
 
     /// Moves addresses to bridges: the old class to rows that pods are leaving, the new class to
@@ -246,7 +246,7 @@ impl PolicyTables {
         bridged.sort_by_key(|(prefix, _)| u8::MAX - prefix.prefix_len());
         for (prefix, bridge) in bridged {
             self.directory.set(prefix, Some(bridge), &mut steps.bridges);
-            steps.met.insert(bridge);
+            steps.transient.insert(bridge);
         }
         bridges
             .into_values()
@@ -293,10 +293,10 @@ impl PolicyTables {
     pub fn rest(&mut self) -> Vec<PolicyWrite> {
         let mut writes = Vec::new();
         self.directory.rest(&mut writes);
-        self.directory.place_lost(&mut writes);
+        self.directory.place_unplaced(&mut writes);
         self.matrix.rest(&mut writes);
         self.matrix.reopen(&mut writes);
-        self.misled = self.directory.misled();
+        self.mismatched = self.directory.mismatched();
         self.pod_ids.rest();
         self.write_moved_rows(&mut writes);
         writes

@@ -32,8 +32,8 @@ pub struct Directory {
     leaving: BTreeSet<Block>,
     late: Resting<Block>,
     /// Prefixes without room in any table (P34).
-    lost4: BTreeSet<Block>,
-    lost6: BTreeMap<IpNet, u32>,
+    unplaced4: BTreeSet<Block>,
+    unplaced6: BTreeMap<IpNet, u32>,
     /// A prefix had no room since [`Self::begin`].
     overflows: bool,
     /// Single addresses of IPv6 in the hash, and its other prefixes in the trie.
@@ -60,8 +60,8 @@ impl Directory {
             trie: BTreeMap::new(),
             leaving: BTreeSet::new(),
             late: Resting::default(),
-            lost4: BTreeSet::new(),
-            lost6: BTreeMap::new(),
+            unplaced4: BTreeSet::new(),
+            unplaced6: BTreeMap::new(),
             overflows: false,
             exact: BTreeMap::new(),
             v6: BTreeMap::new(),
@@ -78,8 +78,8 @@ impl Directory {
 
     /// Returns, for each prefix without room, the class of its addresses and the class that is
     /// found for them instead.
-    pub fn misled(&self) -> BTreeSet<(u32, u32)> {
-        let four = self.lost4.iter().map(|(addr, bits)| {
+    pub fn mismatched(&self) -> BTreeSet<(u32, u32)> {
+        let four = self.unplaced4.iter().map(|(addr, bits)| {
             let around = (WIDTHS[0]..=*bits)
                 .rev()
                 .find_map(|bits| self.trie.get(&(first(*addr, bits), bits)));
@@ -88,7 +88,7 @@ impl Directory {
                 around.copied().unwrap_or(NO_CLASS),
             )
         });
-        let six = self.lost6.iter().map(|(prefix, class)| {
+        let six = self.unplaced6.iter().map(|(prefix, class)| {
             (
                 *class,
                 longest(&self.v6, *prefix).copied().unwrap_or(NO_CLASS),
@@ -101,7 +101,7 @@ impl Directory {
 
     /// Begins a change.
     pub fn begin(&mut self) {
-        self.overflows = !(self.lost4.is_empty() && self.lost6.is_empty());
+        self.overflows = !(self.unplaced4.is_empty() && self.unplaced6.is_empty());
     }
 
     /// Returns true if a prefix had no room since the change began, if only for a while.

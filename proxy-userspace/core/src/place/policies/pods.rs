@@ -142,7 +142,7 @@ impl PolicyTables {
         let row = |isolation: &Isolation| match isolation {
             Isolation::None => Row::OPEN,
             Isolation::Rules(row)
-                if self.is_misled(row) || self.matrix.differs_on(row, &self.met) =>
+                if self.is_mismatched(row) || self.matrix.differs_on(row, &self.transient) =>
             {
                 Row::CLOSED
             }
@@ -156,8 +156,8 @@ impl PolicyTables {
 
     /// Returns true if a row has different verdicts on an address's class and on the one that is
     /// found for it instead.
-    pub(super) fn is_misled(&self, row: &Arc<symbolic::Row>) -> bool {
-        self.misled
+    pub(super) fn is_mismatched(&self, row: &Arc<symbolic::Row>) -> bool {
+        self.mismatched
             .iter()
             .any(|(wanted, found)| self.matrix.differs_on(row, [wanted, found]))
     }
@@ -169,7 +169,7 @@ impl PolicyTables {
             .into_iter()
             .any(|isolation| match isolation {
                 Isolation::None => false,
-                Isolation::Rules(row) => self.is_misled(row) || self.matrix.is_closed(row),
+                Isolation::Rules(row) => self.is_mismatched(row) || self.matrix.is_closed(row),
             })
     }
 }

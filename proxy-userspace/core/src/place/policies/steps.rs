@@ -39,5 +39,5 @@ pub(super) struct Steps {
     pub(super) flips: Vec<PolicyWrite>,
     pub(super) ends: Vec<PolicyWrite>,
     /// The classes that addresses may have during the change.
-    pub(super) met: BTreeSet<u32>,
+    pub(super) transient: BTreeSet<u32>,
 }

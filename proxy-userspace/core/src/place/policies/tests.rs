@@ -129,7 +129,10 @@ fn what_has_no_room_in_arrays_goes_to_the_trie_and_to_longer_rows() {
             port: 80,
         };
         assert_eq!(world.answer(&question), number % 2 == 0, "{question:?}");
-        assert_eq!(world.answer(&question), said(&world.policies, &question));
+        assert_eq!(
+            world.answer(&question),
+            verdict_of(&world.policies, &question)
+        );
     }
     // All elements are freed again.
     world.bring_to(Policies::default());

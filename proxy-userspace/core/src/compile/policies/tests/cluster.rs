@@ -164,13 +164,13 @@ impl Cluster {
         }
     }
 
-    pub(super) fn hear(&mut self, update: Update) {
+    pub(super) fn apply(&mut self, update: Update) {
         self.touched.record(&update);
         _ = self.snapshot.state.apply(update);
     }
 
     pub(super) fn pod(&mut self, name: &str, pod: Pod) -> &mut Self {
-        self.hear(Update::Apply(Object::Pod(object(name), pod)));
+        self.apply(Update::Apply(Object::Pod(object(name), pod)));
         self
     }
 
@@ -178,7 +178,7 @@ impl Cluster {
         let namespace = Namespace {
             labels: labels(pairs),
         };
-        self.hear(Update::Apply(Object::Namespace(
+        self.apply(Update::Apply(Object::Namespace(
             ObjectName::cluster(name),
             namespace,
         )));
@@ -186,12 +186,12 @@ impl Cluster {
     }
 
     pub(super) fn policy(&mut self, name: &str, policy: NetworkPolicy) -> &mut Self {
-        self.hear(Update::Apply(Object::NetworkPolicy(object(name), policy)));
+        self.apply(Update::Apply(Object::NetworkPolicy(object(name), policy)));
         self
     }
 
     pub(super) fn delete(&mut self, kind: Kind, name: &str) -> &mut Self {
-        self.hear(Update::Delete(ObjectRef {
+        self.apply(Update::Delete(ObjectRef {
             kind,
             name: object(name),
         }));

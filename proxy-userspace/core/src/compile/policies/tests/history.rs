@@ -172,7 +172,7 @@ fn happen(dice: &mut Dice, cluster: &mut Cluster) {
                 .record_links(&before, &cluster.snapshot.links);
         }
     };
-    cluster.hear(match dice.below(8) {
+    cluster.apply(match dice.below(8) {
         0 => Update::Delete(object.reference()),
         1 => Update::Invalid(Invalid {
             object: object.reference(),

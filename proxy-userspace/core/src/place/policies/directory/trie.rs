@@ -11,15 +11,15 @@ use crate::place::policies::write::PolicyWrite;
 
 impl Directory {
     /// Tries again to place prefixes without room.
-    pub fn place_lost(&mut self, writes: &mut Vec<PolicyWrite>) {
-        for (prefix, class) in self.lost6.clone() {
+    pub fn place_unplaced(&mut self, writes: &mut Vec<PolicyWrite>) {
+        for (prefix, class) in self.unplaced6.clone() {
             if self.v6.len() >= self.room.prefixes && self.exact.len() >= self.room.exact {
                 break;
             }
             self.set_v6(prefix, Some(class), writes);
         }
         let blocks: BTreeSet<u32> = self
-            .lost4
+            .unplaced4
             .iter()
             .map(|(addr, _)| first(*addr, WIDTHS[0]))
             .collect();
@@ -42,7 +42,7 @@ impl Directory {
         class: Option<u32>,
         writes: &mut Vec<PolicyWrite>,
     ) {
-        self.lost6.remove(&prefix);
+        self.unplaced6.remove(&prefix);
         let Some(class) = class else {
             if self.exact.remove(&prefix).is_some() {
                 writes.push(PolicyWrite::DeleteExact(prefix.addr()));
@@ -60,7 +60,7 @@ impl Directory {
             self.v6.insert(prefix, class);
             writes.push(PolicyWrite::Prefix(prefix, class));
         } else {
-            self.lost6.insert(prefix, class);
+            self.unplaced6.insert(prefix, class);
             self.overflows = true;
         }
     }
@@ -97,19 +97,19 @@ impl Directory {
             writes.push(delete(key));
         }
         let lost: Vec<_> = self
-            .lost4
+            .unplaced4
             .range(within)
             .copied()
             .chain([(base, bits)])
             .collect();
-        lost.iter().for_each(|key| _ = self.lost4.remove(key));
+        lost.iter().for_each(|key| _ = self.unplaced4.remove(key));
         for (key, class) in wanted {
             let before = self.trie.get(&key);
             if before == Some(&class) {
                 continue;
             }
             if before.is_none() && !self.leaving.remove(&key) && !self.trie_has(1) {
-                self.lost4.insert(key);
+                self.unplaced4.insert(key);
                 self.overflows = true;
                 continue;
             }
@@ -126,7 +126,7 @@ impl Directory {
             trie,
             leaving,
             late,
-            lost4,
+            unplaced4,
             elsewhere,
             ..
         } = self;
@@ -146,11 +146,11 @@ impl Directory {
             leaving.insert(key);
             late.push(key);
         }
-        let lost: Vec<_> = lost4
+        let lost: Vec<_> = unplaced4
             .range(within)
             .filter(|key| !stays(key))
             .copied()
             .collect();
-        lost.iter().for_each(|key| _ = lost4.remove(key));
+        lost.iter().for_each(|key| _ = unplaced4.remove(key));
     }
 }

@@ -77,8 +77,8 @@ impl World {
             .filter(|question| both(&question.pod));
         let agreed = asked.map(|question| {
             (
-                said(&before, &question),
-                said(&policies, &question),
+                verdict_of(&before, &question),
+                verdict_of(&policies, &question),
                 question,
             )
         });
@@ -131,15 +131,18 @@ impl World {
     #[track_caller]
     pub(super) fn agrees(&self) {
         for question in questions(&self.policies) {
-            let (answer, said) = (self.answer(&question), said(&self.policies, &question));
+            let (answer, expected) = (
+                self.answer(&question),
+                verdict_of(&self.policies, &question),
+            );
             let closed = !answer && self.tables.closed().contains(&question.pod);
-            assert!(answer == said || closed, "{question:?} is {answer}");
+            assert!(answer == expected || closed, "{question:?} is {answer}");
         }
     }
 }
 
 /// The verdict of a state.
-pub(super) fn said(policies: &Policies, question: &Question) -> bool {
+pub(super) fn verdict_of(policies: &Policies, question: &Question) -> bool {
     let pod = &policies.pods[&question.pod];
     let isolation = if question.ingress {
         &pod.ingress
