@@ -37,10 +37,12 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     let encapsulated = hook == Hook::FromDevice && scratch.encapsulated != 0;
     // V21: a process of this host reaches the same Services as a pod. P18: pods admit it.
     let process = hook == Hook::FromDevice && scratch.by_gate != 0;
-    let selected = match encapsulated {
-        true => service::select_elsewhere(tables, &scratch.headers.key),
-        false if process => service::select_here(tables, &scratch.headers.key)?,
-        false => service::select(tables, &scratch.headers.key)?,
+    let selected = if encapsulated {
+        service::select_elsewhere(tables, &scratch.headers.key)
+    } else if process {
+        service::select_here(tables, &scratch.headers.key)?
+    } else {
+        service::select(tables, &scratch.headers.key)?
     };
     let Some(service) = selected else {
         return Ok(Stage::Untranslated);
@@ -52,15 +54,15 @@ fn try_open<F: Ip, P: Packet, T: Tables<F>>(
     let config = tables.config().unwrap_or_default();
     scratch.own = u32::from(process && process::has_own_source(tables, &scratch.headers.key));
     let key = &scratch.headers.key;
-    let backend = match encapsulated {
-        true => service::backend_at(tables, &service, &scratch.backend, scratch.port)?,
+    let backend = if encapsulated {
+        service::backend_at(tables, &service, &scratch.backend, scratch.port)
+    } else if process {
         // V13: all processes of the host are one client, whichever source address they use.
-        false if process => {
-            let node = F::Addr::ZERO;
-            service::choose(tables, key, node, &service, Client::Local, &config)?
-        }
-        false => service::choose(tables, key, key.src, &service, Client::at(hook), &config)?,
-    };
+        let node = F::Addr::ZERO;
+        service::choose(tables, key, node, &service, Client::Local, &config)
+    } else {
+        service::choose(tables, key, key.src, &service, Client::at(hook), &config)
+    }?;
     let plan = if process {
         plan::for_process(tables, device, key, &backend)
     } else if encapsulated {

@@ -74,8 +74,8 @@ fn is_service_request<F: Family, T: Sockets<F>>(tables: &T, key: &FlowKey<F::Add
     }
 }
 
-/// Returns true if the source is an address of this host. It is not for a device on top of a node
-/// device (macvlan), for a transparent proxy, and for hosts that this host routes for.
+/// Returns true if the source is an address of this host. Devices on top of a node device (macvlan),
+/// transparent proxies, and hosts that this host routes for send from other addresses.
 #[inline(always)]
 pub fn has_own_source<F: Family, T: Tables<F>>(tables: &T, key: &FlowKey<F::Addr>) -> bool {
     // Loopback addresses are not in the map, but only this host uses them.
