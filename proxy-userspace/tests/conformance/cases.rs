@@ -59,7 +59,7 @@ pub struct FlowConfig {
     pub node_ips: Vec<IpAddr>,
     #[serde(default, deserialize_with = "nullable")]
     pub nodeport_addresses: Vec<String>,
-    /// `None`: no prefix distinguishes pods.
+    /// `None`: pods are not recognised by a prefix.
     pub local_pod_cidrs: Option<Vec<String>>,
     #[serde(default, deserialize_with = "nullable")]
     pub service_cidrs: Vec<String>,
@@ -159,14 +159,14 @@ impl TopologyCase {
     }
 }
 
-/// The place of a node.
+/// The node and zone of a case.
 #[derive(Deserialize)]
 pub struct Place {
     #[serde(default)]
     pub node_name: String,
     pub zone: Option<String>,
     pub ip_family: Option<String>,
-    /// From when on changes are timed.
+    /// Changes before this time are not timed.
     pub tracker_start: Option<Timestamp>,
 }
 
@@ -240,7 +240,7 @@ pub struct UdpCase {
     pub flows: Vec<UdpFlow>,
 }
 
-/// A flow that there is when the Service has become as it is.
+/// A flow that exists when the Service changes.
 #[derive(Debug, Deserialize)]
 pub struct UdpFlow {
     pub protocol: String,

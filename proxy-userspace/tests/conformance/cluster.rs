@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::cases::Event;
 
-/// A cluster that has these objects.
+/// Returns a cluster with these objects.
 pub fn of(objects: &[Value]) -> Result<State> {
     let mut state = State::default();
     for object in objects {

@@ -18,7 +18,7 @@ use crate::world::{DEVICE, World};
 
 /// A family that can recognise its own addresses.
 pub trait Side4or6: Ip {
-    /// Which side of the maps is its own.
+    /// The side of the maps that belongs to the family.
     const SIDE: Side;
     /// The address, if it is of this family.
     fn addr(ip: IpAddr) -> Option<Self::Addr>;

@@ -1,5 +1,5 @@
-//! The flows of a case: many connections each, until every endpoint that is owed was met, and
-//! whatever else is met differs.
+//! The flows of a case: each makes connections until every expected endpoint was met; any other
+//! endpoint is a difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -25,8 +25,8 @@ use crate::rules::{self, Owed, Row};
 use crate::sockets;
 use crate::world::{DEVICE, World};
 
-/// Connections of a flow, for each endpoint that is owed: of ten endpoints one is missed once in
-/// 10^13 such runs.
+/// Connections for each expected endpoint of a flow: with ten endpoints, one is missed in one of
+/// 10^13 runs.
 const ATTEMPTS: u16 = 32;
 /// The first of the clients' ports.
 const FIRST_PORT: u16 = 32768;
@@ -184,8 +184,8 @@ fn run<F: Side4or6>(
     Ok((library, programs))
 }
 
-/// The backends that processes of the node get, by the library. Their sockets are sent there, so
-/// that no source is ever rewritten.
+/// Returns the library's backends for processes of the node. Their sockets are redirected, so no
+/// source is rewritten.
 fn choices<F: Side4or6>(flow: &Flow, owed: &Owed, memory: &Memory<F>) -> Result<Seen> {
     let protocol = packet::protocol(&flow.protocol)?;
     let mut seen = Seen::new();

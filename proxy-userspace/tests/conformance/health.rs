@@ -1,5 +1,5 @@
-//! Health: how many endpoints of a Service are here and ready, and what load balancers and the
-//! kubelet are answered (V22, V23), by the pure functions that the servers use.
+//! Health checks (V22, V23): local ready endpoints of a Service, and the answers to load balancers
+//! and the kubelet, by the pure functions that the servers use.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ pub fn check(file: &HealthFile, tally: &mut Tally) -> Result<()> {
         .try_for_each(|case| proxy(case, tally).with_context(|| case.name.clone()))
 }
 
-/// V22.
+/// V22: the servers of healthCheckNodePorts.
 fn services(case: &ServiceHealthCase, tally: &mut Tally) -> Result<()> {
     let nodeport_addresses = prefixes(&case.config.nodeport_addresses)?;
     let (mut ports, mut endpoints, mut healthy) = (BTreeMap::new(), BTreeMap::new(), true);
@@ -112,7 +112,7 @@ fn listening(checks: &Checks) -> Vec<String> {
     all
 }
 
-/// An agent that is in step, or one for which an update has been waiting too long.
+/// Returns the vitals of an agent in step, or of one with an update that waits for too long.
 fn vitals(healthy: bool, now: Instant) -> Result<Vitals> {
     let mut vitals = Vitals::starting(now);
     if !healthy {
@@ -141,7 +141,7 @@ fn tell(
     }
 }
 
-/// Services with these health check ports, and as many ready endpoints on this node as said.
+/// Returns Services with these health check ports and numbers of ready local endpoints.
 fn objects(
     ports: &BTreeMap<String, u16>,
     endpoints: &BTreeMap<String, usize>,
@@ -172,7 +172,7 @@ fn objects(
     Ok(objects)
 }
 
-/// V23.
+/// V23: `/healthz` and `/livez`.
 fn proxy(case: &ProxyHealthCase, tally: &mut Tally) -> Result<()> {
     let patience = Duration::from_secs(case.config.timeout_seconds);
     let node = |object: &Value| {

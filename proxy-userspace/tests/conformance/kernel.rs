@@ -1,5 +1,4 @@
-//! The loaded programs over real maps that hold what was placed, in a network namespace with the
-//! devices that the cases mean.
+//! The loaded programs over real maps, in a network namespace with the devices of the cases.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -112,7 +111,7 @@ impl Kernel {
         self.policies.write(write)
     }
 
-    /// These are the pods of this node from here on.
+    /// Replaces the pods of this node.
     pub fn put_pods(&mut self, pods: BTreeMap<IpAddr, LocalPod>) -> Result<()> {
         let gone: Vec<_> = self
             .actual
@@ -131,7 +130,7 @@ impl Kernel {
         self.apply(writes)
     }
 
-    /// The policies of a case are over: without any pod or policy.
+    /// Removes all pods and policies at the end of a case.
     pub fn forget_policies(&mut self) -> Result<()> {
         self.put_pods(BTreeMap::new())?;
         self.write(Write::Put(Entry::Config(Config::default())))
@@ -181,7 +180,7 @@ impl Kernel {
         device: IfIndex,
         bytes: &[u8],
     ) -> Result<(Result<Action, Reason>, Vec<u8>)> {
-        // No refusal is left out for having been the thousandth of its second.
+        // Resets the rate limit, so that no refusal is suppressed.
         self.loaded.set_refusals(0, 0)?;
         self.loaded.tc(hook, device, bytes)
     }
@@ -194,7 +193,7 @@ fn empty<A: Address>(table: &mut impl FlowTable<A>) -> Result<()> {
         .try_for_each(|(key, _)| table.delete(key))
 }
 
-/// A map of the object, opened once more.
+/// Opens a map of the object a second time.
 fn again(ebpf: &Ebpf, name: &str) -> Result<Map> {
     let map = ebpf
         .map(name)

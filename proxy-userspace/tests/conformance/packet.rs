@@ -40,7 +40,7 @@ pub enum Outcome {
     },
 }
 
-/// Understands what was said of a packet from `src`, and what it is then.
+/// Returns the outcome of a packet from `src`, from the verdict and the bytes after it.
 pub fn outcome(
     said: Result<Action, Reason>,
     src: SocketAddr,

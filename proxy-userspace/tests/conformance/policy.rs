@@ -1,6 +1,6 @@
-//! NetworkPolicy five ways: read literally, by the compiled tables through the library (changed
-//! from step to step, and made from nothing), by the tables in the kernel as `portway explain` asks
-//! them, and by the loaded programs.
+//! NetworkPolicy five ways: the text read literally; the compiled tables in the library, changed
+//! step by step and made anew; the kernel's tables as `portway explain` reads them; the loaded
+//! programs.
 
 pub mod cases;
 mod oracle;

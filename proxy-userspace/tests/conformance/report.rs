@@ -38,14 +38,14 @@ pub enum Detail {
 /// The weight of a case.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Weight {
-    /// It does.
+    /// A difference is a failure.
     Binding,
-    /// The outcome may differ.
+    /// A difference is listed only.
     Advisory,
 }
 
 impl Tally {
-    /// Notes a check by its name: `difference` says what differs.
+    /// Records a check by its name, and its difference if there is one.
     pub fn note(&mut self, name: &str, weight: Weight, difference: Option<String>) {
         match (difference, weight) {
             (None, _) => self.lines.push(format!("  same     {name}")),
@@ -69,13 +69,13 @@ impl Tally {
         self.note(name, weight, difference);
     }
 
-    /// Notes what differs.
+    /// Records a difference.
     pub fn differs(&mut self, name: &str, why: String) {
         self.differences
             .push((self.row, format!("  DIFFERS  [{}] {name}: {why}", self.row)));
     }
 
-    /// Notes that a rule owes something else than the case says.
+    /// Records that a rule overrides the case.
     pub fn otherwise(&mut self, rule: Rule) {
         *self.otherwise.entry(rule).or_default() += 1;
     }
@@ -122,7 +122,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Prints a file's line, and what is to be said in detail.
+    /// Prints a file's line, and its checks in the chosen detail.
     pub fn add(&mut self, file: &Path, tally: Tally, detail: Detail) {
         let Tally {
             library,
@@ -145,7 +145,8 @@ impl Report {
         self.all.take(tally);
     }
 
-    /// Prints the sums; success if there was no difference, and all ways were gone equally often.
+    /// Prints the sums; success if there was no difference, and all ways were checked equally
+    /// often.
     pub fn conclude(self) -> ExitCode {
         let Self {
             files,
@@ -181,7 +182,8 @@ impl Report {
         }
         let passed = differing == 0 && equal;
         let verdict = if passed { "ok" } else { "FAILED" };
-        // By files, in the words of Rust's test runner, which `cargo xtask test` counts.
+        // One line for the files, in the format of Rust's test runner, which `cargo xtask test`
+        // counts.
         println!(
             "test result: {verdict}. {} passed; {differing} failed; 0 ignored;",
             files - differing

@@ -14,18 +14,17 @@ use portway::model::{Service, TrafficPolicy};
 use crate::cases::{Expect, Flow, FlowConfig, Origin};
 use crate::world::World;
 
-/// A rule that decides otherwise than kube-proxy.
+/// A rule that differs from kube-proxy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Rule {
-    /// The source is rewritten for clients from outside with a backend that is not delivered on
-    /// this node, and for nobody else.
+    /// The source is rewritten only for clients outside with a backend that another node delivers
+    /// to.
     Masquerade,
-    /// Pods of this node are recognised by their veth, also where no prefix distinguishes them.
+    /// Pods of this node are recognised by their veth, also without a prefix.
     PodsAreKnown,
-    /// A nodePort with policy Local and no backend here refuses at once.
+    /// A nodePort with policy Local and no local backend refuses at once.
     LocalNodePort,
-    /// UDP flows end with their backend, also where the Service has none left, and for no other
-    /// reason.
+    /// UDP flows end with their backend, also with a Service's last one, and for no other reason.
     UdpEndsWithBackend,
 }
 
@@ -57,7 +56,7 @@ pub enum Row {
     ServiceCidrs,
     /// nodePort addresses.
     NodePortAddresses,
-    /// Pods of this node where no prefix distinguishes them: V11 defines what they reach, the cases
+    /// Pods of this node without a prefix: V11 defines the endpoints that they reach; the cases
     /// differ.
     PodsAreKnown,
     /// UDP flows that end with their backend.
@@ -66,7 +65,7 @@ pub enum Row {
     Health,
     /// NetworkPolicy.
     Policies,
-    /// No rule: a file that cannot be understood.
+    /// No rule: a file that cannot be parsed.
     File,
 }
 
@@ -93,9 +92,9 @@ impl fmt::Display for Row {
 pub struct Owed {
     /// The verdict.
     pub expect: Expect,
-    /// All endpoints that it may go to, and whether its source is rewritten on the way there.
+    /// All endpoints that the flow may reach, and true for those with a rewritten source.
     pub endpoints: BTreeMap<SocketAddr, bool>,
-    /// The rules by which it is not what the case says.
+    /// The rules that override the case.
     pub otherwise: BTreeSet<Rule>,
 }
 
@@ -132,7 +131,7 @@ pub fn owed(flow: &Flow, all: &[Flow], config: &FlowConfig, world: &World) -> Ow
     }
 }
 
-/// V9, V10.
+/// V9, V10: returns true if the source is rewritten towards this endpoint.
 fn masqueraded(flow: &Flow, endpoint: &SocketAddr, world: &World) -> bool {
     match flow.origin {
         Origin::Pod => flow.source_ip == endpoint.ip(),
@@ -141,8 +140,8 @@ fn masqueraded(flow: &Flow, endpoint: &SocketAddr, world: &World) -> bool {
     }
 }
 
-/// V11: where kube-proxy cannot tell pods, what it says of the node's own flow to the same place
-/// holds for its pods too.
+/// V11: where kube-proxy cannot recognise pods, the outcome of the node's own flow to the same
+/// frontend applies to its pods too.
 fn sibling_of_node<'a>(flow: &Flow, all: &'a [Flow], config: &FlowConfig) -> Option<&'a Flow> {
     let place = |f: &Flow| (f.dest_ip, f.dest_port, f.protocol.clone());
     let unknown = config.local_pod_cidrs.is_none() && flow.origin == Origin::Pod;

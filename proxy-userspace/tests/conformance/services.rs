@@ -12,7 +12,7 @@ use crate::cases::{Place, PortExpect, ServiceCase};
 use crate::cluster;
 use crate::report::{Tally, Weight};
 
-/// Checks what is known of one Service, and that it is served wherever it is known to be.
+/// Checks one Service's ports, and that each frontend serves them.
 pub fn check(case: &ServiceCase, tally: &mut Tally) -> Result<()> {
     let state = cluster::of(&case.object.iter().cloned().collect::<Vec<_>>())?;
     let found: BTreeMap<_, _> = ports(&state, family_is_v4(&case.config)).collect();
@@ -138,7 +138,7 @@ pub fn port_name(service: &ObjectName, port: &ServicePort) -> String {
     format!("{service}{colon}{}/{}", port.name, port.protocol.name())
 }
 
-/// The inverse of [`port_name`]: Service, port name, protocol.
+/// Parses the text of [`port_name`] into Service, port name and protocol.
 pub fn split(name: &str) -> Result<(ObjectName, &str, &str)> {
     let (rest, protocol) = name
         .rsplit_once('/')
@@ -150,7 +150,7 @@ pub fn split(name: &str) -> Result<(ObjectName, &str, &str)> {
     Ok((ObjectName::new(namespace, service), port, protocol))
 }
 
-/// The family that a case is about: IPv4 unless it says otherwise.
+/// Returns true unless the case is about IPv6.
 pub fn family_is_v4(config: &Place) -> bool {
     config.ip_family.as_deref() != Some("IPv6")
 }

@@ -74,7 +74,7 @@ pub fn check_events(cases: &[EventCase], tally: &mut Tally) -> Result<()> {
                 placed: &placed,
             };
             let after = view.check(tally).with_context(|| name.clone())?;
-            // What is said to be pending was not taken up.
+            // The changes are pending, not applied.
             if step.expect.pending_services.is_none() {
                 placed = contents(&after, case);
             }
@@ -93,7 +93,7 @@ fn contents(state: &State, case: &EventCase) -> Contents {
     compile(&snapshot)
 }
 
-/// A step with what was before it.
+/// A step, with the state before it.
 struct View<'a> {
     case: &'a EventCase,
     step: &'a EventStep,
@@ -171,7 +171,7 @@ impl View<'_> {
         Ok(state)
     }
 
-    /// V24: when the changes of the step were made, by Service.
+    /// V24: returns the times of the step's changes by Service.
     fn trigger_times(&self) -> Result<BTreeMap<String, Vec<Timestamp>>> {
         let began = self
             .case
@@ -196,7 +196,7 @@ impl View<'_> {
             .collect())
     }
 
-    /// Compares what the step says, if it does.
+    /// Compares a value that the step expects.
     fn compare<T: PartialEq + std::fmt::Debug>(
         &self,
         what: &str,
@@ -242,7 +242,7 @@ impl View<'_> {
             let known = found
                 .get(key)
                 .and_then(|endpoints| endpoints.get(&e.endpoint));
-            // What the case does not say is as it was found.
+            // Values that the case does not expect are not compared.
             let [ready, serving, terminating] = known.map_or([false; 3], |t| t.conditions);
             let conditions = [
                 e.ready.unwrap_or(ready),
@@ -270,7 +270,7 @@ impl View<'_> {
         Ok(())
     }
 
-    /// The sweep is woken whenever the endpoints that serve have changed: others end no flow (V14).
+    /// The sweep runs whenever the serving endpoints change; other changes end no flow (V14).
     fn udp_cleanup(&self, owed: bool, state: &State, tally: &mut Tally) -> Result<()> {
         let found = udp(self.before)? != udp(state)?;
         if owed && !found && self.before.slices != state.slices {

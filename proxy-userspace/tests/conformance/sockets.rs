@@ -81,7 +81,7 @@ pub fn connect(maps: &Maps, protocol: Protocol, to: SocketAddr) -> Result<Outcom
                     .context("find why it was dropped")?,
             )
         }
-        // Whether anybody is there does not matter: no hook had anything against it.
+        // The connection itself may fail; no hook refused it.
         (None, _) => Outcome::Pass,
     })
 }

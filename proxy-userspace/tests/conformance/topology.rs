@@ -69,8 +69,8 @@ struct Sets {
     any: bool,
 }
 
-/// The Cluster set is used by frontends of policy Cluster, and by this node's pods at those that
-/// are Local from outside (V11).
+/// Returns both sets. Frontends of policy Cluster use the Cluster set, and so do this node's pods
+/// at frontends that are Local from outside (V11).
 fn sets(contents: &Contents) -> Sets {
     let addresses = |lists: [&Vec<Endpoint>; 2]| {
         lists

@@ -1,4 +1,4 @@
-//! Which flows go when a Service has become as it is (V14).
+//! UDP flows that end after a change of their Service (V14).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -77,7 +77,7 @@ fn check_case(case: &UdpCase, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// The id of the service port that opened a flow to this destination; 0 where none could.
+/// Returns the id of the service port that opened a flow to this destination, or 0.
 fn service_of(flow: &UdpFlow, protocol: Protocol, actual: &Actual) -> u32 {
     let every: IpAddr = if flow.reply_src.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()

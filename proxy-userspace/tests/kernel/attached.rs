@@ -1,5 +1,5 @@
-//! The programs on a device, for what a test run cannot show: tags that the kernel has taken off,
-//! and the log.
+//! The programs attached to a device, for results that a test run does not have: VLAN tags that the
+//! kernel removed, and the log.
 
 use std::io;
 use std::os::fd::AsRawFd as _;

@@ -16,12 +16,11 @@ use crate::namespace::{Network, in_namespace};
 use crate::programs::{Hook, Loaded};
 use crate::segment::{ACK, SYN, Segment};
 
-/// Runs of each packet; they take turns.
+/// Runs of each packet, in turns.
 const ROUNDS: usize = 4001;
 /// Repetitions in an emulated machine.
 const FEW: usize = 101;
-/// By how much the median may be more than that of another version: less than what runs of the same
-/// program differ by.
+/// Largest accepted ratio to the median of the other version: runs of one program differ by more.
 const NOISE: f64 = 1.1;
 
 /// A packet at a hook.
@@ -70,7 +69,7 @@ fn compare<F: Maps>(network: &Network, remote: Remote, other: Option<&[u8]>) -> 
             for (hop, times) in hops.iter().zip(times.iter_mut()) {
                 times.push(loaded.time_once(hop.hook, hop.device, &hop.bytes)?);
             }
-            // Each time another client.
+            // A new client each time.
             let syn = first
                 .clone()
                 .from(end::<F>((CLIENT, 50_000 + (round % 10_000) as u16)));
@@ -143,7 +142,7 @@ fn direct<F: Maps>(network: &Network) -> Result<()> {
             .flags(flags);
             match remote {
                 Remote::Pod => packet.bytes(),
-                Remote::Here => generate::carried_for::<F>((POD_A, 8080), &packet.bytes()),
+                Remote::Here => generate::encapsulated_for::<F>((POD_A, 8080), &packet.bytes()),
             }
         };
         for flags in [SYN, ACK] {

@@ -1,5 +1,5 @@
-//! Many flows at once, in maps of the size that the agent uses: masquerade ports hold, and a flood
-//! evicts none that is established.
+//! Many flows at once, in maps of the agent's size: masquerade ports stay unique, and a flood
+//! evicts no established flow.
 
 use std::collections::BTreeSet;
 
@@ -17,11 +17,11 @@ use crate::namespace::{Network, in_namespace};
 use crate::programs::{Hook, Loaded};
 use crate::segment::{SYN, Segment};
 
-/// V12: so many concurrent flows to one remote backend.
+/// V12: number of concurrent flows to one remote backend.
 const CONCURRENT: u16 = 25_000;
-/// V18: so many idle ones survive a flood.
+/// V18: number of idle flows that survive a flood.
 const IDLE: u16 = 1_000;
-/// At two entries a flow, more than the table of half-open flows takes.
+/// Number of flows of a flood; with two entries each, more than the half-open table takes.
 const FLOOD: u32 = 36_000;
 
 #[test]
@@ -52,7 +52,7 @@ fn v18_a_flood_of_half_open_flows_evicts_no_established_one() -> Result<()> {
             .collect::<Result<Vec<_>>>()?;
         for number in 0..FLOOD {
             let [_, a, b, c] = number.to_be_bytes();
-            // Whether the flood's own packets get a port does not matter.
+            // The flood's own packets may find no port.
             let (_any, _) = loaded.tc(
                 Hook::FromDevice,
                 network.device(0),
@@ -72,8 +72,8 @@ fn v18_a_flood_of_half_open_flows_evicts_no_established_one() -> Result<()> {
     })
 }
 
-/// V18, P25: a denied SYN opens a flow that is forgotten once it is judged. So many of them evict
-/// no flow of those that may come, not even the half-open ones.
+/// V18, P25: the flow of a denied SYN is removed after the verdict: a flood of them evicts no flow,
+/// not even a half-open one.
 #[test]
 fn v18_a_flood_of_denied_syns_evicts_no_flow() -> Result<()> {
     in_namespace(|network| {
@@ -156,7 +156,7 @@ fn syn(from: Dotted, port: u16) -> Segment {
     .flags(SYN)
 }
 
-/// A connection that the backend has answered; its packet as the backend saw it.
+/// Makes an established connection; returns its packet as the backend saw it.
 fn connect(loaded: &Loaded, network: &Network, port: u16) -> Result<Segment> {
     let device = network.device(0);
     let (said, bytes) = loaded.tc(

@@ -25,7 +25,7 @@ const PACKETS: usize = 150;
 
 type Said = Result<Action, Reason>;
 
-/// The outcomes, so that a run that compares only unimportant ones is noticed.
+/// Counts of the outcomes; a run that misses one is noticed.
 #[derive(Default)]
 pub struct Seen {
     packets: usize,
@@ -48,7 +48,7 @@ impl Seen {
         self.packets += 1;
         *self.said.entry((hook, what)).or_default() += 1;
     }
-    /// Both together.
+    /// Adds another run's counts.
     pub fn add(&mut self, other: Self) {
         self.packets += other.packets;
         other
@@ -139,7 +139,7 @@ impl fmt::Display for Seen {
     }
 }
 
-/// Makes nodes and packets from a seed and compares what becomes of them.
+/// Makes nodes and packets from a seed, and compares both sides' results.
 pub fn run<F: Maps>(loaded: &mut Loaded, network: &Network, seed: u64) -> Result<Seen> {
     let mut seen = Seen::default();
     let mut dice = Dice::new(seed);
@@ -211,7 +211,8 @@ fn accident<F: Maps>(
     network: &Network,
     memory: &mut Memory<F>,
 ) -> Result<()> {
-    // One port, so that the dice of the kernel and of the library fall alike; a free one or not.
+    // A range of one port, free or taken, since the kernel's and the library's random numbers
+    // differ.
     if dice.chance(10) {
         memory.config.masquerade_first = 1024 + dice.below(20000) as u16;
         maps::configure(loaded, memory.config)?;
@@ -295,7 +296,7 @@ pub fn compare<F: Maps>(
         (said, (kernel, after))
     };
     let (kernel, library) = after;
-    // What becomes of the bytes of a dropped packet is nobody's business.
+    // The bytes of a dropped packet are not compared.
     let same = said.is_err() || kernel == library;
     ensure!(
         same,
@@ -322,8 +323,7 @@ pub fn compare<F: Maps>(
     Ok(said)
 }
 
-/// A program's frame around the library, as in the kernel: it hands on what its EtherType says is
-/// of the family.
+/// Runs the library as a program does: only packets of the family's EtherType reach it.
 fn library<F: Maps>(bytes: &[u8], hook: impl Fn(&mut Bytes) -> Said) -> (Said, Vec<u8>) {
     // A test run's packets came in by no device.
     let mut bytes = Bytes {
@@ -339,7 +339,7 @@ fn library<F: Maps>(bytes: &[u8], hook: impl Fn(&mut Bytes) -> Said) -> (Said, V
     (said, bytes.bytes)
 }
 
-/// XDP's numbers.
+/// Returns XDP's return code.
 fn xdp_code(said: Said, device: IfIndex) -> u32 {
     match said {
         Err(_) => 1,
@@ -349,7 +349,7 @@ fn xdp_code(said: Said, device: IfIndex) -> u32 {
     }
 }
 
-/// Flows without the time of their last packet: the two clocks differ.
+/// Returns the flows without the time of their last packet, since the two clocks differ.
 fn timeless<F: Maps>(flows: Flows<F>) -> Flows<F> {
     flows
         .into_iter()

@@ -1,4 +1,4 @@
-//! Nodes, packets and accidents that nobody thought of, from a seed.
+//! Random nodes, packets and changes, reproducible from a seed.
 
 use std::env;
 use std::net::IpAddr;
@@ -25,10 +25,10 @@ use crate::segment::{ACK, FIN, RST, SYN, Segment};
 mod packets;
 mod tables;
 
-pub use packets::{Shot, any_flow, carried_for, shortest, shot};
+pub use packets::{Shot, any_flow, encapsulated_for, shortest, shot};
 pub use tables::{Remote, furnish, node, node_port_to, serve};
 
-/// A client outside, the only one with a known MAC address on the first device.
+/// A client outside; the only one with a known MAC address on the first device.
 pub const CLIENT: Dotted = [198, 51, 100, 7];
 /// The node's addresses: nodePorts are served on the first.
 pub const NODE: Dotted = [192, 0, 2, 1];
@@ -40,11 +40,11 @@ pub const POD_A: Dotted = [10, 244, 1, 10];
 pub const POD_B: Dotted = [10, 244, 1, 11];
 /// A pod of another node.
 pub const REMOTE: Dotted = [10, 244, 2, 10];
-/// Stands for every address that nodePorts are served on.
+/// The unspecified address, which stands for all nodePort addresses.
 const NODE_PORTS: Dotted = [0; 4];
 const VIP: Dotted = [10, 96, 0, 10];
 const VIP_B: Dotted = [10, 96, 0, 11];
-/// An address next to them that no Service has.
+/// An address of the Service range that no Service has.
 const NOBODY: Dotted = [10, 96, 0, 9];
 const EXTERNAL: Dotted = [203, 0, 113, 200];
 
@@ -87,15 +87,15 @@ pub const MASQUERADE_FIRST: u16 = 2000;
 const LONG: usize = 1700;
 /// Bytes of the link-layer header.
 const LINK: usize = 14;
-/// Jiffies in a second, for the programs: more than any kernel has, so that nothing grows old while
-/// a test runs.
+/// Jiffies per second for the programs: more than any kernel has, so that no flow expires during a
+/// test.
 const HZ: u32 = 10_000;
 
-/// The source of all that is random here.
+/// The source of random numbers.
 pub struct Dice(StdRng);
 
 impl Dice {
-    /// The seed that the environment gives, else the time.
+    /// Returns the seed of `PORTWAY_TEST_SEED`, or one from the clock.
     pub fn seed() -> Result<u64> {
         match env::var("PORTWAY_TEST_SEED") {
             Ok(seed) => seed.parse().context("read the seed in PORTWAY_TEST_SEED"),
@@ -105,11 +105,11 @@ impl Dice {
                 .as_nanos() as u64),
         }
     }
-    /// The dice that this seed makes.
+    /// Returns a source with this seed.
     pub fn new(seed: u64) -> Self {
         Self(StdRng::seed_from_u64(seed))
     }
-    /// A number below `n`.
+    /// Returns a number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
         self.0.random_range(0..n)
     }
@@ -117,7 +117,7 @@ impl Dice {
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
-    /// One of these.
+    /// Returns one of these.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }

@@ -43,9 +43,8 @@ use portway::dataplane::SOCKET_PROGRAMS;
 use programs::{Hook, Loaded, PROGRAMS, XDP};
 use segment::{SYN, Segment};
 
-/// The most instructions that the verifier may walk through, per program: room for twice what is
-/// there, and far below its limit of a million, so that a program that grows out of hand is seen on
-/// the day that it does.
+/// Most instructions that the verifier may process per tc program: about twice today's number, far
+/// below its limit of a million.
 const BUDGET_TC: u32 = 400_000;
 /// Budget for XDP. Its direct access costs the verifier more.
 const BUDGET_XDP: u32 = 20_000;
@@ -104,8 +103,8 @@ fn kernel_and_library_do_the_same() -> Result<()> {
     })
 }
 
-/// P32: policies change a thousand times a second, and every packet's verdict is that of a state
-/// that was in force while it passed.
+/// P32: policies change a thousand times a second; each packet gets the verdict of a state that was
+/// in force while it passed.
 #[test]
 fn p32_no_packet_meets_a_verdict_of_neither_state() -> Result<()> {
     let seed = Dice::seed()?;
@@ -134,7 +133,7 @@ fn p32_no_packet_meets_a_verdict_of_neither_state() -> Result<()> {
         "{took:.1?}: an edit is {:.1} judgements",
         took.in_judgements()
     );
-    // Not optimised, beside other tests, or in an emulated machine, all code takes its time.
+    // Debug builds, parallel tests and emulated machines are slower.
     let optimized = !cfg!(debug_assertions);
     assert!(
         !optimized || edits as f64 / seconds >= 1000.0,
@@ -145,7 +144,7 @@ fn p32_no_packet_meets_a_verdict_of_neither_state() -> Result<()> {
         "an edit is {:.1} judgements",
         took.in_judgements()
     );
-    // A minute of an optimized storm is what is required.
+    // A minute of an optimized storm must judge a million packets.
     assert!(
         !optimized || seconds < 60.0 || packets >= 1_000_000,
         "{packets} packets"
@@ -157,7 +156,7 @@ fn p32_no_packet_meets_a_verdict_of_neither_state() -> Result<()> {
     Ok(())
 }
 
-/// P32: the same edits, and every single write of them in memory.
+/// P32: the same edits on tables in memory, checked after every write.
 #[test]
 fn p32_no_write_of_a_storm_shows_a_verdict_of_neither_state() -> Result<()> {
     let seed = Dice::seed()?;
@@ -181,8 +180,8 @@ fn masquerade_ports_are_random_and_unique() -> Result<()> {
     })
 }
 
-/// V12: in the kernel too, where the dice are its own, every connection gets a port of the range
-/// that no other has.
+/// V12: in the kernel, with its random numbers, each connection gets a port of the range that no
+/// other has.
 fn masquerade<F: Maps>(loaded: &mut Loaded, network: &Network) -> Result<()> {
     let mut memory = generate::node_port_to::<F>(network, &[Remote::Pod]);
     memory.config.masquerade_len = 64;
@@ -217,10 +216,10 @@ fn refusals_are_rate_limited() -> Result<()> {
         namespace::stay_on_this_cpu()?;
         let mut loaded = Loaded::new()?;
         let mut memory = generate::node_port_to::<V4>(network, &[]);
-        // Seconds so long that the test lies in one.
+        // A second that is longer than the test.
         memory.config.hz = 1 << 30;
         V4::fill(&mut loaded, &memory)?;
-        // Freshly booted or about to wrap, jiffies are within that "second" of zero: begin one by
+        // Jiffies may be within that "second" of zero, after a boot or before a wrap: begin one by
         // hand.
         let now = loaded.now()?;
         loaded.set_refusals(now, 0)?;
@@ -257,7 +256,7 @@ fn frames_of_every_length_get_through() -> Result<()> {
     })
 }
 
-/// A frame cut anywhere, at every hook: the kernel says what the library says.
+/// A frame truncated at any length, at every hook: kernel and library agree.
 fn every_length<F: Maps>(loaded: &mut Loaded, network: &Network) -> Result<()> {
     let memory = generate::node_port_to::<F>(network, &[Remote::Pod]);
     let bytes = connect::<F>(1).bytes();

@@ -1,4 +1,4 @@
-//! The kernel's maps of one family, filled from and read into what the fake has.
+//! The kernel's maps of one family, filled from a fake and read back.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ pub trait Maps: Net {
     fn flows(loaded: &Loaded, table: Table) -> Result<Flows<Self>>;
     /// Forgets a flow, as the LRU or the sweep does.
     fn forget(loaded: &mut Loaded, table: Table, key: &FlowKey<Self::Addr>) -> Result<()>;
-    /// Makes a flow old.
+    /// Sets back the time of a flow's last packet.
     fn age(loaded: &mut Loaded, table: Table, key: &FlowKey<Self::Addr>, seen: u32) -> Result<()>;
 }
 
@@ -149,8 +149,8 @@ fn policies<F: Net>(loaded: &mut Loaded, memory: &Memory<F>) -> Result<()> {
             .map(|(key, set)| (64, *key, *set))
             .collect(),
     )?;
-    array(loaded, "ROWS", policies::SLOTS, |slot| {
-        memory.rows.get(&slot).copied().unwrap_or_default()
+    array(loaded, "ROWS", policies::PODS, |pod_id| {
+        memory.rows.get(&pod_id).copied().unwrap_or_default()
     })?;
     array(loaded, "PORTSETS", policies::SETS, |set| {
         memory.port_sets.get(&set).copied().unwrap_or_default()
@@ -273,7 +273,7 @@ fn prefixes<K: Pod, V: Pod>(
         .with_context(|| format!("write {name}"))
 }
 
-/// Says where a pod of this node is.
+/// Writes the entry of a local pod.
 pub fn put_pod(loaded: &mut Loaded, addr: std::net::Ipv4Addr, pod: LocalPod) -> Result<()> {
     open(loaded, "PODS4")?
         .insert(Addr4::from(addr), pod, 0)

@@ -26,9 +26,9 @@ const GATEWAY: Dotted = [192, 0, 2, 254];
 /// The kind of a route's next hop.
 #[derive(Clone, Copy, PartialEq)]
 enum NextHop {
-    /// The destination itself, its MAC address known.
+    /// The destination itself, with a known MAC address.
     Resolved,
-    /// The destination itself, and nobody has asked for it yet.
+    /// The destination itself, not resolved yet.
     Unresolved,
     /// [`GATEWAY`].
     Router,
@@ -64,8 +64,8 @@ impl Network {
     pub fn pod(&self, number: usize) -> IfIndex {
         self.devices[2 + (number & 1)]
     }
-    /// Gives the fake the routes of the kernel.
-    pub fn tell_routes<F: Net>(&self, memory: &mut Memory<F>) {
+    /// Copies the kernel's routes into a fake.
+    pub fn copy_routes<F: Net>(&self, memory: &mut Memory<F>) {
         for (dotted, device, next) in ROUTES {
             let neighbour = match next {
                 NextHop::Unresolved => None,
@@ -177,8 +177,8 @@ async fn build() -> Result<Network> {
     Ok(Network { devices })
 }
 
-/// One of [`DEVICES`], both its ends up; the index of the end that we mean. Indexes do not begin at
-/// 2, so that no test gets by with a number that happens to be right.
+/// Makes one of [`DEVICES`], both ends up; returns the index of the tested end. Indexes do not
+/// begin at 2, so that no test passes by a guessed number.
 async fn veth(handle: &Handle, number: usize) -> Result<IfIndex> {
     let index = 10 + number as u32;
     let peer = format!("peer{number}");

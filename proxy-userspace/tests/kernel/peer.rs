@@ -1,5 +1,5 @@
-//! Verdicts as others find them, for comparison only: an address's identity by a trie of prefixes,
-//! then what is allowed to that by a hash. Two programs by hand, for nothing of this ships.
+//! Verdicts as other implementations find them, for comparison only: an identity by a trie of
+//! prefixes, then its permissions by a hash. Two hand-written programs, which do not ship.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -21,7 +21,7 @@ const LOOKUP: i32 = 1;
 const SOURCE: i32 = 26;
 const PORT: i32 = 36;
 
-/// Identities, what they may, and the programs that ask.
+/// Identities, their permissions, and the programs that look them up.
 pub struct Peer {
     identities: OwnedFd,
     allowed: OwnedFd,
@@ -109,7 +109,7 @@ fn load(code: &[u64]) -> io::Result<OwnedFd> {
 }
 
 impl Peer {
-    /// With room for so many prefixes.
+    /// Makes the maps, for this number of prefixes.
     pub fn new(prefixes: u32) -> Result<Self> {
         let identities = map(LPM_TRIE, 8, prefixes).context("make a trie")?;
         let allowed = map(HASH, 8, prefixes).context("make a hash")?;
@@ -146,18 +146,18 @@ impl Peer {
         })
     }
 
-    /// Addresses of a prefix have an identity.
+    /// Gives an identity to the addresses of a prefix.
     pub fn identify(&self, addr: Ipv4Addr, bits: u8, identity: u32) -> Result<()> {
         let key = [u32::from(bits), u32::from_ne_bytes(addr.octets())];
         put(&self.identities, key, identity).context("write an identity")
     }
 
-    /// An identity may reach a port.
+    /// Allows an identity to reach a port.
     pub fn allow(&self, identity: u32, port: u16) -> Result<()> {
         put(&self.allowed, [identity, u32::from(port.to_be())], 1).context("write what is allowed")
     }
 
-    /// Returns true if a packet is let through, and nanoseconds of each run.
+    /// Returns true if a packet passes, and nanoseconds of each run.
     pub fn judge(&self, packet: &[u8], repeat: u32) -> Result<(bool, u32)> {
         run(&self.judge, packet, repeat).context("run the program that judges")
     }

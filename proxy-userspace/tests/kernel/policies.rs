@@ -1,5 +1,4 @@
-//! Policies at random: rows of the pods, classes of the ends that packets have, verdicts and sets
-//! of ports.
+//! Random policies: rows of the pods, classes of addresses, verdicts and port sets.
 
 use std::net::IpAddr;
 
@@ -13,7 +12,7 @@ use crate::generate::Dice;
 
 /// The most pods, sets, chunks and nodes of the directory that are used; the rest of the maps stays
 /// empty.
-pub const SLOTS: u32 = 4;
+pub const PODS: u32 = 4;
 /// Sets of ports.
 pub const SETS: u32 = 6;
 /// Chunks of the matrix.
@@ -48,10 +47,10 @@ pub fn furnish<F: Net>(dice: &mut Dice, memory: &mut Memory<F>, addresses: &[Dot
             Row(Row::HASHED | 1),
         ])
     };
-    memory.rows = (1..SLOTS)
-        .map(|slot| {
+    memory.rows = (1..PODS)
+        .map(|pod_id| {
             (
-                slot,
+                pod_id,
                 PodRows {
                     ingress: row(dice),
                     egress: row(dice),
@@ -62,24 +61,12 @@ pub fn furnish<F: Net>(dice: &mut Dice, memory: &mut Memory<F>, addresses: &[Dot
     let pods: Vec<_> = memory.pods.keys().copied().collect();
     memory.veths.clear();
     for (number, addr) in pods.into_iter().enumerate() {
-        let slot = 1 + number as u32 % (SLOTS - 1);
+        let pod_id = 1 + number as u32 % (PODS - 1);
         let device = memory.pods[&addr].device;
-        memory.pods.insert(
-            addr,
-            LocalPod {
-                device,
-                pod_id: slot,
-            },
-        );
+        memory.pods.insert(addr, LocalPod { device, pod_id });
         if device != IfIndex::NONE && dice.chance(90) {
             let flags = if dice.chance(10) { Veth::ANY_SOURCE } else { 0 };
-            memory.veths.insert(
-                device,
-                Veth {
-                    pod_id: slot,
-                    flags,
-                },
-            );
+            memory.veths.insert(device, Veth { pod_id, flags });
         }
     }
     sets(dice, memory);

@@ -18,14 +18,13 @@ use proxy_ebpf::Action;
 pub const PROGRAMS: [&str; 5] = ["from_device", "from_pod", "to_pod", "to_device", "now"];
 /// The XDP programs; the second one is for kernels that know frames in several buffers.
 pub const XDP: [&str; 2] = ["portway_xdp", "portway_xdp_frags"];
-/// Capacity of the established tables: small, so that they are full now and then.
+/// Capacity of the established tables: small, so that they are full sometimes.
 pub const CAPACITY: u32 = 16;
 
-/// Kernels that know `xdp.frags`; the same ones, or nearly, take a context for XDP test runs
-/// (5.15).
+/// First kernel with `xdp.frags`; those since 5.15 take a context for XDP test runs.
 const FRAGS: KernelVersion = KernelVersion::new(5, 18, 0);
-/// Kernels that charge maps to the memory cgroup; older ones to a limit of the process, that not
-/// every root may raise.
+/// First kernel that charges maps to the memory cgroup; older ones use a limit of the process that
+/// not every root may raise.
 const MEMCG: KernelVersion = KernelVersion::new(5, 11, 0);
 /// The loopback device, which XDP test runs without a context use.
 const LOOPBACK: IfIndex = IfIndex(1);
@@ -126,8 +125,7 @@ impl Loaded {
             loader.map_max_entries(name, *size);
         }
         loader.override_global("AYA_LOG_LEVEL", &level, true);
-        // Kernels that do not tell network namespaces apart run the tests in none but these, where
-        // the hooks are only loaded.
+        // On kernels without network namespace cookies these tests only load the socket hooks.
         let globals = Globals::here();
         if let Ok(globals) = &globals {
             globals.set(&mut loader);
@@ -356,13 +354,13 @@ fn said([action, detail]: [u32; 2]) -> Result<Result<Action, Reason>> {
         6 => Err(*Reason::ALL
             .get(detail as usize)
             .context("understand the reason in cb")?),
-        // The program had nothing to do with it: another EtherType.
+        // Another EtherType: the program returned without a verdict.
         0 => Ok(Action::Untouched),
         other => bail!("no such action: {other}"),
     })
 }
 
-/// The number that tc wants to hear.
+/// Returns tc's return code.
 fn code_of(said: Result<Action, Reason>) -> i32 {
     match said {
         Ok(Action::Untouched) => -1,

@@ -51,7 +51,7 @@ const TABLES: [&str; 9] = [
     "VERDICTS",
     "PORTSETS",
 ];
-/// Kernels that say what a table takes now; older ones say what it may take.
+/// First kernel that reports a map's current memory; older ones report its maximum.
 const TELLS_USE: KernelVersion = KernelVersion::new(6, 4, 0);
 const DEVICE: IfIndex = IfIndex(1);
 const PORT: u16 = 7777;
@@ -189,7 +189,7 @@ fn sum(memory: &BTreeMap<&str, u64>) -> u64 {
     memory.values().sum()
 }
 
-/// Packets of as many peers, and how often each runs through a program at a time.
+/// Number of peers with a packet each, and of repetitions of each run.
 const PEERS: u32 = 512;
 const REPEAT: u32 = 16;
 const ROUNDS: usize = 21;
@@ -214,7 +214,8 @@ fn a_verdict_costs_less_than_identity_and_lpm() -> Result<()> {
     verdicts(Written::new(&snapshot, Loaded::of_large_size()?)?, 2.0)
 }
 
-/// Each kind of peer is to be judged so many times as fast as others do it.
+/// Asserts, for each kind of peer, that a verdict is `at_least` times as fast as the other
+/// implementation's.
 fn verdicts(mut written: Written, at_least: f64) -> Result<()> {
     let name = in_namespace(0, "app-0-0".into());
     let pod_id = written
@@ -318,8 +319,8 @@ fn peer(compiler: &PolicyCompiler) -> Result<Peer> {
     Ok(peer)
 }
 
-/// Nanoseconds of our verdict and theirs: medians over rounds in which all programs take turns,
-/// each without what it costs besides.
+/// Returns nanoseconds of both verdicts: medians over rounds in which the programs take turns, less
+/// the cost of an empty run.
 fn compare(loaded: &mut Loaded, peer: &Peer, packets: &[Vec<u8>]) -> Result<[f64; 2]> {
     let config = Config {
         hz: 250,

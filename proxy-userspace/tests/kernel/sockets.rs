@@ -32,7 +32,7 @@ use crate::cgroup::Own;
 mod clients;
 mod node;
 
-use clients::{ask, mapped, tcp, tell, udp, udp_connected, udp_socket};
+use clients::{ask_tcp, ask_udp, mapped, tcp, udp, udp_connected, udp_socket};
 use node::{Node, apart, contents, frontends, serve, serving, sides, wire};
 
 /// Time limit for answers on one machine.
@@ -42,8 +42,8 @@ const NODE_PORT: u16 = 30080;
 const PORT: u16 = 80;
 /// The port of backends.
 const TARGET: u16 = 8080;
-/// Kernels that tell a process its network namespace's cookie; on older ones only the initial
-/// namespace can be served.
+/// First kernel with a cookie of the network namespace; on older ones only the initial namespace
+/// can be served.
 const NETNS_COOKIE: KernelVersion = KernelVersion::new(5, 14, 0);
 /// First kernel on which programs can return "connection refused".
 const SET_RETVAL: KernelVersion = KernelVersion::new(5, 18, 0);
@@ -97,8 +97,8 @@ fn processes_reach_services_by_their_sockets() -> Result<()> {
     Ok(())
 }
 
-/// V21: by cluster IP, nodePort and loopback, by IPv4, IPv6, and IPv4 on IPv6 sockets; all backends
-/// have their turn.
+/// V21: cluster IP, nodePort and loopback; IPv4, IPv6, and IPv4 on IPv6 sockets; every backend is
+/// chosen.
 fn everybody_is_served(node: &Node) -> Result<()> {
     let before = node.counted(Counter::SocketsDirected.index())?;
     let mut asked = 0;
@@ -125,7 +125,7 @@ fn everybody_is_served(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// V21: never over a listener that exists.
+/// V21: a listener of the host is never hidden.
 fn listeners_come_first() -> Result<()> {
     for side in sides() {
         let addr = SocketAddr::new(side.loopback, NODE_PORT);
@@ -142,7 +142,7 @@ fn listeners_come_first() -> Result<()> {
     Ok(())
 }
 
-/// The table of verdicts: at once, and counted by the reason.
+/// Verdict table: refused at once, and counted by the reason.
 fn refused(node: &Node) -> Result<()> {
     let kinds = if KernelVersion::current()? < SET_RETVAL {
         ErrorKind::PermissionDenied
@@ -242,8 +242,8 @@ fn restarts(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-/// V14: a connected UDP socket with a backend that is gone is ended, other sockets and TCP are not;
-/// an unconnected one is sent elsewhere.
+/// V14: the connected UDP socket of a removed backend is ended, other sockets and TCP are not; an
+/// unconnected one gets another backend.
 fn gone_backends(node: &mut Node) -> Result<()> {
     for side in sides() {
         let asked = SocketAddr::new(side.vip, PORT);
@@ -251,7 +251,7 @@ fn gone_backends(node: &mut Node) -> Result<()> {
             for _ in 0..64 {
                 let (connected, free) = (udp_socket(asked)?, udp_socket(asked)?);
                 connected.connect(asked)?;
-                if ask(&connected, None)? == wanted && ask(&free, Some(asked))? == wanted {
+                if ask_udp(&connected, None)? == wanted && ask_udp(&free, Some(asked))? == wanted {
                     return Ok((connected, free));
                 }
             }
@@ -260,13 +260,13 @@ fn gone_backends(node: &mut Node) -> Result<()> {
         let (staying, leaving) = (open(1)?, open(2)?);
         let tcp_before = loop {
             let mut stream = TcpStream::connect_timeout(&asked, PATIENCE)?;
-            if tell(&mut stream)? == 2 {
+            if ask_tcp(&mut stream)? == 2 {
                 break stream;
             }
         };
         node.bring(&contents(1))?;
-        // What sync would say now: the first backend serves the service port, whose id the flows
-        // name.
+        // The serving endpoints as sync computes them: only the first backend, under the id that
+        // the flows have.
         let maps = node.plane()?.open_maps();
         let serving = serving(node);
         let mut sockets = Sockets::default();
@@ -275,22 +275,22 @@ fn gone_backends(node: &mut Node) -> Result<()> {
             println!("this kernel does not end sockets, and says so");
         } else {
             ensure!(ended == 1, "{ended} sockets ended by {}", side.vip);
-            let said = ask(&leaving.0, None).expect_err("it is ended");
+            let said = ask_udp(&leaving.0, None).expect_err("it is ended");
             println!("the socket of a gone backend says: {said:#}");
         }
-        ensure!(ask(&staying.0, None)? == 1 && ask(&staying.1, Some(asked))? == 1);
+        ensure!(ask_udp(&staying.0, None)? == 1 && ask_udp(&staying.1, Some(asked))? == 1);
         ensure!(
-            ask(&leaving.1, Some(asked))? == 1,
+            ask_udp(&leaving.1, Some(asked))? == 1,
             "an unconnected socket goes elsewhere"
         );
         let mut tcp_before = tcp_before;
-        ensure!(tell(&mut tcp_before)? == 2, "TCP lives until it ends");
+        ensure!(ask_tcp(&mut tcp_before)? == 2, "TCP lives until it ends");
         node.bring(&contents(2))?;
     }
     node.bring(&contents(1))
 }
 
-/// The agent is dead, and the hooks serve on.
+/// The hooks go on without an agent.
 fn everybody_is_served_by_one() -> Result<()> {
     for frontend in sides().iter().flat_map(frontends) {
         ensure!(tcp(frontend)? == 1 && udp(frontend)? == 1 && udp_connected(frontend)? == 1);

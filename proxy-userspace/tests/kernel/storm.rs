@@ -1,5 +1,5 @@
-//! Policies change as fast as they can be written, while packets pass: none gets a verdict that
-//! neither the state before nor the one after gives.
+//! Policies change as fast as they can be written, while packets pass: each gets the verdict of the
+//! state before or after.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
@@ -57,7 +57,7 @@ const SUBJECT: &str = "10.244.1.9";
 pub struct Came {
     pub edits: usize,
     pub packets: usize,
-    /// Packets with a verdict that changed with a state that was being written.
+    /// Packets with a verdict that was changing while they passed.
     pub between: usize,
     pub seconds: f64,
     pub took: Took,
@@ -66,12 +66,12 @@ pub struct Came {
 /// The time of the edits, by step.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Took {
-    /// The agent's: to compile, to place, to write and to let rest.
+    /// The agent's steps: compile, place, write, end a grace period.
     pub compile: Duration,
     pub place: Duration,
     pub write: Duration,
     pub rest: Duration,
-    /// The test's, to find out what each state says.
+    /// The test's computation of each state's verdicts.
     pub judge: Duration,
 }
 
@@ -84,7 +84,7 @@ impl Took {
     }
 }
 
-/// Does something, and adds how long that took.
+/// Runs `what`, and adds its duration.
 fn timed<T>(sum: &mut Duration, what: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
     let came = what();
@@ -95,7 +95,7 @@ fn timed<T>(sum: &mut Duration, what: impl FnOnce() -> T) -> T {
 /// The verdicts of one state on all questions, a bit for each.
 type Verdicts = u64;
 
-/// States in order, how many have begun to be written, and how many are written.
+/// States in order, the number that have begun to be written, and the number that are written.
 #[derive(Default)]
 struct History {
     states: RwLock<Vec<Verdicts>>,
@@ -155,8 +155,8 @@ pub fn storm(dice: &mut Dice, length: Duration) -> Result<Came> {
     let (mut edits, mut took) = (0, Took::default());
     std::thread::scope(|scope| {
         let packets = scope.spawn(|| watch(&loaded, &history));
-        // As the agent has it: what went out of use before the last rest is used again when no
-        // program is left that ran then.
+        // As in the agent: elements released before the last rest are reused when no program of
+        // that time runs any more.
         let (ask, asked) = mpsc::channel();
         let (tell, told) = mpsc::channel();
         scope.spawn(move || {
@@ -228,7 +228,8 @@ fn write(
         .try_for_each(|write| maps.write(write))
 }
 
-/// Sends packets until the storm is over; how many, and how many met a state in the making.
+/// Sends packets until the storm is over; returns their number, and that of packets that met a
+/// state in the making.
 fn watch(loaded: &Loaded, history: &History) -> Result<(usize, usize)> {
     let packets: Vec<_> = questions()
         .into_iter()

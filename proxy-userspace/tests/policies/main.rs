@@ -1,4 +1,5 @@
-//! Random clusters and NetworkPolicies: what the tables say is what the text says, read literally.
+//! Random clusters and NetworkPolicies: the tables' verdicts equal those of the text, read
+//! literally.
 
 #[path = "../conformance/policy/cases.rs"]
 #[expect(dead_code, reason = "cases also have rows, which are read from files")]
@@ -23,8 +24,8 @@ use world::World;
 const HISTORIES: u64 = 150;
 const STATES: usize = 4;
 
-/// P1-P24: every connection between any two ends, in every state of a history that is heard of
-/// object by object.
+/// P1-P24: every connection between any two ends, in every state of a history that arrives object
+/// by object.
 #[test]
 fn the_tables_say_what_the_text_says() {
     let base = std::env::var("PORTWAY_TEST_SEED")
@@ -44,8 +45,8 @@ fn the_tables_say_what_the_text_says() {
         for state in 0..STATES {
             random::change(&mut dice, &mut step);
             world.bring_to(&step).expect("the objects can be read");
-            // The same from nothing, once a history: its tables have other numbers than those that
-            // were changed step by step.
+            // Once a history, the tables made anew: their numbers differ from those changed step by
+            // step.
             let fresh = (state == STATES - 1)
                 .then(|| world.made_anew(&step).expect("it comes to the same"));
             let policies: Vec<NetworkPolicy> = step.policies.iter().flatten().map(read).collect();

@@ -17,7 +17,8 @@ const VALUES: [&str; 4] = ["a", "b", "c", ""];
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 const NUMBERS: [u16; 4] = [53, 80, 81, 8080];
 const NAMES: [&str; 3] = ["http", "names", "none"];
-/// With host bits, leading zeros, one inside the other, of everything, and of single addresses.
+/// Blocks with host bits or leading zeros, inside one another, of everything, and of single
+/// addresses.
 const BLOCKS: [&str; 10] = [
     "10.244.1.77/24",
     "010.244.0.0/16",
@@ -87,7 +88,7 @@ fn pod(dice: &mut StdRng, number: u8) -> Pod {
     if host_network {
         ips = vec!["192.0.2.1".parse().expect("an address")];
     } else if chance(dice, 30) {
-        // P23: of one family only, of either.
+        // P23: pods of one family only, of either.
         ips.remove(dice.random_range(0..2));
     }
     let ports: Vec<_> = (0..dice.random_range(0..5))

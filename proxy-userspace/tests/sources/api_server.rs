@@ -8,7 +8,7 @@ struct Api(Arc<Mutex<Served>>);
 
 #[derive(Default)]
 struct Served {
-    /// Names of the Services that there are.
+    /// Names of the existing Services.
     services: Vec<&'static str>,
     /// NetworkPolicies.
     policies: Vec<Value>,
@@ -32,7 +32,7 @@ impl Api {
     }
 
     /// Sends a line to every open watch.
-    fn tell(&self, event: Value) {
+    fn send(&self, event: Value) {
         let line = Bytes::from(format!("{event}\n"));
         self.0
             .lock()
@@ -153,8 +153,8 @@ async fn an_api_server_is_followed_through_changes_and_an_expired_version() {
         "metadata": {"namespace": "shop", "name": "deny"}, "spec": {"podSelector": {}}});
     api.change(|served| (served.services, served.policies) = (vec!["a"], vec![policy]));
     let (address, _server) = api.serve("127.0.0.1:0").await;
-    let (mut state, mut news) = (State::default(), watched(&dir, &address).await);
-    until(&mut state, &mut news, "the first list", |s| {
+    let (mut state, mut updates) = (State::default(), watched(&dir, &address).await);
+    until(&mut state, &mut updates, "the first list", |s| {
         s.synced && s.connection == Connection::Up
     })
     .await;
@@ -169,14 +169,14 @@ async fn an_api_server_is_followed_through_changes_and_an_expired_version() {
     while api.0.lock().expect("no poison").watches.is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    api.tell(json!({"type": "ADDED", "object": service("b", 5)}));
-    until(&mut state, &mut news, "an addition", has("b")).await;
+    api.send(json!({"type": "ADDED", "object": service("b", 5)}));
+    until(&mut state, &mut updates, "an addition", has("b")).await;
 
     api.change(|served| served.services = vec!["b", "c"]);
-    api.tell(json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 410, "reason": "Expired", "message": "too old"}}));
+    api.send(json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 410, "reason": "Expired", "message": "too old"}}));
     until(
         &mut state,
-        &mut news,
+        &mut updates,
         "what was deleted meanwhile is gone after 410",
         |s| has("c")(s) && !has("a")(s),
     )
@@ -193,14 +193,14 @@ fn a_lost_api_server_is_said_what_is_known_stays_and_watching_resumes() {
     let theirs = tokio::runtime::Runtime::new().expect("a runtime");
     let (address, _) = theirs.block_on(api.serve("127.0.0.1:0"));
     ours.block_on(async {
-        let (mut state, mut news) = (State::default(), watched(&dir, &address).await);
-        until(&mut state, &mut news, "the first list", |s| {
+        let (mut state, mut updates) = (State::default(), watched(&dir, &address).await);
+        until(&mut state, &mut updates, "the first list", |s| {
             s.synced && s.connection == Connection::Up
         })
         .await;
 
         theirs.shutdown_background();
-        until(&mut state, &mut news, "the loss", |s| {
+        until(&mut state, &mut updates, "the loss", |s| {
             matches!(s.connection, Connection::Down(_))
         })
         .await;
@@ -208,7 +208,7 @@ fn a_lost_api_server_is_said_what_is_known_stays_and_watching_resumes() {
 
         api.change(|served| served.services = vec!["b"]);
         let (_, _server) = api.serve(&address).await;
-        until(&mut state, &mut news, "the return", |s| {
+        until(&mut state, &mut updates, "the return", |s| {
             s.connection == Connection::Up
         })
         .await;
@@ -222,7 +222,13 @@ fn a_lost_api_server_is_said_what_is_known_stays_and_watching_resumes() {
         {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        api.tell(json!({"type": "ADDED", "object": service("b", 9)}));
-        until(&mut state, &mut news, "changes after the return", has("b")).await;
+        api.send(json!({"type": "ADDED", "object": service("b", 9)}));
+        until(
+            &mut state,
+            &mut updates,
+            "changes after the return",
+            has("b"),
+        )
+        .await;
     });
 }

@@ -19,10 +19,10 @@ use tokio::sync::mpsc;
 
 mod api_server;
 
-/// Longer than any backoff that is met here.
+/// Time limit, longer than any backoff of these tests.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A directory of its own, gone with the value.
+/// A directory that is removed with the value.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -43,16 +43,16 @@ impl Drop for Scratch {
     }
 }
 
-/// Applies news until the state is as wanted.
+/// Applies updates until the state is as wanted.
 async fn until(
     state: &mut State,
-    news: &mut mpsc::Receiver<Update>,
+    updates: &mut mpsc::Receiver<Update>,
     what: &str,
     wanted: impl Fn(&State) -> bool,
 ) {
     let waiting = async {
         while !wanted(state) {
-            _ = state.apply(news.recv().await.expect("the source lives"));
+            _ = state.apply(updates.recv().await.expect("the source lives"));
         }
     };
     if tokio::time::timeout(SOON, waiting).await.is_err() {
@@ -90,21 +90,27 @@ fn manifests(dir: &Path) -> SourceSettings {
 async fn a_directory_is_followed_through_writes_renames_mistakes_and_removals() {
     let dir = Scratch::new("followed");
     std::fs::write(dir.path("a.yaml"), manifest("a", 80)).expect("written");
-    let (mut state, mut news) = (
+    let (mut state, mut updates) = (
         State::default(),
         source::spawn(manifests(&dir.0)).await.expect("a source"),
     );
-    until(&mut state, &mut news, "the first list", |s| s.synced).await;
+    until(&mut state, &mut updates, "the first list", |s| s.synced).await;
     assert!(has("a")(&state) && state.connection == Connection::Up);
 
     std::fs::write(dir.path(".b.yaml.new"), manifest("b", 80)).expect("written");
     std::fs::rename(dir.path(".b.yaml.new"), dir.path("b.yaml")).expect("renamed");
-    until(&mut state, &mut news, "a file renamed into place", has("b")).await;
+    until(
+        &mut state,
+        &mut updates,
+        "a file renamed into place",
+        has("b"),
+    )
+    .await;
 
     std::fs::write(dir.path("b.yaml"), "kind: [").expect("written");
     until(
         &mut state,
-        &mut news,
+        &mut updates,
         "a file that is no YAML is said",
         |s| !s.invalid.is_empty(),
     )
@@ -112,14 +118,14 @@ async fn a_directory_is_followed_through_writes_renames_mistakes_and_removals() 
     assert!(has("b")(&state), "its last good content counts");
 
     std::fs::write(dir.path("b.yaml"), manifest("b", 0)).expect("written");
-    until(&mut state, &mut news, "a bad object costs itself", |s| {
+    until(&mut state, &mut updates, "a bad object costs itself", |s| {
         !has("b")(s)
     })
     .await;
     assert!(has("a")(&state));
 
     std::fs::remove_file(dir.path("a.yaml")).expect("removed");
-    until(&mut state, &mut news, "a file removed", |s| !has("a")(s)).await;
+    until(&mut state, &mut updates, "a file removed", |s| !has("a")(s)).await;
 }
 
 #[tokio::test]
@@ -139,11 +145,11 @@ async fn policies_of_a_directory_stay_closed_through_mistakes_and_the_namespaces
             .map(Vec::len)
     };
     std::fs::write(dir.path("a.yaml"), policy("[{ports: [{port: 80}]}]")).expect("written");
-    let (mut state, mut news) = (
+    let (mut state, mut updates) = (
         State::default(),
         source::spawn(manifests(&dir.0)).await.expect("a source"),
     );
-    until(&mut state, &mut news, "the first list", |s| s.synced).await;
+    until(&mut state, &mut updates, "the first list", |s| s.synced).await;
     assert_eq!((rules(&state), state.flaws.len()), (Some(1), 0));
     let labels = &state.namespaces[&ObjectName::cluster("shop")].labels;
     assert_eq!(
@@ -155,7 +161,7 @@ async fn policies_of_a_directory_stay_closed_through_mistakes_and_the_namespaces
     );
 
     std::fs::write(dir.path("a.yaml"), policy("{from: []}")).expect("written");
-    until(&mut state, &mut news, "a flaw is said", |s| {
+    until(&mut state, &mut updates, "a flaw is said", |s| {
         !s.flaws.is_empty()
     })
     .await;
@@ -167,14 +173,14 @@ async fn policies_of_a_directory_stay_closed_through_mistakes_and_the_namespaces
     )
     .expect("written");
     std::fs::write(dir.path("a.yaml"), policy("[{}]")).expect("written");
-    until(&mut state, &mut news, "the correction", |s| {
+    until(&mut state, &mut updates, "the correction", |s| {
         s.flaws.is_empty() && s.namespaces.values().any(|n| n.labels.len() == 2)
     })
     .await;
     assert_eq!(rules(&state), Some(1));
 
     std::fs::remove_file(dir.path("a.yaml")).expect("removed");
-    until(&mut state, &mut news, "a policy removed", |s| {
+    until(&mut state, &mut updates, "a policy removed", |s| {
         s.policies.is_empty()
     })
     .await;

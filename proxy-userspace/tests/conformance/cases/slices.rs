@@ -64,7 +64,7 @@ pub struct EventStep {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EventExpect {
-    /// `namespace/name`: only its endpoints are meant.
+    /// `namespace/name`; the expectation is limited to its endpoints.
     pub service: Option<String>,
     pub endpoints: Option<BTreeMap<String, Vec<KnownEndpoint>>>,
     pub changed: Option<bool>,
@@ -79,7 +79,7 @@ pub struct EventExpect {
     pub updated_services: Option<Vec<String>>,
 }
 
-/// An endpoint; conditions that are not said are not checked.
+/// An endpoint; absent conditions are not checked.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KnownEndpoint {

@@ -15,7 +15,7 @@ pub struct Case {
     pub steps: Vec<Step>,
 }
 
-/// A state and what is owed in it.
+/// A state and its expected verdicts.
 #[derive(Deserialize)]
 pub struct Step {
     #[serde(default)]
@@ -77,7 +77,7 @@ pub struct Row {
     pub ingress: Option<bool>,
     pub egress: Option<bool>,
     pub combined: Option<bool>,
-    /// The family that is meant, where an end has both.
+    /// The family of the connection, if an end has both.
     pub v6: Option<bool>,
 }
 
@@ -136,7 +136,7 @@ fn or_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
 }
 
 impl Step {
-    /// P10.
+    /// P10: returns the labels of a namespace.
     pub fn labels_of_namespace(&self, name: &str) -> BTreeMap<String, String> {
         let found = self
             .namespaces
@@ -149,8 +149,7 @@ impl Step {
         labels
     }
 
-    /// Both ends of a row, with their addresses of its family; where that is not said, of the one
-    /// that both have.
+    /// Returns both ends of a row, with addresses of its family, or of the family that both have.
     pub fn ends(&self, row: &Row) -> Result<(End<'_>, End<'_>)> {
         let ends = |v6| Ok((self.end(&row.from, v6)?, self.end(&row.to, v6)?));
         match row.v6 {

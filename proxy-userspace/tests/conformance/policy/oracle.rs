@@ -15,9 +15,9 @@ type Labels = BTreeMap<String, String>;
 /// One end of a connection.
 #[derive(Clone, Copy)]
 pub struct End<'a> {
-    /// The pod, if it is one that has a network of its own and lives (P17, P20).
+    /// The pod, if the end is one with a network of its own that has not finished (P17, P20).
     pub pod: Option<&'a Pod>,
-    /// The node that it is, if it is one (P17).
+    /// The node, if the end is one (P17).
     pub node: Option<&'a str>,
     /// Its address.
     pub ip: IpAddr,
@@ -30,7 +30,8 @@ pub struct Port<'a> {
     pub number: u16,
 }
 
-/// P1: the destination's side and the source's, of a new connection.
+/// P1: returns the verdicts of the destination's ingress and the source's egress on a new
+/// connection.
 pub fn verdict(
     step: &Step,
     policies: &[NetworkPolicy],
@@ -54,8 +55,8 @@ enum Direction {
     Egress,
 }
 
-/// P3, P4: isolated by a policy that selects the pod and names the direction; allowed by any rule
-/// of any of these.
+/// P3, P4: a pod is isolated by each policy that selects it and has the direction; any rule of
+/// these allows.
 fn allowed(
     step: &Step,
     policies: &[NetworkPolicy],
@@ -78,7 +79,7 @@ fn allowed(
         || applicable.any(|policy| has_rule(step, policy, direction, pod, other, port))
 }
 
-/// P2.
+/// P2: returns true if the policy has this direction.
 fn names(policy: &NetworkPolicy, direction: Direction) -> bool {
     let Some(spec) = &policy.spec else {
         return direction == Direction::Ingress;

@@ -1,4 +1,4 @@
-//! The tables of a case in the kernel too, and the programs over them.
+//! The tables of a case, also in the kernel, and the programs over them.
 
 use std::net::IpAddr;
 
@@ -72,7 +72,7 @@ impl Tables {
         kernel.forget_flows()
     }
 
-    /// By the tables in the kernel, as `portway explain` asks them.
+    /// Returns the verdicts by the kernel's tables, as `portway explain` reads them.
     pub fn verdict_of_explain(
         &self,
         from: End,
@@ -90,8 +90,8 @@ impl Tables {
         ))
     }
 
-    /// By the loaded programs: the first packet of a connection at the source's device, and at the
-    /// destination's.
+    /// Returns the verdicts by the loaded programs, on the first packet of a connection at both
+    /// devices.
     pub fn verdict_of_programs(
         &self,
         from: End,
@@ -111,7 +111,8 @@ impl Tables {
                 AddressFlags(AddressFlags::HOST),
             )))?;
         }
-        // What passed the source's device is followed, and would be judged as what it is there.
+        // A packet that passed the source's device has a flow, which would decide at the
+        // destination's.
         kernel.forget_flows_of(from.ip, to.ip, protocol(port.protocol), SPORT, port.number)?;
         let ingress = passes(kernel, Hook::ToPod, &bytes)?;
         if own {

@@ -31,7 +31,7 @@ pub struct World {
     known: BTreeSet<ObjectRef>,
     v4: Memory<V4>,
     v6: Memory<V6>,
-    /// Behind which device all pods are: which one does not matter to policy.
+    /// The device of all pods; policy does not depend on it.
     device: IfIndex,
 }
 
@@ -107,7 +107,7 @@ impl World {
     fn write(&mut self, touched: &Touched) -> Vec<PolicyWrite> {
         let delta = self.compiler.compile(&self.snapshot, touched);
         let mut writes = self.tables.place(self.compiler.policies(), &delta);
-        // Twice: what one step leaves is free before the next.
+        // Twice: elements that the first call releases are free at the second.
         writes.extend([(); 2].into_iter().flat_map(|()| self.tables.rest()));
         writes
             .iter()
@@ -149,7 +149,7 @@ impl World {
     }
 }
 
-/// P18: whether the source is the destination pod's own node.
+/// P18: returns true if the source is the destination pod's own node.
 pub fn own_node(from: End, to: End) -> bool {
     to.pod
         .is_some_and(|pod| pod.node.is_some() && pod.node.as_deref() == from.node)
@@ -172,7 +172,7 @@ fn objects_of(step: &Step) -> Vec<Value> {
         .map(|namespace| json!({ "kind": "Namespace", "metadata": { "name": namespace.name, "labels": namespace.labels } }));
     let pods = step.pods.iter().map(|pod| {
         let port = |p: &ContainerPort| json!({ "name": p.name, "containerPort": p.container_port, "protocol": p.protocol });
-        // P15: names are the pod's, whichever container has them; every third port is a sidecar's.
+        // P15: port names belong to the pod, in any container; every third port is a sidecar's.
         let of = |container: usize| -> Vec<_> { pod.container_ports.iter().skip(container).step_by(3).map(port).collect() };
         let containers = [json!({ "name": "a", "ports": of(0) }), json!({ "name": "b", "ports": of(1) })];
         let sidecars = [json!({ "name": "c", "restartPolicy": "Always", "ports": of(2) })];

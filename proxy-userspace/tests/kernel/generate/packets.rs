@@ -1,4 +1,4 @@
-//! Packets at random: of known flows, opening ones, any bytes, and encapsulated ones.
+//! Random packets: of known flows, opening ones, arbitrary bytes, and encapsulated ones.
 
 use super::*;
 
@@ -10,7 +10,7 @@ pub struct Shot {
     pub bytes: Vec<u8>,
 }
 
-/// The next packet: of a flow that there is, the first one of a new connection, or any.
+/// Returns the next packet: of a known flow, the first of a connection, or an arbitrary one.
 pub fn shot<F: Net>(dice: &mut Dice, network: &Network, memory: &Memory<F>) -> Shot {
     let (hook, segment) = match dice.below(10) {
         0..5 => continuing(dice, memory),
@@ -31,7 +31,7 @@ pub fn shot<F: Net>(dice: &mut Dice, network: &Network, memory: &Memory<F>) -> S
     let payload = payload(dice);
     let mut bytes = bend(dice, segment.payload(&payload));
     if hook == Hook::FromDevice && dice.chance(15) {
-        bytes = carried(dice, memory, &bytes);
+        bytes = encapsulated(dice, memory, &bytes);
     }
     bytes.resize(bytes.len().max(shortest(hook, &bytes)), 0);
     Shot {
@@ -41,9 +41,9 @@ pub fn shot<F: Net>(dice: &mut Dice, network: &Network, memory: &Memory<F>) -> S
     }
 }
 
-/// Returns a packet encapsulated by another node, or by somebody who plays one; now and then in a
-/// router's error about it to this node.
-fn carried<F: Net>(dice: &mut Dice, memory: &Memory<F>, frame: &[u8]) -> Vec<u8> {
+/// Returns a packet encapsulated by another node or by a forger, sometimes quoted in a router's
+/// error about it to this node.
+fn encapsulated<F: Net>(dice: &mut Dice, memory: &Memory<F>, frame: &[u8]) -> Vec<u8> {
     let (link, packet) = frame.split_at(LINK);
     let mine = dice.chance(20);
     let src = if mine {
@@ -102,8 +102,8 @@ fn carrier_of_error<F: Net>(dice: &mut Dice, len: usize) -> Vec<u8> {
     carrier(ends, if F::V6 { 58 } else { 1 }, 0, len)
 }
 
-/// A frame in a packet of another node for a backend here.
-pub fn carried_for<F: Net>((pod, port): End, frame: &[u8]) -> Vec<u8> {
+/// Encapsulates a frame as another node does for a local backend.
+pub fn encapsulated_for<F: Net>((pod, port): End, frame: &[u8]) -> Vec<u8> {
     let (link, packet) = frame.split_at(LINK);
     let protocol = if F::V6 { 41 } else { 4 };
     [
@@ -114,7 +114,7 @@ pub fn carried_for<F: Net>((pod, port): End, frame: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// An IP header; the programs verify none of its checksums.
+/// Returns an IP header; the programs verify none of its checksums.
 fn carrier((src, dst): (IpAddr, IpAddr), protocol: u8, number: u16, len: usize) -> Vec<u8> {
     let octets = |ip| match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -139,8 +139,8 @@ fn carrier((src, dst): (IpAddr, IpAddr), protocol: u8, number: u16, len: usize) 
     [head, octets(src), octets(dst)].concat()
 }
 
-/// The shortest frame that a test run takes, of this EtherType: XDP wants the link-layer header, tc
-/// something behind it, and on kernels of today the network header that is announced.
+/// Returns the least length of a frame of this EtherType that a test run accepts: XDP needs the
+/// link-layer header, tc a byte more, recent kernels also the announced network header.
 pub fn shortest(hook: Hook, bytes: &[u8]) -> usize {
     match (hook, &bytes[12..14]) {
         (Hook::Xdp, _) => LINK,
@@ -203,7 +203,7 @@ fn continuing<F: Net>(dice: &mut Dice, memory: &Memory<F>) -> (Hook, Segment) {
     (hook, Segment::new(key.protocol, src, dst).flags(flags))
 }
 
-/// One of the flows that there are, and its table.
+/// Returns one of the known flows, and its table.
 pub fn any_flow<F: Net>(dice: &mut Dice, memory: &Memory<F>) -> Option<(Table, FlowKey<F::Addr>)> {
     let (established, opening) = (memory.established.borrow(), memory.opening.borrow());
     let established = established.keys().map(|key| (Table::Established, *key));
@@ -228,7 +228,7 @@ fn opening<F: Net>(dice: &mut Dice) -> (Hook, Segment) {
     let (hook, src) = match dice.below(10) {
         0..5 => (Hook::FromDevice, dice.pick(&CLIENTS)),
         5..9 => (Hook::FromPod, dice.pick(&PODS)),
-        // A process, whose packets meet a program twice.
+        // A process: its packets pass two programs.
         _ => (
             dice.pick(&[Hook::FromDevice, Hook::ToDevice]),
             if dotted == LOOPBACK { LOOPBACK } else { NODE },
@@ -265,8 +265,8 @@ fn anything<F: Net>(dice: &mut Dice) -> Segment {
     Segment::new(dice.pick(&PROTOCOLS), ends[0], ends[1]).flags(dice.number() as u8)
 }
 
-/// The frame, now and then bent: options, no UDP checksum, a fragment, other bytes, the end cut off
-/// or something behind it.
+/// Returns the frame, sometimes altered: options, no UDP checksum, a fragment, other bytes,
+/// truncated or padded.
 fn bend(dice: &mut Dice, mut segment: Segment) -> Vec<u8> {
     let v4 = segment.src.is_ipv4();
     if v4 && dice.chance(5) {
@@ -279,7 +279,7 @@ fn bend(dice: &mut Dice, mut segment: Segment) -> Vec<u8> {
         }
         1 if v4 => bytes[20] |= dice.pick(&[0x20, 0x01]),
         2 => {
-            // Not the EtherType: the other family's tables are not filled.
+            // Not the EtherType, since the other family's tables are empty.
             let at = dice.below(78);
             let at = if at < 12 { at } else { at + 2 };
             if let Some(byte) = bytes.get_mut(at) {

@@ -1,4 +1,4 @@
-//! Tables of a node, at random: addresses, pods, devices, Services.
+//! Random tables of a node: addresses, pods, devices, Services.
 
 use super::*;
 
@@ -7,14 +7,14 @@ use super::*;
 pub enum Remote {
     /// A pod of another node.
     Pod,
-    /// A pod of this node, behind the second device; its slot is 1.
+    /// A pod of this node, behind the second device; its pod_id is 1.
     Here,
 }
 
-/// A node with nothing but a nodePort.
+/// Returns a node with one nodePort and nothing else.
 pub fn node_port_to<F: Net>(network: &Network, backends: &[Remote]) -> Memory<F> {
     let mut memory = Memory::<F>::default();
-    network.tell_routes(&mut memory);
+    network.copy_routes(&mut memory);
     memory.capacity = CAPACITY as usize;
     memory.config = Config {
         hz: HZ,
@@ -86,11 +86,10 @@ fn backend<F: Net>(dotted: Dotted, port: u16, flags: u16) -> Backend<F::Addr> {
     }
 }
 
-/// A node as it may be: what addresses are, where pods are, what devices can, which Services there
-/// are.
+/// Returns a random node: addresses, pods, devices and Services.
 pub fn node<F: Net>(dice: &mut Dice, network: &Network) -> Memory<F> {
     let mut memory = Memory::<F>::default();
-    network.tell_routes(&mut memory);
+    network.copy_routes(&mut memory);
     memory.capacity = CAPACITY as usize;
     memory.config = Config {
         secret: dice.number(),
@@ -103,7 +102,7 @@ pub fn node<F: Net>(dice: &mut Dice, network: &Network) -> Memory<F> {
     memory
 }
 
-/// Addresses, pods and devices anew.
+/// Replaces addresses, pods and devices.
 pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F>) {
     memory.addresses.clear();
     memory.config.flags &= !Config::THROUGH_STACK;
@@ -183,7 +182,7 @@ pub fn furnish<F: Net>(dice: &mut Dice, network: &Network, memory: &mut Memory<F
     crate::policies::furnish(dice, memory, &ends);
 }
 
-/// Source ranges of service ports, and the cluster's Service ranges, anew.
+/// Replaces the source ranges of service ports, and the Service ranges.
 fn ranges<F: Net>(dice: &mut Dice, memory: &mut Memory<F>) {
     let whole = if F::V6 { 128 } else { 32 };
     memory.sources.clear();
@@ -212,8 +211,8 @@ fn ranges<F: Net>(dice: &mut Dice, memory: &mut Memory<F>) {
     }
 }
 
-/// Services anew: frontends of all kinds, intervals of all shapes, now and then a slot that is
-/// missing or another's.
+/// Replaces the Services: frontends of all kinds, intervals of all shapes, sometimes a slot missing
+/// or of another generation.
 pub fn serve<F: Net>(dice: &mut Dice, memory: &mut Memory<F>) {
     memory.services.clear();
     memory.backends.clear();

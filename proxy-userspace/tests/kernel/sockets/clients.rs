@@ -36,7 +36,8 @@ pub fn udp_socket(asked: SocketAddr) -> std::io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// By an unconnected socket, several times: always the same backend.
+/// Sends several datagrams by an unconnected socket; asserts that all reach the same backend, and
+/// returns it.
 pub fn udp(asked: SocketAddr) -> std::io::Result<u8> {
     let socket = udp_socket(asked)?;
     let mut seen = BTreeSet::new();
@@ -68,7 +69,7 @@ pub fn udp_connected(asked: SocketAddr) -> std::io::Result<u8> {
     Ok(answer[1])
 }
 
-pub fn ask(socket: &UdpSocket, to: Option<SocketAddr>) -> Result<u8> {
+pub fn ask_udp(socket: &UdpSocket, to: Option<SocketAddr>) -> Result<u8> {
     let mut answer = [0; 2];
     match to {
         Some(to) => socket.send_to(b"a", to)?,
@@ -78,7 +79,7 @@ pub fn ask(socket: &UdpSocket, to: Option<SocketAddr>) -> Result<u8> {
     Ok(answer[1])
 }
 
-pub fn tell(stream: &mut TcpStream) -> Result<u8> {
+pub fn ask_tcp(stream: &mut TcpStream) -> Result<u8> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut answer = [0; 2];
     stream.write_all(b"t")?;

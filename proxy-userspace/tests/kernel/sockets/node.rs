@@ -71,7 +71,7 @@ pub async fn wire() -> Result<()> {
                 .execute()
                 .await
                 .with_context(|| format!("add {ip}"))?;
-            // A worker of the kernel makes an IPv6 address usable, and its route, some time later.
+            // The kernel makes an IPv6 address and its route usable some time later.
             let begin = Instant::now();
             while UdpSocket::bind((ip, 0))
                 .and_then(|socket| socket.connect((ip, TARGET)))
@@ -86,7 +86,7 @@ pub async fn wire() -> Result<()> {
     Ok(())
 }
 
-/// Servers that answer with their address and the request.
+/// Starts servers that answer with the request and their address's last byte.
 pub fn serve(backend: IpAddr) -> Result<()> {
     let tcp = TcpListener::bind((backend, TARGET)).context("listen")?;
     let udp = UdpSocket::bind((backend, TARGET)).context("bind")?;
@@ -116,7 +116,7 @@ fn last_byte(ip: IpAddr) -> u8 {
     }
 }
 
-/// Cluster IPs and nodePorts for both protocols and families, with so many of the backends.
+/// Returns cluster IPs and nodePorts for both protocols and families, with this number of backends.
 pub fn contents(backends: usize) -> Contents {
     let mut contents = Contents {
         config: Config {
@@ -201,7 +201,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Another agent takes over.
+    /// Replaces the agent by another one.
     pub fn restart(&mut self) -> Result<()> {
         self.plane = None;
         let plane = Dataplane::open(&self.options).context("open the data plane")?;
@@ -244,7 +244,7 @@ pub fn frontends(side: &Side) -> Vec<SocketAddr> {
     ports.map(|(ip, port)| SocketAddr::new(ip, port)).into()
 }
 
-/// Only the first backend serves, whatever the service port.
+/// Returns the first backend as the only serving endpoint of every service port.
 pub fn serving(node: &Node) -> Serving {
     let first: BTreeSet<SocketAddr> = sides()
         .iter()

@@ -1,8 +1,8 @@
-//! The pods of the storm, and policies at random.
+//! The pods of the storm, and its random policies.
 
 use super::*;
 
-/// One pod of this node, which policies are about, and others that they name.
+/// Returns one local pod, which policies select, and others that they name.
 pub fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot::default();
     snapshot.settings.node_name = "here".into();
@@ -29,7 +29,7 @@ pub fn snapshot() -> Snapshot {
     snapshot
 }
 
-/// Another policy in the place of one of two.
+/// Replaces one of two policies.
 pub fn edit_of(dice: &mut Dice) -> Update {
     Update::Apply(Object::NetworkPolicy(
         ObjectName::new("shop", dice.pick(&["one", "two"])),
@@ -37,7 +37,8 @@ pub fn edit_of(dice: &mut Dice) -> Update {
     ))
 }
 
-/// Any policy of the pod: pods by label, blocks with and without exceptions, ports or none.
+/// Returns a random policy of the pod: pods by label, blocks with and without exceptions, ports or
+/// none.
 fn policy(dice: &mut Dice) -> NetworkPolicy {
     let app = |app: &str| Selector {
         requirements: [Requirement::In("app".into(), [app.to_owned()].into())].into(),

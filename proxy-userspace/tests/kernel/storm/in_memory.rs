@@ -32,7 +32,7 @@ pub fn without_kernel(dice: &mut Dice, edits: usize) -> Result<usize> {
                     .iter()
                     .for_each(|(_, write)| early.make(write));
             }
-            // The first writes find no pod that anybody asks about.
+            // The first writes come before the pod.
             if edit > 0 {
                 let since = between.front().map_or(edit, |(edit, _)| *edit) - 1;
                 late.holds(pod_id, &states[edit - 1..])
@@ -43,7 +43,7 @@ pub fn without_kernel(dice: &mut Dice, edits: usize) -> Result<usize> {
             count += 1;
         }
         if until_rest == 0 {
-            // No packet is left that met the tables as they were.
+            // A grace period: no packet is left that began before it.
             between.drain(..).for_each(|(_, write)| early.make(&write));
             tables.rest().iter().for_each(|write| {
                 [&mut early, &mut late]
@@ -70,7 +70,7 @@ impl Memory4 {
         policy_tables::write(write, &mut self.0, &mut self.1);
     }
 
-    /// Every question is answered as one of these states does.
+    /// Asserts that every question is answered as in one of these states.
     fn holds(&self, pod_id: u32, states: &[Verdicts]) -> Result<()> {
         for (bit, question) in questions().into_iter().enumerate() {
             question.check(&self.0, pod_id, bit, states)?;
