@@ -25,12 +25,12 @@ use crate::cli::status;
 use crate::cni;
 use crate::dataplane::{Clock, Dataplane, Options, StateDir, XdpChoice, hz};
 use crate::flows::{self, SweepRules};
-use crate::foreign;
 use crate::gate;
 use crate::health::{Vitals, serve_health, serve_services};
 use crate::links::{self, Wanted};
 use crate::metrics::{Exporter, Metrics, serve_metrics};
 use crate::model::{ForwardFirewall, Settings, Snapshot, TranslatedWay};
+use crate::other_dataplanes;
 use crate::place::Actual;
 use crate::place::policies::Room;
 use crate::shadow;
@@ -234,7 +234,9 @@ fn complete(settings: Settings, actual: &Actual) -> Result<Settings> {
 
 /// The state directory lies where other data planes pin theirs.
 fn look_around(state_dir: &Path) -> ForwardFirewall {
-    foreign::report(&foreign::find(state_dir.parent().unwrap_or(state_dir)))
+    other_dataplanes::report(&other_dataplanes::find(
+        state_dir.parent().unwrap_or(state_dir),
+    ))
 }
 
 fn known_pods(actual: &Actual) -> std::collections::BTreeMap<IpAddr, IfIndex> {

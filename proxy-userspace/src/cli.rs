@@ -5,6 +5,7 @@ pub(crate) mod print;
 mod services;
 pub(crate) mod status;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -12,9 +13,10 @@ use clap::{Parser, Subcommand};
 
 use crate::agent::{self, AgentArgs};
 use crate::args::StateDirArg;
-use crate::dataplane::unload;
+use crate::dataplane;
 use crate::doctor::{self, DoctorArgs};
 use crate::explain::{self, ExplainArgs};
+use crate::gate;
 pub use print::PinArgs;
 
 /// Kubernetes Services in eBPF: one agent per node in place of kube-proxy.
@@ -66,7 +68,9 @@ impl Command {
             Self::Status(args) => print!("{}", status::run(&args)?),
             Self::Services(args) => print!("{}", services::run(&args)?),
             Self::Flows(args) => print!("{}", flows::run(&args)?),
-            Self::Unload(StateDirArg { state_dir }) => runtime()?.block_on(unload(&state_dir))?,
+            Self::Unload(StateDirArg { state_dir }) => {
+                runtime()?.block_on(unload(&state_dir))?;
+            }
             Self::Doctor(args) => return verdict(doctor::run(args)),
             Self::Explain(args) => return verdict(explain::run(args)),
         }
@@ -84,4 +88,10 @@ fn verdict(judged: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Runtime::new().context("start the runtime")
+}
+
+/// Removes all that an agent has left in the kernel: hooks, programs, maps and the gate.
+async fn unload(state_dir: &Path) -> Result<()> {
+    dataplane::unload(state_dir).await?;
+    gate::remove().await
 }

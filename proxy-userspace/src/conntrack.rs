@@ -5,7 +5,7 @@
     reason = "the lists of netlink's attributes are open"
 )]
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use netlink_packet_core::{
@@ -21,35 +21,12 @@ use netlink_packet_netfilter::{
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_NETFILTER};
 use proxy_common::net::Protocol;
 
+use crate::tracked::Tracked;
+
 /// `enum tcp_conntrack`: from here on both ends have closed, or one has reset it.
 const TCP_TIME_WAIT: u8 = 7;
 /// Size of the buffer for an answer: the most that the kernel puts into one.
 const ANSWER: usize = 64 * 1024;
-
-/// A connection, each direction as its packets arrive here.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Tracked {
-    /// TCP, UDP or SCTP.
-    pub protocol: Protocol,
-    /// The client and the address that it asked.
-    pub original: (SocketAddr, SocketAddr),
-    /// The server and the address that it answers to.
-    pub reply: (SocketAddr, SocketAddr),
-    /// It was answered.
-    pub answered: bool,
-}
-
-impl Tracked {
-    /// Returns true if an end is a pod of this node, so that its packets pass that pod's programs.
-    pub fn concerns(&self, is_pod: impl Fn(IpAddr) -> bool) -> bool {
-        is_pod(self.original.0.ip()) || is_pod(self.reply.0.ip())
-    }
-
-    /// P18: whether this host began it, as itself: what it only masquerades is another's.
-    pub fn is_own(&self, is_host: impl Fn(IpAddr) -> bool) -> bool {
-        is_host(self.original.0.ip()) && self.reply.1 == self.original.0
-    }
-}
 
 /// Lists the connections that the connection tracking of this network namespace has and that go on.
 ///
@@ -76,7 +53,7 @@ pub fn tracked() -> Result<Vec<Tracked>> {
     loop {
         let len = socket
             .recv(&mut &mut buffer[..], 0)
-            .context("hear of tracked connections")?;
+            .context("receive tracked connections")?;
         ensure!(len <= buffer.len(), "the kernel's answer has {len} bytes");
         let mut rest = &buffer[..len];
         while !rest.is_empty() {
@@ -227,7 +204,7 @@ mod tests {
 
     #[test]
     fn p25_the_ends_that_are_pods_count_and_p18_the_host_as_itself() {
-        let is = |text: &'static str| move |addr: IpAddr| addr.to_string() == text;
+        let is = |text: &'static str| move |addr: std::net::IpAddr| addr.to_string() == text;
         let (pod, host) = (is("10.244.1.2"), is("192.0.2.1"));
         let read = |original, reply| {
             read(&entry(Number::Udp, original, reply, ESTABLISHED)).expect("a connection")

@@ -6,12 +6,14 @@
 
 mod adopt;
 mod attached;
+mod attachment;
 mod batch;
 mod cgroups;
 mod clock;
 mod denials;
 mod flowtable;
 mod hooks;
+mod load;
 mod maps;
 mod object;
 mod packet_log;
@@ -24,27 +26,26 @@ mod sockets;
 mod statedir;
 mod unload;
 mod verdicts;
+mod wanted;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::programs::{Program, SchedClassifier, Xdp};
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use proxy_common::net::{AddressFlags, Device, IfIndex};
-use tracing::{debug, info, warn};
 
 pub use attached::tcx_programs;
+pub use attachment::{AttachPoint, Attachment};
 pub use batch::Walk;
 pub use cgroups::{Cgroup, CgroupChoice};
 pub use clock::{Clock, hz};
 pub use denials::{Denials, Denied};
 pub use flowtable::FlowTable;
-pub use hooks::{AttachPoint, Attachment, program_id};
+pub use hooks::program_id;
 pub use maps::{FamilyMaps, Maps};
 pub use packet_log::PacketLog;
 pub use peers::PeerTable;
@@ -58,38 +59,18 @@ pub use sockets::{
 pub use statedir::{StateDir, names_in};
 pub use unload::unload;
 pub use verdicts::{NodeVerdicts, TableVerdicts};
+pub use wanted::XdpChoice;
 
-use crate::conntrack;
 use crate::contents::Contents;
-use crate::links::{Driver, Found};
+use crate::devices::Devices;
 use crate::place::policies::{PolicyWrite, Room};
 use crate::place::{Actual, Entry, Side, Write};
+use crate::tracked::Tracked;
 use hooks::Hooks;
+use load::{lift_memory_limit, load, load_xdp};
 use object::{Migration, OBJECT};
 use statedir::Lock;
-
-/// The tc programs; each carries the name of its [`AttachPoint`].
-const CLASSIFIERS: [AttachPoint; 4] = [
-    AttachPoint::ToPod,
-    AttachPoint::ToDevice,
-    AttachPoint::FromPod,
-    AttachPoint::FromDevice,
-];
-/// The XDP program for kernels and devices with frames of several buffers, and the one for others.
-const XDP_PROGRAMS: [&str; 2] = ["portway_xdp_frags", "portway_xdp"];
-
-/// Mode in which XDP is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum XdpChoice {
-    /// In the driver of cards, nowhere else.
-    Auto,
-    /// In the driver of every device but tunnels.
-    Native,
-    /// In the stack.
-    Generic,
-    /// Not at all.
-    Off,
-}
+use wanted::{wanted, warn_of_partial_checksums};
 
 /// The object to load, and the directory to pin it in.
 #[derive(Clone, Debug)]
@@ -141,8 +122,8 @@ impl Dataplane {
         let (mut ebpf, migration) = object::load(&dir, OBJECT, level, globals.as_ref().ok(), room)?;
         let maps = Maps::open(|name| object::take(&mut ebpf, name))?;
         let policies = PolicyMaps::open(|name| object::take(&mut ebpf, name))?;
-        for point in CLASSIFIERS {
-            load(&mut ebpf, point.name())?;
+        for name in AttachPoint::tc_programs() {
+            load(&mut ebpf, name)?;
         }
         load(&mut ebpf, clock::PROGRAM)?;
         clock::pin(&mut ebpf, &dir)?;
@@ -189,7 +170,8 @@ impl Dataplane {
         self.log.take()
     }
 
-    /// The connections that NetworkPolicy denies, once; for a task of its own.
+    /// Returns the stream of connections that NetworkPolicy denies, for a task of its own. `None`
+    /// the second time.
     pub fn take_denials(&mut self) -> Option<Denials> {
         self.denials.take()
     }
@@ -205,7 +187,7 @@ impl Dataplane {
     ///
     /// # Errors
     /// If those cannot be read, or the flow tables have no room.
-    pub fn adopt(&mut self, contents: &Contents) -> Result<usize> {
+    pub fn adopt(&mut self, contents: &Contents, connections: &[Tracked]) -> Result<usize> {
         let now = Clock::from_pins(&self.dir)?.now()?;
         let is_host = |addr| {
             contents
@@ -214,11 +196,11 @@ impl Dataplane {
                 .is_some_and(|flags| flags.has(AddressFlags::HOST))
         };
         let mut adopted = 0;
-        for tracked in conntrack::tracked()? {
+        for tracked in connections {
             if tracked.concerns(|addr| contents.pods.contains_key(&addr)) {
                 adopted += usize::from(adopt::adopt(
                     &mut self.maps,
-                    &tracked,
+                    tracked,
                     tracked.is_own(is_host),
                     now,
                 )?);
@@ -278,14 +260,16 @@ impl Dataplane {
 
     /// Brings the programs to the devices that were found, and lets go of those that are not ours
     /// any more. Gives what was refused now, or in other words than the last time.
-    pub fn attach(&mut self, found: &Found) -> Result<Vec<anyhow::Error>> {
-        let wanted = wanted_hooks(found, self.xdp);
+    pub fn attach(&mut self, devices: &Devices) -> Result<Vec<anyhow::Error>> {
+        let wanted = wanted(devices, self.xdp);
         let before = self.hooks.attached().clone();
-        let refused = self.hooks.update(&mut self.ebpf, &wanted, &found.present)?;
+        let refused = self
+            .hooks
+            .update(&mut self.ebpf, &wanted, &devices.present)?;
         self.hooks
             .attached()
             .difference(&before)
-            .for_each(|hook| warn_of_partial_checksums(*hook, found));
+            .for_each(|hook| warn_of_partial_checksums(*hook, devices));
         self.sockets
             .attach(&mut self.ebpf, &self.dir)
             .context("attach the socket hooks")?;
@@ -297,7 +281,7 @@ impl Dataplane {
         Ok(refused)
     }
 
-    /// The flags of a device as they follow from what is attached there.
+    /// Returns the flags of a device that follow from the programs attached there.
     pub fn device_flags(&self, device: IfIndex) -> u32 {
         let native = Attachment {
             point: AttachPoint::XdpNative,
@@ -340,124 +324,5 @@ fn part_of(write: &Write) -> Option<(Side, u32)> {
             Some((endpoint.addr.ip().into(), endpoint.generation))
         }
         Write::Put(_) | Write::Delete(_) => None,
-    }
-}
-
-/// Which programs belong where.
-fn wanted_hooks(found: &Found, xdp: XdpChoice) -> BTreeMap<Attachment, String> {
-    let mut points: Vec<(AttachPoint, IfIndex)> = Vec::new();
-    for device in found.links.pods.values().chain(&found.unclaimed) {
-        points.extend([
-            (AttachPoint::FromPod, *device),
-            (AttachPoint::ToPod, *device),
-        ]);
-    }
-    for (device, driver) in &found.drivers {
-        points.push((AttachPoint::ToDevice, *device));
-        if *driver != Driver::Loopback {
-            points.push((AttachPoint::FromDevice, *device));
-        }
-        points.extend(xdp_point(xdp, *driver).map(|point| (point, *device)));
-    }
-    points
-        .into_iter()
-        .filter_map(|(point, device)| {
-            Some((
-                Attachment { point, device },
-                found.names.get(&device)?.clone(),
-            ))
-        })
-        .collect()
-}
-
-/// Native XDP belongs on cards: over a veth it breaks partial checksums and segmentation offload.
-fn xdp_point(xdp: XdpChoice, driver: Driver) -> Option<AttachPoint> {
-    match (xdp, driver) {
-        (XdpChoice::Off, _)
-        | (_, Driver::Tunnel | Driver::Loopback)
-        | (XdpChoice::Auto, Driver::Software) => None,
-        (XdpChoice::Auto, Driver::Card) | (XdpChoice::Native, _) => Some(AttachPoint::XdpNative),
-        (XdpChoice::Generic, _) => Some(AttachPoint::XdpGeneric),
-    }
-}
-
-/// Warns that XDP over a veth breaks packets of processes on this host: they carry half a checksum,
-/// which XDP cannot tell from a whole one.
-fn warn_of_partial_checksums(hook: Attachment, found: &Found) {
-    let xdp = matches!(hook.point, AttachPoint::XdpNative | AttachPoint::XdpGeneric);
-    if xdp && found.drivers.get(&hook.device) == Some(&Driver::Software) {
-        let device = found
-            .names
-            .get(&hook.device)
-            .map(String::as_str)
-            .unwrap_or_default();
-        warn!(
-            device,
-            "XDP on a device without hardware spoils packets whose checksum their sender left to it; use --xdp auto or off"
-        );
-    }
-}
-
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "aya's list of program types is long; the object has these only"
-)]
-fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
-    let program = ebpf
-        .program_mut(name)
-        .with_context(|| format!("the eBPF object has no program {name}"))?;
-    match program {
-        Program::SchedClassifier(program) => SchedClassifier::load(program),
-        Program::Xdp(program) => Xdp::load(program),
-        _ => anyhow::bail!("the program {name} is of an unknown type"),
-    }
-    .with_context(|| format!("load the program {name}"))?;
-    if let Some(Ok(info)) = ebpf.program(name).map(info) {
-        info!(
-            program = name,
-            id = info.id(),
-            instructions = info.verified_instruction_count(),
-            "the verifier took it"
-        );
-    }
-    Ok(())
-}
-
-/// Loads the XDP program that this kernel takes; `xdp.frags` is EINVAL before 5.18.
-fn load_xdp(ebpf: &mut Ebpf, xdp: XdpChoice) -> Result<&'static str> {
-    let [frags, plain] = XDP_PROGRAMS;
-    if xdp == XdpChoice::Off {
-        return Ok(plain);
-    }
-    match load(ebpf, frags) {
-        Ok(()) => Ok(frags),
-        Err(error) => {
-            debug!(
-                error = format!("{error:#}"),
-                "this kernel does not take the XDP program for frames of several buffers"
-            );
-            load(ebpf, plain).map(|()| plain)
-        }
-    }
-}
-
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "aya's list of program types is long; the object has these only"
-)]
-fn info(program: &Program) -> Result<aya::programs::ProgramInfo> {
-    match program {
-        Program::SchedClassifier(program) => program.info(),
-        Program::Xdp(program) => program.info(),
-        _ => anyhow::bail!("of an unknown type"),
-    }
-    .context("ask for a program's facts")
-}
-
-/// Before 5.11 maps count against RLIMIT_MEMLOCK. Later kernels do not look at it, so a refusal
-/// does not matter there.
-fn lift_memory_limit() {
-    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
-        debug!(%error, "the limit of locked memory stays as it is");
     }
 }

@@ -18,7 +18,6 @@ use serde::Serialize;
 
 use crate::args::{Output, words};
 use crate::compile::compile_reporting;
-use crate::foreign;
 use crate::listeners::listeners;
 use crate::model::{Forwarding, Kind, ObjectRef, Snapshot, State, Word as _};
 use crate::source::{self, SourceArgs};
@@ -118,7 +117,7 @@ pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let listeners = listeners().context("read the host's sockets")?;
     let mut findings = examine(&snapshot, &listeners);
     findings.extend(other_dataplanes::findings(
-        &foreign::find(&bpffs),
+        &crate::other_dataplanes::find(&bpffs),
         &snapshot.settings.node_name,
     ));
     print(&findings, &snapshot.state, output).context("print")?;

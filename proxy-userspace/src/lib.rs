@@ -8,12 +8,12 @@ pub mod cli;
 pub mod cni;
 pub mod conntrack;
 pub mod dataplane;
+pub mod devices;
 pub mod doctor;
 pub mod ended;
 pub mod events;
 pub mod explain;
 pub mod flows;
-pub mod foreign;
 pub mod gate;
 pub mod health;
 pub mod http;
@@ -21,11 +21,13 @@ pub mod links;
 pub mod listeners;
 pub mod metrics;
 pub mod model;
+pub mod other_dataplanes;
 pub mod serving;
 pub mod shadow;
 pub mod sockets;
 pub mod source;
 pub mod sync;
+pub mod tracked;
 
 pub use proxy_core::{compile, contents, place};
 

@@ -6,6 +6,7 @@
 
 pub(crate) mod facts;
 mod netlink;
+mod node_devices;
 mod unclaimed;
 mod wiring;
 
@@ -23,7 +24,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::{debug, warn};
 
+use crate::devices::Devices;
 use crate::model;
+
+pub use crate::devices::Driver;
 use netlink::{Neighbours, Netlink};
 use wiring::Wiring;
 
@@ -70,18 +74,22 @@ pub struct Found {
     pub drivers: BTreeMap<IfIndex, Driver>,
 }
 
-/// The driver of a device, as far as XDP cares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Driver {
-    /// A network card, real or paravirtual: XDP may run in the driver.
-    Card,
-    /// Ethernet made of software (veth, bridge, bond): native XDP would break partial checksums and
-    /// segmentation offload.
-    Software,
-    /// A tunnel, or a device without Ethernet headers: not for XDP.
-    Tunnel,
-    /// Loopback. Used together with a gate only; all that it receives is this host's own.
-    Loopback,
+impl Found {
+    /// Returns the devices that programs are attached to.
+    pub fn devices(&self) -> Devices {
+        Devices {
+            present: self.present.clone(),
+            names: self.names.clone(),
+            pods: self
+                .links
+                .pods
+                .values()
+                .chain(&self.unclaimed)
+                .copied()
+                .collect(),
+            drivers: self.drivers.clone(),
+        }
+    }
 }
 
 /// Keeps `found` true for as long as somebody wants it. `earlier` is where an agent before us found

@@ -12,7 +12,7 @@ use crate::dataplane::{
     Attachment, FlowTable, Maps, StateDir, Verified, names_in, program_id, programs_in,
     socket_hooks, sockets_of,
 };
-use crate::foreign::{self, Foreign};
+use crate::other_dataplanes::{self, OtherSoftware};
 
 struct Status {
     dir: String,
@@ -26,7 +26,7 @@ struct Status {
     pods_without_device: usize,
     flows: Flows,
     counters: Vec<(&'static str, &'static str, u64)>,
-    foreign: Vec<Foreign>,
+    other_dataplanes: Vec<OtherSoftware>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -98,7 +98,7 @@ fn read(dir: &StateDir) -> Result<Status> {
             .count(),
         flows,
         counters: counters(&maps)?,
-        foreign: foreign::find(dir.root().parent().unwrap_or(dir.root())),
+        other_dataplanes: other_dataplanes::find(dir.root().parent().unwrap_or(dir.root())),
     })
 }
 
@@ -155,8 +155,8 @@ fn text(status: &Status) -> String {
         status.flows.established, status.flows.half_open
     );
     let _ok = writeln!(out, "Sockets:   {}", status.sockets);
-    for foreign in &status.foreign {
-        let _ok = writeln!(out, "Beside it: {foreign}; {}", foreign.consequence());
+    for other in &status.other_dataplanes {
+        let _ok = writeln!(out, "Beside it: {other}; {}", other.consequence());
     }
     out.push('\n');
     let mut hooks = table(&["DEVICE", "HOOK", "BY", "PROGRAM"]);
@@ -224,8 +224,7 @@ impl From<&Status> for Value {
             .iter()
             .map(|(name, _, value)| ((*name).into(), (*value).into()))
             .collect();
-        let foreign =
-            |f: &Foreign| json!({ "kind": f.kind.name(), "name": f.name, "evidence": f.evidence });
+        let other = |f: &OtherSoftware| json!({ "kind": f.kind.name(), "name": f.name, "evidence": f.evidence });
         json!({
             "stateDir": status.dir,
             "running": status.agent == Agent::Running,
@@ -238,7 +237,7 @@ impl From<&Status> for Value {
             "sockets": { "cgroup": status.sockets.cgroup, "programs": status.sockets.hooks.iter().map(|(name, id)| json!({ "name": name, "id": id })).collect::<Vec<_>>() },
             "programs": status.programs.iter().map(program).collect::<Vec<_>>(),
             "counters": counters,
-            "foreign": status.foreign.iter().map(foreign).collect::<Vec<_>>(),
+            "foreign": status.other_dataplanes.iter().map(other).collect::<Vec<_>>(),
         })
     }
 }

@@ -9,7 +9,7 @@ use proxy_common::flow::{Flow, FlowKey, Hook, Role, State, Way};
 use proxy_common::net::{Addr4, Addr6, Address, IfIndex, Port};
 
 use super::maps::{FamilyMaps, Hash, Maps};
-use crate::conntrack::Tracked;
+use crate::tracked::Tracked;
 
 /// `BPF_NOEXIST`: what the programs know is newer.
 const NEW: u64 = 1;
@@ -88,7 +88,8 @@ where
     }
 }
 
-/// The reply's entry, then the client's: how each looks here, and what others make of it.
+/// Returns the reply's entry, then the client's: each direction as its packets arrive here, with
+/// the addresses that the translator of this host gives them.
 fn entries<A: Address>(
     tracked: &Tracked,
     ends: [A; 4],

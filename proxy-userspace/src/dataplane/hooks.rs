@@ -5,10 +5,8 @@
 //! agent ends.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::str::FromStr;
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
@@ -21,114 +19,12 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp}
 use proxy_common::net::IfIndex;
 use tracing::info;
 
+use super::attachment::{Attachment, Mode};
 use super::statedir::{StateDir, names_in, remove};
 
 /// The place of our filters in a clsact qdisc; together with the device their whole identity.
 const PRIORITY: u16 = 50;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
-
-/// The attach points, in the order of attaching: a program that reverses a translation comes before
-/// the one that makes it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum AttachPoint {
-    /// tc egress of the host side of a pod's veth.
-    ToPod,
-    /// tc egress of a node device.
-    ToDevice,
-    /// tc ingress of the host side of a pod's veth.
-    FromPod,
-    /// tc ingress of a node device.
-    FromDevice,
-    /// XDP in the stack of a node device.
-    XdpGeneric,
-    /// XDP in the driver of a node device.
-    XdpNative,
-}
-
-impl AttachPoint {
-    /// Every point.
-    pub const ALL: [Self; 6] = [
-        Self::ToPod,
-        Self::ToDevice,
-        Self::FromPod,
-        Self::FromDevice,
-        Self::XdpGeneric,
-        Self::XdpNative,
-    ];
-
-    /// Its name in pins and for people.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::ToPod => "to_pod",
-            Self::ToDevice => "to_device",
-            Self::FromPod => "from_pod",
-            Self::FromDevice => "from_device",
-            Self::XdpGeneric => "xdp_generic",
-            Self::XdpNative => "xdp_native",
-        }
-    }
-
-    /// Returns true for a pod's device, where the program stays for as long as the device.
-    pub const fn is_pods(self) -> bool {
-        matches!(self, Self::ToPod | Self::FromPod)
-    }
-
-    /// Returns true for XDP, which runs before the kernel has a socket buffer.
-    pub const fn is_xdp(self) -> bool {
-        matches!(self, Self::XdpGeneric | Self::XdpNative)
-    }
-
-    const fn how(self) -> How {
-        match self {
-            Self::FromPod | Self::FromDevice => How::Tc(TcAttachType::Ingress),
-            Self::ToPod | Self::ToDevice => How::Tc(TcAttachType::Egress),
-            Self::XdpGeneric => How::Xdp(XdpMode::Skb),
-            Self::XdpNative => How::Xdp(XdpMode::Driver),
-        }
-    }
-}
-
-enum How {
-    Tc(TcAttachType),
-    Xdp(XdpMode),
-}
-
-/// A program's place: a point of a device. Its text is the name of the pin.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Attachment {
-    /// Which point.
-    pub point: AttachPoint,
-    /// The device.
-    pub device: IfIndex,
-}
-
-impl fmt::Display for Attachment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.point.name(), self.device.0)
-    }
-}
-
-impl FromStr for Attachment {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let (name, device) = text
-            .rsplit_once('-')
-            .with_context(|| format!("{text} names no hook"))?;
-        let point = AttachPoint::ALL
-            .into_iter()
-            .find(|point| point.name() == name)
-            .with_context(|| format!("{text} names no hook"))?;
-        Ok(Self {
-            point,
-            device: IfIndex(
-                device
-                    .parse()
-                    .with_context(|| format!("{text} names no device"))?,
-            ),
-        })
-    }
-}
 
 /// The kernel's way to attach tc programs: tcx (6.6) or clsact; known after the first attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -225,9 +121,11 @@ impl Hooks {
 
     fn attach(&mut self, ebpf: &mut Ebpf, hook: Attachment, device: &str) -> Result<()> {
         let pin = self.dir.hooks().join(hook.to_string());
-        match hook.point.how() {
-            How::Xdp(mode) => attach_xdp(program(ebpf, self.xdp_program)?, mode, hook.device, &pin),
-            How::Tc(kind) => self.attach_tc(
+        match hook.point.mode() {
+            Mode::Xdp(mode) => {
+                attach_xdp(program(ebpf, self.xdp_program)?, mode, hook.device, &pin)
+            }
+            Mode::Tc(kind) => self.attach_tc(
                 program(ebpf, hook.point.name())?,
                 kind,
                 hook.device,
@@ -323,7 +221,7 @@ impl Hooks {
 /// Takes whatever an agent has put there off a hook.
 pub fn detach(dir: &StateDir, hook: Attachment) -> Result<()> {
     let pin = dir.hooks().join(hook.to_string());
-    if let (true, How::Tc(kind)) = (pin.is_dir(), hook.point.how())
+    if let (true, Mode::Tc(kind)) = (pin.is_dir(), hook.point.mode())
         && let Ok(device) = nix::net::if_::if_indextoname(hook.device.0)
     {
         let device = device.to_string_lossy();

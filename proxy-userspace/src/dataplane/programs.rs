@@ -6,8 +6,10 @@ use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
 use aya::programs::{ProgramInfo, loaded_programs};
 
+use super::attachment::AttachPoint;
+use super::load::XDP_PROGRAMS;
 use super::statedir::{StateDir, names_in};
-use super::{AttachPoint, CLASSIFIERS, XDP_PROGRAMS, clock, sockets};
+use super::{clock, sockets};
 
 /// The kernel keeps so many bytes of a program's name.
 const NAME: usize = 15;
@@ -74,9 +76,7 @@ impl From<&ProgramInfo> for Verified {
 
 /// The name that the kernel has cut off.
 fn full_name(kernel: &str) -> String {
-    let ours = CLASSIFIERS
-        .map(AttachPoint::name)
-        .into_iter()
+    let ours = AttachPoint::tc_programs()
         .chain(XDP_PROGRAMS)
         .chain(sockets::PROGRAMS)
         .chain([clock::PROGRAM]);

@@ -17,7 +17,7 @@ use super::{
     unload,
 };
 use crate::contents::{Backends, Contents, Endpoint, Frontend, Target};
-use crate::links::{Driver, Found};
+use crate::devices::{Devices, Driver};
 use crate::place::{Actual, place, retire};
 use crate::testing::Namespace;
 
@@ -275,7 +275,7 @@ fn a_pinned_map_of_another_size_is_replaced_and_keeps_its_elements() {
                 0,
             )
             .expect("insert");
-        plane.attach(&Found::default()).expect("attach nothing");
+        plane.attach(&Devices::default()).expect("attach nothing");
         assert_eq!(
             plane.read().expect("read").services().len(),
             2,
@@ -303,7 +303,7 @@ fn a_pinned_map_of_another_form_is_replaced_by_an_empty_one() {
             .expect("pin it");
         older.insert(1, 1, 0).expect("insert");
         let mut plane = open(&dir, XdpChoice::Off);
-        plane.attach(&Found::default()).expect("attach nothing");
+        plane.attach(&Devices::default()).expect("attach nothing");
         assert!(plane.read().expect("read").services().is_empty());
         drop(plane);
         open(&dir, XdpChoice::Off);
@@ -371,13 +371,13 @@ fn settings_of_an_earlier_version_are_known_at_once_although_they_have_grown() {
         older.set(0, before, 0).expect("set");
         let mut plane = open(&dir, XdpChoice::Off);
         assert_eq!(plane.read().expect("read").config(), known);
-        plane.attach(&Found::default()).expect("attach nothing");
+        plane.attach(&Devices::default()).expect("attach nothing");
         assert_eq!(plane.read().expect("read").config(), known);
     });
 }
 
 /// A node device `eth0` and a pod's device `pod0`, as `links` would find them.
-fn two_devices(node: &Namespace, other: &Namespace) -> Found {
+fn two_devices(node: &Namespace, other: &Namespace) -> Devices {
     node.veth("eth0", other, "peer0");
     node.veth("pod0", other, "peer1");
     let index = |name: &'static str| {
@@ -387,14 +387,13 @@ fn two_devices(node: &Namespace, other: &Namespace) -> Found {
         )
     };
     let (eth0, pod0) = (index("eth0"), index("pod0"));
-    let mut found = Found {
+    let mut found = Devices {
         present: BTreeSet::from([eth0, pod0]),
-        ..Found::default()
+        ..Devices::default()
     };
     found.names = BTreeMap::from([(eth0, "eth0".into()), (pod0, "pod0".into())]);
     found.drivers.insert(eth0, Driver::Software);
-    found.links.devices.insert(eth0, Device::default());
-    found.links.pods.insert(addr("10.244.1.2"), pod0);
+    found.pods.insert(pod0);
     found
 }
 
@@ -465,11 +464,7 @@ fn hooks_of_a_device_that_went_are_forgotten_and_its_successor_gets_its_own() {
     node.run(move || {
         let mut plane = plane;
         let mut gone = found.clone();
-        let pod = gone
-            .links
-            .pods
-            .remove(&addr("10.244.1.2"))
-            .expect("there was a pod");
+        let pod = gone.pods.pop_first().expect("there was a pod");
         gone.present.remove(&pod);
         plane.attach(&gone).expect("attach");
         assert!(plane.hooks().iter().all(|hook| hook.device != pod));
@@ -569,7 +564,7 @@ fn clsact_filters_are_replaced_in_place_and_unload_takes_them_and_our_qdiscs_onl
     let (node, other) = (Namespace::new(), Namespace::new());
     let (dir, found) = (node.state_dir(), two_devices(&node, &other));
     node.command("tc", "qdisc add dev eth0 clsact");
-    let run = |found: &Found, dir: &Path| {
+    let run = |found: &Devices, dir: &Path| {
         let (found, dir) = (found.clone(), dir.to_owned());
         node.run(move || {
             let mut plane = open(&dir, XdpChoice::Off);
@@ -612,7 +607,7 @@ fn programs_of_anybody_are_seen_by_name_in_filters_and_by_tcx() {
                 .into_iter()
                 .for_each(|choose| choose(&mut plane.hooks));
             assert_eq!(plane.attach(&found).expect("attach").len(), 0);
-            let programs = crate::foreign::programs_here();
+            let programs = crate::other_dataplanes::programs_here();
             drop(plane);
             unload_all(dir);
             programs

@@ -9,10 +9,10 @@ use rtnetlink::packet_route::tc::TcHandle;
 use rtnetlink::{Handle, new_connection};
 use tracing::{info, warn};
 
-use super::hooks::{Attachment, detach};
+use super::attachment::Attachment;
+use super::hooks::detach;
 use super::sockets;
 use super::statedir::{StateDir, names_in, remove};
-use crate::gate;
 
 /// Removes hooks, programs and maps of a state directory and the directory itself, and the clsact
 /// qdiscs that were made for them if nobody else uses them. Runs in the network namespace of the
@@ -48,7 +48,6 @@ pub async fn unload(root: &Path) -> Result<()> {
         }
         remove(&sub)?;
     }
-    gate::remove().await?;
     info!(dir = %root.display(), "unloaded");
     remove_root(root)
 }

@@ -2,22 +2,22 @@
 
 use super::Finding;
 use super::check::Check;
-use crate::foreign::{Foreign, Kind};
 use crate::model::{self, ObjectName, ObjectRef};
+use crate::other_dataplanes::{Kind, OtherSoftware};
 
 /// One for each, about the Node.
-pub(super) fn findings(found: &[Foreign], node: &str) -> Vec<Finding> {
+pub(super) fn findings(found: &[OtherSoftware], node: &str) -> Vec<Finding> {
     let object = ObjectRef {
         kind: model::Kind::Node,
         name: ObjectName::cluster(node),
     };
-    let finding = |foreign: &Foreign| {
-        let check = match foreign.kind {
+    let finding = |other: &OtherSoftware| {
+        let check = match other.kind {
             Kind::DataPlane => Check::OtherDataPlane,
             Kind::Firewall => Check::FirewallPassedBy,
         };
-        let problem = format!("{foreign}: {}", foreign.consequence());
-        Finding::new(check, &object, "this host", problem, foreign.advice())
+        let problem = format!("{other}: {}", other.consequence());
+        Finding::new(check, &object, "this host", problem, other.advice())
     };
     found.iter().map(finding).collect()
 }

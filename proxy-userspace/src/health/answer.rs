@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{Progress, Vitals};
+use super::vitals::{Progress, Vitals};
 use crate::model::ObjectName;
 
 /// An HTTP response.

@@ -10,7 +10,7 @@ use axum::routing::get;
 use tokio::sync::watch;
 
 use super::answer::{Moment, healthz, livez, readyz};
-use super::{TOO_LONG, Vitals};
+use super::vitals::{TOO_LONG, Vitals};
 use crate::http;
 use crate::metrics::Metrics;
 

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use super::answer::{self, Answer};
-use super::{TOO_LONG, Vitals};
+use super::vitals::{TOO_LONG, Vitals};
 use crate::compile::HealthCheck;
 use crate::events::{Events, Warning, Warnings};
 use crate::model::{Kind, ObjectName, ObjectRef};

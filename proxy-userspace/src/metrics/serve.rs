@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse as _;
 use axum::routing::get;
 
-use super::{Exporter, Format};
+use super::text::{Exporter, Format};
 use crate::http;
 
 /// Serves until the agent ends.

@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::reports::seconds;
 use super::{Placed, RETRY, Sync, TARGET};
+use crate::conntrack;
 use crate::dataplane::wait_for_programs;
 use crate::gate::GateSpec;
 use crate::links::Found;
@@ -21,7 +22,11 @@ use crate::place::{Idle, place, place_delta, retire_those};
 const GATHER: Duration = Duration::from_millis(10);
 impl Sync {
     pub(super) fn attach(&mut self, found: &Found) -> Result<()> {
-        for error in self.plane.attach(found).context("attach programs")? {
+        for error in self
+            .plane
+            .attach(&found.devices())
+            .context("attach programs")?
+        {
             warn!(
                 target: TARGET,
                 error = format!("{error:#}"),
@@ -37,7 +42,9 @@ impl Sync {
         if !self.plane.is_first() {
             return;
         }
-        match self.plane.adopt(self.compiler.contents()) {
+        let adopted = conntrack::tracked()
+            .and_then(|connections| self.plane.adopt(self.compiler.contents(), &connections));
+        match adopted {
             Ok(connections) => info!(
                 target: TARGET,
                 connections,

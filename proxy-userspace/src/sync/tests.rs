@@ -479,7 +479,7 @@ fn a_hook_that_was_refused_is_tried_again_without_news() {
         found.names.insert(eth0, "eth0".into());
         found.drivers.insert(eth0, links::Driver::Software);
         found.links.devices.insert(eth0, Device::default());
-        assert_eq!(occupant.attach(&found).expect("attach").len(), 0);
+        assert_eq!(occupant.attach(&found.devices()).expect("attach").len(), 0);
 
         let agent = Agent::start_with(&root, XdpChoice::Native);
         agent

@@ -17,7 +17,7 @@ use portway::contents::{Backends, Contents, Endpoint, Frontend, Target};
 use portway::dataplane::{
     CgroupChoice, Dataplane, Options, StateDir, XdpChoice, socket_hooks, sockets_of, unload,
 };
-use portway::links::Found;
+use portway::devices::Devices;
 use portway::metrics::Metrics;
 use portway::place::{Actual, place};
 use portway::serving::Serving;

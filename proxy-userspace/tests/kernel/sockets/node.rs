@@ -223,7 +223,7 @@ impl Node {
     }
 
     pub fn attach(&mut self) -> Result<()> {
-        let refused = self.plane()?.attach(&Found::default())?;
+        let refused = self.plane()?.attach(&Devices::default())?;
         ensure!(refused.is_empty(), "{refused:?}");
         Ok(())
     }

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use super::look::Seen;
 use super::rules::{Chain, Policy, Step, Table};
-use super::{Foreign, Kind};
+use super::{Kind, OtherSoftware};
 
 /// Everybody who was recognised, each once.
-pub(super) fn judge(seen: &Seen) -> Vec<Foreign> {
+pub(super) fn judge(seen: &Seen) -> Vec<OtherSoftware> {
     let mut found = BTreeSet::new();
     found.extend(kube_proxy(seen));
     found.extend(marked(seen, &CILIUM));
@@ -16,8 +16,8 @@ pub(super) fn judge(seen: &Seen) -> Vec<Foreign> {
     found.into_iter().collect()
 }
 
-fn data_plane(name: &str, evidence: String) -> Foreign {
-    Foreign {
+fn data_plane(name: &str, evidence: String) -> OtherSoftware {
+    OtherSoftware {
         kind: Kind::DataPlane,
         name: name.to_owned(),
         evidence,
@@ -25,7 +25,7 @@ fn data_plane(name: &str, evidence: String) -> Foreign {
 }
 
 /// In IPVS mode it has iptables' chain too, so that mode is judged first.
-fn kube_proxy(seen: &Seen) -> Vec<Foreign> {
+fn kube_proxy(seen: &Seen) -> Vec<OtherSoftware> {
     let mut found = Vec::new();
     for table in seen
         .tables
@@ -83,7 +83,7 @@ const CALICO: Marks = Marks {
 };
 
 /// One piece of evidence of each sort is enough.
-fn marked(seen: &Seen, marks: &Marks) -> Vec<Foreign> {
+fn marked(seen: &Seen, marks: &Marks) -> Vec<OtherSoftware> {
     let device = seen
         .devices
         .iter()
@@ -118,7 +118,7 @@ fn marked(seen: &Seen, marks: &Marks) -> Vec<Foreign> {
 }
 
 /// Chains that packets come into when they are forwarded, and that refuse some.
-fn firewall(table: &Table) -> Vec<Foreign> {
+fn firewall(table: &Table) -> Vec<OtherSoftware> {
     if table.name == "kube-proxy" {
         return Vec::new();
     }
@@ -128,7 +128,7 @@ fn firewall(table: &Table) -> Vec<Foreign> {
         .filter(|(_, chain)| chain.hook.as_deref() == Some("forward"));
     let refusing = forwards.filter_map(|(name, chain)| Some((name, refusal(table, name, chain)?)));
     refusing
-        .map(|(name, why)| Foreign {
+        .map(|(name, why)| OtherSoftware {
             kind: Kind::Firewall,
             name: owner(table).to_owned(),
             evidence: format!("chain {name} in {} table {}: {why}", table.from, table.name),

@@ -15,9 +15,9 @@ use tracing::warn;
 
 use crate::model::ForwardFirewall;
 
-/// Somebody else who handles packets.
+/// A data plane or firewall that is not Portway's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Foreign {
+pub struct OtherSoftware {
     /// Its kind.
     pub kind: Kind,
     /// Its name, as people call it.
@@ -46,13 +46,13 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Foreign {
+impl fmt::Display for OtherSoftware {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.name, self.evidence)
     }
 }
 
-impl Foreign {
+impl OtherSoftware {
     /// Returns the consequence, in one sentence.
     pub fn consequence(&self) -> &'static str {
         match self.kind {
@@ -78,27 +78,27 @@ impl Foreign {
     }
 }
 
-/// All that is found from the calling thread's network namespace; `bpffs` is where eBPF objects are
+/// Returns all findings from the calling thread's network namespace; `bpffs` is where eBPF objects are
 /// pinned.
-pub fn find(bpffs: &Path) -> Vec<Foreign> {
+pub fn find(bpffs: &Path) -> Vec<OtherSoftware> {
     judge::judge(&look::look(bpffs))
 }
 
-/// Says it in the log, and whether forwarded packets are filtered.
-pub fn report(found: &[Foreign]) -> ForwardFirewall {
-    for foreign in found {
-        let what = match foreign.kind {
+/// Logs the findings. Returns `Present` if a firewall filters forwarded packets.
+pub fn report(found: &[OtherSoftware]) -> ForwardFirewall {
+    for other in found {
+        let kind = match other.kind {
             Kind::DataPlane => "another data plane",
             Kind::Firewall => "a firewall for forwarded packets",
         };
         warn!(
-            evidence = foreign.evidence,
-            "{what} is on this node: {}; {}",
-            foreign.name,
-            foreign.consequence()
+            evidence = other.evidence,
+            "{kind} is on this node: {}; {}",
+            other.name,
+            other.consequence()
         );
     }
-    let filtered = found.iter().any(|foreign| foreign.kind == Kind::Firewall);
+    let filtered = found.iter().any(|other| other.kind == Kind::Firewall);
     if filtered {
         ForwardFirewall::Present
     } else {
@@ -106,8 +106,8 @@ pub fn report(found: &[Foreign]) -> ForwardFirewall {
     }
 }
 
-/// The programs on the devices of the calling thread's network namespace, for the tests of those
-/// who attach some.
+/// Returns the programs on the devices of the calling thread's network namespace, for tests that
+/// attach some.
 #[cfg(test)]
 pub(crate) fn programs_here() -> Vec<(String, String)> {
     look::programs(&look::devices())
