@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | [`model`] | the cluster's objects, the host's network and the settings | [`model::Snapshot`] |
 //! | [`compile`] | the step from a snapshot to the contents of the maps | [`compile::Compiler`] |
-//! | [`contents`] | the contents of the maps in symbols, and their differences | [`contents::Contents`] |
+//! | [`contents`] | the maps' contents in symbols, and their differences | [`contents::Contents`] |
 //! | [`place`] | the step from contents to writes: ids, generations, order | [`place::place`] |
 //!
 //! NetworkPolicy takes the same way: [`compile::PolicyCompiler`], [`contents::policies::Policies`],

@@ -1,4 +1,5 @@
-//! Random changes: after each single write the verdicts are those of the old or the new state (P32).
+//! Random changes: after each single write the verdicts are those of the old or the new state
+//! (P32).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
