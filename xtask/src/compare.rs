@@ -1,5 +1,5 @@
-//! `cargo xtask compare`: the same objects and the same questions to the real kube-proxy and to
-//! Portway, in two labs, and a verdict on each difference.
+//! `cargo xtask compare`: gives the same objects and sends the same requests to kube-proxy and to
+//! Portway, in two labs, and judges each difference.
 
 pub mod ask;
 pub mod cluster;
@@ -22,7 +22,7 @@ use outcome::Outcome;
 use rows::{Extent, Row};
 use table::Compared;
 
-/// Ask kube-proxy and Portway the same questions in two labs; succeeds if they differ exactly as
+/// Send the same requests through kube-proxy and Portway in two labs; fail if they differ other than
 /// intended
 #[derive(clap::Args)]
 pub struct Args {

@@ -1,5 +1,5 @@
-//! `cargo xtask conform`: what Portway does against cases that others have written down, on fake
-//! tables and in the kernel.
+//! `cargo xtask conform`: checks Portway against cases written by others, on fake tables and in the
+//! kernel.
 
 use crate::setup::{self, Component};
 use crate::sh;
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Compare what Portway does with what cases say
+/// Check Portway against cases written by others
 #[derive(clap::Args)]
 pub struct Args {
     /// Directories of cases, or single files; the checks of a single file are all listed
@@ -18,7 +18,7 @@ pub struct Args {
     verbose: bool,
 }
 
-/// Runs the cases; an error where something differs, is not covered, or is not there.
+/// Runs the cases; fails if one differs, is not covered, or is missing.
 pub fn run(args: &Args) -> Result<()> {
     setup::ensure(&Component::BUILD)?;
     let flags = args.verbose.then_some("--verbose");

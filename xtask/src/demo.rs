@@ -1,5 +1,5 @@
-//! Owns `cargo xtask demo`: the lesson that a nodePort reaches pods on any node, played on this
-//! host and judged.
+//! Owns `cargo xtask demo`: a NodePort Service and NetworkPolicies on three nodes in network
+//! namespaces of this host, each result checked.
 
 mod acts;
 mod mistakes;
@@ -17,28 +17,29 @@ use crate::lab::host::Tools;
 use crate::lab::topology::{Join, Wiring};
 use crate::setup::{self, Component};
 
-/// Shows a NodePort Service at work on three nodes in network namespaces: no cluster is needed.
+/// Run Portway on three nodes in network namespaces: Services, NetworkPolicies, doctor; needs no
+/// cluster
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Leave it all up at the end, and say what to try by hand.
+    /// Leave the lab up at the end, and print commands to try by hand
     #[arg(long)]
     pub keep: bool,
-    /// Wiring of pods to their node.
+    /// Wiring of pods to their node
     #[arg(long, value_enum, default_value = "bridge")]
     pub wiring: Wiring,
-    /// Connection of the nodes to other nodes' pods.
+    /// Connection of the nodes to other nodes' pods
     #[arg(long, value_enum, default_value = "routes")]
     pub join: Join,
 }
 
-/// Plays the lesson.
+/// Runs the demo.
 ///
 /// # Errors
-/// If something cannot be started, or anything came out otherwise than it should.
+/// If something cannot be started, or a check fails.
 pub fn run(args: &Args) -> Result<()> {
     let tools = build_agent()?;
     let mut say = Say::new();
-    say.title("Portway's lesson: a nodePort reaches pods on any node");
+    say.title("Portway demo: a Service's nodePort reaches its pods on every node");
     let mut stage = Stage::set(args.wiring, args.join, tools, &mut say)?;
     acts::node_port(&mut stage, &mut say)?;
     acts::client_address(&mut stage, &mut say)?;
@@ -55,14 +56,11 @@ pub fn run(args: &Args) -> Result<()> {
             std::thread::park();
         }
     }
-    ensure!(
-        wrong == 0,
-        "{wrong} of the demo's expectations did not come true"
-    );
+    ensure!(wrong == 0, "{wrong} of the demo's checks failed");
     Ok(())
 }
 
-/// Builds before the clock starts: how long that takes is not the demo's.
+/// Builds before the clock starts: the demo's times leave out the build.
 fn build_agent() -> Result<Tools> {
     setup::ensure(&Component::LAB)?;
     println!("Building the agent …");

@@ -1,5 +1,5 @@
-//! `cargo xtask load` and `unload`: the programs on devices of this host with no agent to look
-//! after them, and all of it away again.
+//! `cargo xtask load` and `unload`: attaches the programs to devices of this host without a running
+//! agent, and removes them again.
 
 use crate::{build, sh};
 use anyhow::{Context, Result, bail, ensure};
@@ -9,13 +9,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Attach the programs to devices of this host and leave them there, without an agent
+/// Attach the programs to devices of this host, without a running agent
 #[derive(clap::Args, Clone, Debug)]
 pub struct LoadArgs {
-    /// A device that packets come in and go out by, several by commas
+    /// Devices to attach to, separated by commas
     #[arg(long, value_name = "DEV", value_delimiter = ',', required = true)]
     pub device: Vec<String>,
-    /// Services and what they lead to, as YAML files; none if not given
+    /// Directory of manifests with Services and EndpointSlices [default: none]
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
     #[command(flatten)]
@@ -26,7 +26,7 @@ pub struct LoadArgs {
     pub agent: Vec<String>,
 }
 
-/// Take everything out of the kernel that `load` or an agent has put there
+/// Remove everything from the kernel that `load` or an agent put there
 #[derive(clap::Args, Clone, Debug)]
 pub struct UnloadArgs {
     #[command(flatten)]
@@ -47,8 +47,7 @@ pub struct Pins {
 pub struct Loaded {
     /// The state after the agent had ended.
     pub left: Status,
-    /// Every program that the verifier took, also those that no device needs and that went with the
-    /// agent.
+    /// Every loaded program, also those that no device needs and that ended with the agent.
     pub verified: Vec<Program>,
 }
 
@@ -75,7 +74,7 @@ pub struct Hook {
     pub hook: String,
     /// `tcx`, `clsact` or `xdp`.
     pub by: String,
-    /// The id of the program; the kernel does not tell it of clsact's.
+    /// The id of the program; the kernel does not report it for clsact.
     pub program: Option<u32>,
 }
 
@@ -87,7 +86,7 @@ pub struct Program {
     pub id: u32,
     /// Its name.
     pub name: String,
-    /// Instructions that the verifier walked through (5.16).
+    /// Number of instructions that the verifier processed (Linux 5.16 and later).
     pub verified_instructions: Option<u32>,
 }
 
@@ -108,7 +107,7 @@ pub fn run_unload(args: &UnloadArgs) -> Result<()> {
 /// calling thread.
 ///
 /// # Errors
-/// If a device is missing, the agent fails, or a device is left without a program; what the agent complains of is on stderr.
+/// If a device is missing, the agent fails, or a device is left without a program; the agent's log is on stderr.
 pub fn load(portway: &Path, args: &LoadArgs) -> Result<Loaded> {
     args.device
         .iter()
@@ -213,7 +212,7 @@ impl Status {
                 .any(|hook| hook.device == device && hook.hook == point);
             ensure!(
                 attached,
-                "{device} has no {point}: the kernel refused it, and the agent says why above"
+                "{device} has no {point}: the kernel refused it; see the agent's log above"
             );
         }
         Ok(())

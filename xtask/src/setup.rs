@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: brings a Debian or Ubuntu host to where every other command works, and says
-//! what it does.
+//! `cargo xtask setup`: installs on a Debian or Ubuntu host the tools that the other commands need,
+//! and prints each step.
 //!
 //! Every other command calls [`ensure`] for the part of it that it needs. Nothing that is found is
 //! installed again.
@@ -27,7 +27,7 @@ pub struct Args {
     check: bool,
 }
 
-/// Reports every component and, without `--check`, brings what is missing.
+/// Reports every component and, without `--check`, installs the missing ones.
 pub fn run(args: &Args) -> Result<()> {
     let missing = report(&Component::ALL);
     if missing.is_empty() {
@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Result<()> {
     bring(&missing)
 }
 
-/// Brings those of `needed` that are missing; says nothing where all are here.
+/// Installs those of `needed` that are missing; prints nothing if none is.
 pub fn ensure(needed: &[Component]) -> Result<()> {
     let missing: Vec<Component> = needed
         .iter()

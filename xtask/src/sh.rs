@@ -1,4 +1,4 @@
-//! Starting other programs: every failure names the command that was run and what it said.
+//! Starting other programs: every error has the command and its output.
 
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: every check that there is, in order from the quickest, with a table at the
-//! end and nothing left out silently.
+//! `cargo xtask test`: runs every check, the quickest first, and prints a table at the end that also
+//! names a step that did not run.
 
 use crate::counts::Counts;
 use crate::setup::{self, Component};
@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 /// Run every test: sources, units, kernel, lab, other kernels
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directories of cases, against which conformance is tested (but for Services' SCTP, which is
-    /// not there yet); it is not if there is none
+    /// Directories of cases for the conformance step (without Services' SCTP, which is not
+    /// implemented); the step is left out if there is none
     #[arg(
         long,
         value_name = "DIR[:DIR]",
@@ -42,7 +42,8 @@ struct Done {
     time: Duration,
 }
 
-/// Runs all steps, also after one has failed; the last line says how many tests passed and failed.
+/// Runs all steps, also after one has failed; the last line has the numbers of passed and failed
+/// tests.
 pub fn run(args: &Args) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!(
@@ -92,13 +93,14 @@ pub fn run(args: &Args) -> Result<()> {
     summary(&done, not_run)
 }
 
-/// The kernel tests first: where a program does not load, the lab has nothing to say.
+/// Returns the integration tests, the kernel tests first: if a program does not load, the lab's
+/// tests cannot pass.
 fn targets() -> Result<Vec<Target>> {
     let metadata =
         sh::output(sh::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: Value = serde_json::from_str(&metadata).context("read cargo's metadata")?;
     let mut targets = integration_tests(&metadata);
-    // Without cases it has nothing to say, with them it is a step of its own.
+    // It needs cases; with them it is a step of its own.
     targets.retain(|target| target.name != conform::TARGET);
     targets.sort_by(|a, b| (&a.package, &a.name).cmp(&(&b.package, &b.name)));
     Ok(targets)
@@ -136,7 +138,7 @@ fn step(name: &str, body: impl FnOnce() -> Result<Counts>) -> Done {
     }
 }
 
-/// A step that ran nothing, or left something out, has not passed.
+/// Returns why a step has not passed: tests failed, were left out, or none ran.
 fn complaint(counts: Counts) -> Option<String> {
     match counts {
         Counts { failed: 1.., .. } => Some("tests failed".into()),
@@ -209,7 +211,8 @@ fn summary(done: &[Done], not_run: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// A step that failed without a failed test, because it did not compile say, counts as one.
+/// Sums up passed and failed tests. A step that failed without a failed test, for example because it
+/// did not compile, counts as one.
 fn totals(done: &[Done]) -> (u32, u32) {
     let passed = done.iter().map(|step| step.counts.passed).sum();
     let failed = done

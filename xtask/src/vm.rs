@@ -1,5 +1,5 @@
-//! `cargo xtask vm`: the kernel test of the agent on Debian's kernels under qemu, so that old
-//! verifiers are asked every day.
+//! `cargo xtask vm`: runs the agent's kernel tests on Debian's kernels under qemu, so that each old
+//! verifier loads the programs every day.
 
 mod boot;
 mod initramfs;
@@ -17,7 +17,7 @@ use std::time::Instant;
 /// Run the kernel tests on other kernels under qemu
 #[derive(clap::Args)]
 pub struct Args {
-    /// Kernels to boot; all three if none is given
+    /// Kernels to boot [default: all three]
     #[arg(value_enum)]
     kernels: Vec<Release>,
     /// A program to run there instead of the kernel test of proxy-userspace
@@ -71,13 +71,13 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Runs the kernel test on one kernel; how many tests passed, which is never 0.
+/// Runs the kernel test on one kernel, and returns the number of tests that passed, never 0.
 pub fn test(release: Release) -> Result<u32> {
     on(release, &kernel_test(&[])?)
 }
 
-/// Runs the lab with the devices that not every kernel has on one kernel; how many tests passed,
-/// which is never 0.
+/// Runs the lab with VLANs, bonds and bridges on one kernel, and returns the number of tests that
+/// passed, never 0.
 pub fn test_uplinks(release: Release) -> Result<u32> {
     on(release, &uplinks(&[])?)
 }
@@ -86,11 +86,11 @@ pub fn test_uplinks(release: Release) -> Result<u32> {
 struct Work {
     program: PathBuf,
     arguments: Vec<String>,
-    /// It is a test, which must say how many passed.
+    /// It is a test: its output must have the number of passed tests.
     is_test: bool,
     /// Programs of this host that it runs, by name.
     tools: &'static [&'static str],
-    /// Programs that it runs, which lie there as they do here.
+    /// Programs that it runs, at the same paths as here.
     programs: Vec<PathBuf>,
 }
 

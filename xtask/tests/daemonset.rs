@@ -45,7 +45,7 @@ impl Cluster {
         let lab = Lab::start(topology, Tools::next_to(env!("CARGO_BIN_EXE_xtask")))?;
         let plane = cluster::begin(&lab)?;
         plane.client().apply(&service())?;
-        // As the manifest tells those who have no kube-proxy.
+        // As the manifest advises for clusters without kube-proxy.
         let (host, port) = (ROUTER.v4.to_string(), "6443");
         plane.client().apply(&json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "portway", "namespace": "portway" },
@@ -214,7 +214,7 @@ fn granted(pod: &Value) -> Result<BTreeSet<&str>> {
     Ok(added.intersection(&bound).copied().collect())
 }
 
-/// The process is the agent, and has what the manifest says, no more.
+/// The process is the agent, with the capabilities of the manifest and no others.
 fn holds_what_the_pod_says(agent: &Agent, pod: &Value) -> Result<()> {
     ensure!(
         status_of(agent, "Name")? == "portway",
@@ -232,8 +232,11 @@ fn holds_what_the_pod_says(agent: &Agent, pod: &Value) -> Result<()> {
     );
     let granted = granted(pod)?;
     for set in ["CapEff", "CapPrm", "CapBnd"] {
-        let held = capabilities(&status_of(agent, set)?)?;
-        ensure!(held == granted, "{set} is {held:?} instead of {granted:?}");
+        let effective = capabilities(&status_of(agent, set)?)?;
+        ensure!(
+            effective == granted,
+            "{set} is {effective:?} instead of {granted:?}"
+        );
     }
     for set in ["CapInh", "CapAmb"] {
         ensure!(
@@ -290,7 +293,7 @@ fn the_daemonset_serves_pods_on_links_of_their_own() -> Result<()> {
     serves_with_the_manifests_capabilities(Wiring::PointToPoint)
 }
 
-/// Nothing is asked for that is not needed: without any one of them an agent ends and says why.
+/// Every capability is needed: without any one of them the agent ends, and its error names it.
 /// (5.11 and later do not look at SYS_RESOURCE, so it cannot be missed here.)
 #[test]
 fn without_one_of_its_capabilities_an_agent_does_not_start() -> Result<()> {

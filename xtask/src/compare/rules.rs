@@ -15,7 +15,7 @@ pub struct Rule {
     /// The number of the rule, or the table that has it.
     pub number: &'static str,
     /// The rule in a sentence.
-    pub says: &'static str,
+    pub difference: &'static str,
     /// Turns kube-proxy's outcome into the one that the rule intends.
     foresee: fn(&Row, &Outcome) -> Outcome,
 }
@@ -24,47 +24,47 @@ pub struct Rule {
 pub const INTENDED: [Rule; 9] = [
     Rule {
         number: "V11",
-        says: "pods of other nodes reach all endpoints of an externalTrafficPolicy Local Service, and the replies come back",
+        difference: "pods of other nodes reach all endpoints of an externalTrafficPolicy Local Service, and the replies come back",
         foresee: other_pods_reach_all,
     },
     Rule {
         number: "verdict table",
-        says: "the nodePort of an externalTrafficPolicy Local Service refuses at once where no backend is, instead of dropping",
+        difference: "the nodePort of an externalTrafficPolicy Local Service refuses at once where no backend is, instead of dropping",
         foresee: node_port_refuses,
     },
     Rule {
         number: "V9",
-        says: "the client's address is kept for backends of the node that is asked, and for its pods",
+        difference: "the client's address is kept for backends of the node that is asked, and for its pods",
         foresee: client_is_kept,
     },
     Rule {
         number: "V10",
-        says: "a pod that reaches itself sees the address that it asked for, instead of the node's",
+        difference: "a pod that reaches itself sees the address that it asked for, instead of the node's",
         foresee: hairpin_sees_frontend,
     },
     Rule {
         number: "V21, loopback",
-        says: "a process reaches nodePorts at loopback addresses, which kube-proxy serves in its iptables mode only",
+        difference: "a process reaches nodePorts at loopback addresses, which kube-proxy serves in its iptables mode only",
         foresee: loopback_serves,
     },
     Rule {
         number: "V21, refused",
-        says: "a process of the node that is refused hears \"connection refused\" by UDP too, instead of \"not permitted\"",
+        difference: "a process of the node that is refused gets \"connection refused\" over UDP too, instead of \"not permitted\"",
         foresee: process_hears_refused,
     },
     Rule {
         number: "V21, dropped",
-        says: "a process of the node whose connection is not let through hears \"not permitted\" at once by TCP too, instead of waiting",
+        difference: "a process of the node gets \"not permitted\" at once over TCP too when its connection is denied, instead of waiting",
         foresee: process_hears_dropped,
     },
     Rule {
         number: "V21, packets",
-        says: "where no hooks serve it, a process whose packet is dropped hears nothing by UDP either, instead of \"not permitted\"",
+        difference: "where no hooks serve it, a process gets no error over UDP either when its packet is dropped, instead of \"not permitted\"",
         foresee: packets_are_dropped_silently,
     },
     Rule {
         number: "V21, same node",
-        says: "where no hooks serve it, a process that reaches another one of its node is seen by the address that it asked for",
+        difference: "where no hooks serve it, a process that reaches another one of its node is seen by the address that it asked for",
         foresee: packets_to_own_host_come_from_the_frontend,
     },
 ];

@@ -1,4 +1,4 @@
-//! Owns what both sides are given: the nodes, pods and Services with every address among them, and
+//! Owns the objects of both sides: the nodes, pods and Services with every address among them, and
 //! the routes to these addresses.
 
 use std::fmt::Write;

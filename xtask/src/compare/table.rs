@@ -161,7 +161,7 @@ fn intended(all: &[Compared]) -> String {
         format!(
             "  {}: {} ({} rows)\n",
             rule.number,
-            rule.says,
+            rule.difference,
             uses(rule.number)
         )
     });

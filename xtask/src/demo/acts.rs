@@ -1,5 +1,4 @@
-//! Owns what the demo shows, act by act: what is asked, what came back as a table, and what ought
-//! to have.
+//! Owns the acts about Services: each sends requests, prints the outcome as a table and checks it.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,18 +15,18 @@ use crate::lab::topology::{FAR_CLIENT, Family};
 
 pub(super) const WEB: [&str; 3] = ["web-1", "web-2", "web-3"];
 const NODE_PORT: u16 = 30080;
-/// So many that each of three pods is left out less than once in a million demos.
+/// Enough that fewer than one demo in a million misses one of the three pods by chance.
 pub(super) const REQUESTS: usize = 60;
 /// Time limit for an edited manifest to be in force everywhere.
 const TAKES_EFFECT: Duration = Duration::from_secs(5);
 
-/// Requests from outside to each node's nodePort, by both families.
+/// Sends requests from outside to each node's nodePort, over both families.
 ///
 /// # Errors
-/// If a request cannot even be tried.
+/// If a request cannot be sent.
 pub fn node_port(stage: &mut Stage, say: &mut Say) -> Result<()> {
-    say.step(&format!("{REQUESTS} requests from outside to port {NODE_PORT} of each node, by IPv4 and by IPv6: who answers?"));
-    let mut table = Table::new(["to", "web-1", "web-2", "web-3", "otherwise"]);
+    say.step(&format!("{REQUESTS} requests from outside to port {NODE_PORT} of each node, over IPv4 and IPv6: which pods answer?"));
+    let mut table = Table::new(["to", "web-1", "web-2", "web-3", "other"]);
     let mut against = Vec::new();
     for (node, family) in stage
         .lab
@@ -39,28 +38,28 @@ pub fn node_port(stage: &mut Stage, say: &mut Say) -> Result<()> {
         table.row(row_of_pods(&node_label(node, family), &tally));
         against.extend(
             (tally.pods() != WEB || tally.unserved() > 0)
-                .then(|| format!("{} has {tally}", node_label(node, family))),
+                .then(|| format!("{} got {tally}", node_label(node, family))),
         );
     }
     say.show(table);
     say.expect(
-        "every node leads to all three pods, also the node that has none",
+        "every node reaches all three pods, even node3, which runs none of them",
         &against,
     );
     say.done("");
     Ok(())
 }
 
-/// The client addresses that pods see.
+/// Shows the client addresses that pods see.
 ///
 /// # Errors
-/// If a request cannot even be tried.
+/// If a request cannot be sent.
 pub fn client_address(stage: &mut Stage, say: &mut Say) -> Result<()> {
     say.step(&format!(
-        "Which client do the pods see, when {} asks?",
+        "Which client address do the pods see in requests from {}?",
         FAR_CLIENT.v4
     ));
-    let mut table = Table::new(["asked by way of", "web-1 sees", "web-2 sees", "web-3 sees"]);
+    let mut table = Table::new(["request to", "web-1 sees", "web-2 sees", "web-3 sees"]);
     let mut against = Vec::new();
     for node in stage.lab.nodes() {
         let seen = seen_by_pods(stage, node)?;
@@ -81,33 +80,33 @@ pub fn client_address(stage: &mut Stage, say: &mut Say) -> Result<()> {
             } else {
                 node.addresses().v4.into()
             };
-            against.extend(
-                (seen.get(pod) != Some(&expected))
-                    .then(|| format!("by way of {} {pod} sees {}", node.name(), cell(pod))),
-            );
+            against
+                .extend((seen.get(pod) != Some(&expected)).then(|| {
+                    format!("for a request to {}, {pod} sees {}", node.name(), cell(pod))
+                }));
         }
     }
     say.show(table);
     say.expect(
-        "a pod of the asked node sees the client, a pod elsewhere sees the asked node",
+        "a pod on the node that got the request sees the client, a pod on another node sees that node",
         &against,
     );
     say.done("");
     Ok(())
 }
 
-/// The Service with three different ports, TCP and UDP, at its nodePorts and its cluster IP.
+/// Asks a Service with three ports, TCP and UDP, at its nodePorts and its cluster IP.
 ///
 /// # Errors
-/// If a request cannot even be tried.
+/// If a request cannot be sent.
 pub fn three_ports(stage: &mut Stage, say: &mut Say) -> Result<()> {
-    say.step("Service web-ports: nodePort, the Service's port and the container's port are three different things");
+    say.step("Service web-ports: its nodePorts, its own ports and the container's ports are different numbers");
     let mut table = Table::new([
         "port",
-        "at the cluster IP",
-        "at every node",
-        "in the container",
-        "answered from outside",
+        "cluster IP",
+        "nodePort",
+        "container port",
+        "answers from outside",
         "from a pod",
     ]);
     let mut against = Vec::new();
@@ -152,19 +151,19 @@ pub fn three_ports(stage: &mut Stage, say: &mut Say) -> Result<()> {
     }
     say.show(table);
     say.expect(
-        "each leads to its own port of the container, by name or by number, TCP or UDP",
+        "each Service port reaches its own container port, given by name or by number, TCP or UDP",
         &against,
     );
     say.done("");
     Ok(())
 }
 
-/// The edited manifest: externalTrafficPolicy Local.
+/// Edits the manifest to externalTrafficPolicy Local, and back.
 ///
 /// # Errors
-/// If the manifest cannot be edited, or a request cannot even be tried.
+/// If the manifest cannot be edited, or a request cannot be sent.
 pub fn local_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
-    say.step("Editing web-nodeport.yaml: externalTrafficPolicy: Local");
+    say.step("Edit web-nodeport.yaml: externalTrafficPolicy: Local");
     let text = stage.read("web-nodeport.yaml")?;
     let cluster = "externalTrafficPolicy: Cluster";
     let edited = text
@@ -172,10 +171,10 @@ pub fn local_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
         .then(|| text.replace(cluster, "externalTrafficPolicy: Local"));
     stage.write(
         "web-nodeport.yaml",
-        &edited.with_context(|| format!("find {cluster} in the lesson"))?,
+        &edited.with_context(|| format!("find {cluster} in web-nodeport.yaml"))?,
     )?;
     let settled = wait_until_local(stage);
-    let mut table = Table::new(["to", "web-1", "web-2", "web-3", "otherwise", "the pods see"]);
+    let mut table = Table::new(["to", "web-1", "web-2", "web-3", "other", "the pods see"]);
     let mut against: Vec<String> = settled
         .err()
         .map(|e| format!("{e:#}"))
@@ -194,9 +193,9 @@ pub fn local_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
         against.extend(not_local(node, &tally).map(|why| format!("{}: {why}", node.name())));
     }
     say.show(table);
-    say.expect("only pods of the asked node answer, they see the real client, and the node without pods refuses", &against);
+    say.expect("only pods on the node that got the request answer, they see the client, and node3, without pods, refuses", &against);
     stage.write("web-nodeport.yaml", &text)?;
-    eventually(TAKES_EFFECT, "the edit to be taken back", || {
+    eventually(TAKES_EFFECT, "the undone edit to take effect", || {
         let everywhere: Result<Vec<Tally>> = stage
             .lab
             .nodes()
@@ -208,7 +207,7 @@ pub fn local_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
             .all(|tally| tally.pods() == WEB)
             .then_some(()))
     })?;
-    say.done("the edit is taken back");
+    say.done("the edit is undone");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use super::stage::Stage;
 use crate::lab::topology::Family;
 
 const MISTAKES: &str = "\
-# Wants a nodePort that web-nodeport has.
+# Requests the nodePort of web-nodeport.
 apiVersion: v1
 kind: Service
 metadata:
@@ -18,7 +18,7 @@ spec:
   selector: { app: demo }
   ports: [{ port: 80, nodePort: 30080 }]
 ---
-# Selects pods that nobody has.
+# Selects no pod: dmeo is a typo.
 apiVersion: v1
 kind: Service
 metadata:
@@ -28,16 +28,16 @@ spec:
   ports: [{ port: 80 }]
 ";
 
-/// Two mistakes that beginners make, and what `portway doctor` says.
+/// Makes two mistakes of beginners, and runs `portway doctor`.
 ///
 /// # Errors
 /// If the manifest cannot be written, or doctor cannot be started.
 pub fn mistakes(stage: &mut Stage, say: &mut Say) -> Result<()> {
-    say.step("Two mistakes: Service copycat wants nodePort 30080 as well, Service lost selects app: dmeo");
+    say.step("Two mistakes: Service copycat requests nodePort 30080, which is taken; Service lost has a typo in its selector");
     stage.write("mistakes.yaml", MISTAKES)?;
     let node = stage.lab.node("node1")?;
     let directory = stage.manifests.to_string_lossy().into_owned();
-    let said = stage.portway(
+    let report = stage.portway(
         node,
         &[
             "doctor",
@@ -48,25 +48,30 @@ pub fn mistakes(stage: &mut Stage, say: &mut Say) -> Result<()> {
         ],
     )?;
     say.show("$ portway doctor --node-name node1 --manifests DIR");
-    said.lines().for_each(|line| say.show(format!("  {line}")));
+    report
+        .lines()
+        .for_each(|line| say.show(format!("  {line}")));
     let about = |words: &[&str]| {
-        said.lines()
+        report
+            .lines()
             .any(|line| words.iter().all(|word| line.contains(word)))
     };
-    let unsaid = |what: &str| vec![format!("doctor does not {what}")];
     let duplicate = if about(&["30080", "copycat", "web-nodeport"]) {
         Vec::new()
     } else {
-        unsaid("name both Services and the port")
+        vec!["doctor does not name both Services and the port".to_owned()]
     };
-    say.expect("doctor names the two Services that want 30080", &duplicate);
-    let nearest = said.contains("lost") && said.contains("dmeo") && said.contains("demo");
     say.expect(
-        "doctor says that lost finds no pod, and which labels come near",
+        "doctor names the two Services that request nodePort 30080",
+        &duplicate,
+    );
+    let nearest = report.contains("lost") && report.contains("dmeo") && report.contains("demo");
+    say.expect(
+        "doctor reports that Service lost selects no pod, and suggests similar labels",
         &if nearest {
             Vec::new()
         } else {
-            unsaid("say so")
+            vec!["doctor does not report it".to_owned()]
         },
     );
     let tally = from_outside(stage, node, Family::V4)?;
@@ -75,7 +80,7 @@ pub fn mistakes(stage: &mut Stage, say: &mut Say) -> Result<()> {
         .into_iter()
         .collect();
     say.expect(
-        "meanwhile the Service that had the port first serves as before",
+        "the Service that had the nodePort first still works",
         &against,
     );
     std::fs::remove_file(stage.manifests.join("mistakes.yaml")).context("remove mistakes.yaml")?;

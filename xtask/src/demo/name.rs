@@ -11,13 +11,15 @@ use crate::lab::dns::{self, Record};
 use crate::lab::probe::{self, Kind};
 use crate::lab::topology::{Family, PodSpec, Serves};
 
-/// A pod asks cluster DNS for a Service's name, and the Service by what it learnt; both go by
+/// A pod resolves a Service's name by cluster DNS, and sends requests to the address. Both use
 /// cluster IPs.
 ///
 /// # Errors
-/// If DNS cannot be brought up.
+/// If DNS cannot be started.
 pub fn cluster_ip_by_name(stage: &mut Stage, say: &mut Say) -> Result<()> {
-    say.step("A pod asks for the Service by its name; DNS, too, is a Service with a cluster IP");
+    say.step(
+        "A pod resolves the Service's name; cluster DNS is itself a Service with a cluster IP",
+    );
     let server = start_dns(stage)?;
     let name = dns_name("web-nodeport");
     let tally_and_ip = stage.lab.pod("visitor")?.ns().run(|| {
@@ -26,8 +28,7 @@ pub fn cluster_ip_by_name(stage: &mut Stage, say: &mut Say) -> Result<()> {
     });
     let against = match &tally_and_ip {
         Ok((ip, tally)) => {
-            let mut table =
-                Table::new(["pod visitor asks", "web-1", "web-2", "web-3", "otherwise"]);
+            let mut table = Table::new(["from pod visitor to", "web-1", "web-2", "web-3", "other"]);
             table.row(row_of_pods(&format!("http://{name}/ = {ip}"), tally));
             say.show(table);
             let own = stage.lab.pod("visitor")?.addresses().of(Family::V4);
@@ -40,7 +41,7 @@ pub fn cluster_ip_by_name(stage: &mut Stage, say: &mut Say) -> Result<()> {
         Err(e) => vec![format!("{e:#}")],
     };
     say.expect(
-        "the name is found, all three pods answer, and they see the asking pod's own address",
+        "the name resolves, all three pods answer, and they see the address of pod visitor",
         &against,
     );
     say.done("");

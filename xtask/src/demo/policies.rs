@@ -1,5 +1,5 @@
-//! Owns the demo's acts of NetworkPolicy: nobody reaches the backend, then the frontend alone does;
-//! and what `portway explain` says.
+//! Owns the acts about NetworkPolicy: nobody reaches the backend, then the frontend alone does, and
+//! `portway explain` gives the reason.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -18,8 +18,8 @@ const POLICIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples/
 const DENY: &str = "deny-backend.yaml";
 const ALLOW: &str = "allow-frontend.yaml";
 /// The clients that ask the backend.
-const ASKERS: [&str; 3] = ["frontend", "stranger", "a client from outside"];
-/// Each that is refused takes as long as a probe is patient.
+const CLIENTS: [&str; 3] = ["frontend", "stranger", "a client from outside"];
+/// Few: each denied request takes the whole timeout of a probe.
 const REQUESTS: usize = 2;
 /// Time limit for a policy to be in force.
 const TAKES_EFFECT: Duration = Duration::from_secs(5);
@@ -32,21 +32,22 @@ struct Backend {
     node_port: SocketAddr,
 }
 
-/// Nobody is refused, everybody, then everybody but the frontend.
+/// Shows the backend without a policy, with one that denies everybody, and with one more that
+/// allows the frontend.
 ///
 /// # Errors
-/// If a pod cannot be started, a manifest cannot be written, or a request cannot even be tried.
+/// If a pod cannot be started, a manifest cannot be written, or a request cannot be sent.
 pub fn network_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
     say.step("Three more pods: backend and stranger on node1, frontend on node2. Without a policy, who reaches the backend?");
     let backend = start(stage)?;
-    show(stage, backend, &ASKERS, say)?;
+    show(stage, backend, &CLIENTS, say)?;
     say.done("");
 
     say.step(&format!(
-        "{DENY}: pods with the label app: backend, and no rule that lets anybody in"
+        "Add {DENY}: it selects pods with label app: backend, and no rule allows anybody"
     ));
     put(stage, DENY)?;
-    settled(stage, backend, "frontend", Reach::Refused)?;
+    settled(stage, backend, "frontend", Reach::Denied)?;
     show(stage, backend, &[], say)?;
     let tally = stage.lab.pod("stranger")?.ns().run(|| {
         Ok(probe::survey(
@@ -59,29 +60,26 @@ pub fn network_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
         .then(|| tally.to_string())
         .into_iter()
         .collect();
-    say.expect(
-        "pods that no policy selects are reached as before",
-        &against,
-    );
+    say.expect("pods that no policy selects are still reachable", &against);
     drop_is_named(stage, say)?;
     say.done("");
 
     say.step(&format!(
-        "{ALLOW}: beside it, a rule that lets pods with the label app: frontend in"
+        "Add {ALLOW}: a rule that allows pods with label app: frontend"
     ));
     put(stage, ALLOW)?;
-    settled(stage, backend, "frontend", Reach::LetThrough)?;
-    show(stage, backend, &ASKERS[..1], say)?;
+    settled(stage, backend, "frontend", Reach::Allwanted)?;
+    show(stage, backend, &CLIENTS[..1], say)?;
     explain(stage, say)?;
     [DENY, ALLOW].iter().try_for_each(|file| {
         fs::remove_file(stage.manifests.join(file)).with_context(|| format!("remove {file}"))
     })?;
-    settled(stage, backend, "stranger", Reach::LetThrough)?;
-    say.done("the policies are removed, and everybody is let through again");
+    settled(stage, backend, "stranger", Reach::Allwanted)?;
+    say.done("the policies are removed, and everybody is allwanted again");
     Ok(())
 }
 
-/// The log of the backend's node says who was refused, and by which policy.
+/// Checks that the agent's log on the backend's node names the denied pod and the policy.
 fn drop_is_named(stage: &Stage, say: &mut Say) -> Result<()> {
     let named = |line: &&str| {
         line.contains("default/stranger")
@@ -109,7 +107,7 @@ fn drop_is_named(stage: &Stage, say: &mut Say) -> Result<()> {
         .into_iter()
         .collect();
     say.expect(
-        "the log of the backend's node names who was refused, and the policy",
+        "the agent's log on that node names the denied pod and the policy",
         &against,
     );
     Ok(())
@@ -140,8 +138,8 @@ fn start(stage: &mut Stage) -> Result<Backend> {
         )
             .into(),
     };
-    for asker in ASKERS {
-        settled(stage, backend, asker, Reach::LetThrough)?;
+    for client in CLIENTS {
+        settled(stage, backend, client, Reach::Allwanted)?;
     }
     Ok(backend)
 }
@@ -159,29 +157,34 @@ fn web_pod(stage: &Stage) -> Result<std::net::IpAddr> {
 /// The expected outcome of a client's requests.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reach {
-    LetThrough,
-    Refused,
+    Allwanted,
+    Denied,
 }
 
-/// Waits until one asker is let through, or is not.
-fn settled(stage: &Stage, backend: Backend, asker: &str, wanted: Reach) -> Result<()> {
+/// Waits until one client is allwanted or denied, as wanted.
+fn settled(stage: &Stage, backend: Backend, client: &str, wanted: Reach) -> Result<()> {
     let what = match wanted {
-        Reach::LetThrough => format!("{asker} to be let through"),
-        Reach::Refused => format!("{asker} to be refused"),
+        Reach::Allwanted => format!("{client} to be allwanted"),
+        Reach::Denied => format!("{client} to be denied"),
     };
     eventually(TAKES_EFFECT, &what, || {
-        let ways = ask(stage, backend, asker, 1)?;
+        let ways = ask(stage, backend, client, 1)?;
         let as_wanted = ways
             .iter()
-            .all(|(_, tally)| (tally.served() > 0) == (wanted == Reach::LetThrough));
+            .all(|(_, tally)| (tally.served() > 0) == (wanted == Reach::Allwanted));
         Ok(as_wanted.then_some(()))
     })
 }
 
 /// Asks from a client and returns each address with its outcome.
-fn ask(stage: &Stage, backend: Backend, asker: &str, count: usize) -> Result<Vec<(String, Tally)>> {
+fn ask(
+    stage: &Stage,
+    backend: Backend,
+    client: &str,
+    count: usize,
+) -> Result<Vec<(String, Tally)>> {
     let survey = |addr| probe::survey(Kind::Http, addr, count);
-    if asker == ASKERS[2] {
+    if client == CLIENTS[2] {
         let tally = stage
             .lab
             .far_client()
@@ -194,89 +197,88 @@ fn ask(stage: &Stage, backend: Backend, asker: &str, count: usize) -> Result<Vec
     ];
     let tallies = stage
         .lab
-        .pod(asker)?
+        .pod(client)?
         .ns()
         .run(|| Ok(ways.map(|(way, addr)| (format!("{way}{addr}"), survey(addr)))))?;
     Ok(tallies.into())
 }
 
-/// Asks for everybody, and compares with who should be let through.
-fn show(stage: &Stage, backend: Backend, let_through: &[&str], say: &mut Say) -> Result<()> {
+/// Asks from every client, and compares with those that should be allwanted.
+fn show(stage: &Stage, backend: Backend, allwanted: &[&str], say: &mut Say) -> Result<()> {
     let asked: Result<Vec<_>> = std::thread::scope(|scope| {
-        let asking = ASKERS.map(|asker| {
+        let asking = CLIENTS.map(|client| {
             (
-                asker,
-                scope.spawn(move || ask(stage, backend, asker, REQUESTS)),
+                client,
+                scope.spawn(move || ask(stage, backend, client, REQUESTS)),
             )
         });
-        let answers = asking.map(|(asker, thread)| {
+        let answers = asking.map(|(client, thread)| {
             let ways = thread
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            ways.map(|ways| (asker, ways))
+            ways.map(|ways| (client, ways))
         });
         answers.into_iter().collect()
     });
-    let mut table = Table::new(["who", "asks", "is"]);
+    let mut table = Table::new(["from", "to", "outcome"]);
     let mut against = Vec::new();
-    for (asker, ways) in asked? {
+    for (client, ways) in asked? {
         for (way, tally) in ways {
             let (is, came) = match (tally.served(), tally.unserved()) {
-                (_, 0) => ("let through".to_owned(), Some(Reach::LetThrough)),
-                (0, _) => (format!("refused ({tally})"), Some(Reach::Refused)),
+                (_, 0) => ("allwanted".to_owned(), Some(Reach::Allwanted)),
+                (0, _) => (format!("denied ({tally})"), Some(Reach::Denied)),
                 _ => (tally.to_string(), None),
             };
-            let owed = if let_through.contains(&asker) {
-                Reach::LetThrough
+            let wanted = if allwanted.contains(&client) {
+                Reach::Allwanted
             } else {
-                Reach::Refused
+                Reach::Denied
             };
-            against.extend((came != Some(owed)).then(|| format!("{asker} at {way}: {is}")));
-            table.row([asker.to_owned(), way, is]);
+            against.extend((came != Some(wanted)).then(|| format!("{client} at {way}: {is}")));
+            table.row([client.to_owned(), way, is]);
         }
     }
     say.show(table);
-    let what = match let_through {
+    let what = match allwanted {
         [] => {
-            "everybody is refused, by the pod's address, by the Service and from outside".to_owned()
+            "everybody is denied: at the pod's address, at the Service and from outside".to_owned()
         }
-        all if all.len() == ASKERS.len() => "everybody is let through".to_owned(),
-        some => format!(
-            "{} is let through, everybody else is refused",
-            some.join(", ")
-        ),
+        all if all.len() == CLIENTS.len() => "everybody is allowed".to_owned(),
+        some => format!("only {} is allowed", some.join(", ")),
     };
     say.expect(&what, &against);
     Ok(())
 }
 
-/// Runs `portway explain` for a client that is let through and for one that is not.
+/// Runs `portway explain` for a client that is allowed and for one that is denied.
 fn explain(stage: &Stage, say: &mut Say) -> Result<()> {
     let node = stage.lab.node("node1")?;
     let directory = stage.manifests.to_string_lossy().into_owned();
     for (from, verdict, because) in [
         (
             "frontend",
-            "is allowed",
-            "allowed by rule 1 of default/allow-frontend",
+            "is allwanted",
+            "allwanted by rule 1 of default/allow-frontend",
         ),
         ("stranger", "is DENIED", "default/stranger has app=stranger"),
     ] {
-        let said = stage.portway(
+        let output = stage.portway(
             node,
             &["explain", "--manifests", &directory, from, "backend:80"],
         )?;
         say.show(format!(
             "$ portway explain --manifests DIR {from} backend:80"
         ));
-        said.lines().for_each(|line| say.show(format!("  {line}")));
-        let right = said.contains(verdict) && said.contains(because);
+        output
+            .lines()
+            .for_each(|line| say.show(format!("  {line}")));
+        let right = output.contains(verdict) && output.contains(because);
         let against: Vec<String> = (!right)
-            .then(|| "it says something else".to_owned())
+            .then(|| "the output differs".to_owned())
             .into_iter()
             .collect();
         say.expect(
-            &format!("explain says that {from} {verdict}, and why"),
+            &format!("explain reports that {from} {verdict}, and the reason"),
             &against,
         );
     }

@@ -1,10 +1,10 @@
-//! Owns what the demo prints: steps, tables and what was expected, in colour on a terminal.
+//! Owns what the demo prints: steps, tables and checks, in colour on a terminal.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, stdout};
 use std::time::Instant;
 
-/// The demo's voice, which remembers what went wrong.
+/// Prints the demo and counts its checks.
 #[derive(Debug)]
 pub struct Say {
     paint: Paint,
@@ -26,7 +26,7 @@ const RED: &str = "1;31";
 const DIM: &str = "2";
 
 impl Say {
-    /// A voice for standard output.
+    /// Prints to standard output.
     pub fn new() -> Self {
         // The variable is a custom of command line tools; the picture of the demo is made by it.
         let forced = std::env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0");
@@ -77,7 +77,7 @@ impl Say {
             .for_each(|line| println!("   {line}"));
     }
 
-    /// Reports an expectation and the objections to it.
+    /// Reports a check; it has failed if there are reasons `against` it.
     pub fn expect(&mut self, what: &str, against: &[String]) {
         if against.is_empty() {
             self.met += 1;
@@ -90,20 +90,17 @@ impl Say {
             .for_each(|line| println!("     {} {line}", self.paint(RED, "but")));
     }
 
-    /// Sums up; gives how many expectations were missed.
+    /// Prints the sum, and returns the number of failed checks.
     pub fn verdict(&self) -> usize {
         let seconds = self.begin.elapsed().as_secs_f64();
         match self.missed {
             0 => println!(
                 "\n{} in {seconds:.1} s",
-                self.paint(GREEN, &format!("All {} expectations came true", self.met))
+                self.paint(GREEN, &format!("All {} checks passed", self.met))
             ),
             n => println!(
                 "\n{} in {seconds:.1} s",
-                self.paint(
-                    RED,
-                    &format!("{n} of {} expectations did not come true", n + self.met)
-                )
+                self.paint(RED, &format!("{n} of {} checks failed", n + self.met))
             ),
         }
         self.missed

@@ -47,11 +47,13 @@ impl Stage {
     /// # Errors
     /// If any of it does not start.
     pub fn set(wiring: Wiring, join: Join, tools: Tools, say: &mut Say) -> Result<Self> {
-        say.step("Bringing up a client, a router, three nodes and pods on two of them, in network namespaces");
+        say.step(
+            "Start a client, a router, three nodes, and pods on two of them, in network namespaces",
+        );
         let lab = Lab::start(topology(wiring, join), tools)?;
         say.show(picture(&lab));
-        say.done("up");
-        say.step("Starting an agent on each node: portway agent --manifests DIR …");
+        say.done("the lab is up");
+        say.step("Start an agent on each node: portway agent --manifests DIR …");
         let manifests = lab.directory().join("manifests");
         copy_lesson(Path::new(LESSON), &manifests)?;
         write_cluster(&lab, &manifests)?;
@@ -85,12 +87,12 @@ impl Stage {
             "DIR holds deploy/examples/lesson/{{{}}}",
             lesson_files()?.join(",")
         ));
-        say.show("and the Nodes and Pods that are played here, as cluster.yaml");
-        say.done("all three are healthy");
+        say.show("and cluster.yaml, with the lab's Nodes and Pods");
+        say.done("all three agents are healthy");
         Ok(stage)
     }
 
-    /// Writes the Nodes and Pods that are played now.
+    /// Writes the lab's Nodes and Pods of now.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -127,10 +129,10 @@ impl Stage {
             .concat())
     }
 
-    /// Where a service port of family IPv4 can be reached: its cluster IP first, then its nodePort.
+    /// Returns the IPv4 frontends of a service port, its cluster IP first, then its nodePort.
     ///
     /// # Errors
-    /// If no agent's kernel holds it within five seconds.
+    /// If an agent's kernel does not have it within five seconds.
     pub fn wait_for_frontend(&self, service: &str) -> Result<Vec<SocketAddr>> {
         eventually(
             Duration::from_secs(5),
@@ -165,8 +167,8 @@ impl Stage {
         )
     }
 
-    /// Waits until every node answers from outside: the tables are full a moment before the
-    /// programs are attached.
+    /// Waits until every node answers from outside: the agent fills the tables a moment before it
+    /// attaches the programs.
     fn wait_until_served(&self) -> Result<()> {
         eventually(
             Duration::from_secs(5),
@@ -189,9 +191,9 @@ impl Stage {
         )
     }
 
-    /// Says what to try by hand.
+    /// Prints commands to try by hand.
     pub fn leave_up(&self, say: &mut Say) {
-        say.step("It stays up until Ctrl-C. To try by hand, in another terminal:");
+        say.step("The lab stays up until Ctrl-C. Try in another terminal:");
         let enter = |path: PathBuf| format!("nsenter --net={}", path.display());
         let (client, node) = (enter(self.lab.far_client().path()), &self.lab.nodes()[0]);
         let portway = self.lab.tools().portway.display();

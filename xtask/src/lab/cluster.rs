@@ -40,7 +40,7 @@ pub fn begin(lab: &Lab) -> Result<ControlPlane> {
     Ok(plane)
 }
 
-/// Where agents learn of the cluster, with the account that the DaemonSet gives them.
+/// Returns the source of agents: the API server, with the account that the DaemonSet uses.
 ///
 /// # Errors
 /// If the control plane gives it no token.

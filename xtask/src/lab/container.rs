@@ -78,7 +78,7 @@ const CAPABILITIES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// A container: what its Pod says, and what of the lab stands for what of a host.
+/// A container: its Pod, and the parts of the lab that stand in for the host's.
 #[derive(Debug)]
 pub struct Container {
     /// The Pod as the API server keeps it, its defaults filled in.

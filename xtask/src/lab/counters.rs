@@ -1,4 +1,4 @@
-//! Reads what the kernel counts about a namespace's TCP and IP, to tell a packet that was lost from
+//! Reads what the kernel counts about a namespace's TCP and IP, to distinguish a packet that was lost from
 //! one that was late.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ impl Counters {
     /// Those of a namespace.
     ///
     /// # Errors
-    /// If the kernel does not tell.
+    /// If the counters cannot be read.
     pub fn of(namespace: &Namespace) -> Result<Self> {
         let texts = namespace.run(|| {
             ["snmp", "netstat"]

@@ -134,7 +134,7 @@ pub fn resolve(server: SocketAddr, name: &str, family: Family) -> Result<IpAddr>
     // Our server puts the one address last.
     match (family, reply.last_chunk::<4>(), reply.last_chunk::<16>()) {
         _ if reply.get(6..8) == Some(&[0, 0]) || reply.len() <= query.len() => {
-            bail!("{server} knows no address of {name}")
+            bail!("{server} returned no address for {name}")
         }
         (Family::V4, Some(octets), _) => Ok(IpAddr::from(*octets)),
         (Family::V6, _, Some(octets)) => Ok(IpAddr::from(*octets)),

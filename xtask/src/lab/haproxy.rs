@@ -127,7 +127,7 @@ impl Haproxy {
     /// The connections that it has tried again so far.
     ///
     /// # Errors
-    /// If it does not tell.
+    /// If it does not answer.
     pub fn again(&self) -> Result<Again> {
         let all = self.row("BACKEND")?;
         Ok(Again {

@@ -1,4 +1,4 @@
-//! Owns `cargo xtask lab`: a lab of three nodes for people to look at, until Ctrl-C.
+//! Owns `cargo xtask lab`: a lab of three nodes to look at by hand, until Ctrl-C.
 
 use anyhow::Result;
 
@@ -6,13 +6,13 @@ use super::Lab;
 use super::host::Tools;
 use super::topology::{Family, Join, PodSpec, Serves, Topology, Wiring};
 
-/// Brings up clients, three nodes and pods in network namespaces, and holds them until Ctrl-C.
+/// Start clients, three nodes and pods in network namespaces, until Ctrl-C
 #[derive(clap::Args, Clone, Debug)]
 pub struct LabArgs {
-    /// Wiring of pods to their node.
+    /// Wiring of pods to their node
     #[arg(long, value_enum, default_value = "bridge")]
     pub wiring: Wiring,
-    /// Connection of the nodes to other nodes' pods.
+    /// Connection of the nodes to other nodes' pods
     #[arg(long, value_enum, default_value = "routes")]
     pub join: Join,
 }
@@ -33,7 +33,7 @@ pub fn three_nodes(wiring: Wiring, join: Join) -> Topology {
         .node("node3", Vec::new())
 }
 
-/// Holds a lab until a signal ends this program.
+/// Runs a lab until a signal ends this program.
 ///
 /// # Errors
 /// If the lab does not start.

@@ -35,7 +35,7 @@ impl Tools {
     /// The tools of the running program, which is `xtask`.
     ///
     /// # Errors
-    /// If the kernel does not tell where that is.
+    /// If the kernel does not report its place.
     pub fn of_this_program() -> Result<Self> {
         Ok(Self::next_to(
             std::env::current_exe().context("find this program")?,

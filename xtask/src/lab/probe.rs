@@ -47,7 +47,7 @@ pub fn ask(kind: Kind, addr: SocketAddr) -> Answer {
         Kind::TcpEcho => tcp_echo(addr),
         Kind::Udp => udp(addr),
         Kind::Bulk => bulk(addr),
-        // The first may only tell what the path takes.
+        // The first may be lost while the sender learns the path's MTU.
         Kind::LargeUdp => large_udp(addr)
             .or_else(|_| large_udp(addr))
             .or_else(|_| large_udp(addr)),
@@ -98,7 +98,7 @@ impl Session {
         connect(addr).map(Self)
     }
 
-    /// Waits so long for each piece of an answer, where the machine is known to be slow.
+    /// Sets the timeout of each read to `patience`, for slow machines.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -256,7 +256,7 @@ fn udp_socket(port: u16, addr: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Asks from a process of its own, as a process of a node would (the lab starts this).
+/// Probe from a process of its own, as a process of a node would (started by the lab)
 #[derive(clap::Args, Clone, Debug)]
 pub struct ProbeArgs {
     /// The protocol.

@@ -112,7 +112,7 @@ impl Process {
         }
     }
 
-    /// How it ended, if it has.
+    /// Returns its exit status if it has ended.
     ///
     /// # Errors
     /// If the kernel does not know it as our child.

@@ -14,7 +14,7 @@ use slab::Slab;
 use super::dns::{self, Record};
 use super::facts::Facts;
 
-/// Plays a pod (the lab starts this, people do not).
+/// Play a pod (started by the lab)
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct PodServerArgs {
     /// The name to answer with.

@@ -158,7 +158,7 @@ pub fn node_script(topology: &Topology, n: u8) -> String {
     script
 }
 
-/// Lines for `bridge` that tell the `n`th node's vxlan device where the others are.
+/// Lines for `bridge` that give the `n`th node's vxlan device the addresses of the others.
 pub fn forwarding_database(topology: &Topology, n: u8) -> String {
     let mut script = String::new();
     for other in others(topology, n) {

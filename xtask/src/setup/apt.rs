@@ -1,4 +1,4 @@
-//! apt-get on Debian and Ubuntu: refreshes old lists, says how large an installation is, and
+//! apt-get on Debian and Ubuntu: refreshes old lists, reports the size of an installation, and
 //! installs.
 
 use crate::sh;
@@ -68,7 +68,7 @@ fn is_package_list(entry: &std::io::Result<fs::DirEntry>) -> bool {
         .is_ok_and(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
 }
 
-/// The lines in which apt says how much it fetches and how much stays.
+/// The lines of apt with the sizes of the download and of the installation.
 fn sizes(packages: &[&str]) -> Result<Vec<String>> {
     let dry = ["install", "--assume-no", "--no-install-recommends"];
     // It answers its own question with no, and calls that a failure.

@@ -350,7 +350,7 @@ fn the_manifests_of_deploy_are_accepted_and_grant_no_more_than_needed() -> Resul
     };
     agent
         .apply(&event("default"))
-        .context("the agent needs to tell what is wrong with an object")?;
+        .context("the agent needs to post events about objects")?;
 
     assert_eq!(status(agent.list("v1", "Secret", None, "")), Some(403));
     assert_eq!(status(agent.list("v1", "ConfigMap", None, "")), Some(403));

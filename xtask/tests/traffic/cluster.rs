@@ -39,10 +39,12 @@ pub struct Cluster {
 /// Tests that measure run alone, the others in parallel.
 enum Turn {
     Shared(
-        #[expect(dead_code, reason = "held until the cluster goes")] RwLockReadGuard<'static, ()>,
+        #[expect(dead_code, reason = "locked until the cluster is dropped")]
+        RwLockReadGuard<'static, ()>,
     ),
     Alone(
-        #[expect(dead_code, reason = "held until the cluster goes")] RwLockWriteGuard<'static, ()>,
+        #[expect(dead_code, reason = "locked until the cluster is dropped")]
+        RwLockWriteGuard<'static, ()>,
     ),
 }
 

@@ -20,7 +20,7 @@ use crate::cluster::{Cluster, IN_FORCE, WEB, WEB_ECHO, WEB_UDP, ask, of_web};
 use crate::reach::{Elsewhere, everything};
 
 const PODS: [&str; 3] = ["web-1", "web-2", "web-3"];
-/// The nodePorts of a Service that says how its clients are answered.
+/// The nodePorts of a Service with an annotation of its forwarding mode.
 const SAYS: u16 = 30071;
 /// SCTP in the pods, and its nodePort.
 const SCTP: u16 = 9899;
@@ -146,11 +146,11 @@ fn as_the_agent_tells(cluster: &Cluster, node: &Node) -> Result<()> {
 
 /// The annotation has the last word.
 fn a_service_says(cluster: &Cluster) -> Result<()> {
-    for (says, kept) in [("masquerade", false), ("dsr", true)] {
+    for (forwarding, kept) in [("masquerade", false), ("dsr", true)] {
         let port = json!({ "port": 80, "targetPort": "http", "nodePort": SAYS });
         cluster.plane.client().apply(&of_web(
             "says",
-            json!({ "portway.dev/forwarding": says }),
+            json!({ "portway.dev/forwarding": forwarding }),
             port,
         ))?;
         for ip in cluster.lab.node("node3")?.addresses().both() {
@@ -174,7 +174,7 @@ fn a_service_says(cluster: &Cluster) -> Result<()> {
                         .all(|facts| (facts.client_ip() == address) == kept))
                 .then_some(()))
             })
-            .with_context(|| format!("{says} at {ip}"))?;
+            .with_context(|| format!("{forwarding} at {ip}"))?;
         }
     }
     Ok(())
@@ -348,7 +348,7 @@ fn dsr_through_a_narrow_path_between_nodes() -> Result<()> {
             let owed = format!("mtu {}", NARROW - if ip.is_ipv4() { 20 } else { 40 });
             ensure!(
                 learnt.contains(&owed),
-                "{} knows of the way to {ip}: {learnt}",
+                "{} learnt of the path to {ip}: {learnt}",
                 client.name()
             );
         }

@@ -33,9 +33,9 @@ fn a_change_is_in_every_kernel_within_50_ms_of_its_event() -> Result<()> {
     client.apply(&service())?;
     client.apply(&slice())?;
     let target = ObjectRef::of(&slice())?;
-    let (tell, events) = mpsc::channel();
+    let (event_tx, events) = mpsc::channel();
     let changes = std::thread::scope(|scope| {
-        scope.spawn(|| client.watch(&target, |event| heed(event, &tell)));
+        scope.spawn(|| client.watch(&target, |event| heed(event, &event_tx)));
         let changes = change_often(&cluster, &target);
         client.delete(&target)?;
         changes
@@ -70,7 +70,7 @@ fn a_change_is_in_every_kernel_within_50_ms_of_its_event() -> Result<()> {
     metric_has_them(&cluster)
 }
 
-fn heed(event: &Value, tell: &mpsc::Sender<(String, SystemTime)>) -> ControlFlow<()> {
+fn heed(event: &Value, event_tx: &mpsc::Sender<(String, SystemTime)>) -> ControlFlow<()> {
     let now = SystemTime::now();
     if event["type"] == "DELETED" {
         return ControlFlow::Break(());
@@ -79,7 +79,7 @@ fn heed(event: &Value, tell: &mpsc::Sender<(String, SystemTime)>) -> ControlFlow
         .pointer("/object/metadata/resourceVersion")
         .and_then(Value::as_str)
         .unwrap_or_default();
-    match tell.send((version.to_owned(), now)) {
+    match event_tx.send((version.to_owned(), now)) {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     }

@@ -70,7 +70,7 @@ fn narrow(wiring: Wiring, forwarding: &str) -> Result<()> {
     for object in objects() {
         cluster.plane.client().apply(&object)?;
     }
-    // A pod tells one address once a second and six times at once (icmp_ratelimit): that of the
+    // A pod sends ICMP errors to one address once a second and six times at once (icmp_ratelimit): that of the
     // client where all see him, else those of the nodes.
     nobody_listens(&cluster, if forwarding == DSR { 2 } else { 6 })?;
     large_datagrams(&cluster, forwarding)?;

@@ -182,17 +182,17 @@ fn captured(lab: &Lab, mtu: u32, arguments: &[&str]) -> Result<Vec<String>> {
     Ok([client.quoted, between.quoted].concat())
 }
 
-fn all_right(whose: &str, judgement: &Judgement, kinds: &[&str]) -> Result<()> {
+fn all_right(side: &str, judgement: &Judgement, kinds: &[&str]) -> Result<()> {
     ensure!(
         judgement.wrong.is_empty(),
-        "{whose}: {} wrong: {:#?}",
+        "{side}: {} wrong: {:#?}",
         judgement.wrong.len(),
         &judgement.wrong[..1]
     );
     for kind in kinds {
         ensure!(
             judgement.right.get(kind).is_some_and(|count| *count >= 6),
-            "{whose}: no {kind}: {:?}",
+            "{side}: no {kind}: {:?}",
             judgement.right
         );
     }
@@ -267,7 +267,7 @@ fn exchanges(ip: IpAddr, [http, udp, echo]: [u16; 3], mtu: usize) -> Result<()> 
         let socket = UdpSocket::bind((any, 0))?;
         socket.connect((ip, udp))?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        // The echo says besides who it is.
+        // The echo begins with the server's name.
         for length in [1, 2, 3, 500, 1201, mtu - 200] {
             let sent: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
             socket.send(&sent)?;

@@ -83,8 +83,8 @@ impl Client {
         })
     }
 
-    /// Creates the object or makes it what `object` says; fields that the server does not know are
-    /// an error. Returns what the server keeps.
+    /// Creates the object, or changes it to `object` (server-side apply); an unknown field is an
+    /// error. Returns the stored object.
     pub fn apply(&self, object: &Value) -> Result<Value> {
         let target = ObjectRef::of(object)?;
         let path = format!(
@@ -139,7 +139,7 @@ impl Client {
             .as_array_mut()
             .map(std::mem::take)
             .unwrap_or_default();
-        // The items of a list do not say what they are.
+        // The items of a list have no version and kind.
         for item in &mut items {
             item["apiVersion"] = json!(api_version);
             item["kind"] = json!(kind);

@@ -96,7 +96,7 @@ impl<'a> Kubelet<'a> {
         self.post_status(pod, ips)
     }
 
-    /// Posts what the readiness probe says now.
+    /// Posts the result of the readiness probe.
     pub fn set_readiness(&self, pod: &ObjectRef, readiness: Readiness) -> Result<()> {
         self.client
             .patch_status(pod, &json!({ "conditions": conditions(readiness) }))

@@ -54,7 +54,7 @@ pub struct ControlPlane {
 /// A user for a kubeconfig.
 #[derive(Debug, Clone)]
 pub enum User {
-    /// May do everything.
+    /// Every permission.
     Admin,
     /// kube-proxy's account: `system:kube-proxy`.
     KubeProxy,
@@ -68,8 +68,8 @@ pub enum User {
 }
 
 impl ControlPlane {
-    /// Starts one, and returns when the API server says that it is ready and the Service
-    /// `kubernetes` is there.
+    /// Starts one, and returns when the API server is ready and the Service `kubernetes`
+    /// exists.
     pub fn start(spec: &ControlPlaneSpec) -> Result<Self> {
         let binaries = Binaries::find()?;
         let dir = tempfile::Builder::new()
@@ -224,8 +224,8 @@ fn url(spec: &ControlPlaneSpec) -> String {
     format!("https://{}", std::net::SocketAddr::new(spec.address, PORT))
 }
 
-/// By which names and addresses clients may know the API server: also as the Service `kubernetes`,
-/// the first of each range.
+/// Names and addresses in the API server's certificate, with those of the Service `kubernetes`: the
+/// first address of each range.
 fn server_names(spec: &ControlPlaneSpec) -> Vec<String> {
     let addresses = spec
         .service_ranges

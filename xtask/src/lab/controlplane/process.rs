@@ -49,7 +49,7 @@ impl Daemon {
         })
     }
 
-    /// The exit status if it has ended by itself, in which case the log says why.
+    /// The exit status if it has ended by itself, in which case the log has the reason.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.child
             .try_wait()
@@ -87,7 +87,7 @@ fn spawn_for_life(command: Command) -> io::Result<Child> {
         let (orders, inbox) = channel::<Order>();
         thread::spawn(move || {
             for (mut command, answer) in inbox {
-                // Nobody waiting for the answer is nobody to tell.
+                // It fails only if nobody waits for the answer any more.
                 let _ = answer.send(command.spawn());
             }
         });
