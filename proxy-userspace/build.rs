@@ -1,8 +1,8 @@
-//! Builds the eBPF object `portway-ebpf` and lays it into OUT_DIR, where the agent embeds it.
+//! Builds the eBPF object `portway-ebpf` and puts it into OUT_DIR; the agent embeds it from there.
 //!
-//! Not aya-build: that one knows rustup's nightly only, says "os error 2" where a tool is missing,
-//! and turns each line of an inner compile error into a warning. `PORTWAY_EBPF_OBJECT=FILE` takes
-//! an object that was built elsewhere.
+//! Not aya-build: it supports the nightly of rustup only, reports "os error 2" for a missing tool,
+//! and turns each line of an inner compile error into a warning. `PORTWAY_EBPF_OBJECT=FILE` uses an
+//! object that was built elsewhere.
 
 #[path = "build/toolchain.rs"]
 mod toolchain;

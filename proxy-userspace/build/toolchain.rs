@@ -12,11 +12,11 @@ use std::process::Command;
 /// The target of the eBPF object: little-endian BPF, for all hosts that are supported.
 pub const TARGET: &str = "bpfel-unknown-none";
 
-/// The newest LLVM whose bitcode our bpf-linker reads; a toolchain with a newer one cannot be
-/// linked.
+/// The newest LLVM with bitcode that our bpf-linker reads; a toolchain with a newer one cannot
+/// link.
 pub const LINKER_LLVM: u32 = 22;
 
-/// Where `core` for the kernel comes from.
+/// The source of `core` for the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Core {
     /// Compiled by us from rust-src, with `-Z build-std=core`.
@@ -32,7 +32,7 @@ pub struct Toolchain {
     pub name: String,
     /// The directory that holds `bin/cargo`, `bin/rustc` and `lib/rustlib`.
     pub sysroot: PathBuf,
-    /// Where its `core` comes from.
+    /// The source of its `core`.
     pub core: Core,
 }
 

@@ -54,8 +54,8 @@ pub async fn run(dir: PathBuf, pods_tx: watch::Sender<CniPods>) -> Result<()> {
         if !watched {
             watched = watch_dir(&mut watcher, &cache.dir);
         }
-        // A file that is read while it is being written is read again when that is over, and
-        // complained of only then.
+        // A file that is read while it is written is read again afterwards; only then an error is
+        // logged.
         if let Err(error) = cache.look() {
             watched = false;
             debug!(error = format!("{error:#}"), "no CNI results");
@@ -67,8 +67,8 @@ pub async fn run(dir: PathBuf, pods_tx: watch::Sender<CniPods>) -> Result<()> {
             changed
         });
         tokio::select! {
-            heard = touched.recv() => if heard.is_none() { return Ok(()) },
-            () = tokio::time::sleep(LOOK_AGAIN) => cache.complain(),
+            touched = touched.recv() => if touched.is_none() { return Ok(()) },
+            () = tokio::time::sleep(LOOK_AGAIN) => cache.log_unreadable(),
             () = pods_tx.closed() => return Ok(()),
         }
     }
@@ -92,8 +92,8 @@ struct File {
     changed: Option<SystemTime>,
     len: u64,
     read: Result<Option<Pod>, String>,
-    /// True after it was logged that the directory cannot be read.
-    told: bool,
+    /// True after it was logged that the file cannot be read.
+    logged: bool,
 }
 
 /// One result file: a pod and its addresses.
@@ -132,11 +132,11 @@ impl Cache {
                 .get(&path)
                 .filter(|file| (file.changed, file.len) == (changed, len));
             let file = match same {
-                Some(file) if file.read.is_ok() || file.told => File {
+                Some(file) if file.read.is_ok() || file.logged => File {
                     changed,
                     len,
                     read: file.read.clone(),
-                    told: file.told,
+                    logged: file.logged,
                 },
                 _ => match fs::read_to_string(&path) {
                     Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -148,7 +148,7 @@ impl Cache {
                             changed,
                             len,
                             read: read.map_err(|error| format!("{error:#}")),
-                            told: false,
+                            logged: false,
                         }
                     }
                 },
@@ -158,12 +158,12 @@ impl Cache {
         Ok(())
     }
 
-    /// Says once of each file why it cannot be read.
-    fn complain(&mut self) {
-        for (path, file) in self.files.iter_mut().filter(|(_, file)| !file.told) {
+    /// Logs the files that cannot be read, each once.
+    fn log_unreadable(&mut self) {
+        for (path, file) in self.files.iter_mut().filter(|(_, file)| !file.logged) {
             if let Err(why) = &file.read {
-                warn!(file = %path.display(), why, "a CNI result cannot be read; its pod is known when the API server has its addresses");
-                file.told = true;
+                warn!(file = %path.display(), why, "cannot read a CNI result; its pod is served once the API server has its addresses");
+                file.logged = true;
             }
         }
     }

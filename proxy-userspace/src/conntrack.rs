@@ -28,10 +28,10 @@ const TCP_TIME_WAIT: u8 = 7;
 /// Size of the buffer for an answer: the most that the kernel puts into one.
 const ANSWER: usize = 64 * 1024;
 
-/// Lists the connections that the connection tracking of this network namespace has and that go on.
+/// Returns the open connections that the connection tracking of this network namespace has.
 ///
 /// # Errors
-/// If the kernel has no connection tracking, or does not tell.
+/// If the kernel has no connection tracking, or does not list it.
 pub fn tracked() -> Result<Vec<Tracked>> {
     let mut socket = Socket::new(NETLINK_NETFILTER).context("open a netlink socket")?;
     socket.bind_auto().context("bind a netlink socket")?;
@@ -48,7 +48,7 @@ pub fn tracked() -> Result<Vec<Tracked>> {
     message.serialize(&mut bytes);
     socket
         .send(&bytes, 0)
-        .context("ask for tracked connections")?;
+        .context("request tracked connections")?;
     let (mut found, mut buffer) = (Vec::new(), vec![0; ANSWER]);
     loop {
         let len = socket
@@ -62,23 +62,23 @@ pub fn tracked() -> Result<Vec<Tracked>> {
             match message.payload {
                 NetlinkPayload::Done(_) => return Ok(found),
                 NetlinkPayload::Error(error) => {
-                    return Err(error.to_io()).context("ask for tracked connections");
+                    return Err(error.to_io()).context("request tracked connections");
                 }
                 NetlinkPayload::InnerMessage(NetfilterMessage {
                     inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
                     ..
                 }) => found.extend(read(&attributes)),
-                other => bail!("the kernel answers {other:?}"),
+                other => bail!("unexpected answer of the kernel: {other:?}"),
             }
             // Messages are aligned to four bytes.
             let len = (message.header.length as usize).next_multiple_of(4);
-            ensure!(len > 0, "the kernel answers with an empty message");
+            ensure!(len > 0, "the kernel sent an empty message");
             rest = rest.get(len..).unwrap_or_default();
         }
     }
 }
 
-/// A connection of a protocol that has ports, if it still goes on.
+/// Returns the connection, if it is open and its protocol has ports.
 fn read(attributes: &[ConntrackAttribute]) -> Option<Tracked> {
     let (mut original, mut reply, mut answered) = (None, None, false);
     for attribute in attributes {
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(
             read(&entry(Number::Tcp, original, reply, ESTABLISHED)[1..]),
             None,
-            "half of it is no connection"
+            "one direction alone is no connection"
         );
     }
 

@@ -1,6 +1,6 @@
 //! The reasons for which flows and sockets end.
 
-/// Why a flow ended.
+/// The reason for which a flow ended.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Ended {
     /// No packet for too long.
@@ -11,7 +11,7 @@ pub enum Ended {
     Closed,
     /// UDP, and its backend does not serve any more (V14).
     BackendGone,
-    /// Half-open, and newer ones needed the room.
+    /// Half-open, and evicted in favour of newer ones.
     Evicted,
 }
 
@@ -25,7 +25,7 @@ impl Ended {
         Self::Evicted,
     ];
 
-    /// A stable name for metrics.
+    /// Its stable name for metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Idle => "idle",

@@ -23,7 +23,7 @@ use crate::model::Timeouts;
 use crate::serving::Serving;
 use crate::sockets::Sockets;
 
-/// Pause between two sweeps.
+/// Pause between two sweeps, without changes.
 const PAUSE: Duration = Duration::from_secs(3);
 /// Number of looks at sockets after backends have changed: a socket may just have been sent to a
 /// backend that went.
@@ -74,7 +74,7 @@ pub struct Swept {
 /// Result of a walk through one table, in entries.
 #[derive(Clone, Copy, Default)]
 struct Walked {
-    left: u64,
+    remaining: u64,
     ended: u64,
 }
 
@@ -84,17 +84,17 @@ impl SweepRules {
     /// until the next sweep.
     pub fn for_table(&self, in_use: u64) -> Self {
         let quarter = u64::from(TABLE_ENTRIES / 4);
-        let less = |seconds: u32| {
+        let shorter = |seconds: u32| {
             let scaled = u64::from(seconds) * (3 * quarter).saturating_sub(in_use) / quarter;
             u32::try_from(scaled).unwrap_or(u32::MAX).min(seconds)
         };
         let timeouts = Timeouts {
-            tcp_closed: less(self.timeouts.tcp_closed),
+            tcp_closed: shorter(self.timeouts.tcp_closed),
             ..self.timeouts
         };
         Self {
             timeouts,
-            dsr: less(self.dsr).max(Self::LEAST_DSR),
+            dsr: shorter(self.dsr).max(Self::LEAST_DSR),
             ..self.clone()
         }
     }
@@ -106,7 +106,7 @@ impl SweepRules {
             return Some(Ended::BackendGone);
         }
         let seconds = match Way::from_number(flow.way) {
-            Way::Dsr => self.direct_seconds(protocol, flow.state),
+            Way::Dsr => self.dsr_seconds(protocol, flow.state),
             Way::Stack | Way::Pod | Way::Neighbour | Way::Gate => {
                 self.seconds(protocol, flow.state)
             }
@@ -126,7 +126,7 @@ impl SweepRules {
                 self.timeouts.tcp_closed
             }
             _ if state & State::REPLIED == 0 => self.timeouts.opening,
-            // Connections are TCP's; of all else one knows only when it was last heard of.
+            // Without a handshake only the time of the last packet is known.
             protocol if !protocol.has_handshake() => self.timeouts.udp,
             _ if state & State::FIN_BOTH != 0 => self.timeouts.tcp_close_wait,
             _ => self.timeouts.tcp,
@@ -134,7 +134,7 @@ impl SweepRules {
     }
 
     /// Returns the lifetime of a connection of which only the client's packets are seen.
-    fn direct_seconds(&self, protocol: Protocol, state: u8) -> u32 {
+    fn dsr_seconds(&self, protocol: Protocol, state: u8) -> u32 {
         let usual = self.seconds(protocol, state);
         match state {
             _ if !protocol.has_handshake()
@@ -165,7 +165,7 @@ impl SweepRules {
     }
 }
 
-/// Jiffies since a flow was seen; a note from after `now` was read is no age at all.
+/// Returns the jiffies since a flow was seen; 0 if that was after `now` was read.
 pub fn age(now: u32, seen: u32) -> u32 {
     let age = now.wrapping_sub(seen);
     if age > u32::MAX / 2 { 0 } else { age }
@@ -177,7 +177,7 @@ pub async fn run(
     clock: Clock,
     mut rules: SweepRules,
     mut serving: watch::Receiver<Option<Arc<Serving>>>,
-    mut left: mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
+    mut departed: mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
     metrics: Arc<Metrics>,
 ) {
     let (mut swept, mut first) = (Swept::default(), None);
@@ -199,7 +199,7 @@ pub async fn run(
                 Ok(_) => looks -= 1,
                 Err(error) => warn!(
                     error = format!("{error:#}"),
-                    "cannot look at what is remembered of sockets; trying again"
+                    "cannot read the recorded peers of sockets; trying again"
                 ),
             }
         }
@@ -208,9 +208,9 @@ pub async fn run(
                 Ok(()) => looks = LOOKS,
                 Err(_) => return,
             },
-            Some(addresses) = left.recv() => match end_those_of(&mut maps, &addresses) {
-                Ok(ended) => debug!(?addresses, ended, "flows of addresses that pods have left"),
-                Err(error) => warn!(error = format!("{error:#}"), "flows of addresses that pods have left may go on"),
+            Some(addresses) = departed.recv() => match end_those_of(&mut maps, &addresses) {
+                Ok(ended) => debug!(?addresses, ended, "ended the flows of departed addresses"),
+                Err(error) => warn!(error = format!("{error:#}"), "cannot end the flows of departed addresses"),
             },
             () = tokio::time::sleep(PAUSE) => {}
         }
@@ -248,7 +248,7 @@ fn end_in<A: Address>(
     Ok(ended)
 }
 
-/// Walks all flow tables once; `before` is what the last time gave.
+/// Walks all flow tables once; `before` is the result of the last sweep.
 pub async fn sweep(
     maps: &mut Maps,
     clock: &Clock,
@@ -261,7 +261,7 @@ pub async fn sweep(
     let counters = maps.counters().context("read COUNTERS")?;
     let opened = counted_in(&counters, Counter::Opened);
     let Maps { v4, v6, .. } = maps;
-    // Two entries each, of whichever family.
+    // Two entries for each flow; its family is not known.
     let come = 2 * counted_in(&counters, Counter::Established).saturating_sub(before.established);
     let (law4, law6) = (
         rules.for_table(before.v4 + come),
@@ -279,18 +279,22 @@ pub async fn sweep(
     let opening6 = walk(&mut v6.opening, clock, rules, metrics)
         .await
         .context("OPENING6")?;
-    metrics.flows_in_use("ipv4", "established", established4.left);
-    metrics.flows_in_use("ipv6", "established", established6.left);
-    metrics.flows_in_use("ipv4", "opening", opening4.left);
-    metrics.flows_in_use("ipv6", "opening", opening6.left);
+    metrics.flows_in_use("ipv4", "established", established4.remaining);
+    metrics.flows_in_use("ipv6", "established", established6.remaining);
+    metrics.flows_in_use("ipv4", "opening", opening4.remaining);
+    metrics.flows_in_use("ipv6", "opening", opening6.remaining);
     let ended = before.ended + opening4.ended + opening6.ended;
     let counters = maps.counters().context("read COUNTERS")?;
     let established = counted_in(&counters, Counter::Established);
     let known = established + counted_in(&counters, Counter::Replaced);
-    let lost = lost(opened, known, ended + opening4.left + opening6.left);
+    let lost = lost(
+        opened,
+        known,
+        ended + opening4.remaining + opening6.remaining,
+    );
     Ok(Swept {
-        v4: established4.left,
-        v6: established6.left,
+        v4: established4.remaining,
+        v6: established6.remaining,
         established,
         ended,
         lost,
@@ -318,7 +322,7 @@ async fn walk<A: Address>(
 ) -> Result<Walked> {
     let (mut walk, mut walked) = (Walk::default(), Walked::default());
     while let Some(flows) = table.next(&mut walk)? {
-        walked.left += flows.len() as u64;
+        walked.remaining += flows.len() as u64;
         let now = clock.now()?;
         for (key, flow) in flows {
             if rules
@@ -330,13 +334,13 @@ async fn walk<A: Address>(
             if let Some((ended, entries)) = end(table, &key, now, rules)? {
                 walked.ended += entries;
                 metrics.flow_ended(ended);
-                debug!(?key, ended = ended.name(), "a flow has ended");
+                debug!(?key, ended = ended.name(), "flow ended");
             }
         }
         tokio::task::yield_now().await;
     }
-    // Of some flows only one entry was met before both ended.
-    walked.left = walked.left.saturating_sub(walked.ended);
+    // Some flows ended after the walk had met one of their entries only.
+    walked.remaining = walked.remaining.saturating_sub(walked.ended);
     Ok(walked)
 }
 
@@ -353,7 +357,7 @@ fn end<A: Address>(
     };
     let mate_key = flow.mate(key.protocol);
     let mut youngest = age(now, flow.seen);
-    // The other direction's entry, if it is the other direction's: its mate is this one.
+    // The entry at the other direction's key belongs to this flow only if its mate is this entry.
     let mate = table
         .get(&mate_key)?
         .filter(|mate| mate.mate(key.protocol) == *key);

@@ -31,13 +31,13 @@ use crate::model::Links;
 const ENTRY: &str = "portway0";
 /// The device with the programs.
 pub const EXIT: &str = "portway1";
-/// Whatever a device of the node takes goes through, in bytes; the routes say how much that is.
+/// MTU of both devices, in bytes: the largest. The routes have the MTU of the node's devices.
 const MTU: u32 = 65_535;
 /// The MTU that every IPv6 link has, in bytes (RFC 8200), for a node without devices.
 const LEAST_MTU: u32 = 1280;
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(5);
-/// Interval of checks: routes vanish when somebody sets a device down.
+/// Interval of checks: the kernel removes the routes when a device is set down.
 const REFRESH: Duration = Duration::from_secs(60);
 
 /// The gate as it should be.
@@ -55,10 +55,9 @@ pub struct GateSpec {
 }
 
 impl GateSpec {
-    /// All Service ranges among these, for a node with such links and addresses.
+    /// Returns the gate for the Service ranges among `ranges`, on a node with these links and
+    /// addresses.
     pub fn of(ranges: &BTreeMap<IpNet, RangeKind>, links: &Links, sources: &[IpAddr]) -> Self {
-        let services =
-            |(range, kind): (&IpNet, &RangeKind)| (*kind == RangeKind::SERVICES).then_some(*range);
         let others = links
             .devices
             .iter()
@@ -69,24 +68,27 @@ impl GateSpec {
             .unwrap_or(LEAST_MTU);
         Self {
             open: true,
-            ranges: ranges.iter().filter_map(services).collect(),
+            ranges: ranges
+                .iter()
+                .filter(|(_, kind)| **kind == RangeKind::SERVICES)
+                .map(|(range, _)| *range)
+                .collect(),
             sources: sources.to_vec(),
             mtu,
         }
     }
 }
 
-/// Makes the gate as it is wished, whenever that changes, until nobody specs any more. What fails
-/// is said, and tried again.
+/// Makes and checks the gate by the latest spec until the channel is closed. Failures are logged,
+/// and tried again.
 ///
 /// # Errors
-/// Only where netlink cannot be reached at all.
+/// Only if no netlink socket can be opened.
 pub async fn run(mut specs: watch::Receiver<Option<GateSpec>>) -> Result<()> {
     let (connection, handle, _) = new_connection().context("open a netlink socket")?;
     let task = tokio::spawn(connection);
     let (mut pause, mut done) = (REFRESH, None);
-    // Who specs no more has closed it; a pause that is over is a reason to look after what was
-    // made.
+    // The inner error means that the channel is closed; a timeout, that a check is due.
     while !matches!(timeout(pause, specs.changed()).await, Ok(Err(_))) {
         let Some(spec) = specs.borrow_and_update().clone() else {
             continue;
@@ -94,7 +96,7 @@ pub async fn run(mut specs: watch::Receiver<Option<GateSpec>>) -> Result<()> {
         if let Err(error) = bring(&handle, &spec).await {
             warn!(
                 error = format!("{error:#}"),
-                "processes of this node do not reach Services; trying again"
+                "cannot set up the gate, so processes of this node do not reach Services; trying again"
             );
             pause = RETRY;
             continue;
@@ -112,7 +114,7 @@ pub async fn run(mut specs: watch::Receiver<Option<GateSpec>>) -> Result<()> {
     Ok(())
 }
 
-/// Takes the gate away, if there is one.
+/// Removes the gate, if there is one.
 ///
 /// # Errors
 /// If netlink refuses.
@@ -166,7 +168,7 @@ async fn bring(handle: &Handle, spec: &GateSpec) -> Result<()> {
     }
     loopback::open(handle, entry)
         .await
-        .context("let loopback take this host's own addresses")
+        .context("set loopback to accept this host's own addresses")
 }
 
 async fn remove_by(handle: &Handle) -> Result<()> {
@@ -175,14 +177,14 @@ async fn remove_by(handle: &Handle) -> Result<()> {
     };
     loopback::close(handle, entry)
         .await
-        .context("put the settings of loopback back")?;
+        .context("restore the settings of loopback")?;
     handle
         .link()
         .del(entry)
         .execute()
         .await
         .with_context(|| format!("remove the devices {ENTRY} and {EXIT}"))?;
-    info!("the gate of processes is gone");
+    info!("removed the gate");
     Ok(())
 }
 
@@ -197,11 +199,11 @@ async fn index_of(handle: &Handle, name: &str) -> Result<Option<u32>> {
     match all {
         Ok(links) => Ok(links.first().map(|link| link.header.index)),
         Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("look for the device {name}")),
+        Err(error) => Err(error).with_context(|| format!("find the device {name}")),
     }
 }
 
-/// Without neighbours to ask for, and without addresses of their own.
+/// Makes the pair of devices, without ARP and without addresses. Returns the index of the first.
 async fn make(handle: &Handle) -> Result<u32> {
     handle
         .link()
@@ -210,8 +212,7 @@ async fn make(handle: &Handle) -> Result<u32> {
         .await
         .context("add them")?;
     for name in [ENTRY, EXIT] {
-        // Where /proc/sys cannot be written the device gets a link-local address, which harms
-        // nobody.
+        // If /proc/sys cannot be written the device gets a link-local address: no harm.
         set(&format!("ipv6/conf/{name}/addr_gen_mode"), "1");
         let message = LinkUnspec::new_with_name(name)
             .mtu(MTU)
@@ -232,7 +233,7 @@ async fn make(handle: &Handle) -> Result<u32> {
 
 fn set(key: &str, value: &str) {
     if let Err(error) = std::fs::write(format!("/proc/sys/net/{key}"), value) {
-        debug!(key, %error, "a setting of the gate stays as it was");
+        debug!(key, %error, "cannot change a setting of the gate");
     }
 }
 
@@ -283,122 +284,4 @@ fn route(range: IpNet, entry: u32, spec: &GateSpec) -> RouteMessage {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use ipnet::IpNet;
-    use rtnetlink::{Handle, LinkUnspec, new_connection};
-
-    use super::{ENTRY, EXIT, GateSpec, bring, index_of, remove, remove_by, routes};
-    use crate::links::facts::destination;
-    use crate::testing::Namespace;
-
-    fn spec(ranges: &[&str]) -> GateSpec {
-        let ranges = ranges
-            .iter()
-            .map(|range| range.parse().expect("a range"))
-            .collect();
-        let sources = ["192.0.2.1", "2001:db8::1"]
-            .map(|source| source.parse().expect("an address"))
-            .into();
-        GateSpec {
-            open: true,
-            ranges,
-            sources,
-            mtu: 1400,
-        }
-    }
-
-    /// Returns two settings of loopback: `accept_local`, `route_localnet`.
-    fn lets_in() -> [String; 2] {
-        ["accept_local", "route_localnet"].map(|setting| {
-            let path = format!("/proc/sys/net/ipv4/conf/lo/{setting}");
-            std::fs::read_to_string(path)
-                .expect("a setting")
-                .trim()
-                .to_owned()
-        })
-    }
-
-    /// Returns the destinations of the routes by the entry.
-    async fn lead_to(handle: &Handle) -> BTreeSet<IpNet> {
-        let entry = index_of(handle, ENTRY)
-            .await
-            .expect("an answer")
-            .expect("the entry");
-        routes(handle, entry)
-            .await
-            .expect("routes")
-            .iter()
-            .filter_map(destination)
-            .collect()
-    }
-
-    #[test]
-    fn v21_its_routes_follow_the_ranges_come_back_and_go() {
-        let host = Namespace::new();
-        host.ip("addr add 192.0.2.1/32 dev lo");
-        host.ip("addr add 2001:db8::1/128 dev lo nodad");
-        host.block_on(async {
-            let (connection, handle, _) = new_connection().expect("netlink");
-            let task = tokio::spawn(connection);
-            bring(&handle, &GateSpec::default())
-                .await
-                .expect("nothing to do");
-            assert_eq!(lets_in(), ["0", "0"]);
-            let (both, other) = (
-                spec(&["10.96.0.0/12", "fd00:10:96::/112"]),
-                spec(&["10.97.0.0/16", "fd00:10:96::/112"]),
-            );
-            for spec in [&both, &both, &other] {
-                bring(&handle, spec).await.expect("a gate");
-                assert_eq!(lead_to(&handle).await, spec.ranges);
-            }
-            // Somebody sets it down, and so takes its routes away.
-            for name in [ENTRY, EXIT] {
-                handle
-                    .link()
-                    .set(LinkUnspec::new_with_name(name).down().build())
-                    .execute()
-                    .await
-                    .expect("down");
-            }
-            assert_ne!(lead_to(&handle).await, other.ranges);
-            bring(&handle, &other).await.expect("a gate");
-            assert_eq!(lead_to(&handle).await, other.ranges);
-            assert_eq!(lets_in(), ["1", "1"]);
-            // No range is known: nodePorts are served.
-            bring(&handle, &spec(&[])).await.expect("a gate");
-            assert_eq!(lead_to(&handle).await, BTreeSet::new());
-            bring(&handle, &GateSpec::default()).await.expect("no gate");
-            assert_eq!(index_of(&handle, EXIT).await.expect("an answer"), None);
-            assert_eq!(lets_in(), ["0", "0"]);
-            remove().await.expect("it is gone already");
-            task.abort();
-        });
-    }
-
-    #[test]
-    fn what_loopback_let_in_before_it_lets_in_after() {
-        let host = Namespace::new();
-        host.block_on(async {
-            // Also for devices that are made later.
-            for device in ["lo", "default"] {
-                std::fs::write(
-                    format!("/proc/sys/net/ipv4/conf/{device}/accept_local"),
-                    "1",
-                )
-                .expect("a setting");
-            }
-            let (connection, handle, _) = new_connection().expect("netlink");
-            let task = tokio::spawn(connection);
-            for _ in 0..2 {
-                bring(&handle, &spec(&[])).await.expect("a gate");
-                assert_eq!(lets_in(), ["1", "1"]);
-            }
-            remove_by(&handle).await.expect("no gate");
-            assert_eq!(lets_in(), ["1", "0"]);
-            task.abort();
-        });
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! Listening for HTTP, for whoever has something to say.
+//! The HTTP server that health and metrics share.
 
 use std::net::SocketAddr;
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use axum::Router;
 use tokio::net::TcpListener;
 
-/// Serves until the future is dropped.
+/// Serves `router` at `bind` until the future is dropped.
 ///
 /// # Errors
 /// If `bind` cannot be listened on.

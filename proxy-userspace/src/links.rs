@@ -1,8 +1,7 @@
 //! The host's network as the kernel has it configured: our devices, our addresses, and the device
 //! of each local pod.
 //!
-//! Asks rtnetlink in the network namespace of the process and nobody else: neither the CNI nor
-//! sysfs.
+//! The only source is rtnetlink in the network namespace of the process: neither the CNI nor sysfs.
 
 pub(crate) mod facts;
 mod netlink;
@@ -92,11 +91,11 @@ impl Found {
     }
 }
 
-/// Keeps `found` true for as long as somebody wants it. `earlier` is where an agent before us found
-/// the pods.
+/// Publishes the findings in `found` and keeps them current until `wanted` is closed. `earlier` has
+/// the pods' devices as an earlier agent found them.
 ///
 /// # Errors
-/// Only where netlink cannot be reached at all; what cannot be read once is read again later.
+/// Only if netlink cannot be reached at all; failed reads are repeated.
 pub async fn run(
     mut wanted: watch::Receiver<Wanted>,
     found: watch::Sender<Option<Found>>,

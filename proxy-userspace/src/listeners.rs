@@ -19,7 +19,7 @@ pub struct Listener {
     pub process: Option<(String, i32)>,
 }
 
-/// Every socket that listens in this process's network namespace.
+/// Returns every socket that listens in this process's network namespace.
 pub fn listeners() -> Result<Vec<Listener>> {
     listeners_on(|_| true)
 }
@@ -64,7 +64,7 @@ pub fn listeners_on(wanted: impl Fn(u16) -> bool) -> Result<Vec<Listener>> {
         .collect())
 }
 
-/// Processes by the sockets that they hold, as far as they may be seen.
+/// Returns the processes by their open sockets, as far as this one may see them.
 fn owners() -> BTreeMap<u64, (String, i32)> {
     let mut owners = BTreeMap::new();
     for process in all_processes().into_iter().flatten().flatten() {

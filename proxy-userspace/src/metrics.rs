@@ -28,7 +28,7 @@ type Latency = Labelled<Labels, Histogram, fn() -> Histogram>;
 /// Seconds since 1970.
 type Time = Gauge<f64, AtomicU64>;
 
-/// The metrics that the agent counts. The packet path's counters are read when somebody asks.
+/// The metrics that the agent counts. The packet path's counters are read at each scrape.
 #[derive(Default)]
 pub struct Metrics {
     kube_proxy: KubeProxy,
@@ -101,7 +101,7 @@ fn family(family: Family) -> Labels {
 }
 
 impl Default for KubeProxy {
-    /// With every series that there will be, so that a rate begins at zero.
+    /// Makes every series, so that rates begin at zero.
     fn default() -> Self {
         let metrics = Self {
             sync: Labelled::new_with_constructor(sync_latency),
@@ -138,7 +138,7 @@ impl Default for KubeProxy {
 }
 
 impl Metrics {
-    /// A sync of both families took this long, ended at this time, and made that many writes.
+    /// Records a sync of both families: its duration, the time of its end, and its writes.
     pub fn synced(&self, pass: Pass, took: Duration, unix_seconds: f64, writes: usize) {
         let KubeProxy {
             sync,
@@ -159,7 +159,7 @@ impl Metrics {
         self.writes.inc_by(writes as u64);
     }
 
-    /// A sync was asked for at this time.
+    /// Records the time at which a sync was requested.
     pub fn queued(&self, unix_seconds: f64) {
         for labels in Family::ALL.map(family) {
             self.kube_proxy
@@ -169,20 +169,20 @@ impl Metrics {
         }
     }
 
-    /// A change of such an object was heard of, whether or not it matters.
-    pub fn heard(&self, what: Counted) {
-        self.changes(what).total.inc();
+    /// Counts a change of an object of this kind that the source reported.
+    pub fn changed(&self, kind: Counted) {
+        self.changes(kind).total.inc();
     }
 
-    /// So many changes that matter wait for the next sync.
-    pub fn pending(&self, what: Counted, changes: usize) {
-        self.changes(what)
+    /// Records the number of relevant changes that wait for the next sync.
+    pub fn pending(&self, kind: Counted, changes: usize) {
+        self.changes(kind)
             .pending
             .set(i64::try_from(changes).unwrap_or(i64::MAX));
     }
 
-    fn changes(&self, what: Counted) -> &Changes {
-        match what {
+    fn changes(&self, kind: Counted) -> &Changes {
+        match kind {
             Counted::Endpoints => &self.kube_proxy.endpoint_changes,
             Counted::Services => &self.kube_proxy.service_changes,
         }
@@ -196,7 +196,7 @@ impl Metrics {
             .observe(after.as_secs_f64());
     }
 
-    /// Service ports with a Local policy that have backends, but none here.
+    /// Records the service ports with a Local policy that have backends, but none here.
     pub fn no_local_endpoints(&self, now: &NoLocalEndpoints) {
         for (policy, services) in [("internal", &now.internal), ("external", &now.external)] {
             for of in Family::ALL {
@@ -208,7 +208,7 @@ impl Metrics {
         }
     }
 
-    /// `/healthz` was answered with this status.
+    /// Counts an answer of `/healthz` with this status.
     pub fn healthz(&self, status: u16) {
         self.kube_proxy
             .healthz
@@ -216,7 +216,7 @@ impl Metrics {
             .inc();
     }
 
-    /// `/livez` was answered with this status.
+    /// Counts an answer of `/livez` with this status.
     pub fn livez(&self, status: u16) {
         self.kube_proxy
             .livez
@@ -224,7 +224,7 @@ impl Metrics {
             .inc();
     }
 
-    /// The kernel refused a write.
+    /// Counts a write that the kernel refused.
     pub fn write_failed(&self) {
         self.failures.inc();
     }
@@ -234,7 +234,7 @@ impl Metrics {
         self.connected.set(i64::from(*connection == Connection::Up));
     }
 
-    /// A sweep met this many entries in a table.
+    /// Records the number of entries that a sweep met in a table.
     pub fn flows_in_use(&self, family: &'static str, table: &'static str, entries: u64) {
         let labels = [("family", family), ("table", table)];
         self.flows
@@ -242,7 +242,7 @@ impl Metrics {
             .set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
-    /// A sweep ended a flow.
+    /// Counts a flow that a sweep ended.
     pub fn flow_ended(&self, why: Ended) {
         self.ended.get_or_create(&[("reason", why.name())]).inc();
     }
@@ -261,14 +261,15 @@ impl Metrics {
         self.ended.get_or_create(&[("reason", why.name())]).get()
     }
 
-    /// All of these and the packet path's, to be written down.
+    /// Returns an exporter of these metrics and the packet path's.
     pub fn exporter(&self, maps: Maps) -> Exporter {
         let mut registry = self.registry();
         registry.register_collector(Box::new(packet_path::PacketPath::new(maps)));
         Exporter::new(registry)
     }
 
-    /// All of these, and the packet path's as 0: for the reference page, which asks no kernel.
+    /// Returns an exporter with the packet path's counters at 0, for the reference page: it needs
+    /// no kernel.
     pub fn without_kernel(&self) -> Exporter {
         let mut registry = self.registry();
         registry.register_collector(Box::new(packet_path::Zeros));
@@ -295,7 +296,7 @@ impl Metrics {
         registry.register("portway_writes", "Writes to maps", writes.clone());
         registry.register(
             "portway_source_connected",
-            "Whether the source of objects answers",
+            "1 if the source of objects answers, else 0",
             connected.clone(),
         );
         registry.register(
@@ -328,20 +329,20 @@ impl KubeProxy {
         };
         seconds(
             "sync_proxy_rules_duration",
-            "Latency of bringing the kernel's maps in step with what is known",
+            "Duration of a sync, which updates the kernel's maps",
             &self.sync,
         );
         seconds(
             "sync_full_proxy_rules_duration",
-            "The same, where the maps were read first",
+            "Duration of a full sync, which reads the maps first",
             &self.sync_full,
         );
         seconds(
             "sync_partial_proxy_rules_duration",
-            "The same, where only changes were looked at",
+            "Duration of a partial sync, which looks at changes only",
             &self.sync_partial,
         );
-        let help = "From a change of endpoints, as its controller dates it, until it was in force on this node";
+        let help = "Time from a change of endpoints, as dated by its controller, until it was in force on this node";
         seconds("network_programming_duration", help, &self.programming);
         let mut time = |name: &str, help: &str, metric: &Labelled<Labels, Time>| {
             registry.register_with_unit(
@@ -353,27 +354,27 @@ impl KubeProxy {
         };
         time(
             "sync_proxy_rules_last_timestamp",
-            "When the maps were last brought in step",
+            "Time of the last sync",
             &self.synced,
         );
         time(
             "sync_proxy_rules_last_queued_timestamp",
-            "When that was last asked for",
+            "Time at which a sync was last requested",
             &self.queued,
         );
-        for (what, Changes { pending, total }) in [
+        for (kind, Changes { pending, total }) in [
             ("endpoint", &self.endpoint_changes),
             ("service", &self.service_changes),
         ] {
-            let name = format!("kubeproxy_sync_proxy_rules_{what}_changes");
+            let name = format!("kubeproxy_sync_proxy_rules_{kind}_changes");
             registry.register(
                 format!("{name}_pending"),
-                format!("Changes of {what}s that are not in force yet"),
+                format!("Changes of {kind}s that are not in force yet"),
                 pending.clone(),
             );
             registry.register(
                 name,
-                format!("Changes of {what}s that were heard of"),
+                format!("Changes of {kind}s that the source reported"),
                 total.clone(),
             );
         }

@@ -78,8 +78,8 @@ impl OtherSoftware {
     }
 }
 
-/// Returns all findings from the calling thread's network namespace; `bpffs` is where eBPF objects are
-/// pinned.
+/// Returns all findings from the calling thread's network namespace. eBPF objects are pinned at
+/// `bpffs`.
 pub fn find(bpffs: &Path) -> Vec<OtherSoftware> {
     judge::judge(&look::look(bpffs))
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 pub struct Serving {
     /// The endpoints that serve, by the id of the service port.
     pub endpoints: BTreeMap<u32, BTreeSet<SocketAddr>>,
-    /// Ids from here on were given out later than this was made: nothing is known about them.
+    /// Ids from here on were assigned later than this value was made, and are allowed everything.
     pub unknown_from: u32,
 }
 
@@ -25,7 +25,7 @@ impl Serving {
 
     /// Returns true if a flow of a service port may lead to a backend.
     pub fn allows(&self, service: u32, backend: SocketAddr) -> bool {
-        // A flow that no Service opened is none that a Service's backends could end.
+        // A flow without Service does not end with backends.
         service == 0
             || service >= self.unknown_from
             || self

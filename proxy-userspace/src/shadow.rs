@@ -17,13 +17,13 @@ use crate::events::{Events, Warning, Warnings};
 use crate::listeners::{Listener, listeners_on};
 use crate::model::{Family, HostPort, Kind, ObjectName, ObjectRef, Snapshot};
 
-/// Listeners come and go without a word: how often is looked.
+/// Interval of looks: listeners come and go without notice.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// The addresses that serve nodePorts, and the hostPorts on them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodePorts {
-    /// The Service of each.
+    /// The Service of each nodePort.
     pub owners: BTreeMap<(Family, u16, Protocol), ObjectName>,
     /// The addresses that they are served on (V8).
     pub addresses: BTreeSet<IpAddr>,
@@ -66,7 +66,7 @@ pub fn node_ports(snapshot: &Snapshot, contents: &Contents) -> NodePorts {
     }
 }
 
-/// A pod in the host's network has listeners of its own instead.
+/// Returns the hostPorts of a pod; none for a pod in the host's network, which has listeners.
 fn host_ports(snapshot: &Snapshot) -> Vec<(ObjectName, Protocol, HostPort)> {
     let node = Some(&snapshot.settings.node_name);
     let here = snapshot
@@ -140,10 +140,10 @@ pub fn shadowed(ports: &NodePorts, listeners: &[Listener]) -> BTreeSet<Warning> 
     by_listener.chain(by_host_port).collect()
 }
 
-/// Looks whenever the nodePorts change, and from time to time.
+/// Looks whenever the nodePorts change, and at an interval.
 ///
 /// # Errors
-/// If whoever tells the nodePorts has gone.
+/// If the channel of nodePorts is closed.
 pub async fn run(mut ports: watch::Receiver<NodePorts>, events: Events) -> Result<()> {
     let mut warnings = Warnings::new(events);
     loop {
@@ -155,12 +155,12 @@ pub async fn run(mut ports: watch::Receiver<NodePorts>, events: Events) -> Resul
             Ok(found) => warnings.are(found),
             Err(error) => debug!(
                 error = format!("{error:#}"),
-                "cannot look for listeners on nodePorts"
+                "cannot list listeners on nodePorts"
             ),
         }
         tokio::select! {
             changed = ports.changed() => if changed.is_err() {
-                bail!("nobody tells any more which nodePorts there are");
+                bail!("the channel of nodePorts is closed");
             },
             () = sleep(LOOK_AGAIN) => {}
         }
@@ -223,8 +223,8 @@ mod tests {
 
     #[test]
     fn v8_a_listener_on_a_node_port_is_told_with_its_process() {
-        let told = "process nginx of this host listens on 0.0.0.0:30080, but nodePort 30080/TCP leads clients to the Service";
-        assert_eq!(notes(&[("0.0.0.0:30080", Protocol::TCP)]), [told]);
+        let expected = "process nginx of this host listens on 0.0.0.0:30080, but nodePort 30080/TCP leads clients to the Service";
+        assert_eq!(notes(&[("0.0.0.0:30080", Protocol::TCP)]), [expected]);
         for addr in ["[::]:30080", "192.0.2.1:30080", "[::ffff:192.0.2.1]:30080"] {
             assert_eq!(notes(&[(addr, Protocol::TCP)]).len(), 1, "{addr}");
         }

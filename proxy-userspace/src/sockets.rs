@@ -1,8 +1,8 @@
-//! The end of UDP sockets of this node's processes that are connected to a backend that is gone
-//! (V14): nothing else would tell them.
+//! Ends UDP sockets of this node's processes that are connected to a backend that is gone (V14):
+//! without an error they would go on sending to it.
 //!
-//! Unconnected sockets need no end: with their next datagram they are sent elsewhere. What is
-//! remembered of either is forgotten.
+//! Unconnected sockets need no end: their next datagram goes to another backend. The records of
+//! both kinds are deleted.
 
 mod diag;
 
@@ -19,7 +19,7 @@ use crate::ended::Ended;
 use crate::metrics::Metrics;
 use crate::serving::Serving;
 
-/// Ends sockets, and says once if the kernel refuses.
+/// Ends sockets, and logs once if the kernel refuses.
 #[derive(Debug, Default)]
 pub struct Sockets {
     refused: bool,
@@ -29,11 +29,12 @@ pub struct Sockets {
 type Sent = BTreeMap<u64, SocketAddr>;
 
 impl Sockets {
-    /// Ends the connected UDP sockets of this network namespace whose backend `serving` does not
-    /// allow; gives how many.
+    /// Ends the connected UDP sockets of this network namespace with a backend that `serving` does
+    /// not allow. Returns their number.
     ///
     /// # Errors
-    /// If what is remembered cannot be read. That the kernel refuses is said in the log, and is none.
+    /// If the records of sockets cannot be read. If the kernel refuses to end sockets, that is
+    /// logged, and the number is 0.
     pub fn end(&mut self, maps: &mut Maps, serving: &Serving, metrics: &Metrics) -> Result<usize> {
         let mut sent = forget(&mut maps.v4, serving).context("IPv4")?;
         sent.extend(forget(&mut maps.v6, serving).context("IPv6")?);
@@ -47,7 +48,7 @@ impl Sockets {
         (0..ended).for_each(|_| metrics.flow_ended(Ended::BackendGone));
         debug!(
             forgotten = sent.len(),
-            ended, "backends of UDP sockets are gone"
+            ended, "ended UDP sockets: their backends are gone"
         );
         Ok(ended)
     }
@@ -62,18 +63,19 @@ impl Sockets {
         if std::mem::replace(&mut self.refused, true) {
             info!(
                 why,
-                "connected UDP sockets whose backend is gone stay as they are"
+                "cannot end connected UDP sockets with a backend that is gone"
             );
         } else {
             warn!(
                 why,
-                "this kernel does not end connected UDP sockets whose backend is gone (CONFIG_INET_DIAG_DESTROY); they stay as they are"
+                "this kernel cannot end connected UDP sockets with a backend that is gone (CONFIG_INET_DIAG_DESTROY)"
             );
         }
     }
 }
 
-/// Forgets what leads UDP sockets to backends that are not allowed, and gives these sockets.
+/// Deletes the records of UDP sockets with backends that are not allowed, and returns these
+/// sockets.
 fn forget<A: Address>(maps: &mut impl PeerTable<A>, serving: &Serving) -> Result<Sent> {
     let mut sent = Sent::new();
     for (key, peer) in maps.peers()? {

@@ -11,14 +11,14 @@ use proxy_common::net::{Addr4, Addr6, Address, IfIndex, Port};
 use super::maps::{FamilyMaps, Hash, Maps};
 use crate::tracked::Tracked;
 
-/// `BPF_NOEXIST`: what the programs know is newer.
+/// `BPF_NOEXIST`: an existing flow is newer.
 const NEW: u64 = 1;
 /// The hooks that meet packets of an adopted connection. Portway does not translate it; its
 /// translator goes on to.
 const HOOKS: u8 = Hook::FromDevice as u8 | Hook::FromPod as u8 | Hook::ToPod as u8;
 
-/// Lets the programs follow a connection, which the client's host itself began if it is `own`;
-/// tells whether they did not yet.
+/// Inserts the flow of a connection, unless there is one; returns true if it did. `own`: this host
+/// itself began the connection.
 ///
 /// # Errors
 /// If the tables have no room.
@@ -47,7 +47,7 @@ pub fn adopt(maps: &mut Maps, tracked: &Tracked, own: bool, now: u32) -> Result<
     }
 }
 
-/// Both directions; first the reply's, as the programs do.
+/// Inserts both directions; first the reply's, as the programs do.
 fn insert<A: Address>(
     maps: &mut FamilyMaps<A>,
     tracked: &Tracked,

@@ -1,4 +1,4 @@
-//! Programs of anybody on a device, by their names.
+//! The programs of any owner on a device, by their names.
 
 use aya::programs::{SchedClassifier, TcAttachType};
 

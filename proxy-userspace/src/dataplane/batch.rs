@@ -1,4 +1,4 @@
-//! Reading a hash map many elements at a time (BPF_MAP_LOOKUP_BATCH), which aya does not do.
+//! Reads a hash map many elements at a time (BPF_MAP_LOOKUP_BATCH), which aya does not do.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,7 +9,7 @@ use aya::Pod;
 use aya::maps::{HashMap, IterableMap as _, MapData, MapError};
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
-/// Elements asked for at a time; a bucket with more makes the kernel say ENOSPC.
+/// Elements of one request. The kernel returns ENOSPC if a bucket has more.
 const ELEMENTS: usize = 1024;
 
 /// The part of `union bpf_attr` that batch commands use.
@@ -39,7 +39,7 @@ enum Position {
 }
 
 impl Default for Walk {
-    /// A walk that has not begun.
+    /// Returns a walk that has not begun.
     fn default() -> Self {
         Self {
             position: Position::Start,
@@ -80,7 +80,7 @@ impl Walk {
     }
 }
 
-/// All elements of a map.
+/// Returns all elements of a map.
 pub fn all<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)>> {
     let (mut walk, mut found) = (Walk::default(), Vec::new());
     while let Some(elements) = walk.next(map)? {
@@ -99,7 +99,7 @@ fn one_by_one<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> Result<Vec<(K, V)
         .context("read the elements one by one")
 }
 
-/// Elements from bucket `from` on, and whether they were the last.
+/// Returns elements from bucket `from` on, and true if they are the last.
 fn look_up<K: Pod, V: Pod>(
     map: &MapData,
     from: Option<u32>,

@@ -11,7 +11,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 /// A file that every cgroup but the root has.
 const NOT_OF_THE_ROOT: &str = "cgroup.type";
-/// So many cgroups are looked at to find the path of one.
+/// Greatest number of cgroups that are searched for the path of one.
 const LOOKED_AT: usize = 10_000;
 
 /// The processes that get the socket hooks.
@@ -23,7 +23,7 @@ pub enum CgroupChoice {
     Auto,
     /// The processes in this cgroup and below it.
     At(PathBuf),
-    /// Nobody's.
+    /// No processes.
     Off,
 }
 
@@ -47,9 +47,9 @@ impl FromStr for CgroupChoice {
 pub struct Cgroup {
     /// Its directory.
     pub path: PathBuf,
-    /// The directory once more.
+    /// The open directory.
     pub file: File,
-    /// The kernel's number of it.
+    /// Its id in the kernel.
     pub id: u64,
 }
 

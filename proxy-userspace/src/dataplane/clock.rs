@@ -11,7 +11,7 @@ use super::statedir::{StateDir, remove};
 
 /// The program that returns the time.
 pub const PROGRAM: &str = "now";
-/// `struct __sk_buff`, and where its `cb[0]` lies.
+/// Size of `struct __sk_buff`, and the offset of its `cb[0]`.
 const CONTEXT: usize = 192;
 const CB0: usize = 48;
 
@@ -37,7 +37,7 @@ fn pin_path(dir: &StateDir) -> PathBuf {
 }
 
 impl Clock {
-    /// The clock that an agent has pinned.
+    /// Opens the clock that an agent has pinned.
     pub fn from_pins(dir: &StateDir) -> Result<Self> {
         let path = pin_path(dir);
         let program =
@@ -45,7 +45,7 @@ impl Clock {
         Ok(Self { program })
     }
 
-    /// The low 32 bits of jiffies.
+    /// Returns the low 32 bits of jiffies.
     pub fn now(&self) -> Result<u32> {
         let (frame, mut context) = ([0_u8; 64], [0_u8; CONTEXT]);
         let options = TestRunOptions {
@@ -62,10 +62,10 @@ impl Clock {
     }
 }
 
-/// Jiffies in a second: the resolution of the coarse clock is one jiffy.
+/// Returns the jiffies in a second: the resolution of the coarse clock is one jiffy.
 pub fn hz() -> Result<u32> {
     let tick =
-        clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("ask for the length of a jiffy")?;
+        clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("read the length of a jiffy")?;
     let nanos = u64::try_from(tick.tv_nsec()).unwrap_or_default().max(1);
     Ok(u32::try_from((1_000_000_000 + nanos / 2) / nanos).unwrap_or(u32::MAX))
 }

@@ -42,9 +42,9 @@ impl Denials {
             .context("open the ring buffer DENIALS")
     }
 
-    /// Passes denials on until the agent ends. What nobody takes in time is lost: it is counted all
-    /// the same.
-    pub async fn run(self, tell: mpsc::Sender<Denied>) -> Result<()> {
+    /// Sends denials until the agent ends. If the channel is full they are dropped; the packet path
+    /// has counted them.
+    pub async fn run(self, denied_tx: mpsc::Sender<Denied>) -> Result<()> {
         let waits = "wait for denials";
         // SAFETY: the descriptor is open for as long as the ring buffer, which this moves in.
         let ring = unsafe { AsyncFd::register_with_interest(self.0, Interest::READABLE) };
@@ -53,7 +53,7 @@ impl Denials {
             let mut ready = ring.readable_mut().await.context(waits)?;
             while let Some(item) = ready.get_inner_mut().next() {
                 if let Some(denied) = read(&item) {
-                    _ = tell.try_send(denied);
+                    _ = denied_tx.try_send(denied);
                 }
             }
             ready.clear_ready();

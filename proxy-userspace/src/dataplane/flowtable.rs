@@ -1,4 +1,4 @@
-//! Flows in and out of their tables, for those who do not care how a map is reached.
+//! Tables of flows, as a trait that hides how a map is reached.
 
 use anyhow::{Context as _, Result};
 use aya::Pod;
@@ -14,14 +14,14 @@ pub type Entries<A> = Vec<(FlowKey<A>, Flow<A>)>;
 
 /// A table of flows of one family.
 pub trait FlowTable<A: Address> {
-    /// The next entries of a walk, none at its end.
+    /// Returns the next entries of a walk, none at its end.
     fn next(&self, walk: &mut Walk) -> Result<Option<Entries<A>>>;
-    /// An entry, if it is there.
+    /// Returns an entry, if it exists.
     fn get(&self, key: &FlowKey<A>) -> Result<Option<Flow<A>>>;
-    /// Deletes an entry; one that is gone already is well.
+    /// Deletes an entry. Succeeds if it does not exist.
     fn delete(&mut self, key: &FlowKey<A>) -> Result<()>;
 
-    /// All entries.
+    /// Returns all entries.
     fn all(&self) -> Result<Entries<A>> {
         let (mut walk, mut found) = (Walk::default(), Vec::new());
         while let Some(flows) = self.next(&mut walk)? {

@@ -40,7 +40,7 @@ pub struct Hooks {
     flavour: Flavour,
     xdp_program: &'static str,
     attached: BTreeSet<Attachment>,
-    /// With the kernel's words.
+    /// The refused attachments, with the kernel's errors.
     refused: BTreeMap<Attachment, String>,
 }
 
@@ -166,7 +166,7 @@ impl Hooks {
                     info!("this kernel has no tcx; clsact filters are used");
                     self.flavour = Flavour::Clsact;
                 }
-                // A device may have gone: that says nothing about the kernel.
+                // The device may be gone: tcx may work all the same.
                 Err(error) => return Err(error).context("attach a tcx link"),
             }
         }
@@ -209,7 +209,7 @@ impl Hooks {
         make_dir(pin)
     }
 
-    /// Takes our program off a hook. A device that is gone took its hooks along.
+    /// Detaches our program from a hook. A device that is gone took its hooks along.
     fn detach(&mut self, hook: Attachment) -> Result<()> {
         detach(&self.dir, hook)?;
         self.attached.remove(&hook);
@@ -218,7 +218,7 @@ impl Hooks {
     }
 }
 
-/// Takes whatever an agent has put there off a hook.
+/// Detaches the program of any agent from a hook.
 pub fn detach(dir: &StateDir, hook: Attachment) -> Result<()> {
     let pin = dir.hooks().join(hook.to_string());
     if let (true, Mode::Tc(kind)) = (pin.is_dir(), hook.point.mode())
@@ -233,7 +233,7 @@ pub fn detach(dir: &StateDir, hook: Attachment) -> Result<()> {
     remove(&pin)
 }
 
-/// Gives the program at a hook, if it is pinned.
+/// Returns the id of the program at a hook, if it is pinned.
 pub fn program_id(dir: &StateDir, hook: Attachment) -> Option<u32> {
     let link = PinnedLink::from_pin(dir.hooks().join(hook.to_string())).ok()?;
     Some(FdLink::from(link).info().ok()?.program_id())

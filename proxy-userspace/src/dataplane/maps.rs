@@ -131,7 +131,8 @@ impl Maps {
         Self::open(pinned(path))
     }
 
-    /// Returns the counters, summed over the processors, in the order of `Reason::ALL` and `Counter::ALL`.
+    /// Returns the counters, summed over the processors, in the order of `Reason::ALL` and
+    /// `Counter::ALL`.
     pub fn counters(&self) -> Result<Vec<u64>> {
         (0..COUNTERS)
             .map(|index| Ok(self.counters.get(&index, 0)?.iter().sum()))

@@ -1,6 +1,7 @@
 //! The eBPF object inside the agent, and the maps of an earlier agent that it takes over.
 //!
-//! aya adopts what is pinned unchecked, so the definitions are compared first; a map that differs is made anew and filled from the old.
+//! aya adopts pinned maps unchecked, so the definitions are compared first; a map that differs is
+//! made anew and filled from the old one.
 
 use std::collections::BTreeMap;
 
@@ -55,8 +56,8 @@ pub struct Migration {
     names: Vec<&'static str>,
 }
 
-/// Loads the object with the maps that are pinned in `dir`, pinning those that are not.
-/// The programs log up to `log_level`, and serve the sockets that `globals` says; the policy tables have `room`.
+/// Loads the object with the maps that are pinned in `dir`, and pins those that are not. The
+/// programs log up to `log_level`, and get `globals`; the policy tables have the size `room`.
 pub fn load(
     dir: &StateDir,
     object: &[u8],
@@ -96,7 +97,8 @@ pub fn load(
 }
 
 impl Migration {
-    /// Once no program uses the old maps: takes what they got meanwhile, and puts the new ones in their place.
+    /// Copies the elements that the old maps got meanwhile, and puts the new maps in their place.
+    /// To be called once no program uses the old ones.
     pub fn finish(self, dir: &StateDir) -> Result<()> {
         self.copy(dir, raw::Put::IfAbsent)?;
         for name in self.names {
@@ -123,11 +125,11 @@ impl Migration {
             let new = MapData::from_pin(dir.incoming(name))
                 .with_context(|| format!("open the new map {name}"))?;
             let (from, to) = (old.info()?, new.info()?);
-            // Its elements are told apart by their number, which another version may have given to another reason.
+            // An index may have another meaning in another version.
             if *name == maps::COUNTERS && from.max_entries() != to.max_entries() {
                 info!(
                     map = name,
-                    "this version counts other things; it starts at zero"
+                    "the counters of this version differ; they start at zero"
                 );
                 continue;
             }
@@ -135,7 +137,7 @@ impl Migration {
             if from.key_size() != to.key_size() || from.value_size() != to.value_size() && !grown {
                 warn!(
                     map = name,
-                    "the elements of the map have changed their form; it starts empty"
+                    "the layout of the map has changed; it starts empty"
                 );
                 continue;
             }
@@ -167,7 +169,7 @@ fn adoptable(dir: &StateDir, name: &'static str, wanted: Definition) -> Result<b
             map = name,
             ?found,
             ?wanted,
-            "the pinned map is not what this version uses"
+            "the definition of the pinned map differs"
         );
     }
     Ok(found == wanted)

@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::Level;
 
-/// The global of the programs that says up to which level they log.
+/// The global that holds the level up to which the programs log.
 pub const LEVEL: &str = aya_log::LEVEL;
 
 /// The level that the programs are to log at, by the filter of this process: `--log
@@ -25,18 +25,18 @@ pub fn level() -> u8 {
     }
 }
 
-/// The programs' log records, on their way to the log.
+/// The stream of the programs' log records.
 pub struct PacketLog(EbpfLogger<InWords>);
 
 impl PacketLog {
-    /// The log of loaded programs.
+    /// Opens the log of loaded programs.
     pub fn new(ebpf: &mut Ebpf) -> Result<Self> {
         EbpfLogger::init_with_logger(ebpf, InWords)
             .map(Self)
             .context("open the packet path's log")
     }
 
-    /// Carries lines until the agent ends.
+    /// Writes records to the log until the agent ends.
     pub async fn run(self) -> Result<()> {
         // SAFETY: the ring buffer's descriptor is open for as long as the logger that it belongs
         // to, which this moves in.
@@ -53,7 +53,7 @@ impl PacketLog {
     }
 }
 
-/// Passes lines on with words for numbers, which the programs do not have.
+/// Logs lines with names in place of numbers: the programs have no names.
 struct InWords;
 
 impl Log for InWords {

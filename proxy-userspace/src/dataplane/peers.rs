@@ -1,4 +1,4 @@
-//! The programs' memory of sockets, as a trait that hides how a map is reached.
+//! The programs' records of sockets, as a trait that hides how a map is reached.
 
 use anyhow::{Context as _, Result};
 use aya::Pod;
@@ -8,11 +8,11 @@ use proxy_common::socket::{Peer, PeerKey};
 use super::batch;
 use super::maps::{FamilyMaps, delete};
 
-/// The remembered peers of one family.
+/// The recorded peers of one family.
 pub trait PeerTable<A: Address> {
-    /// All of it.
+    /// Returns all entries.
     fn peers(&self) -> Result<Vec<(PeerKey<A>, Peer<A>)>>;
-    /// Forgets an entry; one that is gone already is well.
+    /// Deletes an entry. Succeeds if it does not exist.
     fn forget(&mut self, key: PeerKey<A>) -> Result<()>;
 }
 

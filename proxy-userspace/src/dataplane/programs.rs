@@ -25,9 +25,9 @@ pub struct Verified {
     pub instructions: Option<u32>,
 }
 
-/// The programs that are pinned in `dir` or use a map that is, by their ids: those at hooks, and
-/// those that a running agent keeps ready. Without CAP_SYS_ADMIN, as in the DaemonSet's container,
-/// the kernel lists nobody's programs, and only the pinned are found.
+/// Returns the programs that are pinned in `dir` or use a map that is, by their ids: those at
+/// hooks, and those that a running agent keeps ready. Without CAP_SYS_ADMIN, as in the DaemonSet's
+/// container, the kernel lists no programs, and only the pinned ones are found.
 pub fn programs_in(dir: &StateDir) -> Result<Vec<Verified>> {
     let maps = map_ids(dir)?;
     // One that went while it was looked at is none.

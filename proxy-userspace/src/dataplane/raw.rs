@@ -37,7 +37,7 @@ pub fn copy(from: &MapData, to: &MapData, how: Put) -> Result<usize> {
     let size = value_bytes(&info)?.max(value_bytes(&to.info()?)?);
     let (mut key, mut value, mut lost) = (None, vec![0_u8; size], 0);
     while let Some(next) = next_key(from, key.as_deref(), info.key_size() as usize)? {
-        // An element may go while we look: then there is nothing to copy.
+        // The element may have been deleted since: then there is nothing to copy.
         if element(BPF_MAP_LOOKUP_ELEM, from, &next, &mut value, 0).is_ok() {
             match element(BPF_MAP_UPDATE_ELEM, to, &next, &mut value, how as u64) {
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
@@ -93,7 +93,7 @@ fn element(
 }
 
 /// # Safety
-/// The pointers must be what the command wants for this map.
+/// The pointers must be valid for the command and the map.
 unsafe fn command(
     number: libc::c_long,
     map: &MapData,
@@ -109,7 +109,7 @@ unsafe fn command(
         value: value as u64,
         flags,
     };
-    // SAFETY: the attribute has the kernel's layout; the caller vouches for the pointers.
+    // SAFETY: the attribute has the kernel's layout; the caller guarantees the pointers.
     match unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -20,7 +20,7 @@ pub struct StateDir {
     root: PathBuf,
 }
 
-/// Held for as long as an agent lives.
+/// The lock on a state directory; dropping it unlocks.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held, not used")] Flock<File>);
 
@@ -28,14 +28,14 @@ impl StateDir {
     /// The default state directory.
     pub const USUAL: &str = "/sys/fs/bpf/portway";
 
-    /// The directory as it is, for reading.
+    /// Names a directory that may not exist yet, for reading.
     pub fn at(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
         }
     }
 
-    /// Makes the directory and what belongs in it, mounting bpffs where there is none.
+    /// Makes the directory and those in it, and mounts bpffs if it is missing.
     pub fn create(root: &Path) -> Result<Self> {
         let dir = Self::at(root);
         if !dir.root.starts_with(BPFFS) {
@@ -58,7 +58,7 @@ impl StateDir {
         Ok(dir)
     }
 
-    /// The directory itself.
+    /// Returns the directory itself.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -83,12 +83,13 @@ impl StateDir {
         self.root.join("programs")
     }
 
-    /// One entry for each hook: a pinned link, or a directory that stands for a clsact filter.
+    /// Returns the directory with one entry for each hook: a pinned link, or a directory that
+    /// stands for a clsact filter.
     pub fn hooks(&self) -> PathBuf {
         self.root.join("hooks")
     }
 
-    /// The pinned links of the socket hooks, by program.
+    /// Returns the directory of the pinned links of the socket hooks, by program.
     pub fn sockets(&self) -> PathBuf {
         self.root.join("sockets")
     }
@@ -99,7 +100,7 @@ impl StateDir {
         self.root.join("qdiscs")
     }
 
-    /// Claims the directory; an error if another agent has it.
+    /// Locks the directory. Fails if another agent has it.
     pub fn lock(&self) -> Result<Lock> {
         match self.try_lock()? {
             Some(lock) => Ok(lock),
@@ -128,7 +129,7 @@ impl StateDir {
 
 fn mount_bpffs(at: &Path) -> Result<()> {
     let kind = statfs(at)
-        .with_context(|| format!("look at the file system of {}", at.display()))?
+        .with_context(|| format!("read the file system type of {}", at.display()))?
         .filesystem_type();
     if kind == BPF_FS_MAGIC {
         return Ok(());
@@ -143,7 +144,7 @@ fn mount_bpffs(at: &Path) -> Result<()> {
     .with_context(|| format!("mount bpffs on {}", at.display()))
 }
 
-/// The names in a directory, sorted; none if it does not exist.
+/// Returns the names in a directory, sorted; none if it does not exist.
 pub fn names_in(dir: &Path) -> Result<Vec<String>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -159,7 +160,7 @@ pub fn names_in(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Removes a file or an empty directory; it is well if there is none.
+/// Removes a file or an empty directory. Succeeds if it does not exist.
 pub fn remove(path: &Path) -> Result<()> {
     let removed = if path.is_dir() {
         fs::remove_dir(path)

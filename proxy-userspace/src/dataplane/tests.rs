@@ -310,8 +310,8 @@ fn a_pinned_map_of_another_form_is_replaced_by_an_empty_one() {
     });
 }
 
-/// Until the new agent has heard of the cluster, new connections are masqueraded by what the old
-/// one knew.
+/// Until the new agent has listed the cluster, new connections are masqueraded by the settings of
+/// the old one.
 #[test]
 fn devices_of_an_earlier_version_are_known_at_once_although_they_have_grown() {
     let node = Namespace::new();
@@ -476,7 +476,7 @@ fn hooks_of_a_device_that_went_are_forgotten_and_its_successor_gets_its_own() {
     });
 }
 
-/// A program of somebody else's has the place.
+/// A program of another owner has the place.
 #[test]
 fn a_hook_that_was_refused_is_told_of_once_and_tried_again() {
     let (node, other) = (Namespace::new(), Namespace::new());

@@ -15,11 +15,11 @@ use super::sockets;
 use super::statedir::{StateDir, names_in, remove};
 
 /// Removes hooks, programs and maps of a state directory and the directory itself, and the clsact
-/// qdiscs that were made for them if nobody else uses them. Runs in the network namespace of the
+/// qdiscs that were made for them unless others use them. Runs in the network namespace of the
 /// agent.
 ///
 /// # Errors
-/// If an agent still runs there; what else fails is said, and the rest is removed all the same.
+/// If an agent still runs there, or something cannot be removed.
 pub async fn unload(root: &Path) -> Result<()> {
     if !root.exists() {
         return Ok(());

@@ -18,7 +18,7 @@ use super::maps::{Hash, open, pinned};
 use super::policies::{PolicyMaps, PrefixMap, whole};
 use super::statedir::StateDir;
 
-/// The tables of a node, open for questions.
+/// The open policy tables of a node.
 pub struct NodeVerdicts {
     pods4: Hash<Addr4, LocalPod>,
     pods6: Hash<Addr6, LocalPod>,
@@ -43,10 +43,10 @@ impl NodeVerdicts {
         Self::open(pinned(|name| dir.map(name)))
     }
 
-    /// The tables that `take` gives by name.
+    /// Opens the tables that `take` returns by name.
     ///
     /// # Errors
-    /// As above.
+    /// As of [`Self::from_pins`].
     pub fn open(mut take: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         Ok(Self {
             pods4: open(maps::PODS.v4, &mut take)?,
@@ -84,7 +84,7 @@ impl NodeVerdicts {
     }
 }
 
-/// Tables, and the first failure to read one: the library does not expect any.
+/// The tables, and the first failure to read one: the trait of the packet path has no errors.
 struct Asked {
     maps: PolicyMaps,
     failed: RefCell<Option<MapError>>,

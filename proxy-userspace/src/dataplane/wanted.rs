@@ -59,8 +59,8 @@ fn xdp_point(xdp: XdpChoice, driver: Driver) -> Option<AttachPoint> {
     }
 }
 
-/// Warns that XDP over a veth breaks packets of processes on this host: they carry half a checksum,
-/// which XDP cannot tell from a whole one.
+/// Warns of XDP over a veth. Processes on this host send packets with a partial checksum by it,
+/// which XDP cannot recognise, and breaks.
 pub fn warn_of_partial_checksums(hook: Attachment, devices: &Devices) {
     if hook.point.is_xdp() && devices.drivers.get(&hook.device) == Some(&Driver::Software) {
         let device = devices

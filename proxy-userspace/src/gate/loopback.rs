@@ -44,7 +44,7 @@ const SETTINGS: [Setting; 2] = [
     },
 ];
 
-/// Lets in what the programs put there.
+/// Sets loopback to accept the packets that the programs redirect to it.
 pub async fn open(handle: &Handle, entry: u32) -> Result<()> {
     let loopback = link(handle, IfIndex::LOOPBACK.0).await?;
     let Some(now) = settings(&loopback) else {
@@ -78,7 +78,7 @@ pub async fn open(handle: &Handle, entry: u32) -> Result<()> {
     Ok(())
 }
 
-/// Puts back what [`open`] has changed.
+/// Restores the settings that [`open`] has changed.
 pub async fn close(handle: &Handle, entry: u32) -> Result<()> {
     let recorded = record(&link(handle, entry).await?);
     for setting in SETTINGS
@@ -104,7 +104,7 @@ pub fn warn_of_filter() {
     }
 }
 
-/// The larger one counts, and only 1 is strict.
+/// Returns true if the filter is strict: the larger value counts, and only 1 is strict.
 fn is_strict(filters: &[String]) -> bool {
     filters
         .iter()

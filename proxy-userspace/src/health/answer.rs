@@ -25,17 +25,17 @@ pub struct Answer {
     pub body: String,
 }
 
-/// One moment on both clocks: the steady one by which delays are judged, and the one that is shown.
+/// One moment on both clocks: the monotonic one for delays, and the one for people.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
-    /// The steady clock.
+    /// The monotonic clock.
     pub now: Instant,
-    /// The clock on the wall.
+    /// The wall clock.
     pub wall: Timestamp,
 }
 
 impl Moment {
-    /// This moment.
+    /// Reads both clocks.
     pub fn now() -> Self {
         Self {
             now: Instant::now(),
@@ -43,7 +43,7 @@ impl Moment {
         }
     }
 
-    /// Returns the wall clock's reading at `then`, if nobody has set it since.
+    /// Returns the wall clock's reading at `then`, unless it was set since.
     fn shown(self, then: Instant) -> Timestamp {
         let ago = SignedDuration::try_from(self.now.duration_since(then)).unwrap_or_default();
         self.wall.checked_sub(ago).unwrap_or(Timestamp::MIN)
@@ -65,7 +65,8 @@ struct Named<'a> {
     name: &'a str,
 }
 
-/// V22: 200 iff there is a local endpoint and the proxy is healthy.
+/// Answers a health check of a Service: 200 if it has a local endpoint and the proxy is healthy,
+/// else 503 (V22).
 pub fn service(
     name: &ObjectName,
     local_endpoints: usize,
@@ -111,12 +112,12 @@ struct FamilyHealth {
     healthy: bool,
 }
 
-/// V23: `/healthz`, for load balancers that ask whether the node is to be used.
+/// Answers `/healthz`: 200 if load balancers may use the node (V23).
 pub fn healthz(vitals: &Vitals, at: Moment, patience: Duration) -> Answer {
     proxy(vitals, at, patience, Some(vitals.node.eligible()))
 }
 
-/// V23: `/livez`, for the kubelet that asks whether the agent is to be restarted.
+/// Answers `/livez`: 200 unless the kubelet is to restart the agent (V23).
 pub fn livez(vitals: &Vitals, at: Moment, patience: Duration) -> Answer {
     proxy(vitals, at, patience, None)
 }

@@ -20,7 +20,7 @@ struct Known {
     metrics: Arc<Metrics>,
 }
 
-/// Serves all three until the agent ends; answers that kube-proxy counts are counted (V24).
+/// Serves all three until the agent ends. Counts the answers that kube-proxy counts (V24).
 ///
 /// # Errors
 /// If `bind` cannot be listened on.

@@ -22,17 +22,17 @@ use crate::compile::HealthCheck;
 use crate::events::{Events, Warning, Warnings};
 use crate::model::{Kind, ObjectName, ObjectRef};
 
-/// Pause before an address that could not be listened on is tried again.
+/// Pause after a failure to listen.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// The health checks to serve, by Service.
 pub type Checks = BTreeMap<ObjectName, HealthCheck>;
 
-/// Serves what `checks` says, as it changes; an address that is taken becomes a warning about the
-/// Service and is tried again.
+/// Serves the current `checks`. An address that is in use leads to a warning about the Service, and
+/// is tried again.
 ///
 /// # Errors
-/// If whoever tells the checks has gone.
+/// If the channel of checks is closed.
 pub async fn serve_services(
     mut checks: watch::Receiver<Checks>,
     vitals: watch::Receiver<Vitals>,
@@ -53,7 +53,7 @@ pub async fn serve_services(
         warnings.are(refused);
         tokio::select! {
             changed = checks.changed() => if changed.is_err() {
-                bail!("nobody tells any more whose health is asked for");
+                bail!("the channel of health checks is closed");
             },
             () = sleep(LISTEN_AGAIN), if !complete => {}
         }
@@ -73,13 +73,13 @@ fn listeners(checks: &Checks) -> BTreeMap<SocketAddr, ObjectName> {
     checks.iter().flat_map(of).collect()
 }
 
-/// A listener; dropping it ends its connections too, each after the answer that it is giving.
+/// A listener. Dropping it ends its connections too, each after its current answer.
 struct Server {
     _end: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
-/// When this is done the addresses are free again.
+/// Closes the listeners that are not wanted, and waits until their addresses are free.
 async fn close_others(
     open: &mut BTreeMap<SocketAddr, Server>,
     wanted: &BTreeMap<SocketAddr, ObjectName>,
@@ -92,13 +92,13 @@ async fn close_others(
     for (at, Server { _end, task }) in gone {
         drop(_end);
         task.abort();
-        // It was told to end; how it did is of no interest.
+        // The task was aborted: its result has no meaning.
         _ = task.await;
-        debug!(%at, "health is not asked for any more");
+        debug!(%at, "health check server closed");
     }
 }
 
-/// Opens what is missing, and says what could not be opened.
+/// Opens the missing listeners, and returns warnings for those that cannot be opened.
 async fn listen(
     open: &mut BTreeMap<SocketAddr, Server>,
     wanted: &BTreeMap<SocketAddr, ObjectName>,
@@ -128,7 +128,7 @@ async fn listen(
     refused
 }
 
-/// kube-proxy's words for it.
+/// Returns the warning for an address that cannot be listened on, as kube-proxy words it.
 fn not_served(name: &ObjectName, at: SocketAddr, error: &std::io::Error) -> Warning {
     Warning {
         object: ObjectRef {
@@ -148,15 +148,15 @@ fn serve(listener: TcpListener, asked: Asked) -> Server {
     let at = asked.at;
     let router = Router::new().fallback(reply).with_state(asked);
     let task = tokio::spawn(async move {
-        let told = async { _ = ended.await };
+        let closed = async { _ = ended.await };
         if let Err(error) = axum::serve(listener, router)
-            .with_graceful_shutdown(told)
+            .with_graceful_shutdown(closed)
             .await
         {
-            warn!(%at, error = %error, "the server of a Service's health has ended");
+            warn!(%at, error = %error, "health check server failed");
         }
     });
-    debug!(%at, "health may be asked for");
+    debug!(%at, "health check server open");
     Server { _end: end, task }
 }
 

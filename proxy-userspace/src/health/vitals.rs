@@ -76,8 +76,8 @@ impl Progress {
         };
     }
 
-    /// Returns true unless an update has waited longer than `patience`. Before the first update it is
-    /// healthy.
+    /// Returns true unless an update has waited longer than `patience`. Before the first update it
+    /// is healthy.
     pub fn well(&self, now: Instant, patience: Duration) -> bool {
         self.updated.is_none()
             || self

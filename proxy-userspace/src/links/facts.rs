@@ -1,4 +1,4 @@
-//! Links, addresses and routes in our words, taken from netlink's messages.
+//! Links, addresses and routes, read from netlink's messages.
 #![expect(
     clippy::wildcard_enum_match_arm,
     reason = "the lists of netlink's attributes are open"
@@ -81,7 +81,8 @@ fn kind_of(info: &LinkInfo) -> Option<&InfoKind> {
     }
 }
 
-/// Software devices have a kind; cards, real and paravirtual, have none.
+/// Returns the driver of a device. Software devices have a kind; cards, real and paravirtual, have
+/// none.
 fn classify(layer: LinkLayerType, kind: Option<&InfoKind>) -> (Kind, Driver) {
     match (layer, kind) {
         (LinkLayerType::Loopback, _) => (Kind::Loopback, Driver::Software),
@@ -145,7 +146,7 @@ impl HostAddress {
     }
 }
 
-/// A unicast route of the main table, or the kernel's answer to a question for one address.
+/// A unicast route of the main table, or the kernel's answer to a lookup of one address.
 #[derive(Clone, Debug)]
 pub struct Route {
     pub to: IpNet,
@@ -163,7 +164,7 @@ pub enum Via {
 const TABLE_MAIN: u32 = 254;
 
 impl Route {
-    /// A route's next hops; none if it is not unicast or not of the main table.
+    /// Returns a route's next hops; none if it is not unicast or not of the main table.
     pub fn from_message(message: &RouteMessage) -> Vec<Self> {
         let mut to = unspecified(message);
         let (mut device, mut via, mut hops, mut table) =

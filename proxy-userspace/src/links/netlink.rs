@@ -1,4 +1,4 @@
-//! Questions to the kernel over rtnetlink, and the news that it sends unasked.
+//! Requests to the kernel over rtnetlink, and its notifications.
 
 use std::net::IpAddr;
 
@@ -34,7 +34,7 @@ pub enum Neighbours {
     Ignored,
 }
 
-/// Two sockets: one to ask, one that listens.
+/// Two sockets: one for requests, one for notifications.
 pub struct Netlink {
     handle: Handle,
     news: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
@@ -144,7 +144,7 @@ impl Netlink {
         question
             .attributes
             .push(RouteAttribute::Destination(addr.into()));
-        // An error is the answer "no route".
+        // An error means that there is no route.
         let answer = self
             .handle
             .route()
@@ -167,7 +167,7 @@ impl Netlink {
         device
     }
 
-    /// Neighbours of one family, or the forwarding entries of bridges.
+    /// Returns the neighbours of one family, or the forwarding entries of bridges.
     pub async fn neighbours(&self, family: AddressFamily) -> Result<Vec<Neighbour>> {
         let all = self
             .handle

@@ -1,4 +1,4 @@
-//! A node wired in namespaces, and what is found there.
+//! A node wired in network namespaces, and the findings there.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -70,7 +70,7 @@ impl Node {
         }
     }
 
-    /// Runs `links` and calls `then` with what it publishes, in the node's namespace.
+    /// Runs `links` and calls `then` with its findings, in the node's namespace.
     fn watch<F: Future<Output = ()> + Send>(
         &self,
         wanted: Wanted,
@@ -88,8 +88,8 @@ impl Node {
     ) {
         self.node.block_on(async move {
             let (want, wants) = watch::channel(wanted);
-            let (tell, found) = watch::channel(None);
-            let task = tokio::spawn(run(wants, tell, earlier));
+            let (found_tx, found) = watch::channel(None);
+            let task = tokio::spawn(run(wants, found_tx, earlier));
             then(Watch { want, found }).await;
             task.abort();
         });
@@ -102,7 +102,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// Waits until what is published is as it should be.
+    /// Waits until the findings meet a condition.
     async fn until(&mut self, what: &str, is: impl Fn(&Found) -> bool) -> Found {
         let all_right = self.found.wait_for(|found| found.as_ref().is_some_and(&is));
         let in_time = tokio::time::timeout(Duration::from_secs(5), all_right)
@@ -161,7 +161,7 @@ fn pods_are_found_in_both_wirings_and_both_families_without_having_spoken() {
 #[test]
 fn a_neighbour_that_is_known_but_aged_out_of_the_bridges_table_is_asked_again() {
     let node = Node::new();
-    // IPv6 speaks of its own accord, and would refresh the bridge's table.
+    // IPv6 sends packets by itself, and would refresh the bridge's table.
     node.bridged.run(|| {
         std::fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1").expect("switch IPv6 off")
     });
@@ -224,7 +224,7 @@ fn a_pod_whose_link_comes_late_or_comes_again_is_found_each_time() {
     });
 }
 
-/// `ip` in the namespace of the calling thread.
+/// Runs `ip` in the namespace of the calling thread.
 fn run_ip(arguments: &str) {
     let status = std::process::Command::new("ip")
         .args(arguments.split_whitespace())

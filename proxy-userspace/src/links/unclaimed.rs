@@ -1,4 +1,4 @@
-//! P31: devices that belong to pods by all that can be seen, before it is known to which.
+//! Devices that look like pods' devices, of pods that are not known yet (P31).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -59,7 +59,7 @@ fn bridges_of_pods(facts: &Facts, wanted: &Wanted, known: &BTreeSet<IfIndex>) ->
         .collect()
 }
 
-/// A route to one address, on the link.
+/// Returns true for a route to one address, on the link.
 fn is_to_a_pod(wanted: &Wanted, route: &Route) -> bool {
     route.via == Via::Link
         && route.to.prefix_len() == route.to.max_prefix_len()

@@ -17,10 +17,10 @@ use super::unclaimed::unclaimed;
 use super::{Driver, Found, Wanted};
 use crate::{gate, model};
 
-/// Pause between two questions for one address.
+/// Pause between two neighbour requests for one address.
 const ASK_AGAIN: Duration = Duration::from_millis(300);
 
-/// The pods found so far: they stay where they are until their link or they themselves go.
+/// The pods found so far: each keeps its device until the device or the pod is removed.
 #[derive(Debug, Default)]
 pub struct Wiring {
     pods: BTreeMap<IpAddr, IfIndex>,
@@ -32,7 +32,7 @@ pub struct Wiring {
 }
 
 impl Wiring {
-    /// Begins with what an earlier agent found.
+    /// Begins with the pods' devices that an earlier agent found.
     pub fn after(earlier: BTreeMap<IpAddr, IfIndex>) -> Self {
         Self {
             earlier,
@@ -110,8 +110,8 @@ impl Wiring {
         Ok(())
     }
 
-    /// Asks for the devices of pods. Our own questions cause changes of neighbours: without a pause
-    /// this would go round and round.
+    /// Sends a neighbour request, with a pause between two: our requests change neighbours, and
+    /// each change leads to another look.
     async fn ask(
         &mut self,
         netlink: &Netlink,

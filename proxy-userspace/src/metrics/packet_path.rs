@@ -1,4 +1,4 @@
-//! The counters that lie in the kernel, read when somebody asks.
+//! The counters of the packet path, read from the kernel at each scrape.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use proxy_common::reason;
 
 use crate::dataplane::Maps;
 
-/// The maps that have them.
+/// Collects the counters from the maps.
 pub struct PacketPath(Mutex<Maps>);
 
 impl PacketPath {
@@ -61,7 +61,7 @@ fn encode(encoder: &mut DescriptorEncoder<'_>, counters: &[u64]) -> Result<(), f
     for reason in reason::Reason::ALL {
         value(reason.index()).encode(drops.encode_family(&[("reason", reason.name())])?)?;
     }
-    let help = "What else the packet path counts";
+    let help = "Other events that the packet path counts";
     let mut events =
         encoder.encode_descriptor("portway_events", help, None, MetricType::Counter)?;
     for counter in reason::Counter::ALL {

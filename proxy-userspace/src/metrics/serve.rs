@@ -12,7 +12,7 @@ use axum::routing::get;
 use super::text::{Exporter, Format};
 use crate::http;
 
-/// Serves until the agent ends.
+/// Serves the metrics until the agent ends.
 ///
 /// # Errors
 /// If `bind` cannot be listened on.

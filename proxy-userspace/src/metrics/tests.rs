@@ -161,7 +161,7 @@ fn what_happens_is_counted() {
     let metrics = metrics();
     metrics.synced(Pass::Full, Duration::from_millis(3), 1234.5, 7);
     metrics.synced(Pass::Partial, Duration::from_millis(1), 1235.5, 1);
-    metrics.heard(Counted::Services);
+    metrics.changed(Counted::Services);
     metrics.pending(Counted::Endpoints, 2);
     metrics.programmed(Family::V6, Duration::from_millis(40));
     [200, 200, 503]

@@ -11,12 +11,12 @@ use prometheus_client::registry::Registry;
 pub enum Format {
     /// OpenMetrics 1.0.
     OpenMetrics,
-    /// The text format 0.0.4, which everything reads that kube-proxy's metrics are read by.
+    /// The text format 0.0.4, which kube-proxy serves.
     Plain,
 }
 
 impl Format {
-    /// The one for who accepts this (the header `Accept`, as far as it is there).
+    /// Returns the format for a request with this header `Accept`, if it has one.
     pub fn accepted(accept: Option<&str>) -> Self {
         let open = accept.is_some_and(|accept| accept.contains("application/openmetrics-text"));
         if open { Self::OpenMetrics } else { Self::Plain }
@@ -31,7 +31,7 @@ impl Format {
     }
 }
 
-/// Writes metrics down.
+/// Encodes metrics as text.
 #[derive(Clone)]
 pub struct Exporter {
     registry: Arc<Registry>,
@@ -44,7 +44,7 @@ impl Exporter {
         }
     }
 
-    /// Everything as of now.
+    /// Encodes all metrics as they are now.
     ///
     /// # Errors
     /// If the packet path's counters cannot be read.
@@ -71,7 +71,7 @@ fn plain(open: &str) -> String {
         .lines()
         .filter(|line| *line != "# EOF" && !line.starts_with("# UNIT "))
     {
-        // HELP comes before TYPE: the next counter is the one that both are of, or neither.
+        // HELP comes before TYPE: both belong to the next counter, or neither does.
         let next = counters.peek().copied();
         let of_counter = |rest: &str| next.is_some_and(|name| rest.split(' ').next() == Some(name));
         let comment = ["# HELP ", "# TYPE "]

@@ -6,7 +6,7 @@ use super::look::Seen;
 use super::rules::{Chain, Policy, Step, Table};
 use super::{Kind, OtherSoftware};
 
-/// Everybody who was recognised, each once.
+/// Returns the recognised software, each once.
 pub(super) fn judge(seen: &Seen) -> Vec<OtherSoftware> {
     let mut found = BTreeSet::new();
     found.extend(kube_proxy(seen));
@@ -82,7 +82,7 @@ const CALICO: Marks = Marks {
     chain: Some("cali-"),
 };
 
-/// One piece of evidence of each sort is enough.
+/// Returns one piece of evidence of each sort.
 fn marked(seen: &Seen, marks: &Marks) -> Vec<OtherSoftware> {
     let device = seen
         .devices
@@ -117,7 +117,7 @@ fn marked(seen: &Seen, marks: &Marks) -> Vec<OtherSoftware> {
         .collect()
 }
 
-/// Chains that packets come into when they are forwarded, and that refuse some.
+/// Returns the firewalls with chains that forwarded packets enter and that refuse some.
 fn firewall(table: &Table) -> Vec<OtherSoftware> {
     if table.name == "kube-proxy" {
         return Vec::new();

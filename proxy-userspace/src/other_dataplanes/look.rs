@@ -18,7 +18,7 @@ pub(super) struct Seen {
     pub tables: Vec<Table>,
     /// Names of devices.
     pub devices: Vec<String>,
-    /// Names of what is pinned for tc.
+    /// Names of maps that are pinned for tc.
     pub pins: Vec<String>,
     /// Programs on devices: the device's name and theirs.
     pub programs: Vec<(String, String)>,
@@ -45,7 +45,7 @@ fn tables() -> Vec<Table> {
         ("iptables", "ip_tables_names"),
         ("ip6tables", "ip6_tables_names"),
     ] {
-        // Asking the tool would load the kernel's module where nobody has used it.
+        // The tool would load the kernel's module if it is not in use yet.
         let legacy = fs::read_to_string(format!("/proc/thread-self/net/{names}"))
             .is_ok_and(|names| !names.trim().is_empty());
         if legacy {
@@ -89,7 +89,7 @@ pub(super) fn programs(devices: &[(u32, String)]) -> Vec<(String, String)> {
     by_tcx.chain(clsact(devices)).collect()
 }
 
-/// Not by sysfs, which shows the namespace that it was mounted in.
+/// Returns the names of devices; not by sysfs, which shows the namespace that it was mounted in.
 pub(super) fn devices() -> Vec<(u32, String)> {
     let Ok(devices) = nix::net::if_::if_nameindex() else {
         return Vec::new();

@@ -74,7 +74,7 @@ struct NftTable {
     name: String,
 }
 
-/// The tables of a ruleset in nftables' JSON; what cannot be understood is left out.
+/// Returns the tables of a ruleset in nftables' JSON, without the parts that cannot be read.
 pub fn from_nft(json: &str) -> Vec<Table> {
     let ruleset: Value = serde_json::from_str(json).unwrap_or_default();
     let mut tables = Tables::new();
@@ -84,7 +84,7 @@ pub fn from_nft(json: &str) -> Vec<Table> {
     tables.into_values().collect()
 }
 
-/// By family and name.
+/// Tables by family and name.
 type Tables = BTreeMap<(String, String), Table>;
 
 fn read_object(tables: &mut Tables, object: &Value) {
@@ -127,7 +127,8 @@ fn nft_table(tables: &mut Tables, family: String, name: String) -> &mut Table {
         })
 }
 
-/// Verdicts, also those in the values of a map of verdicts, and iptables' own target REJECT.
+/// Returns the effects of an expression: verdicts, also those in a map of verdicts, and the target
+/// REJECT of iptables.
 fn nft_steps(expression: &Value) -> Vec<Step> {
     let Some(fields) = expression.as_object() else {
         return Vec::new();
@@ -151,7 +152,7 @@ fn nft_steps(expression: &Value) -> Vec<Step> {
     steps.collect()
 }
 
-/// The tables that `iptables-save` prints; `tool` is its name without `-save`.
+/// Returns the tables that `iptables-save` prints; `tool` is its name without `-save`.
 pub fn from_iptables(tool: &str, text: &str) -> Vec<Table> {
     let mut tables: Vec<Table> = Vec::new();
     for line in text.lines() {

@@ -74,7 +74,7 @@ pub fn destroy_udp(wanted: &BTreeMap<u64, SocketAddr>) -> Result<usize> {
 }
 
 impl Connected {
-    /// From what follows the header of an answer.
+    /// Reads the payload of an answer.
     fn read(bytes: &[u8]) -> Option<Self> {
         Some(Self {
             family: *bytes.first()?,
@@ -141,12 +141,12 @@ fn send(netlink: &OwnedFd, kind: u16, flags: u16, family: u8, id: &[u8; ID]) -> 
     Ok(())
 }
 
-/// The messages of one datagram: their types, and what follows their headers.
+/// Returns the messages of one datagram: types and payloads.
 fn receive(netlink: &OwnedFd) -> Result<Vec<(u16, Vec<u8>)>> {
     let mut buffer = vec![0; 64 * 1024];
     let mut slices = [IoSliceMut::new(&mut buffer)];
     let got = recvmsg::<NetlinkAddr>(netlink.as_raw_fd(), &mut slices, None, MsgFlags::empty())
-        .context("hear of sock_diag")?;
+        .context("receive from sock_diag")?;
     let len = got.bytes;
     let (mut rest, mut messages) = (&buffer[..len], Vec::new());
     while rest.len() >= HEADER {
@@ -163,7 +163,7 @@ fn receive(netlink: &OwnedFd) -> Result<Vec<(u16, Vec<u8>)>> {
 fn acknowledgement(netlink: &OwnedFd) -> Result<Result<(), Errno>> {
     match receive(netlink)?.first() {
         Some((NLMSG_ERROR, body)) => Ok(error(body)),
-        _ => bail!("sock_diag answered with something else"),
+        _ => bail!("unexpected answer of sock_diag"),
     }
 }
 
@@ -188,7 +188,7 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 mod tests {
     use super::*;
 
-    /// An answer as the kernel gives it, with a cookie and a peer.
+    /// Returns an answer as the kernel makes it, with a cookie and a peer.
     fn answer(family: libc::c_int, dst: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; 72];
         bytes[0] = family as u8;

@@ -66,7 +66,7 @@ impl Reports {
     /// Counts an update.
     pub fn count(&self, change: &Change) {
         if let Some(what) = change.counted {
-            self.metrics.heard(what);
+            self.metrics.changed(what);
         }
     }
 

@@ -30,10 +30,10 @@ pub struct Globals {
 }
 
 impl Globals {
-    /// For the network namespace of this process.
+    /// Returns the globals for the network namespace of this process.
     ///
     /// # Errors
-    /// If the kernel does not tell which one that is, and it is not the initial one either.
+    /// If the kernel has no cookies of network namespaces, and this is not the initial one.
     pub fn here() -> Result<Self> {
         let kernel = KernelVersion::current().context("read the kernel's version")?;
         Ok(Self {

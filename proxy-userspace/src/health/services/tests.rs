@@ -31,7 +31,7 @@ fn check(port: u16, addresses: &[&str], endpoints: &[&str]) -> HealthCheck {
     }
 }
 
-/// The whole answer; empty if nobody listens.
+/// Returns the whole answer; empty if nothing listens.
 async fn get(at: &str) -> String {
     let Ok(mut stream) = TcpStream::connect(at).await else {
         return String::new();
@@ -65,7 +65,7 @@ async fn until(what: &str, at: &str, wanted: impl Fn(&str) -> bool) {
 struct Servers {
     checks: watch::Sender<Checks>,
     vitals: watch::Sender<Vitals>,
-    told: mpsc::Receiver<Warning>,
+    warnings: mpsc::Receiver<Warning>,
     task: JoinHandle<Result<()>>,
 }
 
@@ -73,12 +73,12 @@ impl Servers {
     fn start() -> Self {
         let (checks, receiver) = watch::channel(Checks::new());
         let (vitals, their_vitals) = watch::channel(Vitals::starting(Instant::now()));
-        let (sender, told) = mpsc::channel(16);
+        let (sender, warnings) = mpsc::channel(16);
         let task = tokio::spawn(serve_services(receiver, their_vitals, Events::to(sender)));
         Self {
             checks,
             vitals,
-            told,
+            warnings,
             task,
         }
     }
@@ -169,8 +169,8 @@ fn v22_listeners_follow_the_services_on_each_address_of_either_family() {
         })
         .await;
         servers.task.abort();
-        let mut told = servers.told;
-        assert!(told.try_recv().is_err(), "nothing was wrong");
+        let mut warnings = servers.warnings;
+        assert!(warnings.try_recv().is_err(), "nothing was wrong");
     });
 }
 
@@ -182,7 +182,7 @@ fn v22_an_address_that_is_taken_is_told_once_and_served_when_it_is_free() {
         let mut servers = Servers::start();
         let taker = std::net::TcpListener::bind("0.0.0.0:31234").expect("a listener");
         servers.serve([(web(), check(31234, &["192.0.2.1"], &["10.244.1.2"]))]);
-        let warning = timeout(SOON, servers.told.recv())
+        let warning = timeout(SOON, servers.warnings.recv())
             .await
             .expect("in time")
             .expect("a warning");
@@ -197,7 +197,7 @@ fn v22_an_address_that_is_taken_is_told_once_and_served_when_it_is_free() {
             warning.note
         );
         sleep(LISTEN_AGAIN * 2).await;
-        assert!(servers.told.try_recv().is_err(), "once");
+        assert!(servers.warnings.try_recv().is_err(), "once");
 
         drop(taker);
         until("it is free", "192.0.2.1:31234", |a| {
