@@ -41,13 +41,14 @@ pub use args::{AgentArgs, AgentSettings, Bind, TableSize, Xdp};
 
 /// Capacity of the queue of denials that wait to be logged.
 const DENIALS: usize = 1024;
-/// Pause before an address that could not be listened on is tried again.
+/// Pause before a failed listening address is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves the Services on this node until SIGTERM or SIGINT, or just until the kernel is in step.
 ///
-/// # Errors On what waiting does not mend: a program that the verifier refuses, a state directory
-/// that another agent has, no kubeconfig.
+/// # Errors
+/// On faults that waiting does not mend: a program that the verifier refuses, a state directory of
+/// another agent, an absent kubeconfig.
 pub async fn run(settings: AgentSettings) -> Result<()> {
     let AgentSettings {
         source,
@@ -77,7 +78,7 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
         forward_firewall: look_around(&state_dir),
         ..complete(service, &actual)?
     };
-    tell_way(&service);
+    log_translated_way(&service);
     let metrics = Arc::new(Metrics::default());
     let (serving_tx, serving) = watch::channel(None);
     let (vitals_tx, vitals) = watch::channel(Vitals::starting(Instant::now()));
@@ -155,16 +156,16 @@ pub async fn run(settings: AgentSettings) -> Result<()> {
         denied,
     }));
     tokio::select! {
-        ended = until_told(&mut tasks) => ended,
+        ended = until_signal(&mut tasks) => ended,
         status = status => status.map(|text| print!("{text}")),
     }
 }
 
-fn tell_way(service: &Settings) {
+fn log_translated_way(service: &Settings) {
     if service.translated_way() == TranslatedWay::Stack {
         info!(
-            "translated packets take the stack's way, through this host's firewall for forwarded packets; \
-             meanwhile clients are answered by this node, whatever --forwarding says"
+            "translated packets go through this host's stack and its firewall rules for forwarded packets; \
+             so --forwarding=dsr has no effect: replies go through this node"
         );
     }
 }
@@ -182,7 +183,7 @@ fn keep_gate(
     gate
 }
 
-/// The status, once the kernel is in step; never if nobody wants that.
+/// Returns the status, once the kernel is in step; never returns without `--once`.
 async fn status_once(
     output: Option<Output>,
     mut vitals: watch::Receiver<Vitals>,
@@ -192,7 +193,7 @@ async fn status_once(
         return pending().await;
     };
     if vitals.wait_for(|vitals| vitals.in_step).await.is_err() {
-        // The task that knew has ended, and whoever waits for the tasks says why.
+        // `sync` has ended; `until_signal` returns its error.
         return pending().await;
     }
     status::run(&PinArgs {
@@ -202,15 +203,15 @@ async fn status_once(
 }
 
 /// Waits for a signal, or for a task that ends although it should not.
-async fn until_told(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+async fn until_signal(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     tokio::select! {
-        _ = terminate.recv() => info!("told to end; what is attached goes on forwarding"),
-        _ = interrupt.recv() => info!("interrupted; what is attached goes on forwarding"),
+        _ = terminate.recv() => info!("received SIGTERM; attached programs keep forwarding"),
+        _ = interrupt.recv() => info!("received SIGINT; attached programs keep forwarding"),
         Some(ended) = tasks.join_next() => {
-            ended.context("a task has died")??;
-            anyhow::bail!("a task has ended before its time");
+            ended.context("a task panicked")??;
+            anyhow::bail!("a task ended unexpectedly");
         }
     }
     Ok(())
@@ -232,7 +233,7 @@ fn complete(settings: Settings, actual: &Actual) -> Result<Settings> {
     })
 }
 
-/// The state directory lies where other data planes pin theirs.
+/// Looks for other data planes: they pin their objects beside the state directory.
 fn look_around(state_dir: &Path) -> ForwardFirewall {
     other_dataplanes::report(&other_dataplanes::find(
         state_dir.parent().unwrap_or(state_dir),
@@ -263,14 +264,14 @@ fn choice(xdp: Xdp) -> XdpChoice {
     }
 }
 
-/// An address that is taken costs what is served there, not the forwarding.
+/// Serves health checks. An address that is in use is tried again; forwarding goes on meanwhile.
 async fn keep_health(
     bind: SocketAddr,
     vitals: watch::Receiver<Vitals>,
     metrics: Arc<Metrics>,
 ) -> Result<()> {
     loop {
-        refused(
+        log_refusal(
             "health",
             serve_health(bind, vitals.clone(), metrics.clone()).await,
         );
@@ -280,12 +281,12 @@ async fn keep_health(
 
 async fn keep_metrics(bind: SocketAddr, exporter: Exporter) -> Result<()> {
     loop {
-        refused("metrics", serve_metrics(bind, exporter.clone()).await);
+        log_refusal("metrics", serve_metrics(bind, exporter.clone()).await);
         tokio::time::sleep(LISTEN_AGAIN).await;
     }
 }
 
-fn refused(what: &str, result: Result<()>) {
+fn log_refusal(what: &str, result: Result<()>) {
     if let Err(error) = result {
         warn!(
             error = format!("{error:#}"),

@@ -38,18 +38,20 @@ pub enum Command {
     /// Serve the Services on this node: attach the programs and keep the kernel's tables right,
     /// until stopped.
     Agent(Box<AgentArgs>),
-    /// Say what is attached and whether all is well, from the kernel alone.
+    /// Show whether the agent runs, the attached programs, and the sizes of the tables; reads the
+    /// kernel.
     Status(PinArgs),
-    /// List the Services that the kernel holds, with their backends.
+    /// List the Services in the kernel's tables, with their backends.
     Services(PinArgs),
-    /// List the connections that the kernel holds.
+    /// List the connections in the kernel's tables.
     Flows(PinArgs),
-    /// Take everything out of the kernel that an agent with this state directory has put there. The
-    /// agent must have ended.
+    /// Remove the programs, maps and devices of the agent with this state directory. Stop the agent
+    /// first.
     Unload(StateDirArg),
-    /// Look for the usual mistakes in Services and on this host, and say what to do about them.
+    /// Find common mistakes in objects and on this host, each with its remedy.
     Doctor(DoctorArgs),
-    /// Say which NetworkPolicies judge a connection, which rule allows it or why none does.
+    /// Show which NetworkPolicies apply to a connection, and the rule that allows it or why none
+    /// does.
     Explain(ExplainArgs),
 }
 

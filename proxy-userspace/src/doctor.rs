@@ -31,7 +31,7 @@ pub struct DoctorArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub source: SourceArgs,
-    /// Directory where other data planes would pin their eBPF objects.
+    /// Directory on bpffs in which to look for the pinned objects of other data planes.
     #[arg(
         long,
         env = "PORTWAY_BPFFS",
@@ -39,7 +39,7 @@ pub struct DoctorArgs {
         default_value = "/sys/fs/bpf"
     )]
     pub bpffs: PathBuf,
-    /// The agents' --forwarding, for Services without the annotation.
+    /// The agents' --forwarding, which counts for Services without the annotation.
     #[arg(
         long,
         env = "PORTWAY_FORWARDING",
@@ -52,16 +52,16 @@ pub struct DoctorArgs {
     pub output: Output,
 }
 
-/// One thing that is wrong.
+/// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
-    /// The object: kind, namespace and name.
+    /// Kind, namespace and name of the object.
     pub object: String,
-    /// Its field, as `kubectl explain` writes it.
+    /// Path of the field, as `kubectl explain` writes it.
     pub field: String,
-    /// Which check found it; stable.
+    /// The check that found it.
     pub check: Check,
-    /// The problem, in words.
+    /// The mistake, in words.
     pub problem: String,
     /// The remedy.
     pub advice: String,
@@ -102,7 +102,10 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Reads the objects and the host, prints what it finds; the exit status is 1 if that is anything.
+/// Reads the objects and the host, and prints the findings. The exit status is 1 if there are any.
+///
+/// # Errors
+/// If the objects cannot be listed, or the host's sockets cannot be read.
 pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     let DoctorArgs {
         source,
@@ -128,7 +131,7 @@ pub async fn run(args: DoctorArgs) -> Result<ExitCode> {
     })
 }
 
-/// Everything that is wrong, in the order of objects; pure.
+/// Returns the findings in the order of objects; pure.
 pub fn examine(snapshot: &Snapshot, listeners: &[Listener]) -> Vec<Finding> {
     let mut findings = unusable(&snapshot.state);
     let (_, conflicts) = compile_reporting(snapshot);
@@ -140,7 +143,7 @@ pub fn examine(snapshot: &Snapshot, listeners: &[Listener]) -> Vec<Finding> {
     findings
 }
 
-/// Objects that cannot be used at all.
+/// Returns findings for invalid objects and fields.
 fn unusable(state: &State) -> Vec<Finding> {
     let advice = |kind| match kind {
         Kind::Manifest => "correct the file; until then its last good content counts",

@@ -1,11 +1,14 @@
 //! `portway explain`: which NetworkPolicies judge a connection, which rule allows it or why none
-//! does. Asks the objects, and on a node with an agent also that one's tables in the kernel.
+//! does. Judges by the objects, and on a node with an agent compares with its tables in the kernel.
 
+mod backends;
 mod display;
 mod ends;
 mod judge;
+mod party;
 mod ports;
 mod tables;
+mod typed;
 mod words;
 
 use std::io::Write as _;
@@ -21,10 +24,11 @@ use crate::dataplane::{NodeVerdicts, StateDir};
 use crate::model::State;
 use crate::source::{self, SourceArgs};
 
-pub(crate) use ends::dns;
-pub use ends::{End, Party, Port, Target, Who};
+pub(crate) use backends::dns;
 pub use judge::{Judgement, Outcome, PolicyView, RuleView, Side, judge};
+pub use party::{Party, Port, Who};
 pub use tables::{Tables, compare};
+pub use typed::{End, Target};
 pub(crate) use words::{pods as peer_words, port as port_words, selector as selector_words};
 
 /// `portway explain`.
@@ -33,17 +37,17 @@ pub struct ExplainArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub source: SourceArgs,
-    /// The source: NAMESPACE/POD, or an address.
+    /// Source: NAMESPACE/POD, or an address.
     #[arg(value_name = "FROM")]
     pub from: End,
-    /// The destination: NAMESPACE/POD, an address or svc/NAMESPACE/SERVICE, then `:PORT` (number or
+    /// Destination: NAMESPACE/POD, an address or svc/NAMESPACE/SERVICE, then `:PORT` (number or
     /// name) and, if not TCP, `/udp` or `/sctp`.
     #[arg(value_name = "TO:PORT[/PROTOCOL]")]
     pub to: Target,
     /// State directory of an agent of this host, to compare with its tables.
     #[arg(long, env = "PORTWAY_STATE_DIR", value_name = "DIR")]
     #[arg(
-        help = "Where an agent of this host keeps its tables, to be asked, too [default: where agents do, but with --manifests]"
+        help = "State directory of an agent of this host, to compare with its tables [default: /sys/fs/bpf/portway if an agent has run; none with --manifests]"
     )]
     pub state_dir: Option<PathBuf>,
     /// Format of the output.
@@ -62,12 +66,12 @@ pub struct Explanation {
     pub to: String,
     /// The source's address, if it has one.
     pub from_address: Option<IpAddr>,
-    /// The destination's.
+    /// The destination's address, if it has one.
     pub to_address: Option<IpAddr>,
     /// The destination's port.
     #[serde(skip)]
     pub port: Port,
-    /// P1: both ends allow it.
+    /// True if both ends allow it (P1).
     pub allowed: bool,
     /// The judgement of the source's policies.
     pub egress: Judgement,
@@ -78,7 +82,7 @@ pub struct Explanation {
     pub tables: Option<Tables>,
 }
 
-/// All that was asked.
+/// The answer for every connection between the two ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Answer {
     /// Notes: the owners of addresses, parts of policies that cannot be read.
@@ -94,10 +98,10 @@ impl Answer {
     }
 }
 
-/// Prints what there is to say; the exit status is 1 if something is denied.
+/// Prints the answer. The exit status is 1 if a connection is denied.
 ///
 /// # Errors
-/// If objects cannot be listed, or do not have what was asked about.
+/// If the objects cannot be listed, or have no such pod, Service or port.
 pub async fn run(args: ExplainArgs) -> Result<ExitCode> {
     let ExplainArgs {
         source,
@@ -133,21 +137,21 @@ pub async fn run(args: ExplainArgs) -> Result<ExitCode> {
     })
 }
 
-/// The tables of this node's agent: where it is said, else where agents keep them if one has.
-/// Manifests that nobody has applied are another matter.
-fn tables(said: Option<&Path>, manifests: bool) -> Result<Option<NodeVerdicts>> {
+/// Returns the tables in the given state directory, else in the usual one if it exists. Manifests
+/// are not compared by default, since they may not be applied.
+fn tables(given: Option<&Path>, manifests: bool) -> Result<Option<NodeVerdicts>> {
     let usual = Path::new(StateDir::USUAL);
-    let dir = match said {
+    let dir = match given {
         Some(dir) => Some(dir),
         None => (!manifests && usual.join("maps").is_dir()).then_some(usual),
     };
     dir.map(|dir: &Path| {
-        NodeVerdicts::from_pins(&StateDir::at(dir)).context("ask the tables of this node's agent")
+        NodeVerdicts::from_pins(&StateDir::at(dir)).context("read the tables of this node's agent")
     })
     .transpose()
 }
 
-/// Adds what a node's tables say of a connection.
+/// Adds the verdicts of a node's tables on a connection.
 fn hold(connection: &mut Explanation, tables: &NodeVerdicts) -> Result<()> {
     if let (Some(from), Some(to)) = (connection.from_address, connection.to_address) {
         let verdicts =

@@ -1,6 +1,13 @@
-//! The agent `portway`: what ought to be in the kernel's maps, and everything that keeps it so.
+//! The agent `portway` and its commands.
 //!
-//! source -> model -> compile -> contents -> place -> dataplane; `sync` owns the loop.
+//! source -> model -> compile -> contents -> place -> dataplane; [`sync`] owns the loop.
+//!
+//! - Command line: [`cli`], [`args`]; [`agent`], [`doctor`] and [`explain`] are commands.
+//! - Inputs: [`source`] (objects), [`links`] (the host's network), [`cni`] (addresses of new pods).
+//! - Pure middle, in the crate `proxy_core`: [`model`], [`compile`], [`contents`], [`place`].
+//! - The kernel: [`dataplane`] (maps, programs, hooks), [`flows`] (the sweep), [`gate`],
+//!   [`conntrack`], [`sockets`], [`foreign`] (other data planes).
+//! - Outputs: [`health`], [`metrics`], [`events`], [`shadow`] (nodePorts that hide a listener).
 
 pub mod agent;
 pub mod args;

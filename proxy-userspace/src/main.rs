@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let Cli { log, command } = Cli::parse();
-    // What the source would warn of is among what these say.
+    // These two commands print the source's warnings as part of their output.
     let log = if matches!(command, Command::Doctor(_) | Command::Explain(_)) {
         format!("{log},portway::source=error")
     } else {

@@ -47,7 +47,7 @@ impl Namespace {
         namespace
     }
 
-    /// Runs `job` in the namespace and gives what it gives; its panics are the caller's.
+    /// Runs `job` in the namespace and returns its result; the caller gets its panics.
     pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = channel();
         let job =

@@ -22,7 +22,8 @@ pub struct AgentArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub source: SourceArgs,
-    /// A device that packets come in and go out by; may be given several times.
+    /// Network device of this node that carries packets to and from other hosts; may be given
+    /// several times.
     #[arg(
         long,
         env = "PORTWAY_DEVICE",
@@ -30,10 +31,10 @@ pub struct AgentArgs {
         value_delimiter = ','
     )]
     #[arg(
-        help = "A device that packets come in and go out by, several by commas [default: found by addresses and routes]"
+        help = "Network device of this node that carries packets to and from other hosts; several separated by commas [default: found by addresses and routes]"
     )]
     pub device: Vec<String>,
-    /// Addresses that serve nodePorts: the node's `primary` addresses, or those within CIDRs.
+    /// Addresses that serve nodePorts: the node's `primary` addresses, or those within CIDRs (V8).
     #[arg(
         long,
         env = "PORTWAY_NODEPORT_ADDRESSES",
@@ -49,8 +50,8 @@ pub struct AgentArgs {
         value_delimiter = ','
     )]
     pub cluster_cidr: Vec<IpNet>,
-    /// Ranges of cluster IPs, in addition to the cluster's ServiceCIDR objects: packets to an
-    /// address there that no Service has are dropped.
+    /// Ranges of cluster IPs, in addition to the cluster's ServiceCIDR objects. Packets to an
+    /// unused address there are dropped.
     #[arg(
         long,
         env = "PORTWAY_SERVICE_CIDR",
@@ -58,8 +59,7 @@ pub struct AgentArgs {
         value_delimiter = ','
     )]
     pub service_cidr: Vec<IpNet>,
-    /// Source ports for masquerade; neither nodePorts nor the host's ephemeral ports may be among
-    /// them.
+    /// Source ports for masquerade. They must not overlap nodePorts or the host's ephemeral ports.
     #[arg(
         long,
         env = "PORTWAY_MASQUERADE_PORTS",
@@ -71,8 +71,8 @@ pub struct AgentArgs {
     /// ClientIP affinity overrides both.
     #[arg(long, env = "PORTWAY_ALGORITHM", value_parser = words::<Algorithm>(), default_value = Algorithm::Random.word())]
     pub algorithm: Algorithm,
-    /// Way in which a client outside is answered by a pod of another node than it asked. A
-    /// Service's annotation portway.dev/forwarding overrides it.
+    /// Path of replies to a client outside when the backend is on another node. A Service's
+    /// annotation portway.dev/forwarding overrides it.
     #[arg(
         long,
         env = "PORTWAY_FORWARDING",
@@ -89,8 +89,8 @@ pub struct AgentArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "shown as part of this command")]
     pub pins: StateDirArg,
-    /// Directory of CNI results, which name a new pod's addresses before the API server does. It
-    /// may be absent.
+    /// Directory of CNI results, which have a new pod's addresses before the API server does (P31).
+    /// It may be absent.
     #[arg(
         long,
         env = "PORTWAY_CNI_RESULTS",
@@ -132,8 +132,8 @@ pub struct AgentArgs {
     /// Mode in which XDP is attached.
     #[arg(long, env = "PORTWAY_XDP", value_enum, default_value = "auto")]
     pub xdp: Xdp,
-    /// End as soon as the kernel is in step with the source, and print the status; what is attached
-    /// goes on forwarding.
+    /// Exit as soon as the kernel is in step with the source, and print the status. Attached
+    /// programs keep forwarding.
     #[arg(long, env = "PORTWAY_ONCE", value_enum, value_name = "text|json", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "text", hide_possible_values = true)]
     pub once: Option<Output>,
@@ -159,7 +159,7 @@ pub struct AgentArgs {
 /// are elsewhere.
 #[derive(Args, Clone, Debug)]
 pub struct RefusalArgs {
-    /// At nodePorts, with a Local policy and no backend here: refuse at once, or drop in silence.
+    /// Answer at nodePorts if the policy is Local and this node has no backend.
     #[arg(
         long,
         env = "PORTWAY_LOCAL_REFUSAL_NODE_PORT",
@@ -167,8 +167,7 @@ pub struct RefusalArgs {
         default_value = Refusal::Reject.word()
     )]
     pub local_refusal_node_port: Refusal,
-    /// At load balancer IPs, with a Local policy and no backend here: refuse at once, or drop in
-    /// silence.
+    /// Answer at load balancer IPs if the policy is Local and this node has no backend.
     #[arg(
         long,
         env = "PORTWAY_LOCAL_REFUSAL_LOAD_BALANCER",
@@ -176,8 +175,7 @@ pub struct RefusalArgs {
         default_value = Refusal::Drop.word()
     )]
     pub local_refusal_load_balancer: Refusal,
-    /// At external IPs, with a Local policy and no backend here: refuse at once, or drop in
-    /// silence.
+    /// Answer at external IPs if the policy is Local and this node has no backend.
     #[arg(
         long,
         env = "PORTWAY_LOCAL_REFUSAL_EXTERNAL_IP",
@@ -190,20 +188,20 @@ pub struct RefusalArgs {
 /// Lifetimes of flows, in seconds after their last packet (V18).
 #[derive(Args, Clone, Debug)]
 pub struct TimeoutArgs {
-    /// Seconds that a connection without an answer is remembered.
+    /// Seconds until a connection without a reply ends.
     #[arg(long, env = "PORTWAY_OPENING_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().opening)]
     pub opening_timeout: u32,
-    /// Seconds of silence after which an established TCP connection is forgotten.
+    /// Seconds without packets until an established TCP connection ends.
     #[arg(long, env = "PORTWAY_TCP_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp)]
     pub tcp_timeout: u32,
-    /// Seconds of silence after which a TCP connection is forgotten that one end has closed.
+    /// Seconds without packets until a TCP connection ends that one side has closed.
     #[arg(long, env = "PORTWAY_TCP_CLOSE_WAIT_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp_close_wait)]
     pub tcp_close_wait_timeout: u32,
-    /// Seconds of silence after which a TCP connection is forgotten that both ends have closed, or
-    /// one has reset; less where the table is more than half full.
+    /// Seconds without packets until a TCP connection ends that both sides have closed or one has
+    /// reset; less if the table is more than half full.
     #[arg(long, env = "PORTWAY_TCP_CLOSED_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().tcp_closed)]
     pub tcp_closed_timeout: u32,
-    /// Seconds of silence after which an answered UDP flow is forgotten.
+    /// Seconds without packets until a UDP flow with replies ends.
     #[arg(long, env = "PORTWAY_UDP_TIMEOUT", value_name = "SECONDS", default_value_t = Timeouts::default().udp)]
     pub udp_timeout: u32,
 }
@@ -211,9 +209,9 @@ pub struct TimeoutArgs {
 /// Kernel memory that the policy tables take from the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TableSize {
-    /// Less than 2 MB: for some hundred ipBlocks.
+    /// Less than 2 MB: room for some hundred ipBlocks.
     Small,
-    /// About 110 MB: for 100,000.
+    /// About 110 MB: room for 100,000 ipBlocks.
     Large,
 }
 
@@ -228,7 +226,7 @@ pub enum Xdp {
     /// In the stack: slower than tc on most devices, works on all with whole checksums (not over a
     /// veth, see `native`).
     Generic,
-    /// Not at all: tc does everything.
+    /// No XDP: tc does everything.
     Off,
 }
 
@@ -243,7 +241,7 @@ pub struct AgentSettings {
     pub source: SourceSettings,
     /// Settings that reach the maps. `secret`, `hz` and `forward_firewall` are not filled in yet.
     pub service: Settings,
-    /// Devices by name; empty means that they are to be found.
+    /// Devices by name; if empty, they are found by addresses and routes.
     pub devices: Vec<String>,
     /// The bpffs directory of this node.
     pub state_dir: PathBuf,
@@ -265,7 +263,10 @@ pub struct AgentSettings {
 }
 
 impl AgentArgs {
-    /// Checks what was typed. Errors name the flag.
+    /// Checks the arguments.
+    ///
+    /// # Errors
+    /// If a flag is invalid, or two contradict; the error names them.
     pub fn settings(self) -> Result<AgentSettings> {
         let Self {
             source,
@@ -291,8 +292,7 @@ impl AgentArgs {
             metrics_bind: Bind(metrics_bind),
         } = self;
         let StateDirArg { state_dir } = pins;
-        // What the API server writes down as a ServiceCIDR object, a source that plays it has as a
-        // flag.
+        // Without an API server, the flag stands for ServiceCIDR objects.
         let played = source
             .manifests
             .iter()
@@ -378,8 +378,7 @@ impl TimeoutArgs {
             tcp_closed_timeout,
             udp_timeout,
         ];
-        // Flows note the time in 32 bits of jiffies, which at 1000 a second come round after 49
-        // days.
+        // Flows record the time in 32 bits of jiffies, which wrap after 49 days at 1000 a second.
         ensure!(
             all.iter().all(|seconds| (1..=2_000_000).contains(seconds)),
             "timeouts must be 1 to 2000000 seconds"
@@ -403,7 +402,7 @@ impl FromStr for Bind {
         }
         text.parse()
             .map(|addr| Self(Some(addr)))
-            .map_err(|_| format!("`{text}` is neither ADDRESS:PORT nor off"))
+            .map_err(|_| format!("invalid address `{text}`: expected ADDRESS:PORT or off"))
     }
 }
 

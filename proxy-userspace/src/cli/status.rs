@@ -135,7 +135,9 @@ fn text(status: &Status) -> String {
     let mut out = String::new();
     let agent = match status.agent {
         Agent::Running => "running",
-        Agent::Dead => "not running; what it attached goes on forwarding, but learns of no change",
+        Agent::Dead => {
+            "not running; attached programs keep forwarding, without changes from the cluster"
+        }
     };
     // Writing to a String cannot fail.
     let _ok = writeln!(out, "Agent:     {agent}\nState:     {}", status.dir);

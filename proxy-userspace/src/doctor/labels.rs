@@ -1,13 +1,13 @@
-//! Selectors and labels that nearly agree.
+//! Selectors and labels that nearly match.
 
 use std::collections::BTreeMap;
 
 use crate::model::Labels;
 
-/// Distance of labels from a selector: the number of pairs that differ, then of letters.
+/// Distance of labels from a selector: the number of pairs that differ, then the number of letters.
 pub(super) type Distance = (usize, usize);
 
-/// The distance, and in words what differs.
+/// Returns the distance and the differences.
 pub(super) fn difference(selector: &Labels, labels: &Labels) -> (Distance, Vec<Difference>) {
     let differences: Vec<_> = selector
         .iter()
@@ -20,15 +20,15 @@ pub(super) fn difference(selector: &Labels, labels: &Labels) -> (Distance, Vec<D
 /// One pair of a selector that labels do not have.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Difference {
-    /// `key=value` as the selector asks.
+    /// `key=value` of the selector.
     pub(super) asked: String,
-    /// `key=value` as it is there; `None` if nothing like it is.
+    /// The nearest `key=value` of the labels; `None` if none is similar.
     pub(super) found: Option<String>,
-    /// In how many letters they differ.
+    /// Number of letters in which they differ.
     pub(super) letters: usize,
 }
 
-/// Compares with the same key, else with a key or value of nearly the same spelling.
+/// Compares with the label of the same key, else with the one of the nearest spelling.
 fn pair(key: &str, value: &str, labels: &Labels) -> Option<Difference> {
     let asked = format!("{key}={value}");
     match labels.get(key) {
@@ -81,7 +81,7 @@ pub(super) fn nearest<T>(
         .map(|((_, differences), things)| (things, differences))
 }
 
-/// `app=web, tier=front`.
+/// Writes labels as `app=web, tier=front`.
 pub(super) fn words(labels: &Labels) -> String {
     labels
         .iter()

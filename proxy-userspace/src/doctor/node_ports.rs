@@ -1,4 +1,4 @@
-//! nodePorts that somebody else has: another Service, or a process of this host (V8).
+//! nodePorts that another Service or a process of this host uses as well (V8).
 
 use proxy_common::net::Protocol;
 
@@ -7,7 +7,7 @@ use super::{Finding, Listener};
 use crate::compile::Conflict;
 use crate::model::{Kind, ObjectName, ObjectRef, Proxied, ServicePort, State};
 
-/// Frontends that two Services claim.
+/// Returns findings for frontends that two Services claim.
 pub(super) fn claimed_twice(conflicts: &[Conflict]) -> Vec<Finding> {
     let finding = |c: &Conflict| {
         let object = ObjectRef {
@@ -34,7 +34,7 @@ pub(super) fn claimed_twice(conflicts: &[Conflict]) -> Vec<Finding> {
     conflicts.iter().map(finding).collect()
 }
 
-/// nodePorts on which a process of this host listens.
+/// Returns findings for nodePorts on which a process of this host listens.
 pub(super) fn taken_by_host(state: &State, listeners: &[Listener]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, service) in state
@@ -63,7 +63,7 @@ pub(super) fn taken_by_host(state: &State, listeners: &[Listener]) -> Vec<Findin
     findings
 }
 
-/// On loopback alone it is in nobody's way.
+/// Returns true if the listener is hidden by the nodePort. A listener on loopback is not.
 fn takes(listener: &Listener, number: u16, protocol: Protocol) -> bool {
     listener.addr.port() == number
         && listener.protocol == protocol

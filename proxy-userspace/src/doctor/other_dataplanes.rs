@@ -5,7 +5,7 @@ use super::check::Check;
 use crate::model::{self, ObjectName, ObjectRef};
 use crate::other_dataplanes::{Kind, OtherSoftware};
 
-/// One for each, about the Node.
+/// Returns one finding for each, about the Node.
 pub(super) fn findings(found: &[OtherSoftware], node: &str) -> Vec<Finding> {
     let object = ObjectRef {
         kind: model::Kind::Node,

@@ -1,4 +1,4 @@
-//! Services that lead nowhere: no pod matches, no container has the port, nothing is ready.
+//! Services without a backend: no pod matches, no container has the port, or no pod is ready.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -13,7 +13,7 @@ use crate::model::{
     Workload, WorkloadName,
 };
 
-/// The most examples in a list, so that people read it.
+/// Maximum number of examples in a list.
 const EXAMPLES: usize = 3;
 
 pub(super) fn examine(state: &State) -> Vec<Finding> {
@@ -87,7 +87,7 @@ fn without_selector(object: &ObjectRef, written: Written) -> Finding {
     )
 }
 
-/// The selector matches no pod: what comes nearest, and what makes pods that would match.
+/// Returns the finding for a selector that matches no pod, with the nearest pods or workload.
 fn no_pod(object: &ObjectRef, service: &Service, state: &State) -> Finding {
     let namespace = &object.name.namespace;
     let (hint, advice) = made_by_nobody(object, service, state)
@@ -118,7 +118,7 @@ fn no_pod(object: &ObjectRef, service: &Service, state: &State) -> Finding {
 /// A hint about something similar, and advice.
 pub(super) type Hint = Option<(String, String)>;
 
-/// A Deployment's pods would match, but there are none.
+/// Hints at a workload with a matching template but no pods.
 fn made_by_nobody(object: &ObjectRef, service: &Service, state: &State) -> Hint {
     let makes = |(name, w): &(&WorkloadName, &Workload)| {
         name.name.namespace == object.name.namespace
@@ -143,7 +143,7 @@ fn made_by_nobody(object: &ObjectRef, service: &Service, state: &State) -> Hint 
     })
 }
 
-/// The pods are in another namespace.
+/// Hints at matching pods of another namespace.
 fn elsewhere(object: &ObjectRef, service: &Service, state: &State) -> Hint {
     let matches = |pod: &Pod| {
         service
@@ -163,7 +163,7 @@ fn elsewhere(object: &ObjectRef, service: &Service, state: &State) -> Hint {
     ))
 }
 
-/// Labels that nearly match, in all but so many letters; pods' before those of what makes pods.
+/// Hints at labels that differ in at most `letters` letters, of pods before workloads.
 pub(super) fn nearly(namespace: &str, selector: &Labels, letters: usize, state: &State) -> Hint {
     let here = |name: &ObjectName| *name.namespace == *namespace;
     let pods = state
@@ -204,7 +204,7 @@ pub(super) fn nearly(namespace: &str, selector: &Labels, letters: usize, state: 
     ))
 }
 
-/// Named targetPorts that no container of the matching pods has.
+/// Finds named targetPorts that no container of the matching pods declares.
 fn named_ports(
     object: &ObjectRef,
     service: &Service,
@@ -276,7 +276,7 @@ fn unknown_name(name: &str, protocol: Protocol, ports: &[&ContainerPort]) -> (St
     )
 }
 
-/// Pods match, but none can be sent to: why.
+/// Returns the finding for pods that match but are not ready, with the reason of each.
 fn nothing_ready(object: &ObjectRef, pods: &[(&ObjectName, &Pod)]) -> Finding {
     let reasons = pods
         .iter()

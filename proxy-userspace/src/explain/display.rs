@@ -13,7 +13,7 @@ impl fmt::Display for Answer {
         }
         let mut before: Vec<String> = Vec::new();
         for connection in &self.connections {
-            // The other family's pair has mostly the same to say.
+            // The pair of the other family mostly has the same text.
             let text = connection.to_string();
             if !before.contains(&text) {
                 let gap = if before.is_empty() && self.notes.is_empty() {
@@ -65,10 +65,13 @@ impl fmt::Display for Tables {
         } = self;
         let ends: Vec<_> = judged.iter().map(|side| side.name()).collect();
         match (ends.is_empty(), disagreements.is_empty()) {
-            (true, _) => writeln!(f, "  Tables: neither end is a pod of this node: ask there"),
+            (true, _) => writeln!(
+                f,
+                "  Tables: neither end is a pod of this node: run this on the node of one of them"
+            ),
             (_, true) => writeln!(
                 f,
-                "  Tables: {} in the kernel of this node says the same",
+                "  Tables: {} in the kernel of this node gives the same verdict",
                 ends.join(" and ")
             ),
             _ => disagreements

@@ -1,16 +1,16 @@
-//! One direction of a connection: the policies that select the end, and each of their rules with
-//! what speaks against it (P1-P20).
+//! The judgement of one end of a connection: the policies that select it, and for each of their
+//! rules the match or the mismatches (P1-P20).
 
 use std::net::IpAddr;
 
 use serde::Serialize;
 
-use super::ends::{Party, Port, Who};
+use super::party::{Party, Port, Who};
 use super::{ports, words};
 use crate::model::policy::{Namespaces, Peer, Rule, Selector};
 use crate::model::{NetworkPolicy, ObjectName, Pod, State};
 
-/// Which end judges (P1).
+/// The end that judges (P1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Side {
@@ -41,7 +41,7 @@ impl Side {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Judgement {
-    /// Which end it is.
+    /// The end that judges.
     pub side: Side,
     /// The end's name.
     pub of: String,
@@ -55,22 +55,22 @@ pub struct Judgement {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
-    /// P1, P17, P20: it is no pod of the pod network, so that nothing judges here; it is this.
+    /// The end is no pod of the pod network, so no policy applies (P1, P17, P20). Holds what it is.
     NoPod(String),
-    /// P3: no policy selects it for this direction.
+    /// No policy selects it for this direction (P3).
     NotIsolated,
-    /// P18: its own node may always reach it.
+    /// The other end is its own node, which may always reach it (P18).
     OwnNode,
-    /// P19: it is both ends.
+    /// The pod is both ends (P19).
     Itself,
-    /// P4: this rule of this policy allows it; others may, too.
+    /// This rule of this policy allows it; others may as well (P4).
     Allowed {
         /// The policy.
         policy: String,
         /// Its rule, counted from 1.
         rule: usize,
     },
-    /// P4: it is isolated, and no rule allows it.
+    /// It is isolated, and no rule allows the connection (P4).
     Denied,
 }
 
@@ -83,10 +83,10 @@ pub struct PolicyView {
     pub rules: Vec<RuleView>,
 }
 
-/// A rule of such a policy.
+/// A rule of a policy that selects an end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleView {
-    /// Counted from 1, among those of its direction that can be read.
+    /// Number of the rule, from 1, among the valid ones of its direction.
     pub number: usize,
     /// True if it allows the connection.
     pub allows: bool,
@@ -154,7 +154,7 @@ fn allowing(policies: &[PolicyView]) -> Option<Outcome> {
     })
 }
 
-/// P3: the policies that select a pod for a direction, with its rules.
+/// Returns the policies that select a pod for a direction, with their rules (P3).
 fn selecting<'a>(
     state: &'a State,
     side: Side,
@@ -169,7 +169,7 @@ fn selecting<'a>(
         .filter_map(move |(name, policy)| Some((name, side.rules(policy)?)))
 }
 
-/// A connection as rules are verdicts against it.
+/// A connection to compare with rules.
 struct Asked<'a> {
     state: &'a State,
     /// The end on the other side, which these policies do not select.
@@ -191,7 +191,7 @@ impl Asked<'_> {
         }
     }
 
-    /// P6: one of its peers and one of its ports.
+    /// Compares with a rule: it needs one of its peers and one of its ports (P6).
     fn rule(&self, number: usize, policy: &ObjectName, rule: &Rule) -> RuleView {
         let everybody = "everybody".to_owned();
         let peers = any(&rule.peers, everybody, |peer| {
@@ -216,7 +216,7 @@ impl Asked<'_> {
         }
     }
 
-    /// P8: what of the peer matches, or why nothing does.
+    /// Compares with a peer (P8). Returns the match or the mismatch, in words.
     fn peer(&self, own: &str, peer: &Peer) -> Result<String, String> {
         match peer {
             Peer::Block { cidr, except } => {
@@ -229,7 +229,7 @@ impl Asked<'_> {
         }
     }
 
-    /// P11, P12.
+    /// Compares with an ipBlock (P11, P12).
     fn block(
         &self,
         addr: IpAddr,
@@ -247,7 +247,7 @@ impl Asked<'_> {
         }
     }
 
-    /// P8-P10, P17.
+    /// Compares with selectors of namespaces and pods (P8-P10, P17).
     fn pods(&self, own: &str, namespaces: &Namespaces, pods: &Selector) -> Result<String, String> {
         let wanted = format!("wants {}", words::pods(own, namespaces, pods));
         let (name, pod) = match self.other.who {
@@ -283,7 +283,7 @@ impl Asked<'_> {
     }
 }
 
-/// The first of a list that matches, or everything that speaks against; an empty list is `all`.
+/// Returns the first match of a list, or all mismatches; `all` if the list is empty.
 fn any<T>(
     list: &[T],
     all: String,

@@ -1,6 +1,6 @@
 //! Matches the ports of a rule with the port that was asked for (P13-P16).
 
-use super::ends::{Party, Port};
+use super::party::{Party, Port};
 use super::words;
 use crate::model::policy::{PolicyPort, PortMatch};
 

@@ -10,13 +10,13 @@ use crate::dataplane::TableVerdicts;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Tables {
-    /// The ends that are pods of this node: only they have a say there.
+    /// The ends that are pods of this node; the tables judge only those.
     pub judged: Vec<Side>,
     /// The differences, in words.
     pub disagreements: Vec<String>,
 }
 
-/// Holds a node's tables against the objects.
+/// Compares a node's tables with the objects.
 pub fn compare(verdicts: TableVerdicts, connection: &Explanation) -> Tables {
     let ends = [
         (&connection.egress, verdicts.egress),
@@ -39,7 +39,7 @@ fn disagreement(judgement: &Judgement, verdicts: bool) -> Option<String> {
     let Judgement {
         side, of, outcome, ..
     } = judgement;
-    // What every pod may is decided before the tables are asked (P18, P19).
+    // The packet path allows these before it reads the tables (P18, P19).
     let asked = !matches!(outcome, Outcome::OwnNode | Outcome::Itself);
     let [tables, objects] =
         [verdicts, judgement.allows()].map(|allows| if allows { "allow" } else { "deny" });

@@ -466,7 +466,7 @@ fn the_tables_agree_with_the_objects_and_where_they_do_not_it_is_said() {
     );
     assert_eq!(
         by_web.to_string(),
-        "  Tables: Egress in the kernel of this node says the same\n",
+        "  Tables: Egress in the kernel of this node gives the same verdict\n",
         "shop/db is no pod of that node"
     );
 }

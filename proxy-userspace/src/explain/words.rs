@@ -5,7 +5,7 @@ use std::fmt::Display;
 use crate::model::Labels;
 use crate::model::policy::{Namespaces, PolicyPort, PortMatch, Requirement, Selector};
 
-/// Items with commas.
+/// Joins items with commas.
 pub(super) fn list(items: &[impl Display]) -> String {
     items
         .iter()
@@ -25,7 +25,7 @@ pub(crate) fn selector(selector: &Selector) -> String {
     )
 }
 
-/// One requirement as `kubectl get --selector` has it.
+/// Describes one requirement, as `kubectl get --selector` writes it.
 fn requirement(requirement: &Requirement) -> String {
     let joined =
         |values: &std::collections::BTreeSet<String>| list(&values.iter().collect::<Vec<_>>());
@@ -61,7 +61,7 @@ pub(super) fn differs(selector: &Selector, labels: &Labels) -> Option<String> {
     (!found.is_empty()).then(|| list(&found))
 }
 
-/// The pods that a peer means.
+/// Describes the pods that a peer matches.
 pub(crate) fn pods(own: &str, namespaces: &Namespaces, pods: &Selector) -> String {
     let which = match pods.requirements.is_empty() {
         true => "a pod".to_owned(),
@@ -76,7 +76,7 @@ pub(crate) fn pods(own: &str, namespaces: &Namespaces, pods: &Selector) -> Strin
     }
 }
 
-/// A rule's port.
+/// Describes a rule's port.
 pub(crate) fn port(port: &PolicyPort) -> String {
     let protocol = port.protocol.name();
     match &port.port {

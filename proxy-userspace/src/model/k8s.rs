@@ -1,5 +1,5 @@
-//! From Kubernetes' types to our words; a bad object becomes an [`Invalid`] that names object,
-//! field and reason.
+//! Converts Kubernetes' types to the model. A bad object becomes an [`Invalid`] with object, field
+//! and reason.
 
 mod endpoints;
 mod node;
@@ -22,13 +22,16 @@ use serde_json::Value;
 
 use super::{Invalid, Kind, Object, ObjectName, ObjectRef, UnixTime, Update};
 
-/// A Kubernetes type that has a place in our model.
+/// A Kubernetes type that the model has.
 pub trait Convert {
-    /// The kind.
+    /// Kind of the object.
     const KIND: Kind;
-    /// Its metadata.
+    /// Returns the metadata.
     fn metadata(&self) -> &ObjectMeta;
-    /// The object in our words; `None` if it is well-formed but does not concern us.
+    /// Converts the object; `None` if it is valid but of no concern here.
+    ///
+    /// # Errors
+    /// The first invalid field.
     fn convert(&self, name: ObjectName) -> Result<Option<Object>, Field>;
     /// Returns the flaws of parts that can be left out alone: the rest is converted.
     fn flaws(&self) -> Vec<Field> {
@@ -36,7 +39,7 @@ pub trait Convert {
     }
 }
 
-/// The field of an object that is wrong, and why.
+/// An invalid field of an object, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     path: String,
@@ -51,7 +54,7 @@ impl Field {
         }
     }
 
-    /// Adds the object that has the field.
+    /// Adds the object of the field.
     pub fn of(self, object: ObjectRef) -> Invalid {
         Invalid {
             object,
@@ -61,7 +64,7 @@ impl Field {
     }
 }
 
-/// The name of an object, empty where it has none.
+/// Returns the kind and name of an object; empty strings where it has none.
 pub fn reference<K: Convert>(object: &K) -> ObjectRef {
     let metadata = object.metadata();
     let [namespace, name] =
@@ -96,7 +99,7 @@ fn applied(object: Object, flaws: Vec<Field>) -> Update {
     }
 }
 
-/// Converts a NetworkPolicy that may be malformed. Whatever it is, it opens nothing.
+/// Converts a NetworkPolicy that may be malformed. Malformed parts allow nothing (P34).
 pub fn seen_policy(document: &Value) -> Update {
     let (policy, flaws) = policy::read(&document["spec"]);
     let [namespace, name] =
@@ -124,7 +127,7 @@ pub fn seen_unreadable(object: ObjectRef, field: String, why: String) -> Update 
 /// Converts an object that the API server returned as JSON; a malformed one is invalid.
 ///
 /// # Errors
-/// If it is of no kind that nodes care for.
+/// If the kind is not one that agents watch.
 pub fn seen_json(object: Value) -> anyhow::Result<Update> {
     Ok(match object["kind"].as_str() {
         Some("Service") => seen_as::<core::Service>(object),
@@ -173,7 +176,7 @@ fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     metadata.labels.as_ref()?.get(key).map(String::as_str)
 }
 
-/// A port number; 0 and what does not fit are errors.
+/// Reads a port number, 1 to 65535.
 fn port(number: i32, path: impl Into<String>) -> Result<u16, Field> {
     match u16::try_from(number) {
         Ok(port) if port != 0 => Ok(port),
@@ -181,7 +184,7 @@ fn port(number: i32, path: impl Into<String>) -> Result<u16, Field> {
     }
 }
 
-/// A protocol; none means TCP (P13).
+/// Reads a protocol; `None` is TCP (P13).
 fn protocol(name: Option<&str>, path: impl Into<String>) -> Result<Protocol, Field> {
     match name {
         None | Some("TCP") => Ok(Protocol::TCP),
@@ -194,8 +197,8 @@ fn protocol(name: Option<&str>, path: impl Into<String>) -> Result<Protocol, Fie
     }
 }
 
-/// An address, as loosely as Kubernetes has always read them: `010.0.0.1` is decimal,
-/// `::ffff:10.0.0.1` is IPv4.
+/// Reads an address as loosely as Kubernetes does: `010.0.0.1` is decimal, `::ffff:10.0.0.1` is
+/// IPv4.
 fn address(text: &str, path: impl Into<String>) -> Result<IpAddr, Field> {
     let parsed = IpAddr::from_str(text).or_else(|_| IpAddr::from_str(&without_leading_zeros(text)));
     parsed
@@ -203,7 +206,7 @@ fn address(text: &str, path: impl Into<String>) -> Result<IpAddr, Field> {
         .map_err(|_| Field::new(path, format!("`{text}` is no IP address")))
 }
 
-/// An address that packets can be sent to: not unspecified, loopback or multicast.
+/// Reads an address that packets can be sent to: not unspecified, loopback or multicast.
 fn unicast(text: &str, path: &str) -> Result<IpAddr, Field> {
     let ip = address(text, path)?;
     if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
@@ -215,13 +218,13 @@ fn unicast(text: &str, path: &str) -> Result<IpAddr, Field> {
     Ok(ip)
 }
 
-/// A prefix, normalised (P12).
+/// Reads a prefix, and clears its host bits (P12).
 fn prefix(text: &str, path: &str) -> Result<IpNet, Field> {
     let error = || Field::new(path, format!("`{text}` is no CIDR"));
     let (ip, length) = text.trim().split_once('/').ok_or_else(error)?;
     let length: u8 = length.parse().map_err(|_| error())?;
     let (ip, length) = match IpAddr::from_str(ip) {
-        // The length is one of IPv6: below 96 it is more than IPv4 addresses, and none of them.
+        // The length is one of IPv6: below 96 the prefix is not of IPv4 addresses only.
         Ok(v6 @ IpAddr::V6(_)) if length >= 96 && v6.to_canonical().is_ipv4() => {
             (v6.to_canonical(), length - 96)
         }

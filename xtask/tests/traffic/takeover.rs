@@ -256,13 +256,13 @@ fn explain_asks_the_tables_of_the_agent_as_well() -> Result<()> {
         "{allowed}"
     );
     ensure!(
-        allowed.contains("Tables: Ingress in the kernel of this node says the same"),
+        allowed.contains("Tables: Ingress in the kernel of this node gives the same verdict"),
         "{allowed}"
     );
     let denied = explain(&cluster, node1, "203.0.113.7")?;
     ensure!(
         denied.contains("is DENIED")
-            && denied.contains("Tables: Ingress in the kernel of this node says the same"),
+            && denied.contains("Tables: Ingress in the kernel of this node gives the same verdict"),
         "{denied}"
     );
     let elsewhere = explain(&cluster, cluster.lab.node("node3")?, "default/visitor")?;
