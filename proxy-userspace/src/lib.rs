@@ -6,7 +6,7 @@
 //! - Inputs: [`source`] (objects), [`links`] (the host's network), [`cni`] (addresses of new pods).
 //! - Pure middle, in the crate `proxy_core`: [`model`], [`compile`], [`contents`], [`place`].
 //! - The kernel: [`dataplane`] (maps, programs, hooks), [`flows`] (the sweep), [`gate`],
-//!   [`conntrack`], [`sockets`], [`foreign`] (other data planes).
+//!   [`conntrack`], [`sockets`], [`other_dataplanes`].
 //! - Outputs: [`health`], [`metrics`], [`events`], [`shadow`] (nodePorts that hide a listener).
 
 pub mod agent;
