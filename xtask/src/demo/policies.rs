@@ -68,14 +68,14 @@ pub fn network_policy(stage: &mut Stage, say: &mut Say) -> Result<()> {
         "Add {ALLOW}: a rule that allows pods with label app: frontend"
     ));
     put(stage, ALLOW)?;
-    settled(stage, backend, "frontend", Reach::Allwanted)?;
+    settled(stage, backend, "frontend", Reach::Allowed)?;
     show(stage, backend, &CLIENTS[..1], say)?;
     explain(stage, say)?;
     [DENY, ALLOW].iter().try_for_each(|file| {
         fs::remove_file(stage.manifests.join(file)).with_context(|| format!("remove {file}"))
     })?;
-    settled(stage, backend, "stranger", Reach::Allwanted)?;
-    say.done("the policies are removed, and everybody is allwanted again");
+    settled(stage, backend, "stranger", Reach::Allowed)?;
+    say.done("the policies are removed, and everybody is allowed again");
     Ok(())
 }
 
@@ -139,7 +139,7 @@ fn start(stage: &mut Stage) -> Result<Backend> {
             .into(),
     };
     for client in CLIENTS {
-        settled(stage, backend, client, Reach::Allwanted)?;
+        settled(stage, backend, client, Reach::Allowed)?;
     }
     Ok(backend)
 }
@@ -157,21 +157,21 @@ fn web_pod(stage: &Stage) -> Result<std::net::IpAddr> {
 /// The expected outcome of a client's requests.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reach {
-    Allwanted,
+    Allowed,
     Denied,
 }
 
-/// Waits until one client is allwanted or denied, as wanted.
+/// Waits until one client is allowed or denied, as wanted.
 fn settled(stage: &Stage, backend: Backend, client: &str, wanted: Reach) -> Result<()> {
     let what = match wanted {
-        Reach::Allwanted => format!("{client} to be allwanted"),
+        Reach::Allowed => format!("{client} to be allowed"),
         Reach::Denied => format!("{client} to be denied"),
     };
     eventually(TAKES_EFFECT, &what, || {
         let ways = ask(stage, backend, client, 1)?;
         let as_wanted = ways
             .iter()
-            .all(|(_, tally)| (tally.served() > 0) == (wanted == Reach::Allwanted));
+            .all(|(_, tally)| (tally.served() > 0) == (wanted == Reach::Allowed));
         Ok(as_wanted.then_some(()))
     })
 }
@@ -203,8 +203,8 @@ fn ask(
     Ok(tallies.into())
 }
 
-/// Asks from every client, and compares with those that should be allwanted.
-fn show(stage: &Stage, backend: Backend, allwanted: &[&str], say: &mut Say) -> Result<()> {
+/// Asks from every client, and compares with those that should be allowed.
+fn show(stage: &Stage, backend: Backend, allowed: &[&str], say: &mut Say) -> Result<()> {
     let asked: Result<Vec<_>> = std::thread::scope(|scope| {
         let asking = CLIENTS.map(|client| {
             (
@@ -225,12 +225,12 @@ fn show(stage: &Stage, backend: Backend, allwanted: &[&str], say: &mut Say) -> R
     for (client, ways) in asked? {
         for (way, tally) in ways {
             let (is, came) = match (tally.served(), tally.unserved()) {
-                (_, 0) => ("allwanted".to_owned(), Some(Reach::Allwanted)),
+                (_, 0) => ("allowed".to_owned(), Some(Reach::Allowed)),
                 (0, _) => (format!("denied ({tally})"), Some(Reach::Denied)),
                 _ => (tally.to_string(), None),
             };
-            let wanted = if allwanted.contains(&client) {
-                Reach::Allwanted
+            let wanted = if allowed.contains(&client) {
+                Reach::Allowed
             } else {
                 Reach::Denied
             };
@@ -239,7 +239,7 @@ fn show(stage: &Stage, backend: Backend, allwanted: &[&str], say: &mut Say) -> R
         }
     }
     say.show(table);
-    let what = match allwanted {
+    let what = match allowed {
         [] => {
             "everybody is denied: at the pod's address, at the Service and from outside".to_owned()
         }
@@ -257,8 +257,8 @@ fn explain(stage: &Stage, say: &mut Say) -> Result<()> {
     for (from, verdict, because) in [
         (
             "frontend",
-            "is allwanted",
-            "allwanted by rule 1 of default/allow-frontend",
+            "is allowed",
+            "allowed by rule 1 of default/allow-frontend",
         ),
         ("stranger", "is DENIED", "default/stranger has app=stranger"),
     ] {
