@@ -16,7 +16,7 @@
 //! | [`xdp()`] | XDP of a node device |
 //! | [`socket::direct`], [`socket::asked`] | cgroup hooks of sockets |
 //!
-//! # Modules, in the order in which a packet meets them
+//! # Modules, in the order in which a packet meets them at tc
 //!
 //! | module | owns |
 //! |---|---|

@@ -16,6 +16,7 @@ mod kernel {
     pub mod sockets;
     pub mod subprograms;
     pub mod tables;
+    pub mod values;
 }
 
 use core::ptr;
@@ -39,7 +40,7 @@ use kernel::packets::{ANSWER_MARK, Frame, Skb};
 use kernel::subprograms::{
     from_device4, from_device6, from_pod4, from_pod6, leaving4, leaving6, to_pod4, to_pod6,
 };
-use kernel::tables::Kernel;
+use kernel::values::Kernel;
 
 /// The verdict on a packet that passes as it came: programs after ours run.
 const UNTOUCHED: i32 = TC_ACT_UNSPEC;

@@ -1,5 +1,8 @@
-//! Portway's own commands as a library: each module is one command of `cargo xtask`, or what
-//! several of them share.
+//! The commands of `cargo xtask`, a module each, and the lab.
+//!
+//! [`lab`] makes nodes, pods and clients in network namespaces; [`demo`], [`compare`] and the
+//! integration tests are built on it. [`sh`] starts other programs, [`counts`] reads the test
+//! runner's results.
 
 pub mod build;
 pub mod compare;

@@ -11,7 +11,7 @@
 //! | `first_line` | a file without a `//!` sentence |
 //! | `rules` | a rule V… or P… that is cited and has no entry, or that no test names; false entries |
 //! | `markdown` | links, paths and commands in documents that lead nowhere |
-//! | `english` | too many doc lines that begin as riddles |
+//! | `english` | more than 1 in 50 doc lines begin with What, Whether, The same, How often or Whose |
 //! | `kernel` | lints of what is compiled for the kernel |
 //!
 //! Then rustdoc builds without warnings, and the pages that `cargo xtask docs` makes are not stale.
@@ -98,7 +98,7 @@ fn report(repository: &Repository) -> usize {
         ),
         (
             format!(
-                "{} of {} doc lines begin as riddles",
+                "{} of {} doc lines begin with What, Whether, The same, How often or Whose (at most 1 in 50)",
                 english.riddles, english.lines
             ),
             english::check(&english),

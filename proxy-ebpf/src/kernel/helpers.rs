@@ -9,7 +9,7 @@ use proxy_common::net::IfIndex;
 use proxy_ebpf::Route;
 
 use super::maps::{ANSWERS, CONFIG, COUNTERS, TURNS};
-use super::tables::Kernel;
+use super::values::Kernel;
 
 /// Limit of ICMP errors, per second and CPU.
 const ANSWERS_PER_SECOND: u32 = 1000;
@@ -45,40 +45,6 @@ impl Kernel {
         })
     }
 }
-
-/// The last report of a denial.
-#[repr(C)]
-pub struct Reported {
-    /// Low 32 bits of jiffies at the last report.
-    pub at: u32,
-    /// Number of equal denials since.
-    pub silent: u32,
-}
-
-/// A token bucket: ICMP errors sent in the second that began at `since` (jiffies).
-#[repr(C)]
-pub struct Bucket {
-    since: u32,
-    sent: u32,
-}
-
-/// The log record of a packet, kept until the stack has room for the logger.
-#[repr(C)]
-pub struct LogRecord<A> {
-    /// 0 if nothing is logged; [`OPENED`]; or [`STOPPED`] plus the reason's number.
-    pub what: u32,
-    /// The packet's connection.
-    pub key: FlowKey<A>,
-    /// The backend's address.
-    pub dst: A,
-    /// The backend's port, host order.
-    pub dport: u16,
-}
-
-/// In [`LogRecord::what`]: a flow was opened.
-pub const OPENED: u32 = 1;
-/// In [`LogRecord::what`]: the packet is not sent on.
-pub const STOPPED: u32 = 2;
 
 /// Returns the low 32 bits of jiffies.
 #[inline(always)]

@@ -6,10 +6,9 @@ use aya_log_ebpf::debug;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use proxy_common::net::{Addr4, Addr6, V4, V6};
 
-use super::helpers::{OPENED, STOPPED};
 use super::maps::Maps;
 use super::packets::ifindex;
-use super::tables::Kernel;
+use super::values::{Kernel, OPENED, STOPPED};
 
 /// Makes the logger of one family. User space replaces the numbers of the message by words.
 macro_rules! logger {

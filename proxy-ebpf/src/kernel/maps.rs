@@ -19,8 +19,7 @@ use proxy_common::service::{
 use proxy_common::socket::{PEER_ENTRIES, Peer, PeerKey};
 use proxy_ebpf::Scratch;
 
-use super::helpers::{Bucket, LogRecord, Reported};
-use super::tables::Kernel;
+use super::values::{Bucket, Kernel, LogRecord, Reported};
 
 /// Makes the maps of both families. In the types, `F` is the family and `A` its address.
 macro_rules! families {

@@ -24,7 +24,8 @@ use proxy_ebpf::socket::{Ask, Sockets};
 
 use super::helpers::count;
 use super::maps::Maps;
-use super::tables::{Kernel, KernelAddress};
+use super::tables::KernelAddress;
+use super::values::Kernel;
 
 /// Cookie of the network namespace that is served, or [`INITIAL_NETNS`]. The agent sets it.
 #[unsafe(no_mangle)]

@@ -14,7 +14,7 @@ use proxy_ebpf::{Action, Scratch, Stage, Stages, forward, process, stages};
 use super::log::{log4, log6};
 use super::maps::Maps;
 use super::packets::{Skb, ifindex};
-use super::tables::Kernel;
+use super::values::Kernel;
 use crate::{UNTOUCHED, verdict};
 
 /// Returns this CPU's scratch: tc programs of one CPU do not interrupt each other, and no stage

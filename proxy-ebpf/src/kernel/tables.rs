@@ -20,24 +20,17 @@ use proxy_common::service::{
 use proxy_ebpf::parse::Ip;
 use proxy_ebpf::{Insert, NotPromoted, Refused, Route, Table, Tables, Verdicts, policy};
 
-use super::helpers::{
-    LogRecord, OPENED, Reported, STOPPED, count, jiffies, take_answer, take_turn,
-};
+use super::helpers::{count, jiffies, take_answer, take_turn};
 use super::maps::{
     CLASSES4, CLASSES6, CONFIG, DENIALS, DEVICES, FIB, MAGLEV, MATRIX, Maps, PORTSETS, ROWS,
     VERDICTS, VETHS,
 };
+use super::values::{Kernel, LogRecord, OPENED, Reported, STOPPED};
 
 /// Seconds in which one denial is reported.
 const REPORT_SECONDS: u32 = 10;
 /// `EEXIST` as helpers return it.
 const EEXIST: i32 = -17;
-
-/// The kernel as the library's tables; `context` is an argument of `bpf_fib_lookup`.
-pub struct Kernel {
-    /// Context of the running program.
-    pub context: *mut core::ffi::c_void,
-}
 
 /// The parts of the tables that differ between the families.
 pub trait KernelAddress: Address {
