@@ -4,7 +4,6 @@ use core::ptr;
 
 use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
-use proxy_common::flow::FlowKey;
 use proxy_common::net::IfIndex;
 use proxy_ebpf::Route;
 
