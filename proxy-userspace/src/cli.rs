@@ -94,6 +94,10 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 /// Removes all that an agent has left in the kernel: hooks, programs, maps and the gate.
 async fn unload(state_dir: &Path) -> Result<()> {
+    // A slip of the pen in --state-dir must not take another agent's gate away.
+    if !state_dir.exists() {
+        return Ok(());
+    }
     dataplane::unload(state_dir).await?;
     gate::remove().await
 }
