@@ -1,4 +1,4 @@
-//! The same edits on tables in memory: every question is asked after every single write.
+//! The edits on tables in memory: every question is asked after every single write.
 
 use super::*;
 
